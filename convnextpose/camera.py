@@ -1,0 +1,104 @@
+"""The pinhole camera: joints in the picture to joints in camera space, and where the root depth comes from.
+
+Camera axes: x right, y down, z forward; millimetres. Picture coordinates: px, with pixel centres at whole numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnextpose.errors import GeometryError
+
+ASSUMED_FOV_DEGREES = 60.0
+"""Field of view across the picture's longer side where nobody gave intrinsics: typical of phones' and web cameras."""
+
+PERSON_EXTENT_MM = 2000.0
+"""What the side of a person's enlarged box is taken to span (3DMPPE's first estimate of the root depth), mm."""
+
+
+class RootDepthSource(str, Enum):
+    """Where a pose's root depth came from: how far its place in camera space can be trusted."""
+
+    INTRINSICS = "intrinsics"
+    """Estimated from the box with the camera's true intrinsics."""
+    ASSUMED_FOV = "assumed_fov"
+    """Estimated from the box with an assumed field of view: scale and place are a guess, the shape is not."""
+    ROOTNET = "rootnet"
+    """Estimated by a root-depth network."""
+    GIVEN = "given"
+    """Given by the caller."""
+
+
+@dataclass(frozen=True)
+class Intrinsics:
+    """A pinhole camera without distortion.
+
+    Attributes:
+        fx, fy: focal lengths, px.
+        cx, cy: principal point, px.
+    """
+
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+
+    def __post_init__(self) -> None:
+        """Check that the four numbers can be a camera."""
+        values = (self.fx, self.fy, self.cx, self.cy)
+        if not all(math.isfinite(v) for v in values) or self.fx <= 0 or self.fy <= 0:
+            raise GeometryError(
+                f"expected a camera of four finite numbers fx,fy,cx,cy with positive focal lengths in px, received {values}"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Intrinsics:
+        """Read `fx,fy,cx,cy`, as the command line gives it.
+
+        Raises:
+            GeometryError: the text is not four numbers that can be a camera.
+        """
+        try:
+            fx, fy, cx, cy = (float(part) for part in text.split(","))
+        except ValueError:
+            raise GeometryError(
+                f"expected a camera as fx,fy,cx,cy in px, for example 1500,1500,640,360, received {text!r}"
+            ) from None
+        return cls(fx, fy, cx, cy)
+
+    @classmethod
+    def assumed(cls, width: int, height: int, fov_degrees: float = ASSUMED_FOV_DEGREES) -> Intrinsics:
+        """A camera with `fov_degrees` across the longer side of a `width` x `height` px picture, looking through its middle."""
+        focal = max(width, height) / 2 / math.tan(math.radians(fov_degrees) / 2)
+        return cls(focal, focal, (width - 1) / 2, (height - 1) / 2)
+
+    def project(self, points_mm: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Points in camera space [..., 3] (mm) to (x px, y px, depth mm) [..., 3]."""
+        points = np.asarray(points_mm, np.float64)
+        z = points[..., 2]
+        return np.stack([points[..., 0] / z * self.fx + self.cx, points[..., 1] / z * self.fy + self.cy, z], axis=-1)
+
+    def unproject(self, points: NDArray[np.floating]) -> NDArray[np.float64]:
+        """(x px, y px, depth mm) [..., 3] to points in camera space [..., 3] (mm)."""
+        points = np.asarray(points, np.float64)
+        z = points[..., 2]
+        return np.stack(
+            [(points[..., 0] - self.cx) / self.fx * z, (points[..., 1] - self.cy) / self.fy * z, z], axis=-1
+        )
+
+    def estimate_root_depth_mm(self, box_area_px: float) -> float:
+        """Distance of the pelvis from the area of the enlarged square box, px: k = sqrt(fx fy 2000^2 / area), mm.
+
+        Source: 3DMPPE (Moon et al. 2019), the factor that RootNet's network corrects.
+
+        Raises:
+            GeometryError: the area is not a positive number.
+        """
+        if not (math.isfinite(box_area_px) and box_area_px > 0):
+            raise GeometryError(f"expected a box with a positive area in px, received an area of {box_area_px}")
+        return math.sqrt(self.fx * self.fy / box_area_px) * PERSON_EXTENT_MM

@@ -1,0 +1,71 @@
+"""Every error that this project raises on purpose, in one tree.
+
+    PoseError
+    ├── CheckpointError(ValueError)        a checkpoint that cannot be read, or that is not what it claims
+    ├── GeometryError(ValueError)          a box, a camera or an array that has no meaning
+    ├── ModelError(ValueError)             an exported model file that breaks the contract
+    ├── ExportError(RuntimeError)          an export that failed
+    ├── RuntimeUnavailableError(RuntimeError)  a runtime that was asked for and cannot start
+    ├── ParityError(RuntimeError)          a runtime that strays from the reference past its limit
+    ├── SourceError(OSError)               a video, picture or folder that cannot be read
+    ├── SinkError(OSError)                 a result that cannot be written
+    │   └── OutputExistsError(FileExistsError)  a result that is already there
+    └── StageError(RuntimeError)           a pipeline stage that failed; `stage` names it
+
+Each is also the built-in error that it is, so code that knows nothing of this project catches it too. Every message is
+one sentence or two: what was expected, what came, what to do.
+"""
+
+from __future__ import annotations
+
+
+class PoseError(Exception):
+    """The root of the tree: catch this to catch every error that the project raises on purpose."""
+
+
+class CheckpointError(PoseError, ValueError):
+    """A checkpoint cannot be read, or its tensors are not those of a ConvNeXtPose variant."""
+
+
+class GeometryError(PoseError, ValueError):
+    """A box, a camera or an array of joints has no geometric meaning."""
+
+
+class ModelError(PoseError, ValueError):
+    """A model file does not follow the contract that every exported model follows."""
+
+
+class ExportError(PoseError, RuntimeError):
+    """An export to ONNX failed."""
+
+
+class RuntimeUnavailableError(PoseError, RuntimeError):
+    """A runtime was asked for by name and cannot start on this machine."""
+
+
+class ParityError(PoseError, RuntimeError):
+    """A runtime's predictions stray from the reference by more than the limit."""
+
+
+class SourceError(PoseError, OSError):
+    """A video, a picture or a folder of pictures cannot be read."""
+
+
+class SinkError(PoseError, OSError):
+    """A result cannot be written."""
+
+
+class OutputExistsError(SinkError, FileExistsError):
+    """A result is already there and nobody allowed it to be replaced."""
+
+
+class StageError(PoseError, RuntimeError):
+    """A pipeline stage failed.
+
+    Attributes:
+        stage: the name of the stage whose worker raised; the cause is chained as `__cause__`.
+    """
+
+    def __init__(self, stage: str, message: str) -> None:
+        super().__init__(f"stage {stage}: {message}")
+        self.stage = stage

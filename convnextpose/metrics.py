@@ -1,0 +1,78 @@
+"""Scores of poses against the truth: MPJPE, PA-MPJPE, PCK and left-right swaps.
+
+Joints are arrays [..., J, 3] in mm, in the same axes; every score takes the mean over all leading axes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnextpose.errors import GeometryError
+from convnextpose.skeleton import JointSet
+
+Joints = NDArray[np.floating]
+
+
+def root_relative(joints: Joints, joint_set: JointSet) -> NDArray[np.float64]:
+    """Joints with the pelvis moved to the origin."""
+    joints = np.asarray(joints, np.float64)
+    if joints.ndim < 2 or joints.shape[-2:] != (len(joint_set), 3):
+        raise GeometryError(f"expected joints [..., {len(joint_set)}, 3] in mm, received {list(joints.shape)}")
+    result: NDArray[np.float64] = joints - joints[..., joint_set.root : joint_set.root + 1, :]
+    return result
+
+
+def joint_errors(predicted: Joints, truth: Joints, joint_set: JointSet) -> NDArray[np.float64]:
+    """Distances [..., J] in mm after moving both pelvises to the origin, for every joint of the set."""
+    return np.linalg.norm(root_relative(predicted, joint_set) - root_relative(truth, joint_set), axis=-1)
+
+
+def mpjpe(predicted: Joints, truth: Joints, joint_set: JointSet) -> float:
+    """Mean per joint position error, mm, over the scored joints (Human3.6M protocol 2)."""
+    return float(joint_errors(predicted, truth, joint_set)[..., list(joint_set.scored)].mean())
+
+
+def align_rigid(predicted: Joints, truth: Joints) -> NDArray[np.float64]:
+    """Rotate and move each pose [..., J, 3] onto its truth with the least squared error; no scaling, no reflection.
+
+    Source: Kabsch 1976, the alignment of Human3.6M protocol 1 in the authors' code.
+    """
+    predicted, truth = np.asarray(predicted, np.float64), np.asarray(truth, np.float64)
+    a_mean, b_mean = predicted.mean(-2, keepdims=True), truth.mean(-2, keepdims=True)
+    a, b = predicted - a_mean, truth - b_mean
+    u, _, vt = np.linalg.svd(np.swapaxes(a, -1, -2) @ b)
+    sign = np.ones((*u.shape[:-2], 3))
+    sign[..., 2] = np.sign(np.linalg.det(u @ vt))
+    return a @ ((u * sign[..., None, :]) @ vt) + b_mean
+
+
+def pa_mpjpe(predicted: Joints, truth: Joints, joint_set: JointSet) -> float:
+    """MPJPE after a rigid alignment of each pose, mm, over the scored joints (Human3.6M protocol 1)."""
+    scored = list(joint_set.scored)
+    predicted = root_relative(predicted, joint_set)[..., scored, :]
+    truth = root_relative(truth, joint_set)[..., scored, :]
+    return float(np.linalg.norm(align_rigid(predicted, truth) - truth, axis=-1).mean())
+
+
+def pck(predicted_px: Joints, truth_px: Joints, torso_px: NDArray[np.floating], fraction: float = 0.2) -> float:
+    """Share of joints [..., J, 2] (px) nearer to the truth than `fraction` of the torso's length [...] (px), 0..1."""
+    distances = np.linalg.norm(np.asarray(predicted_px)[..., :2] - np.asarray(truth_px)[..., :2], axis=-1)
+    return float((distances <= fraction * np.asarray(torso_px)[..., None]).mean())
+
+
+def swap_rate(predicted: Joints, truth: Joints, joint_set: JointSet, apart_mm: float = 80.0) -> float:
+    """Share of left-right pairs that fit better with left and right exchanged, 0..1.
+
+    Only pairs whose true joints are at least `apart_mm` apart count, as nearer ones say nothing; NaN where none is.
+    """
+    predicted, truth = root_relative(predicted, joint_set), root_relative(truth, joint_set)
+    first, second = (list(side) for side in zip(*joint_set.flip_pairs, strict=True))
+
+    def distance(a: list[int], b: list[int]) -> NDArray[np.float64]:
+        return np.linalg.norm(predicted[..., a, :] - truth[..., b, :], axis=-1)
+
+    straight = distance(first, first) + distance(second, second)
+    crossed = distance(first, second) + distance(second, first)
+    counts = np.linalg.norm(truth[..., first, :] - truth[..., second, :], axis=-1) >= apart_mm
+    return float((crossed < straight)[counts].mean()) if counts.any() else float("nan")

@@ -1,0 +1,207 @@
+"""The ConvNeXtPose network in PyTorch: the reference that every engine is measured against.
+
+Module names follow the published checkpoints' keys, without `module.`; see `checkpoint.py` for the two head formats.
+Source: the authors' public code (ConvNeXt with batch norm and ReLU, no layer scale; a head of three depthwise-separable
+layers; soft-argmax over the whole volume).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from convnextpose.variants import BACKBONE_KERNEL, HEAD_KERNEL, HEAD_LAYERS, INPUT_SIZE, Variant, VariantSpec
+
+if TYPE_CHECKING:
+    from convnextpose.checkpoint import VerifiedCheckpoint
+
+
+SCORE_SPREAD_PX = 24.0
+"""Spread of a joint's heat-map, in px of the crop, at which its score has fallen to exp(-1/2)."""
+
+
+class Block(nn.Module):
+    """One residual block: depthwise 7x7, batch norm, 1x1 to four times the width, ReLU, 1x1 back, plus the input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(channels, channels, BACKBONE_KERNEL, padding=BACKBONE_KERNEL // 2, groups=channels)
+        self.norm = nn.BatchNorm2d(channels)
+        self.pwconv1 = nn.Conv2d(channels, 4 * channels, 1)
+        self.act = nn.ReLU()
+        self.pwconv2 = nn.Conv2d(4 * channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] to the same shape."""
+        result: Tensor = x + self.pwconv2(self.act(self.pwconv1(self.norm(self.dwconv(x)))))
+        return result
+
+
+class Backbone(nn.Module):
+    """ConvNeXt with batch norm: [N, 3, 256, 256] to [N, C, 8, 8]."""
+
+    def __init__(self, spec: VariantSpec) -> None:
+        super().__init__()
+        channels = spec.channels
+        stem = nn.Sequential(nn.Conv2d(3, channels[0], 4, stride=4), nn.BatchNorm2d(channels[0]))
+        self.downsample_layers = nn.ModuleList([stem])
+        for before, after in zip(channels[:-1], channels[1:], strict=True):
+            self.downsample_layers.append(nn.Sequential(nn.BatchNorm2d(before), nn.Conv2d(before, after, 2, stride=2)))
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(Block(width) for _ in range(depth)))
+            for depth, width in zip(spec.depths, channels, strict=True)
+        )
+        self.norm = nn.BatchNorm2d(channels[-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The last stage's features, normalised."""
+        for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
+            x = stage(downsample(x))
+        result: Tensor = self.norm(x)
+        return result
+
+
+class HeadLayer(nn.Module):
+    """Depthwise 3x3, batch norm, 1x1, ReLU, and where the variant says so a bilinear upsampling by two."""
+
+    def __init__(self, before: int, after: int, upsample: bool) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(before, before, HEAD_KERNEL, padding=HEAD_KERNEL // 2, groups=before)
+        self.norm = nn.BatchNorm2d(before)
+        self.pwconv = nn.Conv2d(before, after, 1)
+        self.act = nn.ReLU()
+        self.upsample = nn.UpsamplingBilinear2d(scale_factor=2) if upsample else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, before, H, W] to [N, after, H or 2H, W or 2W]."""
+        result: Tensor = self.upsample(self.act(self.pwconv(self.norm(self.dwconv(x)))))
+        return result
+
+
+class Head(nn.Module):
+    """Three head layers and the 1x1 convolution to the heat-maps: [N, C, 8, 8] to [N, J * D, H, W]."""
+
+    def __init__(self, spec: VariantSpec, joint_count: int) -> None:
+        super().__init__()
+        width = spec.channels[-1]
+        for index in range(1, HEAD_LAYERS + 1):
+            self.add_module(
+                f"deconv_layers_{index}", HeadLayer(width, spec.head_channels, index <= spec.upsampling_layers)
+            )
+            width = spec.head_channels
+        self.final_layer = nn.Conv2d(width, joint_count * spec.depth_bins, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The logits of every joint's volume."""
+        for layer in self.children():
+            x = layer(x)
+        return x
+
+
+class PoseNetwork(nn.Module):
+    """A ConvNeXtPose variant: normalised RGB crops in, heat-map coordinates out.
+
+    Attributes:
+        variant: which of the four.
+        joint_count: how many joints it estimates.
+    """
+
+    def __init__(self, variant: Variant, joint_count: int = 18) -> None:
+        super().__init__()
+        self.variant = variant
+        self.joint_count = joint_count
+        self.backbone = Backbone(variant.spec)
+        self.head = Head(variant.spec, joint_count)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """[N, 3, 256, 256], RGB normalised as `crop.normalise` does, to logits [N, J, D, H, W]."""
+        maps = self.head(self.backbone(images))
+        count, _, height, width = maps.shape
+        result: Tensor = maps.reshape(count, self.joint_count, self.variant.spec.depth_bins, height, width)
+        return result
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[N, 3, 256, 256] normalised RGB to joints [N, J, 3], (x, y, z) in bins of (W, H, D)."""
+        return soft_argmax(self.logits(images))
+
+
+def soft_argmax(logits: Tensor) -> Tensor:
+    """The expectation of the bin index along each axis, under a softmax over each joint's whole volume.
+
+    Args:
+        logits: [N, J, D, H, W].
+
+    Returns:
+        [N, J, 3], (x, y, z) in bins. Source: integral human pose regression, as in the authors' code.
+    """
+    return torch.stack([(p * _bins(p)).sum(-1) for p in marginals(logits)], dim=-1)
+
+
+def joint_scores(logits: Tensor) -> Tensor:
+    """How sure the network is of each joint's place in the crop: [N, J, D, H, W] to [N, J] in 0..1.
+
+    exp(-variance / (2 * SCORE_SPREAD_PX^2)), where variance is that of the joint's heat-map along x plus that along y, in
+    px of the crop squared. A heat-map with all its mass in one bin scores 1, one spread evenly over the crop 0.00008.
+    """
+    variance = torch.zeros(logits.shape[:2], dtype=logits.dtype, device=logits.device)
+    for p in marginals(logits)[:2]:
+        px = _bins(p) * (INPUT_SIZE / p.shape[-1])
+        mean = (p * px).sum(-1, keepdim=True)
+        variance = variance + (p * (px - mean).square()).sum(-1)
+    return torch.exp(-variance / (2 * SCORE_SPREAD_PX**2))
+
+
+def marginals(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The softmax over each joint's volume, summed to its three axes: [N, J, W], [N, J, H], [N, J, D]."""
+    volume = torch.softmax(logits.flatten(2), dim=2).reshape(logits.shape)
+    return volume.sum((2, 3)), volume.sum((2, 4)), volume.sum((3, 4))
+
+
+def _bins(p: Tensor) -> Tensor:
+    return torch.arange(p.shape[-1], dtype=p.dtype, device=p.device)
+
+
+def expected_shapes(variant: Variant, joint_count: int) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the variant's state dict and its shape; nothing is allocated."""
+    with torch.device("meta"):
+        state = PoseNetwork(variant, joint_count).state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def build_network(checkpoint: VerifiedCheckpoint) -> PoseNetwork:
+    """The verified model as a PyTorch module in evaluation mode, FP32 on the CPU."""
+    network = PoseNetwork(checkpoint.variant, len(checkpoint.joint_set))
+    network.load_state_dict({name: torch.tensor(array) for name, array in checkpoint.state.items()})
+    return network.eval().requires_grad_(False)
+
+
+def random_state(variant: Variant, joint_count: int = 18, seed: int = 0) -> Mapping[str, Tensor]:
+    """A state dict of random weights, the same for the same seed: for benchmarks and tests, never for poses.
+
+    Each residual branch and the last layer are damped and every batch norm gets statistics that are not the identity, so that a network built
+    from it has activations of a sane size and a mistake in folding shows.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(shape: tuple[int, ...], scale: float, shift: float = 0.0) -> Tensor:
+        return torch.randn(shape, generator=generator) * scale + shift
+
+    state: dict[str, Tensor] = {}
+    for name, shape in expected_shapes(variant, joint_count).items():
+        leaf = name.rsplit(".", 1)[-1]
+        if leaf == "num_batches_tracked":
+            state[name] = torch.tensor(1)
+        elif leaf == "running_var":
+            state[name] = normal(shape, 0.1).abs() + 0.7
+        elif leaf == "weight" and len(shape) == 4:
+            fan_in = shape[1] * shape[2] * shape[3]
+            gain = 0.3 if name.endswith("pwconv2.weight") else 0.005 if "final_layer" in name else 1.0
+            state[name] = normal(shape, gain * (2.0 / fan_in) ** 0.5)
+        elif leaf == "weight":
+            state[name] = normal(shape, 0.1, 1.0)
+        else:
+            state[name] = normal(shape, 0.05)
+    return state

@@ -1,0 +1,128 @@
+"""What a runtime is: crops in, joints and scores out, whatever runs the network and on whatever device.
+
+Every exported model has one contract: input `crops` uint8 [N, 256, 256, 3] in OpenCV's BGR order; outputs `joints` float32
+[N, J, 3] = (x px in the crop, y px in the crop, z mm relative to the pelvis) and `scores` float32 [N, J] in 0..1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnextpose.errors import GeometryError
+from convnextpose.skeleton import JointSet
+from convnextpose.variants import INPUT_SIZE, Variant
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Which model it is.
+
+    Attributes:
+        name: what people call it: `xs` for the package's default weights, otherwise a file's name.
+        variant: XS, S, M or L.
+        joint_set: order and names of its joints.
+        checkpoint_sha256: hash of the checkpoint that it was made from, hexadecimal.
+        random: whether its weights are random numbers, so that its poses mean nothing.
+    """
+
+    name: str
+    variant: Variant
+    joint_set: JointSet
+    checkpoint_sha256: str
+    random: bool = False
+
+
+@dataclass(frozen=True)
+class RuntimeDescription:
+    """What runs the model, as results and reports record it.
+
+    Attributes:
+        name: `torch`, `onnxruntime`, `openvino`.
+        version: the library's version.
+        device: the device's name, e.g. `CPU`.
+        precision: `fp32`, `bf16`, ...: what the convolutions really compute in.
+        threads: how many threads it computes on.
+    """
+
+    name: str
+    version: str
+    device: str
+    precision: str
+    threads: int
+
+    def __str__(self) -> str:
+        """One line for people."""
+        return f"{self.name} {self.version} ({self.precision} on {self.device}, {self.threads} threads)"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a runtime gives for N crops.
+
+    Attributes:
+        joints: float32 [N, J, 3]: x px and y px in the crop, z mm relative to the pelvis.
+        scores: float32 [N, J], 0..1.
+    """
+
+    joints: NDArray[np.float32]
+    scores: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        """Check that the shapes fit each other."""
+        if self.joints.ndim != 3 or self.joints.shape[2] != 3 or self.scores.shape != self.joints.shape[:2]:
+            raise GeometryError(
+                f"expected joints [N, J, 3] and scores [N, J], received {self.joints.shape} and {self.scores.shape}"
+            )
+
+
+class Runtime(Protocol):
+    """Something that runs one model; a context manager. `run` may be called from any thread, one at a time."""
+
+    @property
+    def model(self) -> ModelInfo:
+        """The model that it runs."""
+        ...
+
+    def run(self, crops: NDArray[np.uint8]) -> Predictions:
+        """Crops [N, 256, 256, 3] uint8 BGR to predictions; N may be 0.
+
+        Raises:
+            GeometryError: the crops have another shape or type.
+        """
+        ...
+
+    def describe(self) -> RuntimeDescription:
+        """What runs the model."""
+        ...
+
+    def close(self) -> None:
+        """Give back what it holds; calling it again does nothing."""
+        ...
+
+    def __enter__(self) -> Runtime:
+        """The runtime itself."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        ...
+
+
+def check_crops(crops: NDArray[np.uint8]) -> None:
+    """Refuse crops that break the contract.
+
+    Raises:
+        GeometryError: saying what was expected and what came.
+    """
+    if crops.dtype != np.uint8 or crops.ndim != 4 or crops.shape[1:] != (INPUT_SIZE, INPUT_SIZE, 3):
+        raise GeometryError(
+            f"expected crops uint8 [N, {INPUT_SIZE}, {INPUT_SIZE}, 3] in BGR order, "
+            f"received {crops.dtype} {list(crops.shape)}"
+        )

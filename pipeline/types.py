@@ -1,0 +1,130 @@
+"""The named types that cross the pipeline's stages: a frame, a pose, a posed frame, and what a run is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnextpose.camera import Intrinsics, RootDepthSource
+from convnextpose.crop import Box
+from convnextpose.errors import GeometryError
+from convnextpose.skeleton import JointSet
+from engines.runtime import ModelInfo, RuntimeDescription
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One captured picture.
+
+    Attributes:
+        image: BGR uint8 [H, W, 3].
+        source_id: which source it is from: the file's name.
+        index: its number in the source, from 0.
+        time_s: its time stamp in seconds: the stream's own for a file, never the wall clock; index / frame rate for folders.
+    """
+
+    image: NDArray[np.uint8]
+    source_id: str
+    index: int
+    time_s: float
+
+    def __post_init__(self) -> None:
+        """Check the picture."""
+        if self.image.dtype != np.uint8 or self.image.ndim != 3 or self.image.shape[2] != 3 or 0 in self.image.shape:
+            raise GeometryError(
+                f"expected a BGR picture uint8 [H, W, 3], received {self.image.dtype} {list(self.image.shape)}"
+            )
+
+    @property
+    def width(self) -> int:
+        """Width, px."""
+        return int(self.image.shape[1])
+
+    @property
+    def height(self) -> int:
+        """Height, px."""
+        return int(self.image.shape[0])
+
+
+@dataclass(frozen=True)
+class Pose:
+    """One person's pose in one frame.
+
+    Attributes:
+        track_id: the same number for the same person in the frames of a run.
+        box: the person's box in the picture, px.
+        joints_px: [J, 2] joints in the picture, px (pixel centres at whole numbers).
+        joints_mm: [J, 3] joints in camera space (x right, y down, z forward), mm.
+        scores: [J] in 0..1.
+        root_depth_mm: distance of the pelvis from the camera along z, mm.
+        root_depth_source: where that distance came from.
+    """
+
+    track_id: int
+    box: Box
+    joints_px: NDArray[np.float64]
+    joints_mm: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    root_depth_mm: float
+    root_depth_source: RootDepthSource
+
+    def __post_init__(self) -> None:
+        """Check that the shapes fit each other and every number is finite."""
+        count = len(self.scores)
+        if self.joints_px.shape != (count, 2) or self.joints_mm.shape != (count, 3) or self.scores.shape != (count,):
+            raise GeometryError(
+                f"expected joints_px [J, 2], joints_mm [J, 3] and scores [J], received {self.joints_px.shape}, "
+                f"{self.joints_mm.shape} and {self.scores.shape}"
+            )
+        if not (np.isfinite(self.joints_px).all() and np.isfinite(self.joints_mm).all()):
+            raise GeometryError("expected finite joints, received NaN or infinity")
+
+
+@dataclass(frozen=True)
+class PosedFrame:
+    """A frame that went through the pipeline.
+
+    Attributes:
+        frame: the captured picture, its number and its time.
+        poses: the people in it, none if nobody was found.
+        camera: the intrinsics that its poses were lifted with.
+        picture: BGR uint8 [H2, W2, 3], the drawn result, or None where drawing is off.
+    """
+
+    frame: Frame
+    poses: tuple[Pose, ...]
+    camera: Intrinsics
+    picture: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True)
+class RunHeader:
+    """What a run is: written at the head of every result.
+
+    Attributes:
+        source: name of the video, picture or folder.
+        width, height: size of its first picture, px.
+        frame_rate: nominal frames a second, or None where the source has none (pictures).
+        frame_count: frames that the source says it has, or None where it doesn't say.
+        camera: the intrinsics, given or assumed.
+        root_depth_source: where root depths come from.
+        model: the model.
+        runtime: what runs it.
+    """
+
+    source: str
+    width: int
+    height: int
+    frame_rate: float | None
+    frame_count: int | None
+    camera: Intrinsics
+    root_depth_source: RootDepthSource
+    model: ModelInfo
+    runtime: RuntimeDescription
+
+    @property
+    def joint_set(self) -> JointSet:
+        """Order, names and bones of the joints."""
+        return self.model.joint_set
