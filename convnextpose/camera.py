@@ -87,9 +87,7 @@ class Intrinsics:
         """(x px, y px, depth mm) [..., 3] to points in camera space [..., 3] (mm)."""
         points = np.asarray(points, np.float64)
         z = points[..., 2]
-        return np.stack(
-            [(points[..., 0] - self.cx) / self.fx * z, (points[..., 1] - self.cy) / self.fy * z, z], axis=-1
-        )
+        return np.stack([(points[..., 0] - self.cx) / self.fx * z, (points[..., 1] - self.cy) / self.fy * z, z], axis=-1)
 
     def estimate_root_depth_mm(self, box_area_px: float) -> float:
         """Distance of the pelvis from the area of the enlarged square box, px: k = sqrt(fx fy 2000^2 / area), mm.

@@ -129,7 +129,9 @@ def apply_affine(matrix: NDArray[np.float64], points: NDArray[np.floating]) -> N
 def normalise(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The official preprocessing: BGR crops [N, 256, 256, 3] uint8 to normalised RGB [N, 3, 256, 256] float32."""
     rgb = crops[..., ::-1].astype(np.float32) / np.float32(255)
-    return np.ascontiguousarray(((rgb - np.float32(RGB_MEAN)) / np.float32(RGB_STD)).transpose(0, 3, 1, 2))
+    return np.ascontiguousarray(
+        ((rgb - np.asarray(RGB_MEAN, np.float32)) / np.asarray(RGB_STD, np.float32)).transpose(0, 3, 1, 2)
+    )
 
 
 def crop_from_bins(variant: Variant) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ layers; soft-argmax over the whole volume).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -48,11 +49,10 @@ class Backbone(nn.Module):
         channels = spec.channels
         stem = nn.Sequential(nn.Conv2d(3, channels[0], 4, stride=4), nn.BatchNorm2d(channels[0]))
         self.downsample_layers = nn.ModuleList([stem])
-        for before, after in zip(channels[:-1], channels[1:], strict=True):
+        for before, after in itertools.pairwise(channels):
             self.downsample_layers.append(nn.Sequential(nn.BatchNorm2d(before), nn.Conv2d(before, after, 2, stride=2)))
         self.stages = nn.ModuleList(
-            nn.Sequential(*(Block(width) for _ in range(depth)))
-            for depth, width in zip(spec.depths, channels, strict=True)
+            nn.Sequential(*(Block(width) for _ in range(depth))) for depth, width in zip(spec.depths, channels, strict=True)
         )
         self.norm = nn.BatchNorm2d(channels[-1])
 
@@ -88,9 +88,7 @@ class Head(nn.Module):
         super().__init__()
         width = spec.channels[-1]
         for index in range(1, HEAD_LAYERS + 1):
-            self.add_module(
-                f"deconv_layers_{index}", HeadLayer(width, spec.head_channels, index <= spec.upsampling_layers)
-            )
+            self.add_module(f"deconv_layers_{index}", HeadLayer(width, spec.head_channels, index <= spec.upsampling_layers))
             width = spec.head_channels
         self.final_layer = nn.Conv2d(width, joint_count * spec.depth_bins, 1)
 

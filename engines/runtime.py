@@ -108,9 +108,7 @@ class Runtime(Protocol):
         """The runtime itself."""
         ...
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Close it."""
         ...
 
@@ -123,6 +121,5 @@ def check_crops(crops: NDArray[np.uint8]) -> None:
     """
     if crops.dtype != np.uint8 or crops.ndim != 4 or crops.shape[1:] != (INPUT_SIZE, INPUT_SIZE, 3):
         raise GeometryError(
-            f"expected crops uint8 [N, {INPUT_SIZE}, {INPUT_SIZE}, 3] in BGR order, "
-            f"received {crops.dtype} {list(crops.shape)}"
+            f"expected crops uint8 [N, {INPUT_SIZE}, {INPUT_SIZE}, 3] in BGR order, received {crops.dtype} {list(crops.shape)}"
         )

@@ -33,9 +33,7 @@ class Frame:
     def __post_init__(self) -> None:
         """Check the picture."""
         if self.image.dtype != np.uint8 or self.image.ndim != 3 or self.image.shape[2] != 3 or 0 in self.image.shape:
-            raise GeometryError(
-                f"expected a BGR picture uint8 [H, W, 3], received {self.image.dtype} {list(self.image.shape)}"
-            )
+            raise GeometryError(f"expected a BGR picture uint8 [H, W, 3], received {self.image.dtype} {list(self.image.shape)}")
 
     @property
     def width(self) -> int:
