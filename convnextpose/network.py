@@ -179,8 +179,8 @@ def build_network(checkpoint: VerifiedCheckpoint) -> PoseNetwork:
 def random_state(variant: Variant, joint_count: int = 18, seed: int = 0) -> Mapping[str, Tensor]:
     """A state dict of random weights, the same for the same seed: for benchmarks and tests, never for poses.
 
-    Each residual branch and the last layer are damped and every batch norm gets statistics that are not the identity, so that a network built
-    from it has activations of a sane size and a mistake in folding shows.
+    Each residual branch and the last layer are damped and every batch norm gets statistics that are not the identity, so
+    that a network built from it has activations of a sane size and a mistake in folding shows.
     """
     generator = torch.Generator().manual_seed(seed)
 
