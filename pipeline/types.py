@@ -12,6 +12,7 @@ from convnextpose.crop import Box
 from convnextpose.errors import GeometryError
 from convnextpose.skeleton import JointSet
 from engines.runtime import ModelInfo, RuntimeDescription
+from pipeline.timeline import Timeline
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,14 @@ class PosedFrame:
         poses: the people in it, none if nobody was found.
         camera: the intrinsics that its poses were lifted with.
         picture: BGR uint8 [H2, W2, 3], the drawn result, or None where drawing is off.
+        timeline: where the frame's time went; None until every stage is done with it.
     """
 
     frame: Frame
     poses: tuple[Pose, ...]
     camera: Intrinsics
     picture: NDArray[np.uint8] | None = None
+    timeline: Timeline | None = None
 
 
 @dataclass(frozen=True)

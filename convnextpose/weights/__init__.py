@@ -1,0 +1,64 @@
+"""The default weights, made by this project from synthetic people: free of research-only data.
+
+Each set of weights is three files beside this one: `NAME.safetensors` (FP16 state dict), `NAME.onnx` (the exported model
+that the base install runs) and `NAME.json` (its card: hashes and figures). `demo.mp4` is a clip of a synthetic person,
+`demo_truth.json` its true poses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from convnextpose.errors import CheckpointError
+from convnextpose.variants import Variant
+
+FOLDER = Path(__file__).parent
+DEMO_CLIP = FOLDER / "demo.mp4"
+DEMO_TRUTH = FOLDER / "demo_truth.json"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A set of default weights whose files were checked against their hashes.
+
+    Attributes:
+        name: what `--model` calls it.
+        variant: XS, S, M or L.
+        onnx: the exported model.
+        safetensors: the state dict, FP16.
+        summary: how good it is, in one line.
+    """
+
+    name: str
+    variant: Variant
+    onnx: Path
+    safetensors: Path
+    summary: str
+
+
+def names() -> list[str]:
+    """The names of the weights that the package holds."""
+    return sorted(path.stem for path in FOLDER.glob("*.json") if path.with_suffix(".onnx").exists())
+
+
+def load(name: str) -> Weights:
+    """Find weights by name and check their files.
+
+    Raises:
+        CheckpointError: there are none of that name, or a file is not the one that was shipped.
+    """
+    if name not in names():
+        raise CheckpointError(f"expected weights that the package holds ({', '.join(names())}), received {name!r}")
+    card = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    files = {suffix: FOLDER / f"{name}.{suffix}" for suffix in ("onnx", "safetensors")}
+    for suffix, path in files.items():
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if digest != card["sha256"][suffix]:
+            raise CheckpointError(
+                f"expected {path.name} with SHA-256 {card['sha256'][suffix][:12]}, received {digest[:12]}: the installed file "
+                f"was changed; install the package again"
+            )
+    return Weights(name, Variant[card["variant"]], files["onnx"], files["safetensors"], card["summary"])

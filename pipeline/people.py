@@ -1,0 +1,324 @@
+"""Who is where: given boxes, or one person found from the whole picture and followed from the last pose.
+
+A `PeopleFinder` is the seam for detectors and trackers: it names the boxes of a frame before the network reads them, and
+learns afterwards what the network made of them.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from convnextpose.crop import ENLARGEMENT, Box, apply_affine, crop_from_image, crop_region, invert_affine
+from convnextpose.errors import GeometryError, SourceError
+from convnextpose.variants import INPUT_SIZE
+from engines.runtime import Runtime
+from pipeline.types import Frame
+
+MIN_SCORE = 0.45
+"""Mean joint score from which a person counts as found. Measured with the default weights on the demo clip (0.51 to 0.63
+on the person), on Debian's opencv-doc pictures (0.46 to 0.61 on people who are well in view) and on backgrounds (0.10 to
+0.41): docs/people.md."""
+
+KEEP_FRACTION = 2 / 3
+"""A followed person is let go when the mean score falls under this fraction of MIN_SCORE."""
+
+SEARCH_SCALES = (1.0, 0.7, 0.5, 0.35, 0.25)
+"""Sides of the search windows, as fractions of the enlarged shorter side of the picture."""
+
+SEARCH_LONGEST = 10
+"""A search window's side is at least the picture's longer side over this."""
+
+SEARCH_STEP = 0.33
+"""Distance between neighbouring search windows, as a fraction of their side."""
+
+SEARCH_CANDIDATES = 4
+"""How many of the best windows are looked at again, closer."""
+
+SEARCH_REFINEMENTS = 2
+"""How often such a candidate's box is taken from its own pose again."""
+
+SEARCH_BATCH = 8
+"""Windows given to the network at once: bounds memory."""
+
+SEARCH_INTERVAL = 25
+"""Frames between two searches of the whole picture while nobody is found: a search costs as much as about 150 poses."""
+
+BOX_SMOOTHING = 0.5
+"""Weight of the last box in the next one: damps the jitter of joints."""
+
+MARGIN_SIDE, MARGIN_TOP, MARGIN_BOTTOM = 0.04, 0.02, 0.095
+"""What a person's outline has beyond the joints, as fractions of the joints' height: measured on the demo clip's truth."""
+
+
+@dataclass(frozen=True)
+class Person:
+    """One person to be read from a frame.
+
+    Attributes:
+        track_id: the same number for the same person.
+        box: where, px.
+    """
+
+    track_id: int
+    box: Box
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What the network saw of a person.
+
+    Attributes:
+        person: who was looked for, and where.
+        joints: [J, 3]: x px and y px in the picture, z mm from the pelvis.
+        scores: [J] in 0..1.
+        region: the square of the picture that the network read, px.
+    """
+
+    person: Person
+    joints: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    region: Box
+
+    @property
+    def score(self) -> float:
+        """Mean score of the joints, 0..1."""
+        return float(self.scores.mean())
+
+
+class PeopleFinder(Protocol):
+    """Names the people of each frame. Frames come in order, from one thread."""
+
+    follows: bool
+    """Whether `find` needs `observe` of the frame before: then the pipeline waits for it."""
+
+    min_score: float
+    """Sightings with a lower mean score are nobody: they make no pose."""
+
+    def find(self, frame: Frame) -> tuple[Person, ...]:
+        """The people of a frame, none where nobody is."""
+        ...
+
+    def observe(self, sightings: tuple[Sighting, ...]) -> None:
+        """What became of the people that the last `find` named; those below `min_score` are left out."""
+        ...
+
+
+def warp_crop(image: NDArray[np.uint8], region: Box) -> NDArray[np.uint8]:
+    """Cut a square region out of a BGR picture [H, W, 3] uint8 as a crop [256, 256, 3] uint8 (bilinear, black outside)."""
+    matrix = crop_from_image(region)
+    crop = cv2.warpAffine(image, matrix, (INPUT_SIZE, INPUT_SIZE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+    return np.asarray(crop, np.uint8)
+
+
+def see(runtime: Runtime, image: NDArray[np.uint8], people: tuple[Person, ...]) -> list[Sighting]:
+    """Read people from a picture by their boxes.
+
+    Raises:
+        GeometryError: a box lies outside the picture.
+    """
+    height, width = image.shape[:2]
+    return see_regions(runtime, image, [(p, crop_region(p.box, width, height)) for p in people])
+
+
+def see_regions(runtime: Runtime, image: NDArray[np.uint8], regions: list[tuple[Person, Box]]) -> list[Sighting]:
+    """Read people from the square regions of a picture, SEARCH_BATCH at a time."""
+    sightings = []
+    for begin in range(0, len(regions), SEARCH_BATCH):
+        batch = regions[begin : begin + SEARCH_BATCH]
+        predictions = runtime.run(np.stack([warp_crop(image, region) for _, region in batch]))
+        for (person, region), joints, scores in zip(batch, predictions.joints, predictions.scores, strict=True):
+            in_image = apply_affine(invert_affine(crop_from_image(region)), joints)
+            sightings.append(Sighting(person, in_image, scores.astype(np.float64), region))
+    return sightings
+
+
+def box_from_joints(joints: NDArray[np.floating]) -> Box:
+    """The box of a person from the joints [J, 2 or more] (px): their box and the margins that an outline has beyond them.
+
+    Raises:
+        GeometryError: the joints enclose nothing.
+    """
+    box = Box.around(joints)
+    extent = max(box.height, box.width)
+    return Box(
+        box.x - MARGIN_SIDE * extent,
+        box.y - MARGIN_TOP * box.height,
+        box.width + 2 * MARGIN_SIDE * extent,
+        box.height * (1 + MARGIN_TOP + MARGIN_BOTTOM),
+    )
+
+
+def search_windows(width: int, height: int) -> list[Box]:
+    """The square regions of a `width` x `height` px picture in which a search looks for a person."""
+    windows = []
+    for scale in SEARCH_SCALES:
+        # In a picture that is far longer than wide, a window of a fraction of the shorter side would make thousands.
+        side = max(scale * ENLARGEMENT * min(width, height), max(width, height) / SEARCH_LONGEST)
+        for y in _centers(height, side):
+            for x in _centers(width, side):
+                windows.append(Box(x - side / 2, y - side / 2, side, side))
+    return windows
+
+
+def _centers(length: int, side: float) -> list[float]:
+    if length <= side:
+        return [length / 2]
+    count = math.ceil((length - side) / (side * SEARCH_STEP)) + 1
+    return [float(c) for c in np.linspace(side / 2, length - side / 2, count)]
+
+
+class SinglePerson:
+    """One person, found from the whole picture with the pose network itself and then followed from the last pose.
+
+    A search reads windows of several sizes all over the picture, takes the best by mean score and looks closer at them. While
+    nobody is found, the place where the person was last seen is looked at in every frame and the whole picture every
+    SEARCH_INTERVAL frames. Whoever is found after a loss gets a new track id, since nothing shows that it is the same person.
+
+    Args:
+        runtime: reads the windows.
+        min_score: mean score from which a person counts as found; followed down to KEEP_FRACTION of it.
+    """
+
+    follows = True
+
+    def __init__(self, runtime: Runtime, min_score: float = MIN_SCORE) -> None:
+        self._runtime = runtime
+        self._found_score = min_score
+        self.min_score = min_score * KEEP_FRACTION
+        self._box: Box | None = None
+        self._last_seen: Box | None = None
+        self._track_id = -1
+        self._searchless_frames = SEARCH_INTERVAL
+
+    def find(self, frame: Frame) -> tuple[Person, ...]:
+        """The followed person's box, or a search."""
+        if self._box is None:
+            self._box = self._search(frame)
+            if self._box is None:
+                return ()
+            self._track_id += 1
+        try:
+            self._box = self._box.clip(frame.width, frame.height)
+        except GeometryError:  # it walked out of the picture, or the next picture of a folder is smaller
+            self._box = None
+            return ()
+        return (Person(self._track_id, self._box),)
+
+    def observe(self, sightings: tuple[Sighting, ...]) -> None:
+        """Move the box to the pose, or let the person go."""
+        if self._box is None:
+            return
+        if not sightings:
+            self._last_seen, self._box = self._box, None
+            return
+        seen, last, keep = box_from_joints(sightings[0].joints), self._box, BOX_SMOOTHING
+        self._box = Box(
+            keep * last.x + (1 - keep) * seen.x,
+            keep * last.y + (1 - keep) * seen.y,
+            keep * last.width + (1 - keep) * seen.width,
+            keep * last.height + (1 - keep) * seen.height,
+        )
+
+    def _search(self, frame: Frame) -> Box | None:
+        self._searchless_frames += 1
+        if self._searchless_frames > SEARCH_INTERVAL:
+            self._searchless_frames = 0
+            regions = search_windows(frame.width, frame.height)
+        elif self._last_seen is not None:
+            regions = [self._last_seen.square(enlargement) for enlargement in (1.25, 1.75)]
+        else:
+            return None
+        nobody = Person(-1, regions[0])
+        sightings = see_regions(self._runtime, frame.image, [(nobody, region) for region in regions])
+        candidates = sorted(sightings, key=lambda s: -s.score)[:SEARCH_CANDIDATES]
+        closer = [c for c in (self._look_closer(frame, candidate) for candidate in candidates) if c is not None]
+        best = max(closer, key=lambda s: s.score, default=None)
+        if best is None or best.score < self._found_score:
+            return None
+        self._last_seen = None
+        return box_from_joints(best.joints)
+
+    def _look_closer(self, frame: Frame, sighting: Sighting) -> Sighting | None:
+        for _ in range(SEARCH_REFINEMENTS):
+            try:
+                person = Person(-1, box_from_joints(sighting.joints))
+                (sighting,) = see(self._runtime, frame.image, (person,))
+            except GeometryError:  # its joints enclose nothing, or lie outside the picture: no person
+                return None
+        return sighting
+
+
+class GivenBoxes:
+    """People whose boxes are given for each frame; a frame without boxes has nobody.
+
+    Args:
+        boxes: frame number to its people.
+    """
+
+    follows = False
+    min_score = 0.0
+
+    def __init__(self, boxes: Mapping[int, tuple[Person, ...]]) -> None:
+        self._boxes = boxes
+
+    def find(self, frame: Frame) -> tuple[Person, ...]:
+        """The boxes given for this frame."""
+        return self._boxes.get(frame.index, ())
+
+    def observe(self, sightings: tuple[Sighting, ...]) -> None:
+        """Nothing to learn: the boxes are given."""
+
+    @classmethod
+    def read(cls, path: Path) -> GivenBoxes:
+        """Read boxes from a file: a CSV table, or the `poses.ndjson` of an earlier run.
+
+        The CSV's first line names its columns: `frame,x,y,width,height` and, if the people are told apart, `track_id`; frames
+        count from 0, the rest is px.
+
+        Raises:
+            SourceError: the file cannot be read as either; names the line.
+        """
+        people: dict[int, list[Person]] = {}
+        line = 0
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                start = file.read(1)
+                file.seek(0)
+                rows = _ndjson_boxes(file) if start == "{" else _csv_boxes(file)
+                for line, frame, person in rows:  # noqa: B007  # `line` is told where reading breaks off
+                    people.setdefault(frame, []).append(person)
+        except OSError as error:
+            raise SourceError(f"expected a file of boxes, {path} cannot be read: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+            what = f"the column {error}" if isinstance(error, KeyError) else str(error)
+            raise SourceError(
+                f"expected boxes as CSV with the columns frame,x,y,width,height[,track_id] or a poses.ndjson, "
+                f"{path} breaks off after line {line}: {what}"
+            ) from error
+        return cls({frame: tuple(persons) for frame, persons in people.items()})
+
+
+def _csv_boxes(file: Iterator[str]) -> Iterator[tuple[int, int, Person]]:
+    reader = csv.DictReader(file)
+    if reader.fieldnames is None:
+        raise ValueError("it is empty")
+    for row in reader:
+        box = Box(float(row["x"]), float(row["y"]), float(row["width"]), float(row["height"]))
+        yield reader.line_num, int(row["frame"]), Person(int(row.get("track_id") or 0), box)
+
+
+def _ndjson_boxes(file: Iterator[str]) -> Iterator[tuple[int, int, Person]]:
+    for number, text in enumerate(file, 1):
+        record = json.loads(text)
+        for pose in record.get("poses", ()):
+            yield number, int(record["index"]), Person(int(pose["track_id"]), Box(*(float(v) for v in pose["box"])))

@@ -1,0 +1,139 @@
+"""From a config to a running pipeline: which model, which runtime, which source, which people, which sinks."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from convnextpose import weights
+from convnextpose.camera import Intrinsics, RootDepthSource
+from convnextpose.checkpoint import VerifiedCheckpoint, verify, verify_state
+from convnextpose.errors import CheckpointError, ModelError
+from convnextpose.variants import Variant
+from engines.runtime import Runtime
+from engines.select import open_runtime
+from pipeline.channels import DropPolicy
+from pipeline.draw import PoseRenderer
+from pipeline.people import MIN_SCORE, GivenBoxes, PeopleFinder, SinglePerson
+from pipeline.sinks import Sink, open_sinks
+from pipeline.sources import open_source
+from pipeline.threads import Pipeline
+from pipeline.timeline import TraceWriter
+from pipeline.types import RunHeader
+
+RANDOM_CAPTION = "RANDOM WEIGHTS"
+"""Stamped on every picture of a run whose poses mean nothing."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a run is to do.
+
+    Attributes:
+        source: a video, a picture or a folder of pictures.
+        model: a name of default weights, a checkpoint in any container that `verify` reads, or an exported `.onnx` file.
+        runtime: `auto`, `openvino`, `onnxruntime` or `torch`.
+        out: folder for the results, or None to write none.
+        overwrite: whether results that are there already may be replaced.
+        boxes: file of the people's boxes, or None to find and follow one person.
+        camera: the true intrinsics, or None to assume a field of view.
+        trace: file for the timeline of every frame, or None.
+        random_weights: replace the model's weights by random numbers, for benchmarks.
+        min_score: mean joint score from which a person counts as found, 0..1.
+        threads: threads of the runtime, or None for its own choice.
+    """
+
+    source: Path
+    model: str = "xs"
+    runtime: str = "auto"
+    out: Path | None = None
+    overwrite: bool = False
+    boxes: Path | None = None
+    camera: Intrinsics | None = None
+    trace: Path | None = None
+    random_weights: bool = False
+    min_score: float = MIN_SCORE
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if not 0 <= self.min_score <= 1:
+            raise ValueError(f"expected a minimum score in 0..1, received {self.min_score}")
+
+
+def open_model(model: str, runtime: str, *, random_weights: bool = False, threads: int | None = None) -> Runtime:
+    """Open a model by the name of default weights, by a checkpoint's path or by an exported file's path.
+
+    Raises:
+        CheckpointError, ModelError: it is none of these, or not a ConvNeXtPose model.
+        RuntimeUnavailableError: the runtime cannot start here.
+    """
+    if random_weights:
+        return open_runtime(_random_checkpoint(model), runtime, threads=threads, name=f"{model.lower()}-random", random=True)
+    if model in weights.names():
+        shipped = weights.load(model)
+        what: Path | VerifiedCheckpoint = verify(shipped.safetensors) if runtime == "torch" else shipped.onnx
+        return open_runtime(what, runtime, threads=threads, name=model)
+    path = Path(model)
+    if not path.exists():
+        raise ModelError(
+            f"expected a model: one of the default weights ({', '.join(weights.names())}), a checkpoint or an .onnx file; "
+            f"received {model!r}, which is none of them"
+        )
+    return open_runtime(path if path.suffix == ".onnx" else verify(path), runtime, threads=threads, name=path.name)
+
+
+def _random_checkpoint(variant: str) -> VerifiedCheckpoint:
+    if variant.upper() not in Variant.__members__:
+        known = ", ".join(v.name.lower() for v in Variant)
+        raise CheckpointError(f"expected one of {known} as the model of random weights, received {variant!r}")
+    from convnextpose.network import random_state  # torch: an extra that only this path needs
+
+    return verify_state(random_state(Variant[variant.upper()]), source=f"{variant.lower()}-random")
+
+
+def open_pipeline(config: RunConfig) -> Pipeline:
+    """Make the pipeline that a config describes; iterate over it to run it.
+
+    Everything that can be wrong with the config is found here, before a frame is read and before a result is touched.
+
+    Raises:
+        PoseError: source, model, runtime, boxes or results cannot be had; says which and what to do.
+    """
+    with ExitStack() as opened:
+        source = open_source(config.source)
+        opened.callback(source.close)
+        finder: PeopleFinder | None = GivenBoxes.read(config.boxes) if config.boxes else None
+        runtime = open_model(config.model, config.runtime, random_weights=config.random_weights, threads=config.threads)
+        opened.callback(runtime.close)
+        if finder is None:
+            finder = SinglePerson(runtime, 0.0 if config.random_weights else config.min_score)
+        header = RunHeader(
+            source=source.name,
+            width=source.width,
+            height=source.height,
+            frame_rate=source.frame_rate,
+            frame_count=source.frame_count,
+            camera=config.camera or Intrinsics.assumed(source.width, source.height),
+            root_depth_source=RootDepthSource.INTRINSICS if config.camera else RootDepthSource.ASSUMED_FOV,
+            model=runtime.model,
+            runtime=runtime.describe(),
+        )
+        trace = TraceWriter(config.trace, overwrite=config.overwrite) if config.trace else None
+        if trace is not None:
+            opened.callback(trace.close)
+        sinks: list[Sink] = [] if config.out is None else open_sinks(config.out, header, overwrite=config.overwrite)
+        opened.pop_all()
+    return Pipeline(
+        source,
+        runtime,
+        finder,
+        header=header,
+        camera=config.camera,
+        renderer=PoseRenderer(runtime.model.joint_set) if config.out else None,
+        sinks=sinks,
+        trace=trace,
+        policy=DropPolicy.BLOCK,
+        caption=RANDOM_CAPTION if runtime.model.random else None,
+    )

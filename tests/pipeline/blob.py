@@ -1,0 +1,62 @@
+"""A runtime that any machine can run exactly: it sees one bright blob in a crop as a person.
+
+The pipeline's laws (who is followed, what is lost, what is counted) need a network whose answers are known. This one finds the
+bright pixels of the crop: its joints lie on their bounding box, its scores are high if the blob fills the crop as a person's
+box does.
+"""
+
+import numpy as np
+
+from convnextpose.skeleton import HUMAN36M
+from convnextpose.variants import Variant
+from engines.runtime import ModelInfo, Predictions, RuntimeDescription, check_crops
+
+LAYOUT = np.random.default_rng(7).random((18, 2))
+LAYOUT[10], LAYOUT[3], LAYOUT[13], LAYOUT[16] = (0.5, 0.0), (0.5, 1.0), (0.0, 0.5), (1.0, 0.5)
+
+
+class BlobRuntime:
+    """Implements `engines.runtime.Runtime`."""
+
+    model = ModelInfo("blob", Variant.XS, HUMAN36M, "0" * 64)
+
+    def __init__(self):
+        self.crops = 0
+        self.closed = 0
+
+    def run(self, crops):
+        check_crops(crops)
+        self.crops += len(crops)
+        joints = np.zeros((len(crops), 18, 3), np.float32)
+        scores = np.zeros((len(crops), 18), np.float32)
+        for crop, out, score in zip(crops, joints, scores, strict=True):
+            ys, xs = np.nonzero(crop[..., 1] > 128)
+            if not len(xs):
+                out[:, :2] = LAYOUT * 255
+                continue
+            low, high = np.array([xs.min(), ys.min()]), np.array([xs.max(), ys.max()]) + 0.01
+            out[:, :2] = low + LAYOUT * (high - low)
+            cut = low.min() == 0 or high.max() > 255
+            score[:] = 0.2 if cut else max(0.05, 1 - abs((high - low).max() / 205 - 1))
+        return Predictions(joints, scores)
+
+    def describe(self):
+        return RuntimeDescription("blob", "1", "CPU", "exact", 1)
+
+    def close(self):
+        self.closed += 1
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+
+def picture(width, height, box=None):
+    """A dark picture with a bright upright person-like rectangle at box (x, y, w, h) px."""
+    image = np.full((height, width, 3), 20, np.uint8)
+    if box is not None:
+        x, y, w, h = (round(v) for v in box)
+        image[max(0, y) : max(0, y + h), max(0, x) : max(0, x + w)] = 230
+    return image

@@ -1,0 +1,145 @@
+"""`convnextpose doctor`: what this machine has, what is missing for what, and the command that mends it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from convnextpose import weights
+from convnextpose.errors import CheckpointError
+from engines.select import available
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked for.
+
+    Attributes:
+        what: its name.
+        state: `ok`, `missing` (something optional is not there) or `broken` (the base job cannot run).
+        found: what is there.
+        needed_for: what it is for.
+        mend: the command that mends it, empty where nothing is to be mended.
+    """
+
+    what: str
+    state: str
+    found: str
+    needed_for: str
+    mend: str = ""
+
+
+def doctor_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON, for a program.")] = False,
+) -> None:
+    """Look at this machine: Python, runtimes, GPU, default weights; say what is missing for what and how to mend it.
+
+    Opens no device. Exit codes: 0 the default job can run here (something optional may be missing); 1 it cannot.
+    """
+    findings = examine()
+    if as_json:
+        typer.echo(json.dumps([asdict(f) for f in findings], indent=2))
+    else:
+        _print(findings)
+    raise typer.Exit(1 if any(f.state == "broken" for f in findings) else 0)
+
+
+def examine() -> list[Finding]:
+    """Everything that is looked at, in the order in which it is told."""
+    findings = [_python(), _processor()]
+    findings += [_package(name, "capture, drawing and results") for name in ("numpy", "opencv-python", "av")]
+    findings += _runtimes()
+    findings += [_gpu(), _package("tensorrt", "TensorRT engines", "pip install 'convnextpose[tensorrt]'", optional=True)]
+    findings += _weights()
+    return findings
+
+
+def _python() -> Finding:
+    found = f"{platform.python_version()} ({platform.system()} {platform.machine()})"
+    fits = (3, 10) <= sys.version_info[:2] <= (3, 12)
+    return Finding("Python", "ok" if fits else "broken", found, "everything", "" if fits else "install Python 3.10 to 3.12")
+
+
+def _processor() -> Finding:
+    flags: set[str] = set()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith(("flags", "Features")):
+                flags = set(line.split())
+                break
+    extras = [name for name in ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimddp") if name in flags]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Finding("processor", "ok", f"{cores} cores" + (f", {' '.join(extras)}" if extras else ""), "CPU runtimes")
+
+
+def _package(name: str, needed_for: str, mend: str = "", *, optional: bool = False) -> Finding:
+    try:
+        return Finding(name, "ok", metadata.version(name), needed_for)
+    except metadata.PackageNotFoundError:
+        return Finding(name, "missing" if optional else "broken", "not installed", needed_for, mend or f"pip install {name}")
+
+
+def _runtimes() -> list[Finding]:
+    candidates = available()
+    usable = any(c.installed and c.name != "torch" for c in candidates)
+    findings = []
+    for candidate in candidates:
+        needed_for = "checkpoints, export, the reference" if candidate.name == "torch" else "running models on the CPU"
+        state = "ok" if candidate.installed else "missing" if usable or candidate.name == "torch" else "broken"
+        found = candidate.version if candidate.installed else "not installed"
+        mend = "" if candidate.installed else candidate.what_to_install
+        findings.append(Finding(f"runtime {candidate.name}", state, found or "", needed_for, mend))
+    return findings
+
+
+def _gpu() -> Finding:
+    driver = Path("/proc/driver/nvidia/version")
+    if driver.exists():
+        return Finding("NVIDIA driver", "ok", driver.read_text(encoding="utf-8").splitlines()[0], "TensorRT engines")
+    if Path("/etc/nv_tegra_release").exists():
+        release = Path("/etc/nv_tegra_release").read_text(encoding="utf-8").splitlines()[0]
+        return Finding("Jetson", "ok", release, "TensorRT engines")
+    mend = "needs an NVIDIA GPU and its driver; the CPU runtimes need none"
+    return Finding("NVIDIA driver", "missing", "none", "TensorRT engines", mend)
+
+
+def _weights() -> list[Finding]:
+    findings = []
+    for name in weights.names():
+        try:
+            found = weights.load(name)
+        except CheckpointError as error:
+            mend = "pip install --force-reinstall convnextpose"
+            findings.append(Finding(f"weights {name}", "broken", str(error), f"--model {name}", mend))
+        else:
+            size = (found.onnx.stat().st_size + found.safetensors.stat().st_size) / 2**20
+            findings.append(Finding(f"weights {name}", "ok", f"hash fits, {size:.1f} MiB", f"--model {name}"))
+    return findings
+
+
+def _print(findings: list[Finding]) -> None:
+    console = Console(highlight=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "what", "found", "for"):
+        table.add_column(heading, overflow="fold")
+    marks = {"ok": "[green]ok[/]", "missing": "[yellow]--[/]", "broken": "[bold red]!![/]"}
+    for finding in findings:
+        table.add_row(marks[finding.state], finding.what, escape(finding.found), finding.needed_for)
+    console.print(table)
+    mends = [f for f in findings if f.mend]
+    if mends:
+        console.print("\nTo mend what is missing:")
+        for finding in mends:
+            console.print(f"  {finding.what}: {escape(finding.mend)}")
