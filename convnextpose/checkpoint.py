@@ -1,0 +1,399 @@
+"""Verified checkpoints: which variant the tensors make, and the proof that nothing is missing, foreign or broken.
+
+The shapes decide what a checkpoint is, never its name. Canonical names are those of `network.PoseNetwork`: without
+`module.`, head layers as `head.deconv_layers_1.dwconv.weight`. Published files call the same tensors either that
+("named", XS and S) or `head.deconv_layers_1.0.weight` ("numbered", M and L).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import InitVar, asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnextpose.containers import read_container, require_torch, show
+from convnextpose.errors import CheckpointError
+from convnextpose.skeleton import JOINT_SETS, JointSet, joint_set_of_size
+from convnextpose.variants import HEAD_LAYERS, Variant
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+STATE_KEYS = ("network", "state_dict", "model")
+"""Where in a checkpoint's dictionary the state dict may stand; the first is that of the published files."""
+
+LISTED = 3
+"""How many tensors a message names before it counts the rest."""
+
+_NUMBERED = re.compile(r"(head\.deconv_layers_\d+)\.([012])\.(.+)")
+_NAMED = re.compile(r"head\.deconv_layers_\d+\.(dwconv|norm|pwconv)\..+")
+_PARTS = {"0": "dwconv", "1": "norm", "2": "pwconv"}
+_FINAL = "head.final_layer.weight"
+_CLAIM = re.compile(r"(?:^|[ _.(-]|convnextpose)(XS|S|M|L)(?=$|[ _.()-])", re.IGNORECASE)
+_TOKEN = object()
+
+
+@dataclass(frozen=True, eq=False)
+class VerifiedCheckpoint:
+    """A checkpoint that passed every check. Only `verify` and `verify_state` make one.
+
+    Attributes:
+        variant: XS, S, M or L, by its shapes.
+        joint_set: order and names of its joints, by their number.
+        state: every tensor of the variant under its canonical name, read-only: float32, and int64 for
+            `num_batches_tracked`.
+        sha256: hash, hexadecimal: of the file's bytes; `containers.Contents` says of what for a folder; for a state in memory
+            of each tensor's canonical name, type, shape and bytes in the order of the names.
+        source: the name that was given.
+        name_claims: the variant that the source's name claims, where that is another than `variant`; otherwise None.
+        head_format: `named` or `numbered`, see the module's docstring.
+    """
+
+    variant: Variant
+    joint_set: JointSet
+    state: Mapping[str, NDArray[Any]]
+    sha256: str
+    source: str
+    name_claims: Variant | None
+    head_format: str
+    token: InitVar[object] = None
+
+    def __post_init__(self, token: object) -> None:
+        """Refuse to be made by anything but this module."""
+        if token is not _TOKEN:
+            raise CheckpointError("expected a VerifiedCheckpoint to come from verify(), received one made by hand")
+
+
+@dataclass(frozen=True)
+class HeadLayerReport:
+    """One of the three head layers.
+
+    Attributes:
+        kernel: side of its depthwise kernel.
+        channels: channels that it gives.
+        active_percent: share of its convolutions' weights that are not zero, 0..100.
+        upsamples: whether it doubles the map's side; implied by the variant, as upsampling has no weights.
+    """
+
+    kernel: int
+    channels: int
+    active_percent: float
+    upsamples: bool
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """What a verified checkpoint holds, as people and programs read it.
+
+    Attributes:
+        file: the name that was given.
+        variant: `XS`, `S`, `M` or `L`.
+        name_claims: the variant that the file's name claims, where that is another.
+        trainable_parameters: numbers that training changes.
+        state_numbers: all numbers in the state dict, with the batch norms' statistics and counters.
+        backbone: the name of its ConvNeXt configuration.
+        blocks, channels: residual blocks and channels of each stage.
+        backbone_kernel: side of the depthwise kernels in the backbone.
+        head: its three layers.
+        head_format: how the file calls the head's tensors, `named` or `numbered`.
+        heatmap_size: side of the heat-map, bins.
+        depth_bins: depth of the heat-map volume, bins.
+        joints: how many joints it estimates.
+        joint_set: the name of their order.
+        paper_mpjpe_mm: MPJPE of the variant on Human3.6M (protocol 2) in the paper, mm: a claim of the paper, not of this file.
+        sha256: see `VerifiedCheckpoint`.
+    """
+
+    file: str
+    variant: str
+    name_claims: str | None
+    trainable_parameters: int
+    state_numbers: int
+    backbone: str
+    blocks: tuple[int, ...]
+    channels: tuple[int, ...]
+    backbone_kernel: int
+    head: tuple[HeadLayerReport, ...]
+    head_format: str
+    heatmap_size: int
+    depth_bins: int
+    joints: int
+    joint_set: str
+    paper_mpjpe_mm: float
+    sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON's types."""
+        return asdict(self)
+
+
+def verify(path: Path, variant: Variant | None = None) -> VerifiedCheckpoint:
+    """Read a checkpoint in any container and prove which variant it is.
+
+    Args:
+        path: a file or an unpacked folder; `containers` lists the formats.
+        variant: the variant that it must be, or None to take what the shapes say.
+
+    Raises:
+        CheckpointError: it cannot be read, or `verify_state` refuses its tensors.
+        RuntimeUnavailableError: PyTorch or safetensors is missing.
+    """
+    path = Path(path)
+    contents = read_container(path)
+    return verify_state(_find_state(contents.tree, str(path)), source=str(path), sha256=contents.sha256, variant=variant)
+
+
+def verify_state(
+    state: Mapping[str, Tensor | NDArray[Any]], *, source: str, sha256: str | None = None, variant: Variant | None = None
+) -> VerifiedCheckpoint:
+    """Prove which variant a state dict is; its tensors are copied.
+
+    Refused are: missing and extra tensors, wrong shapes (kernels, channels, joint counts), NaN and infinity (also what float32
+    cannot hold), weights or running variances that are zero throughout, and negative running variances. Zero biases and means
+    are sound, and so is a single variance of zero: a channel that never fires has it.
+
+    Args:
+        state: tensors by name, with or without `module.`, in either head format, of any floating type.
+        source: what to call it in messages.
+        sha256: hash of the file that it came from, or None to hash the tensors.
+        variant: the variant that it must be, or None to take what the shapes say.
+
+    Raises:
+        CheckpointError: naming the first tensors that differ, with what was expected and received.
+        RuntimeUnavailableError: PyTorch is missing.
+    """
+    require_torch()
+    tensors, head_format = _canonical(state, source)
+    shapes = {name: tuple(int(size) for size in tensor.shape) for name, tensor in tensors.items()}
+    found, joint_set = _identify(shapes, source, variant)
+    # Values come after shapes: a tensor of the right shape is small, whatever the file says.
+    arrays = {name: _freeze(name, tensors[name], source) for name in _expected(found, len(joint_set))}
+    _check_values(arrays, source)
+    claim = claimed_variant(Path(source).name)
+    return VerifiedCheckpoint(
+        variant=found,
+        joint_set=joint_set,
+        state=MappingProxyType(arrays),
+        sha256=sha256 or _hash(arrays),
+        source=source,
+        name_claims=None if claim is found else claim,
+        head_format=head_format,
+        token=_TOKEN,
+    )
+
+
+def describe(checkpoint: VerifiedCheckpoint) -> VerificationReport:
+    """The numbers of a verified checkpoint, counted in its tensors.
+
+    Only what no tensor shows comes from the variant's table: the backbone's name, the upsampling with the heat-map's size, and
+    the paper's score.
+    """
+    spec, state = checkpoint.variant.spec, checkpoint.state
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    stages = range(len(spec.depths))
+    head = []
+    for index in range(1, HEAD_LAYERS + 1):
+        depthwise = state[f"head.deconv_layers_{index}.dwconv.weight"]
+        pointwise = state[f"head.deconv_layers_{index}.pwconv.weight"]
+        active = (np.count_nonzero(depthwise) + np.count_nonzero(pointwise)) / (depthwise.size + pointwise.size)
+        head.append(
+            HeadLayerReport(depthwise.shape[-1], pointwise.shape[0], 100.0 * active, upsamples=index <= spec.upsampling_layers)
+        )
+    return VerificationReport(
+        file=checkpoint.source,
+        variant=checkpoint.variant.name,
+        name_claims=checkpoint.name_claims.name if checkpoint.name_claims else None,
+        trainable_parameters=sum(array.size for name, array in state.items() if not name.endswith(buffers)),
+        state_numbers=sum(array.size for array in state.values()),
+        backbone=spec.backbone,
+        blocks=tuple(
+            sum(name.startswith(f"backbone.stages.{i}.") and name.endswith("dwconv.weight") for name in state) for i in stages
+        ),
+        channels=tuple(state[f"backbone.stages.{i}.0.dwconv.weight"].shape[0] for i in stages),
+        backbone_kernel=state["backbone.stages.0.0.dwconv.weight"].shape[-1],
+        head=tuple(head),
+        head_format=checkpoint.head_format,
+        heatmap_size=spec.heatmap_size,
+        depth_bins=state[_FINAL].shape[0] // len(checkpoint.joint_set),
+        joints=len(checkpoint.joint_set),
+        joint_set=checkpoint.joint_set.name,
+        paper_mpjpe_mm=spec.paper_mpjpe_mm,
+        sha256=checkpoint.sha256,
+    )
+
+
+def claimed_variant(name: str) -> Variant | None:
+    """The variant that a file's name claims, e.g. M for `ConvNeXtPose_M (1).tar`; None where it claims none, or several."""
+    claims = {match.upper() for match in _CLAIM.findall(name)}
+    return Variant[claims.pop()] if len(claims) == 1 else None
+
+
+def _find_state(tree: object, source: str) -> Mapping[str, Any]:
+    """The state dict in what a container holds: under one of `STATE_KEYS`, or the whole."""
+    if isinstance(tree, Mapping):
+        for key in STATE_KEYS:
+            if isinstance(tree.get(key), Mapping):
+                return tree[key]
+        if any(_is_tensor(value) for value in tree.values()):
+            return tree
+        received = "a dictionary of " + (", ".join(show(key) for key in list(tree)[:5]) or "nothing")
+    else:
+        received = f"a {type(tree).__name__}"
+    raise CheckpointError(f"{source}: expected a dictionary with `network`, or a state dict of tensors, received {received}")
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, (np.ndarray, require_torch().Tensor))
+
+
+def _canonical(state: Mapping[str, Any], source: str) -> tuple[dict[str, Any], str]:
+    """The tensors under their canonical names, and the head's format."""
+    for name, value in state.items():
+        if not isinstance(name, str) or not _is_tensor(value):
+            raise CheckpointError(f"{source}: expected tensors by name, received {show(name)}, a {type(value).__name__}")
+    wrapped = sum(name.startswith("module.") for name in state)
+    if wrapped not in (0, len(state)):
+        raise CheckpointError(
+            f"{source}: expected `module.` before every name or none, received it before {wrapped} of {len(state)}"
+        )
+    tensors: dict[str, Any] = {}
+    formats = set()
+    for name, value in state.items():
+        canonical = name.removeprefix("module.")
+        numbered = _NUMBERED.fullmatch(canonical)
+        if numbered:
+            formats.add("numbered")
+            canonical = f"{numbered[1]}.{_PARTS[numbered[2]]}.{numbered[3]}"
+        elif _NAMED.fullmatch(canonical):
+            formats.add("named")
+        tensors[canonical] = value
+    if len(formats) > 1:
+        raise CheckpointError(
+            f"{source}: expected head layers as `dwconv`, `norm`, `pwconv` or as `0`, `1`, `2`, received both in one file"
+        )
+    return tensors, "".join(formats)
+
+
+@functools.cache
+def _expected(variant: Variant, joint_count: int) -> Shapes:
+    from convnextpose.network import expected_shapes
+
+    return MappingProxyType(expected_shapes(variant, joint_count))
+
+
+def _identify(received: Shapes, source: str, wanted: Variant | None) -> tuple[Variant, JointSet]:
+    """The one variant and joint set whose tensors these are, by names and shapes alone."""
+    candidates = [(variant, len(joints)) for variant in Variant for joints in JOINT_SETS.values()]
+    for variant, joint_count in candidates:
+        if received == _expected(variant, joint_count):
+            if wanted not in (None, variant):
+                raise CheckpointError(
+                    f"{source}: expected {wanted.name}, as was asked for, received {variant.name} with {joint_count} joints: "
+                    + _difference(received, _expected(wanted, joint_count))
+                )
+            return variant, joint_set_of_size(joint_count)
+
+    def distance(candidate: tuple[Variant, int]) -> int:
+        return len(_differing(received, _expected(*candidate)) - {_FINAL, "head.final_layer.bias"})
+
+    candidates = [candidate for candidate in candidates if wanted in (None, candidate[0])]
+    closest = min(map(distance, candidates))
+    nearest = [candidate for candidate in candidates if distance(candidate) == closest]
+    outputs = received[_FINAL][0] if received.get(_FINAL) else None
+    known = {_expected(*candidate)[_FINAL][0]: candidate for candidate in nearest}
+    if closest == 0 and outputs is not None and outputs not in known:
+        options = ", ".join(f"{count} ({variant.name}, {joints} joints)" for count, (variant, joints) in known.items())
+        raise CheckpointError(
+            f"{source}: expected a known number of joints, received another: {_FINAL} gives {outputs} outputs "
+            f"({list(received[_FINAL])}), expected one of {options}"
+        )
+    variant, joint_count = known.get(outputs or 0, nearest[0])
+    raise CheckpointError(
+        f"{source}: expected a ConvNeXtPose{f' {wanted.name}, as was asked for' if wanted else ''}, received something else. "
+        f"Against the nearest ({variant.name} with {joint_count} joints) there are "
+        + _difference(received, _expected(variant, joint_count))
+    )
+
+
+def _differing(received: Shapes, expected: Shapes) -> set[str]:
+    return {name for name in received.keys() | expected.keys() if received.get(name) != expected.get(name)}
+
+
+def _difference(received: Shapes, expected: Shapes) -> str:
+    """How the tensors differ, kind by kind, the first of each named with what was expected and received."""
+    missing = [name for name in expected if name not in received]
+    extra = [name for name in received if name not in expected]
+    shared = [name for name in expected if name in received and received[name] != expected[name]]
+    kernels = [
+        name for name in shared if len(received[name]) == len(expected[name]) == 4 and received[name][:2] == expected[name][:2]
+    ]
+    shapes = [name for name in shared if name not in kernels]
+
+    def both(name: str) -> str:
+        return f"{show(name)} (expected {_shape(expected, name)}, received {_shape(received, name)})"
+
+    kinds = ((kernels, "wrong kernels"), (shapes, "wrong shapes"), (missing, "missing tensors"), (extra, "extra tensors"))
+    return "; ".join(f"{kind} ({len(names)}): {_listing(names, both)}" for names, kind in kinds if names)
+
+
+def _shape(shapes: Shapes, name: str) -> str:
+    return str(list(shapes[name])) if name in shapes else "nothing"
+
+
+def _listing(names: Sequence[str], text: Callable[[str], str] = show) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(map(text, names[:LISTED])) + more
+
+
+def _freeze(name: str, tensor: Any, source: str) -> NDArray[Any]:  # noqa: ANN401 (a Tensor or an array)
+    """A copy as float32 (int64 for counters) that nobody can write to."""
+    torch = require_torch()
+    if isinstance(tensor, np.ndarray):
+        tensor = torch.tensor(tensor)
+    if tensor.layout != torch.strided or tensor.device.type == "meta":
+        raise CheckpointError(f"{source}: expected {name} as a plain tensor, received one that is sparse or has no numbers")
+    counter = name.endswith("num_batches_tracked")
+    known = (torch.int64, torch.int32) if counter else (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+    if tensor.dtype not in known:
+        raise CheckpointError(
+            f"{source}: expected {name} in {'whole' if counter else 'floating-point'} numbers, received {tensor.dtype}"
+        )
+    array = tensor.detach().to("cpu", known[0]).numpy()
+    # An array over bytes is read-only for good: no flag makes it writable.
+    return np.frombuffer(array.tobytes(), array.dtype).reshape(array.shape)
+
+
+def _check_values(arrays: Mapping[str, NDArray[Any]], source: str) -> None:
+    broken = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+    if broken:
+        raise CheckpointError(
+            f"{source}: expected finite numbers, received NaN or infinity in {len(broken)} tensors: {_listing(broken)}"
+        )
+    zero = [name for name, array in arrays.items() if name.endswith(("weight", "running_var")) and not array.any()]
+    if zero:
+        raise CheckpointError(
+            f"{source}: expected trained weights, received only zeros in {len(zero)} tensors: {_listing(zero)}"
+        )
+    negative = [name for name, array in arrays.items() if name.endswith("running_var") and array.min() < 0]
+    if negative:
+        raise CheckpointError(
+            f"{source}: expected no negative variance, received some in {len(negative)} tensors: {_listing(negative)}"
+        )
+
+
+def _hash(arrays: Mapping[str, NDArray[Any]]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"{name} {array.dtype.str} {list(array.shape)}\n".encode() + array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,63 @@
+"""Fixtures that every package's tests may use; torch is imported only where one is asked for."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from convnextpose.variants import Variant
+
+
+@pytest.fixture(scope="session")
+def xs_state():
+    """A state dict of random weights: XS, 18 joints, canonical names. Copy it before changing it."""
+    from convnextpose.network import random_state
+
+    return dict(random_state(Variant.XS))
+
+
+@pytest.fixture(scope="session")
+def xs_checkpoint(xs_state):
+    """The same, verified."""
+    from convnextpose.checkpoint import verify_state
+
+    return verify_state(xs_state, source="random")
+
+
+@pytest.fixture(scope="session")
+def as_published():
+    """A function that makes what the published files hold of a state dict: `network`, `epoch` and Adam's `optimizer`."""
+
+    def build(state, *, numbered=False, module=True, optimizer=True):
+        import torch
+
+        network = {}
+        for name, tensor in state.items():
+            if numbered:
+                for index, part in enumerate(("dwconv", "norm", "pwconv")):
+                    name = re.sub(rf"^(head\.deconv_layers_\d)\.{part}\.", rf"\1.{index}.", name)
+            network[("module." if module else "") + name] = tensor
+        tree = {"epoch": 68, "network": network, "optimizer": {"state": {}, "param_groups": []}}
+        if optimizer:
+            trained = [tensor for tensor in state.values() if tensor.is_floating_point()]
+            moments = {i: {"step": 9, "exp_avg": t * 0.1, "exp_avg_sq": torch.square(t)} for i, t in enumerate(trained)}
+            group = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False, "params": list(moments)}
+            tree["optimizer"] = {"state": moments, "param_groups": [group]}
+        return tree
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def published(as_published):
+    """A function that writes a state dict to a file as the published ones are written."""
+
+    def write(path: Path, state, *, legacy=False, **options) -> Path:
+        import torch
+
+        torch.save(as_published(state, **options), path, _use_new_zipfile_serialization=not legacy)
+        return path
+
+    return write
