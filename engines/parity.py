@@ -1,0 +1,221 @@
+"""The proof that a runtime agrees with the reference: the same crops through both, compared in px and mm.
+
+Per joint, `px` is the distance in the crop between the two predictions, px, and `mm` the difference of their depths, mm.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnextpose.errors import ModelError, ParityError
+from convnextpose.variants import INPUT_SIZE
+from engines.runtime import Runtime, RuntimeDescription
+
+
+@dataclass(frozen=True)
+class ParityLimits:
+    """How far a runtime may stray from the reference; each positive.
+
+    Attributes:
+        mean_px, max_px: mean and largest distance in the crop, px.
+        mean_mm, max_mm: mean and largest difference of depth, mm.
+        max_score: largest difference of a score (0..1).
+    """
+
+    mean_px: float
+    max_px: float
+    mean_mm: float
+    max_mm: float
+    max_score: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Check that each is a positive number."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not (math.isfinite(value) and value > 0):
+                raise ParityError(f"expected a positive {field.name}, received {value}")
+
+
+FP32_LIMITS = ParityLimits(mean_px=1e-3, max_px=1e-2, mean_mm=1e-2, max_mm=1e-1, max_score=1e-3)
+"""For a runtime that computes in FP32: what the order of its sums may change."""
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Mean, 95th percentile and largest of some differences, in the unit that their name has."""
+
+    mean: float
+    p95: float
+    max: float
+
+    @classmethod
+    def of(cls, values: NDArray[np.floating]) -> Differences:
+        """Of all values of an array."""
+        return cls(float(values.mean()), float(np.percentile(values, 95)), float(values.max()))
+
+
+@dataclass(frozen=True)
+class JointParity:
+    """One joint's differences.
+
+    Attributes:
+        joint: its name.
+        px: distances in the crop, px.
+        mm: differences of depth, mm.
+    """
+
+    joint: str
+    px: Differences
+    mm: Differences
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """A runtime against the reference.
+
+    Attributes:
+        model: the model's name.
+        checkpoint_sha256: hash of the checkpoint that both run.
+        reference: what it was measured against.
+        candidate: what was measured.
+        crops: how many crops both were given.
+        limits: what the candidate is held to.
+        px: distances in the crop over all joints, px.
+        mm: differences of depth over all joints, mm.
+        max_score: the largest difference of a score.
+        joints: the same for each joint, in the model's order.
+    """
+
+    model: str
+    checkpoint_sha256: str
+    reference: RuntimeDescription
+    candidate: RuntimeDescription
+    crops: int
+    limits: ParityLimits
+    px: Differences
+    mm: Differences
+    max_score: float
+    joints: tuple[JointParity, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything is within the limits."""
+        return (
+            self.px.mean <= self.limits.mean_px
+            and self.px.max <= self.limits.max_px
+            and self.mm.mean <= self.limits.mean_mm
+            and self.mm.max <= self.limits.max_mm
+            and self.max_score <= self.limits.max_score
+        )
+
+    @property
+    def worst(self) -> tuple[JointParity, ...]:
+        """The joints, the one farthest beyond (or nearest to) its limits first."""
+        return tuple(
+            sorted(self.joints, key=lambda j: max(j.px.max / self.limits.max_px, j.mm.max / self.limits.max_mm), reverse=True)
+        )
+
+    def check(self) -> None:
+        """Nothing, if it passed.
+
+        Raises:
+            ParityError: naming the worst joints.
+        """
+        if not self.passed:
+            worst = ", ".join(f"{j.joint} ({j.px.max:.3g} px, {j.mm.max:.3g} mm)" for j in self.worst[:3])
+            raise ParityError(f"{self}; worst joints: {worst}")
+
+    def __str__(self) -> str:
+        """One line for people."""
+        limits = self.limits
+        return (
+            f"{self.candidate.name} ({self.candidate.precision}) {'agrees' if self.passed else 'disagrees'} with "
+            f"{self.reference.name} on {self.crops} crops: mean {self.px.mean:.2g} px and {self.mm.mean:.2g} mm, largest "
+            f"{self.px.max:.2g} px and {self.mm.max:.2g} mm, scores within {self.max_score:.2g} (limits: mean "
+            f"{limits.mean_px:g} px and {limits.mean_mm:g} mm, largest {limits.max_px:g} px and {limits.max_mm:g} mm, scores "
+            f"{limits.max_score:g})"
+        )
+
+    def to_json(self) -> str:
+        """The report as JSON."""
+        return json.dumps(asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> ParityReport:
+        """The report that `to_json` wrote.
+
+        Raises:
+            ParityError: the text is no such report.
+        """
+        try:
+            found = json.loads(text)
+            found["reference"] = RuntimeDescription(**found["reference"])
+            found["candidate"] = RuntimeDescription(**found["candidate"])
+            found["limits"] = ParityLimits(**found["limits"])
+            found["joints"] = tuple(
+                JointParity(joint["joint"], Differences(**joint["px"]), Differences(**joint["mm"])) for joint in found["joints"]
+            )
+            return cls(**{**found, "px": Differences(**found["px"]), "mm": Differences(**found["mm"])})
+        except (ValueError, KeyError, TypeError) as error:
+            raise ParityError(f"expected a parity report in JSON, received something else: {error}") from error
+
+
+def compare(
+    reference: Runtime, candidate: Runtime, crops: NDArray[np.uint8], limits: ParityLimits = FP32_LIMITS
+) -> ParityReport:
+    """Run the same crops [N, 256, 256, 3] (uint8 BGR) through both.
+
+    Raises:
+        ModelError: they run different models.
+        ParityError: there are no crops, or predictions that are not finite.
+    """
+    if (reference.model.checkpoint_sha256, reference.model.joint_set) != (
+        candidate.model.checkpoint_sha256,
+        candidate.model.joint_set,
+    ):
+        raise ModelError(
+            f"expected two runtimes of one checkpoint, received {reference.model.name} "
+            f"({reference.model.checkpoint_sha256[:12]}) and {candidate.model.name} ({candidate.model.checkpoint_sha256[:12]})"
+        )
+    if len(crops) == 0:
+        raise ParityError("expected one crop or more to compare runtimes on, received none")
+    expected, found = reference.run(crops), candidate.run(crops)
+    for runtime, predictions in ((reference, expected), (candidate, found)):
+        if not (np.isfinite(predictions.joints).all() and np.isfinite(predictions.scores).all()):
+            raise ParityError(f"expected finite predictions from {runtime.describe()}, received NaN or infinity")
+    difference = found.joints.astype(np.float64) - expected.joints
+    px, mm = np.hypot(difference[..., 0], difference[..., 1]), np.abs(difference[..., 2])
+    return ParityReport(
+        model=candidate.model.name,
+        checkpoint_sha256=candidate.model.checkpoint_sha256,
+        reference=reference.describe(),
+        candidate=candidate.describe(),
+        crops=len(crops),
+        limits=limits,
+        px=Differences.of(px),
+        mm=Differences.of(mm),
+        max_score=float(np.abs(found.scores.astype(np.float64) - expected.scores).max()),
+        joints=tuple(
+            JointParity(name, Differences.of(px[:, j]), Differences.of(mm[:, j]))
+            for j, name in enumerate(candidate.model.joint_set.joints)
+        ),
+    )
+
+
+def noise_crops(count: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Crops [count, 256, 256, 3] of coloured noise, from single pixels to large blocks, the same for the same seed.
+
+    For checks where no pictures of people are at hand.
+    """
+    rng = np.random.default_rng(seed)
+    crops = np.empty((count, INPUT_SIZE, INPUT_SIZE, 3), np.uint8)
+    for index in range(count):
+        block = 2 ** (index % 8)
+        cells = rng.integers(0, 256, (INPUT_SIZE // block, INPUT_SIZE // block, 3), np.uint8)
+        crops[index] = cells.repeat(block, axis=0).repeat(block, axis=1)
+    return crops

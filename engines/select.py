@@ -1,0 +1,165 @@
+"""Which runtime runs a model: what is installed, what `auto` chooses and why, and opening it.
+
+A runtime that was asked for by name either starts or is an error: nothing is substituted silently.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from convnextpose.errors import ModelError, RuntimeUnavailableError
+from engines.metadata import read_metadata
+from engines.runtime import ModelInfo, Runtime
+from engines.runtimes.onnxruntime import OnnxRuntime
+from engines.runtimes.openvino import OpenVinoRuntime
+from engines.runtimes.torch import TorchRuntime
+
+if TYPE_CHECKING:
+    from convnextpose.checkpoint import VerifiedCheckpoint
+
+RUNTIMES = ("openvino", "onnxruntime", "torch")
+"""The runtimes by name; each is also the name of its library and of the package that installs it."""
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a runtime is installed.
+
+    Attributes:
+        name: the runtime's name.
+        installed: whether its library is there; it has not been loaded.
+        version: the library's version, None where it is not installed or does not tell.
+        what_to_install: the command that installs it.
+    """
+
+    name: str
+    installed: bool
+    version: str | None
+    what_to_install: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which runtime runs a model, and why.
+
+    Attributes:
+        name: the runtime's name.
+        reason: why that one, as the end of "chosen because ...".
+    """
+
+    name: str
+    reason: str
+
+
+def available() -> list[Availability]:
+    """Every runtime and whether it is installed; loads no library and opens no device."""
+    return [Availability(name, _installed(name), _version(name), f"pip install {name}") for name in RUNTIMES]
+
+
+def choose_runtime(runtime: str = "auto") -> Choice:
+    """Choose the runtime; loads no library and opens no device.
+
+    Args:
+        runtime: `openvino`, `onnxruntime` or `torch`, or `auto`: on an x86-64 CPU OpenVINO if it is installed, otherwise
+            ONNX Runtime; on other CPUs ONNX Runtime first. `torch` is never chosen by `auto`.
+
+    Raises:
+        RuntimeUnavailableError: there is no such runtime, or it is not installed.
+    """
+    if runtime != "auto":
+        if runtime not in RUNTIMES:
+            raise RuntimeUnavailableError(f"expected runtime auto, {', '.join(RUNTIMES)}, received {runtime!r}")
+        _require(runtime)
+        return Choice(runtime, "it was asked for")
+    machine = platform.machine()
+    x86 = machine.lower() in ("x86_64", "amd64")
+    first, second = ("openvino", "onnxruntime") if x86 else ("onnxruntime", "openvino")
+    cpu = "an x86-64 CPU" if x86 else f"a CPU of type {machine}"
+    if _installed(first):
+        return Choice(first, f"it is installed and the default on {cpu}")
+    if _installed(second):
+        return Choice(second, f"it is installed, and {first}, the default on {cpu}, is not")
+    raise RuntimeUnavailableError(f"expected openvino or onnxruntime to run models, found neither; pip install {first}")
+
+
+def open_runtime(
+    model: Path | bytes | VerifiedCheckpoint,
+    runtime: str = "auto",
+    *,
+    threads: int | None = None,
+    precision: str = "fp32",
+    name: str | None = None,
+    random: bool = False,
+) -> Runtime:
+    """Open a model in a runtime. It has run one crop when this returns, so that the next is as fast as any.
+
+    Args:
+        model: an exported ONNX file or its bytes, or a verified checkpoint, which is exported in memory unless the runtime
+            is torch.
+        runtime: as for `choose_runtime`.
+        threads: how many threads it computes on; None leaves that to the library.
+        precision: what its convolutions compute in: `fp32`; with OpenVINO also `bf16` and `fp16` where the CPU has them.
+        name: what people call the model; None keeps an exported model's name, and calls a checkpoint by its variant.
+        random: whether a checkpoint's weights are random numbers; an exported model says so itself.
+
+    Raises:
+        RuntimeUnavailableError: the runtime is not installed, or cannot run such a model, precision or number of threads.
+        ModelError: the file is not a whole model that this project exported.
+        ExportError: the checkpoint could not be exported.
+    """
+    chosen = choose_runtime(runtime).name
+    if threads is not None and threads < 1:
+        raise RuntimeUnavailableError(f"expected 1 thread or more, received {threads}")
+    try:
+        if isinstance(model, (Path, bytes)):
+            if chosen == "torch":
+                raise RuntimeUnavailableError(
+                    "the runtime torch runs checkpoints, received an exported model; give it the checkpoint, or choose "
+                    "openvino or onnxruntime"
+                )
+            onnx, source = (model, "the bytes") if isinstance(model, bytes) else (_read(model), str(model))
+        elif chosen == "torch":
+            info = ModelInfo(name or model.variant.name.lower(), model.variant, model.joint_set, model.sha256, random)
+            return TorchRuntime(model, info, threads=threads, precision=precision)
+        else:
+            from engines.export import export_bytes
+
+            onnx, source = export_bytes(model, name=name or model.variant.name.lower(), random=random), model.source
+        info = read_metadata(onnx, source, name)
+        kind = OpenVinoRuntime if chosen == "openvino" else OnnxRuntime
+        return kind(onnx, info, threads=threads, precision=precision)
+    except ImportError as error:
+        raise RuntimeUnavailableError(
+            f"the runtime {chosen} is installed but does not load: {error}; pip install --force-reinstall {chosen}"
+        ) from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"expected an ONNX model at {path}, but it cannot be read: {error.strerror}") from error
+
+
+def _installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ImportError:
+        return False
+
+
+def _require(name: str) -> None:
+    if not _installed(name):
+        raise RuntimeUnavailableError(f"the runtime {name} was asked for and is not installed; pip install {name}")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name) if _installed(name) else None
+    except metadata.PackageNotFoundError:
+        return None  # a build under another package's name
