@@ -1,0 +1,39 @@
+# `make demo` and `make test` go from a fresh checkout to a result; everything lands in .venv and demo-output.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+DEMO = convnextpose/weights/demo.mp4
+
+.PHONY: demo test check bench clean
+
+$(VENV)/base: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	@# OpenCV's ordinary wheel needs libGL, which a bare server lacks: there its headless twin of the same version serves.
+	$(BIN)/python -c 'import cv2' 2>/dev/null || { $(BIN)/python -m pip uninstall -q -y opencv-python && \
+	  $(BIN)/python -m pip install -q -c constraints.txt opencv-python-headless; }
+	touch $@
+
+$(VENV)/dev: $(VENV)/base
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[build,dev]'
+	touch $@
+
+demo: $(VENV)/base
+	$(BIN)/convnextpose run $(DEMO) --out demo-output --camera 620,620,319.5,239.5 --trace demo-output/trace.json --overwrite
+	$(BIN)/python benchmarks/accuracy.py demo-output/poses.npz convnextpose/weights/demo_truth.json
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_layers.py
+
+bench: $(VENV)/dev
+	$(BIN)/python benchmarks/pipeline_speed.py
+	$(BIN)/python benchmarks/host_work.py
+
+clean:
+	rm -rf $(VENV) demo-output build *.egg-info

@@ -1,0 +1,43 @@
+"""How surely a search finds a person: the best mean score in pictures and in frames of videos.
+
+    python benchmarks/people_scores.py [--model xs] [--every 50] PICTURE_OR_VIDEO...
+
+The figures behind MIN_SCORE (pipeline/people.py, docs/people.md); run it on footage of your own, with and without people, to
+choose --min-score for other weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from pipeline.people import MIN_SCORE, SinglePerson, see
+from pipeline.run import open_model
+from pipeline.sources import open_source
+
+
+def main() -> None:
+    """Print a line for each picture that was searched."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+")
+    parser.add_argument("--model", default="xs")
+    parser.add_argument("--every", type=int, default=50, help="search every n-th frame of a video")
+    arguments = parser.parse_args()
+    with open_model(arguments.model, "auto") as runtime:
+        for file in arguments.files:
+            with open_source(file) as source:
+                for frame in source:
+                    if frame.index % arguments.every:
+                        continue
+                    finder = SinglePerson(runtime, min_score=0.0)
+                    sightings = see(runtime, frame.image, finder.find(frame))
+                    if not sightings:
+                        print(f"{source.name:24s} frame {frame.index:4d}  nobody")
+                        continue
+                    box, score = sightings[0].person.box, sightings[0].score
+                    verdict = "found" if score >= MIN_SCORE else "nobody"
+                    place = f"x={box.x:.0f} y={box.y:.0f} {box.width:.0f}x{box.height:.0f} px"
+                    print(f"{source.name:24s} frame {frame.index:4d}  {verdict:6s}  score {score:.2f}  {place}")
+
+
+if __name__ == "__main__":
+    main()
