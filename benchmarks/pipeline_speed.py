@@ -3,9 +3,9 @@
     python benchmarks/pipeline_speed.py [--clip CLIP] [--rounds 5] [--json FILE]
 
 Everything is on: decoding, finding the person, the network, lifting, drawing, MP4, NDJSON and NPZ. Each round runs the clip
-once with the stages called one after another in one thread and once through the pipeline, in turn, so that a machine that drifts
-drifts for both. The bound on a frame's time is the larger of two figures of the round's run in one thread: the slowest stage's
-time, and the CPU time of the whole process over the number of cores. Ratios are of medians over the rounds.
+once with the stages called one after another in one thread and once through the pipeline, in turn, so that a machine that
+drifts does so for both. The bound on a frame's time is the larger of two figures of the round's run in one thread: the slowest
+stage's time, and the CPU time of the whole process over the number of cores. Ratios are taken in each round; the median counts.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """The network, its variants, checkpoints, skeletons, the camera and the crop, scores, and the default weights.
 
-May import numpy; torch only inside `network.py` and `checkpoint.py`, which are the network. Imports
-nothing of `engines`, `pipeline` or `tools`.
+May import numpy; torch only inside `network.py`, and when used inside `containers.py` and `checkpoint.py`. Imports nothing of
+`engines`, `pipeline` or `tools`.
 """

@@ -172,14 +172,12 @@ class Pipeline:
             if thread.ident is not None:
                 thread.join(max(0.1, deadline - time.monotonic()))
         self.ledger.fail_rest("the run was stopped" if self._error is None else f"stage {self._error.stage} stopped the run")
-        for stage, resource in (
-            ("capture", self._source),
-            ("infer", self._runtime),
-            *(("sinks", sink) for sink in self._sinks),
-            *([("sinks", self._trace)] if self._trace else []),
-        ):
+        closers = [("capture", self._source.close), ("infer", self._runtime.close)]
+        closers += [("sinks", sink.close) for sink in self._sinks]
+        closers += [("sinks", self._trace.close)] if self._trace else []
+        for stage, close in closers:
             try:
-                resource.close()
+                close()
             except PoseError as error:
                 self._fail(stage, error)
         if self._error is not None:

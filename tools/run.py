@@ -29,9 +29,7 @@ def _camera(text: str) -> Intrinsics:
 
 def run_command(
     source: Annotated[Path, typer.Argument(help="A video file, a picture, or a folder of pictures.", show_default=False)],
-    out: Annotated[
-        Path, typer.Option("--out", help="Folder for poses.mp4, poses.ndjson and poses.npz.", show_default=False)
-    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for poses.mp4, poses.ndjson and poses.npz.", show_default=False)],
     model: Annotated[
         str, typer.Option(help="Default weights by name (xs), a checkpoint of the authors, or an exported .onnx file.")
     ] = "xs",

@@ -100,8 +100,8 @@ def test_boxes_are_read_from_csv(tmp_path):
         ("frame,x,y,width\n0,1,2,3\n", "'height'"),
         ("frame,x,y,width,height\n0,1,2,3,4\n1,1,2,x,4\n", "after line 2"),
         ("frame,x,y,width,height\n0,1,2,3,-4\n", "positive"),
-        ('{"type":"frame","index":0,"poses":[{"track_id":0,"box":[1,2,3]}]}\n', "box"),
-        ("{nonsense\n", "after line 0"),
+        ('{"type":"frame","index":0,"poses":[{"track_id":0,"box":[1,2,3]}]}\n', "line 1 of"),
+        ("{nonsense\n", "line 1 of"),
     ],
 )
 def test_bad_boxes_are_refused_in_one_sentence(tmp_path, text, told):

@@ -1,0 +1,491 @@
+"""Sources on real files that the tests make: times, uprightness, and every way in which a file can be wrong or break."""
+
+import itertools
+import os
+import struct
+import threading
+import wave
+from fractions import Fraction
+
+import av
+import cv2
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from convnextpose.errors import SourceError
+from pipeline.sources import open_source
+
+RATE = 25
+COUNT = 60
+
+
+def picture(index, width=96, height=64):
+    """A textured picture that differs from frame to frame."""
+    y, x = np.mgrid[0:height, 0:width]
+    noise = np.random.default_rng(index).integers(0, 24, (height, width, 3))
+    return (np.stack([x + 3 * index, 2 * y + index, (x + y) // 2 + 60], -1) % 232 + noise).astype(np.uint8)
+
+
+def write_video(path, codec="libx264", *, times=None, options=None, container_options=None, pictures=None, **muxer):
+    """A video of `picture`s, at `times` in seconds or at 25 frames a second."""
+    pictures = [picture(i) for i in range(COUNT if times is None else len(times))] if pictures is None else pictures
+    pixels = {"mjpeg": "yuvj420p", "gif": "rgb8", "ffv1": "bgr0"}.get(codec, "yuv420p")
+    with av.open(str(path), "w", options=container_options or {}, **muxer) as container:
+        stream = container.add_stream(codec, rate=RATE, options=options or {})
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = pixels
+        stream.bit_rate = 0 if codec == "libx264" else 2_000_000
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 90_000)
+        for index, image in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(image, format="bgr24")
+            if times is not None:
+                frame.pts, frame.time_base = round(times[index] * 90_000), Fraction(1, 90_000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def read(path):
+    """What a source gives and how it ends: (frames, the error or None)."""
+    frames = []
+    with open_source(path) as source:
+        try:
+            frames.extend(source)
+        except SourceError as error:
+            assert list(source) == [], "a source that broke has ended"
+            return frames, error
+    return frames, None
+
+
+def refusal(path):
+    """The one sentence with which a file is refused when it is opened."""
+    with pytest.raises(SourceError) as caught:
+        open_source(path)
+    assert isinstance(caught.value, OSError)
+    message = str(caught.value)
+    assert message and "\n" not in message and len(message) < 400
+    return message
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """The same frames in many containers."""
+    folder = tmp_path_factory.mktemp("clips")
+    h264 = {"g": "12"}
+    return {
+        "mp4": write_video(folder / "a.mp4", options=h264, container_options={"movflags": "faststart"}),
+        "fragmented": write_video(
+            folder / "fragmented.mp4",
+            options=h264,
+            container_options={"movflags": "frag_keyframe+empty_moov+default_base_moof"},
+        ),
+        "mkv": write_video(folder / "a.mkv", options=h264),
+        "ts": write_video(folder / "a.ts", options=h264),
+        "avi": write_video(folder / "a.avi", "mpeg4", options={"bf": "2", "g": "12"}),
+        "mjpeg": write_video(folder / "mjpeg.avi", "mjpeg"),
+        "mpg": write_video(folder / "a.mpg", "mpeg2video", options={"bf": "2"}),
+        "gif": write_video(folder / "a.gif", "gif"),
+        "raw": write_video(folder / "a.h264", options=h264),
+    }
+
+
+# Times and sizes.
+
+
+@pytest.mark.parametrize("kind", ["mp4", "fragmented", "mkv", "ts", "avi", "mjpeg", "mpg", "gif", "raw"])
+def test_every_container_gives_all_frames_at_their_times(clips, kind):
+    with open_source(clips[kind]) as source:
+        assert (source.name, source.width, source.height) == (clips[kind].name, 96, 64)
+        assert source.frame_rate == pytest.approx(RATE)
+        assert source.frame_count in (None, COUNT)
+        frames = list(source)
+    assert [f.index for f in frames] == list(range(COUNT))
+    assert {f.source_id for f in frames} == {clips[kind].name}
+    assert np.allclose([f.time_s for f in frames], np.arange(COUNT) / RATE, atol=1e-3)
+    if kind != "gif":  # its palette has few colours
+        for index, frame in enumerate(frames):
+            blurred = cv2.blur(frame.image, (9, 9)), cv2.blur(picture(index), (9, 9))
+            assert np.abs(blurred[0].astype(int) - blurred[1]).mean() < 12, "frames come in order"
+
+
+def test_containers_that_count_their_frames_say_how_many(clips):
+    for kind in ("mp4", "avi"):
+        with open_source(clips[kind]) as source:
+            assert source.frame_count == COUNT
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(gaps=st.lists(st.floats(0.002, 3.0), min_size=1, max_size=12), start=st.floats(0, 5))
+def test_a_variable_frame_rate_stays_what_it_is(tmp_path, gaps, start):
+    times = start + np.concatenate([[0.0], np.cumsum(gaps)])
+    frames, error = read(write_video(tmp_path / "v.mp4", times=times, options={"preset": "ultrafast"}))
+    assert error is None
+    assert np.allclose([f.time_s for f in frames], times - times[0], atol=1e-3)
+
+
+def test_time_stamps_that_jump_back_still_grow(clips, tmp_path):
+    twice = tmp_path / "twice.ts"
+    twice.write_bytes(clips["ts"].read_bytes() * 2)
+    frames, error = read(twice)
+    times = np.array([f.time_s for f in frames])
+    assert error is None and len(frames) == 2 * COUNT
+    assert np.allclose(np.diff(times), 1 / RATE, atol=1e-3)
+
+
+def test_an_odd_width_gives_whole_rows(tmp_path):
+    image = picture(0, 97, 63)
+    frames, _ = read(write_video(tmp_path / "odd.mkv", "ffv1", pictures=[image] * 2))
+    assert frames[0].image.flags.c_contiguous
+    assert np.array_equal(frames[0].image, image)
+
+
+def set_display_matrix(path, a, b, c, d):
+    """Patch the track header's matrix, as a phone that was held sideways writes it."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40
+    one = 1 << 16
+    data[at : at + 36] = struct.pack(">9i", a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [(1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0), (-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0), (0, -1, -1, 0)],
+)
+def test_rotated_and_mirrored_video_stands_upright(tmp_path, matrix):
+    """x' = a x + c y, y' = b x + d y, for each quarter of the picture."""
+    grey = np.zeros((64, 96), np.uint8)
+    levels = {(-1, -1): 40, (1, -1): 100, (-1, 1): 160, (1, 1): 220}
+    for (x, y), level in levels.items():
+        grey[slice(32, 64) if y > 0 else slice(0, 32), slice(48, 96) if x > 0 else slice(0, 48)] = level
+    path = write_video(tmp_path / "phone.mp4", pictures=[np.dstack([grey] * 3)] * 3)
+    set_display_matrix(path, *matrix)
+    a, b, c, d = matrix
+    with open_source(path) as source:
+        frames = list(source)
+        assert (source.width, source.height) == ((64, 96) if b else (96, 64))
+    for frame in frames:
+        assert (frame.width, frame.height) == (source.width, source.height)
+        for (x, y), level in levels.items():
+            column, row = ((1 + a * x + c * y) // 2, (1 + b * x + d * y) // 2)
+            assert abs(int(frame.image[[frame.height // 4, -frame.height // 4][row], :, 1][[20, -20][column]]) - level) < 8
+
+
+def test_names_that_mean_something_to_ffmpeg_are_only_names(clips, tmp_path):
+    for name in ("12:30 http.mp4", "frame%03d.mp4", "concat:a|b.mp4", "ä ö.mp4"):
+        path = tmp_path / name
+        path.write_bytes(clips["mp4"].read_bytes())
+        frames, error = read(path)
+        assert error is None and len(frames) == COUNT and frames[0].source_id == name
+
+
+def test_metadata_in_an_old_encoding_is_no_obstacle(tmp_path):
+    path = tmp_path / "old.mp4"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "caf#"
+        stream = container.add_stream("libx264", rate=RATE)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(0), format="bgr24")))
+        container.mux(stream.encode(None))
+    data = path.read_bytes()
+    assert b"caf#" in data
+    path.write_bytes(data.replace(b"caf#", b"caf\xe9"))
+    assert len(read(path)[0]) == 1
+
+
+# Streams that break.
+
+
+@pytest.mark.parametrize("kind", ["mp4", "fragmented", "mkv", "avi", "mjpeg"])
+@pytest.mark.parametrize("part", [0.4, 0.7, 0.95])
+def test_a_file_that_is_cut_short_keeps_what_came_before(clips, tmp_path, kind, part):
+    whole, _ = read(clips[kind])
+    data = clips[kind].read_bytes()
+    path = tmp_path / ("cut" + clips[kind].suffix)
+    path.write_bytes(data[: int(len(data) * part)])
+    frames, error = read(path)
+    assert 0 < len(frames) < COUNT
+    assert f"broke at frame {len(frames)}" in str(error) and "cut short" in str(error)
+    assert path.name in str(error) and "\n" not in str(error)
+    for ours, theirs in zip(frames[:-1], whole, strict=False):
+        assert np.array_equal(ours.image, theirs.image) and ours.time_s == pytest.approx(theirs.time_s)
+    if kind in ("mp4", "avi", "mjpeg"):
+        assert f"frame {len(frames)} of {COUNT}" in str(error)
+
+
+@pytest.mark.parametrize("kind", ["ts", "mpg", "raw"])
+def test_formats_that_promise_nothing_give_what_they_have(clips, tmp_path, kind):
+    whole, _ = read(clips[kind])
+    data = clips[kind].read_bytes()
+    path = tmp_path / clips[kind].name
+    path.write_bytes(data[: int(len(data) * 0.6)])
+    frames, error = read(path)
+    assert 0.3 * COUNT < len(frames) < COUNT
+    assert error is None or f"broke at frame {len(frames)}" in str(error)
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(frames[:-1], whole, strict=False))
+
+
+@pytest.mark.parametrize("kind", ["mp4", "mkv", "mpg", "raw"])
+def test_damage_in_the_middle_never_passes_for_pictures(clips, tmp_path, kind):
+    whole, _ = read(clips[kind])
+    data = bytearray(clips[kind].read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 1500] = np.random.default_rng(7).bytes(1500)
+    path = tmp_path / clips[kind].name
+    path.write_bytes(data)
+    frames, error = read(path)
+    assert error is not None and f"broke at frame {len(frames)}" in str(error) and "damaged" in str(error)
+    assert 0.2 * COUNT < len(frames) < COUNT
+    # The picture that the damage begins in may still decode: nobody can tell it from a true one.
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(frames[:-1], whole, strict=False))
+
+
+def test_a_lost_packet_of_a_transport_stream_breaks_it(clips, tmp_path):
+    whole, _ = read(clips["ts"])
+    data = clips["ts"].read_bytes()
+    middle = len(data) // 2 // 188 * 188
+    path = tmp_path / "lost.ts"
+    path.write_bytes(data[:middle] + data[middle + 188 :])
+    frames, error = read(path)
+    assert f"broke at frame {len(frames)}" in str(error) and 0.2 * COUNT < len(frames) < COUNT
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(frames, whole, strict=False))
+
+
+def test_an_avi_says_that_pictures_are_missing(clips, tmp_path):
+    data = bytearray(clips["mjpeg"].read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 4000] = bytes(4000)
+    path = tmp_path / "damaged.avi"
+    path.write_bytes(data)
+    frames, error = read(path)
+    assert 0.2 * COUNT < len(frames) < COUNT
+    assert f"frame {len(frames)} of {COUNT}" in str(error)
+
+
+def test_an_avi_may_repeat_a_picture_with_an_empty_chunk(clips, tmp_path):
+    data = clips["mjpeg"].read_bytes().replace(b"idx1", b"JUNK")
+    at = data.index(b"movi")
+    chunks = [at + 4]
+    while len(chunks) < 21:
+        (size,) = struct.unpack_from("<I", data, chunks[-1] + 4)
+        chunks.append(chunks[-1] + 8 + size + size % 2)
+    assert all(data[c : c + 4] == b"00dc" for c in chunks)
+    empty = bytearray(data[: chunks[20]] + b"00dc\0\0\0\0" + data[chunks[20] :])
+    for place in (4, at - 4):  # the sizes of the file and of the list
+        struct.pack_into("<I", empty, place, struct.unpack_from("<I", data, place)[0] + 8)
+    path = tmp_path / "repeat.avi"
+    path.write_bytes(empty)
+    frames, error = read(path)
+    assert error is None and len(frames) == COUNT
+    assert np.allclose([f.time_s for f in frames], [(i + (i >= 20)) / RATE for i in range(COUNT)], atol=1e-3)
+
+
+def test_pictures_that_a_decoder_held_back_still_come(tmp_path):
+    """Frames wait in the decoder to be put in order: a break behind them doesn't swallow them."""
+    path = write_video(tmp_path / "b.mp4", options={"bf": "3", "g": "60"}, container_options={"movflags": "faststart"})
+    with av.open(str(path)) as container:
+        packets = [p for p in container.demux(video=0) if p.size]
+        cut, size = packets[40].pos, packets[40].size
+        shown = sorted(p.pts for p in packets)
+        whole = next(n for n, pts in enumerate(shown) if pts not in {p.pts for p in packets[:40]})
+    path.write_bytes(path.read_bytes()[: cut + min(4, size)])
+    frames, error = read(path)
+    assert len(frames) >= whole and "cut short" in str(error)
+
+
+def test_a_recording_that_begins_between_key_frames_begins_at_the_first(clips, tmp_path):
+    data = clips["ts"].read_bytes()
+    path = tmp_path / "late.ts"
+    path.write_bytes(data[len(data) // 188 // 5 * 188 :])
+    frames, error = read(path)
+    assert error is None and COUNT // 2 < len(frames) < COUNT
+    assert frames[0].index == 0 and frames[0].time_s == 0.0
+    assert np.allclose(np.diff([f.time_s for f in frames]), 1 / RATE, atol=1e-3)
+    whole, _ = read(clips["ts"])
+    assert np.array_equal(frames[-1].image, whole[-1].image)
+
+
+# Files that are refused.
+
+
+def test_what_is_no_video_is_refused_in_one_sentence(tmp_path, clips):
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
+    (tmp_path / "text.mp4").write_text("this is no video\n" * 100)
+    (tmp_path / "text.txt").write_text("this is no video\n" * 100)
+    (tmp_path / "head.mp4").write_bytes(clips["mp4"].read_bytes()[:40])
+    (tmp_path / "zeros.jpg").write_bytes(b"\0" * 100)
+    (tmp_path / "empty.png").write_bytes(b"")
+    for path in sorted(tmp_path.iterdir()):
+        assert path.name in refusal(path)
+    assert "empty" in refusal(tmp_path / "empty.mp4")
+    assert "text" in refusal(tmp_path / "text.txt")
+    assert "cut short" in refusal(tmp_path / "head.mp4")
+    assert "there is no" in refusal(tmp_path / "missing.mp4")
+
+
+def test_an_mp4_without_its_index_is_cut_short(tmp_path):
+    path = write_video(tmp_path / "phone.mp4")  # the index stands at the end
+    path.write_bytes(path.read_bytes()[:-200])
+    assert "cut short" in refusal(path)
+
+
+def test_devices_and_pipes_are_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    assert "pipe" in refusal(tmp_path / "pipe.mp4")
+    assert "device" in refusal("/dev/null")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission_is_refused(tmp_path, clips):
+    path = tmp_path / "mine.mp4"
+    path.write_bytes(clips["mp4"].read_bytes())
+    path.chmod(0)
+    assert "ermission" in refusal(path)
+
+
+def test_sound_is_refused_even_with_a_cover_picture(tmp_path):
+    sound = tmp_path / "sound.wav"
+    with wave.open(str(sound), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(np.random.default_rng(0).integers(-2000, 2000, 8000, np.int16).tobytes())
+    assert "only sound" in refusal(sound)
+
+    cover = cv2.imencode(".jpg", picture(0))[1].tobytes()
+    body = b"\0image/jpeg\0\x03\0" + cover
+    frame = b"APIC" + struct.pack(">I", len(body)) + b"\0\0" + body
+    size = bytes((len(frame) >> shift) & 0x7F for shift in (21, 14, 7, 0))
+    song = tmp_path / "song.mp3"
+    with av.open(str(tmp_path / "plain.mp3"), "w") as container:
+        stream = container.add_stream("libmp3lame", rate=44100)
+        samples = np.random.default_rng(0).integers(-2000, 2000, (1, 2 * 1152 * 20), np.int16)
+        for start in range(0, samples.shape[1], 2 * 1152):
+            chunk = av.AudioFrame.from_ndarray(samples[:, start : start + 2 * 1152], format="s16", layout="stereo")
+            chunk.sample_rate = 44100
+            container.mux(stream.encode(chunk))
+        container.mux(stream.encode(None))
+    song.write_bytes(b"ID3\x03\0\0" + size + frame + (tmp_path / "plain.mp3").read_bytes())
+    with av.open(str(song)) as container:
+        assert container.streams.video, "the cover is a video stream to FFmpeg"
+    assert "only sound" in refusal(song)
+
+
+def test_an_unknown_codec_is_refused(clips, tmp_path):
+    path = tmp_path / "strange.mp4"
+    path.write_bytes(clips["mp4"].read_bytes().replace(b"avc1", b"zzzz"))
+    assert "codec" in refusal(path)
+
+
+# Pictures and folders.
+
+
+def test_a_picture_is_one_frame(tmp_path):
+    path = tmp_path / "one.PNG"
+    path.write_bytes(cv2.imencode(".png", picture(3))[1].tobytes())
+    with open_source(str(path)) as source:
+        assert (source.name, source.width, source.height) == ("one.PNG", 96, 64)
+        assert (source.frame_rate, source.frame_count) == (None, 1)
+        (frame,) = source
+    assert np.array_equal(frame.image, picture(3)) and (frame.index, frame.time_s) == (0, 0.0)
+
+
+def test_grey_transparent_and_deep_pictures_become_bgr(tmp_path):
+    grey = picture(0)[..., 0]
+    for name, image in {
+        "grey.png": grey,
+        "alpha.png": np.dstack([picture(0), np.full((64, 96), 200, np.uint8)]),
+        "deep.png": grey.astype(np.uint16) * 256,
+    }.items():
+        cv2.imwrite(str(tmp_path / name), image)
+        ((frame,), _) = read(tmp_path / name)
+        assert frame.image.dtype == np.uint8 and frame.image.shape == (64, 96, 3)
+
+
+def test_a_photograph_stands_upright(tmp_path):
+    """EXIF orientation 6: the camera was turned, the top row is at the right."""
+    image = cv2.blur(picture(0), (15, 15))
+    jpeg = cv2.imencode(".jpg", image)[1].tobytes()
+    tiff = b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 0x112, 3, 1, 6, 0, 0)
+    exif = b"Exif\0\0" + tiff
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:])
+    with open_source(path) as source:
+        assert (source.width, source.height) == (64, 96)
+        (frame,) = source
+    assert np.abs(frame.image.astype(int) - cv2.rotate(image, cv2.ROTATE_90_CLOCKWISE)).mean() < 6
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Pictures of different sizes, whose order by name is not that of their numbers, among other files."""
+    folder = tmp_path / "holiday"
+    folder.mkdir()
+    for index, name in enumerate(["img1.png", "img2.jpg", "img9.PNG", "img10.png", "img11.bmp"]):
+        suffix = name[-4:].lower()
+        (folder / name).write_bytes(cv2.imencode(suffix, picture(index, 96 + 2 * index))[1].tobytes())
+    (folder / "notes.txt").write_text("no picture")
+    (folder / "._img1.png").write_bytes(b"what another system leaves")
+    (folder / "inner.png").mkdir()
+    return folder
+
+
+def test_a_folder_gives_its_pictures_in_natural_order(folder):
+    with open_source(folder) as source:
+        assert (source.name, source.width, source.height) == ("holiday", 96, 64)
+        assert (source.frame_rate, source.frame_count) == (None, 5)
+        frames = list(source)
+    assert [f.width for f in frames] == [96, 98, 100, 102, 104]
+    assert [f.time_s for f in frames] == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert {f.source_id for f in frames} == {"holiday"}
+
+
+def test_a_damaged_picture_keeps_those_before_it(folder):
+    path = folder / "img9.PNG"
+    path.write_bytes(path.read_bytes()[:200])
+    frames, error = read(folder)
+    assert len(frames) == 2
+    assert "frame 2 of 5" in str(error) and "img9.PNG" in str(error)
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path):
+    assert str(tmp_path) in refusal(tmp_path)
+
+
+# Lifetime.
+
+
+@pytest.mark.parametrize("kind", ["video", "folder"])
+def test_a_source_is_read_once_from_any_thread_and_closed_from_any(clips, folder, kind):
+    source = open_source(clips["mp4"] if kind == "video" else folder)
+    first = list(itertools.islice(source, 2))
+    second = []
+    thread = threading.Thread(target=lambda: second.extend(itertools.islice(source, 2)))
+    thread.start()
+    thread.join()
+    assert [f.index for f in first + second] == [0, 1, 2, 3]
+    source.close()
+    source.close()
+    assert list(source) == []
+
+
+def test_closing_ends_another_threads_frames(clips):
+    source = open_source(clips["mp4"])
+    taken, begun = [], threading.Event()
+
+    def take():
+        for frame in source:
+            taken.append(frame.index)
+            begun.set()
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    assert begun.wait(10)
+    source.close()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert taken == list(range(len(taken)))

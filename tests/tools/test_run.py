@@ -1,0 +1,251 @@
+"""`convnextpose run` and `doctor` as a user runs them, on the demo clip that the package ships."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from benchmarks.accuracy import score
+from convnextpose import weights
+
+ROOT = Path(__file__).parent.parent.parent
+CAMERA = "620,620,319.5,239.5"
+
+
+def convnextpose(*arguments, **options):
+    command = [sys.executable, "-m", "tools.main", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=240, **options)
+
+
+def one_sentence(result, exit_code=1):
+    assert result.returncode == exit_code, result.stderr
+    assert "Traceback" not in result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+    return lines[0]
+
+
+def frames_of(path):
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        return [float(frame.pts * stream.time_base) for frame in container.decode(stream)]
+
+
+@pytest.fixture(scope="module")
+def short_clip(tmp_path_factory):
+    """The first 40 frames of the demo clip."""
+    path = tmp_path_factory.mktemp("clip") / "short.mp4"
+    with av.open(str(weights.DEMO_CLIP)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 640, 480, "yuv420p"
+        for index, frame in enumerate(source.decode(video=0)):
+            if index == 40:
+                break
+            target.mux(stream.encode(frame.reformat(format="yuv420p")))
+        target.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def demo_run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo")
+    trace = out / "trace.json"
+    return out, convnextpose("run", weights.DEMO_CLIP, "--out", out, "--camera", CAMERA, "--trace", trace)
+
+
+def test_the_demo_clip_becomes_poses(demo_run):
+    out, result = demo_run
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == "", "no progress bar where nobody watches"
+    assert "captured 250 = processed 250 + dropped 0 + failed 0" in result.stdout
+    assert "experimental" in result.stdout and "openvino" in result.stdout
+    for stage in ("capture", "people", "infer", "lift", "render", "sinks"):
+        assert stage in result.stdout
+    for name in ("poses.mp4", "poses.ndjson", "poses.npz"):
+        assert str(out / name) in result.stdout and (out / name).stat().st_size > 10_000
+
+
+def test_its_video_has_the_clips_times(demo_run):
+    times, clip = frames_of(demo_run[0] / "poses.mp4"), frames_of(weights.DEMO_CLIP)
+    assert len(times) == 250
+    assert np.allclose(times, clip, atol=1e-3)
+
+
+def test_its_results_agree_with_each_other(demo_run):
+    lines = [json.loads(line) for line in (demo_run[0] / "poses.ndjson").read_text().splitlines()]
+    header, frames = lines[0], lines[1:]
+    assert header["model"]["name"] == "xs" and header["root_depth_source"] == "intrinsics"
+    assert [f["index"] for f in frames] == list(range(250))
+    with np.load(demo_run[0] / "poses.npz") as arrays:
+        poses = [pose for frame in frames for pose in frame["poses"]]
+        assert np.allclose(arrays["joints_mm"], [p["joints_mm"] for p in poses], atol=0.006)
+        assert np.allclose(arrays["joints_px"], [p["joints_px"] for p in poses], atol=0.0006)
+
+
+def test_its_poses_are_near_the_true_ones(demo_run):
+    """With boxes that the pipeline found itself; the model card says how near."""
+    figures = score(demo_run[0] / "poses.npz", weights.DEMO_TRUTH)
+    assert figures["frames with a pose"] == "250 of 250"
+    assert figures["MPJPE with the true root depth, mm"] < 85
+    assert figures["left-right swaps, %"] < 5
+
+
+def test_its_trace_holds_every_frame(demo_run):
+    events = json.loads((demo_run[0] / "trace.json").read_text())
+    spans = [e for e in events if e["ph"] == "X"]
+    assert len(spans) == 6 * 250
+
+
+def test_results_are_not_overwritten_unless_allowed(demo_run, short_clip):
+    out = demo_run[0]
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    message = one_sentence(convnextpose("run", short_clip, "--out", out))
+    assert "--overwrite" in message
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+
+def test_an_earlier_result_serves_as_boxes(demo_run, short_clip, tmp_path):
+    boxes = demo_run[0] / "poses.ndjson"
+    result = convnextpose("run", short_clip, "--out", tmp_path / "again", "--boxes", boxes, "--camera", CAMERA)
+    assert result.returncode == 0, result.stderr
+    assert "a pose in 40 of 40 frames" in result.stdout
+
+
+def test_random_weights_stamp_every_output(short_clip, tmp_path):
+    out = tmp_path / "out"
+    result = convnextpose("run", short_clip, "--out", out, "--weights", "random")
+    assert result.returncode == 0, result.stderr
+    assert "random weights: these poses mean nothing" in result.stdout
+    lines = [json.loads(line) for line in (out / "poses.ndjson").read_text().splitlines()]
+    assert lines[0]["model"]["random"] is True
+    assert all(line["random_weights"] is True for line in lines[1:])
+    with np.load(out / "poses.npz") as arrays:
+        assert json.loads(str(arrays["header"]))["model"]["random"] is True
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
+def test_every_runtime_gives_the_same_poses(demo_run, short_clip, tmp_path, runtime):
+    out = tmp_path / "out"
+    boxes = demo_run[0] / "poses.ndjson"
+    results = []
+    for name in ("openvino", runtime):
+        arguments = ("run", short_clip, "--out", out / name, "--boxes", boxes, "--runtime", name)
+        result = convnextpose(*arguments)
+        assert result.returncode == 0, result.stderr
+        assert f"runtime  {name}" in result.stdout
+        with np.load(out / name / "poses.npz") as arrays:
+            results.append(arrays["joints_px"])
+    assert np.abs(results[0] - results[1]).max() < 0.01
+
+
+def test_an_empty_room_gives_no_pose(tmp_path):
+    clip = tmp_path / "room.mp4"
+    with av.open(str(clip), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        wall = np.random.default_rng(0).integers(100, 140, (240, 320, 3), np.uint8)
+        for _ in range(6):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(wall, format="bgr24")))
+        container.mux(stream.encode())
+    result = convnextpose("run", clip, "--out", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    assert "a pose in 0 of 6 frames" in result.stdout and "--min-score" in result.stdout
+    lines = (tmp_path / "out" / "poses.ndjson").read_text().splitlines()
+    assert all(json.loads(line)["poses"] == [] for line in lines[1:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("run", "missing.mp4", "--out", "OUT"), "missing.mp4"),
+        (("run", "pyproject.toml", "--out", "OUT"), "pyproject.toml"),
+        (("run", "CLIP", "--out", "OUT", "--model", "nothing"), "'nothing'"),
+        (("run", "CLIP", "--out", "OUT", "--model", "pyproject.toml"), "pyproject.toml"),
+        (("run", "CLIP", "--out", "OUT", "--model", "README.md.onnx"), "README.md.onnx"),
+        (("run", "CLIP", "--out", "OUT", "--runtime", "magic"), "'magic'"),
+        (("run", "CLIP", "--out", "OUT", "--boxes", "pyproject.toml"), "boxes"),
+        (("run", "CLIP", "--out", "OUT", "--trace", "no/such/folder.json"), "trace"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_sentence(tmp_path, arguments, told):
+    places = {"CLIP": str(weights.DEMO_CLIP), "OUT": str(tmp_path / "out")}
+    message = one_sentence(convnextpose(*(places.get(a, a) for a in arguments)))
+    assert told in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run",),
+        ("run", "CLIP"),
+        ("run", "CLIP", "--out", "OUT", "--camera", "1,2,3"),
+        ("run", "CLIP", "--out", "OUT", "--min-score", "2"),
+        ("run", "CLIP", "--out", "OUT", "--weights", "other"),
+        ("run", "CLIP", "--out", "OUT", "--threads", "0"),
+        ("fly",),
+    ],
+)
+def test_wrong_use_is_exit_code_2(tmp_path, arguments):
+    result = convnextpose(*(str(tmp_path / a) if a in ("CLIP", "OUT") else a for a in arguments))
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "OUT").exists()
+
+
+def test_ctrl_c_keeps_what_was_finished(tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "tools.main", "run", str(weights.DEMO_CLIP), "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    deadline = time.monotonic() + 60
+    lines = out / "poses.ndjson"
+    while not (lines.exists() and lines.read_bytes().count(b"\n") > 5):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert "stopped by Ctrl-C" in stdout
+    finished = len(lines.read_text().splitlines()) - 1
+    assert 5 <= finished < 250
+    assert f"captured {finished} = processed {finished} + dropped 0 + failed 0" in stdout
+    assert len(frames_of(out / "poses.mp4")) == finished
+    with np.load(out / "poses.npz") as arrays:
+        assert len(arrays["frame_index"]) == finished
+
+
+@pytest.mark.parametrize("command", ["run", "verify", "export", "doctor"])
+def test_help_says_what_it_does_and_its_exit_codes(command):
+    result = convnextpose(command, "--help")
+    assert result.returncode == 0
+    assert "Exit codes" in result.stdout
+
+
+def test_doctor_tells_what_is_there_and_what_mends_the_rest():
+    result = convnextpose("doctor", "--json")
+    assert result.returncode == 0, result.stderr
+    findings = {f["what"]: f for f in json.loads(result.stdout)}
+    assert findings["weights xs"]["state"] == "ok"
+    assert findings["runtime openvino"]["state"] == "ok"
+    assert all(f["mend"] for f in findings.values() if f["state"] != "ok")
+    people = convnextpose("doctor")
+    assert people.returncode == 0 and "openvino" in people.stdout
+
+
+def test_weights_that_were_changed_are_refused(tmp_path, monkeypatch):
+    for name in ("xs.json", "xs.onnx", "xs.safetensors"):
+        (tmp_path / name).write_bytes((weights.FOLDER / name).read_bytes())
+    monkeypatch.setattr(weights, "FOLDER", tmp_path)
+    assert weights.load("xs").variant.name == "XS"
+    data = bytearray((tmp_path / "xs.onnx").read_bytes())
+    data[10_000] ^= 1
+    (tmp_path / "xs.onnx").write_bytes(data)
+    with pytest.raises(ValueError, match="was changed"):
+        weights.load("xs")

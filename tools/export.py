@@ -1,0 +1,31 @@
+"""`convnextpose export`: a checkpoint becomes an ONNX file that every runtime runs.
+
+Exit code: 0 where the file is written and proven, 1 where it is not, 2 for wrong use.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from convnextpose.checkpoint import verify
+from engines.export import export
+
+
+def export_command(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint in any container that `verify` reads.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.onnx", help="The ONNX file to write.", show_default=False)],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there already.")] = False,
+) -> None:
+    """Write a verified checkpoint as ONNX, compared with PyTorch before the file is put in place."""
+    report = export(verify(checkpoint), out, name=out.stem, overwrite=overwrite)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"wrote    {escape(str(report.path))} ({report.size_bytes / 2**20:.1f} MiB, {report.node_count} nodes)")
+    console.print(f"sha256   {report.sha256}")
+    console.print(f"parity   {report.parity}")
