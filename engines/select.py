@@ -122,7 +122,7 @@ def open_runtime(
                     "the runtime torch runs checkpoints, received an exported model; give it the checkpoint, or choose "
                     "openvino or onnxruntime"
                 )
-            onnx, source = (model, "the bytes") if isinstance(model, bytes) else (_read(model), str(model))
+            onnx, source = (model, "the model in memory") if isinstance(model, bytes) else (_read(model), str(model))
         elif chosen == "torch":
             info = ModelInfo(name or model.variant.name.lower(), model.variant, model.joint_set, model.sha256, random)
             return TorchRuntime(model, info, threads=threads, precision=precision)

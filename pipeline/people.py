@@ -32,17 +32,20 @@ on the person), on Debian's opencv-doc pictures (0.46 to 0.61 on people who are 
 KEEP_FRACTION = 2 / 3
 """A followed person is let go when the mean score falls under this fraction of MIN_SCORE."""
 
-SEARCH_SCALES = (1.0, 0.7, 0.5, 0.35, 0.25)
+SEARCH_SCALES = (0.9, 0.7, 0.5, 0.38, 0.27)
 """Sides of the search windows, as fractions of the enlarged shorter side of the picture."""
 
 SEARCH_LONGEST = 10
 """A search window's side is at least the picture's longer side over this."""
 
-SEARCH_STEP = 0.45
+SEARCH_STEP = 0.36
 """Distance between neighbouring search windows, as a fraction of their side."""
 
-SEARCH_CANDIDATES = 4
-"""How many of the best windows are looked at again, closer."""
+SEARCH_CANDIDATES = 3
+"""How many of the best windows of a size are looked at again, closer."""
+
+SEARCH_PROMISING = 0.5
+"""The fraction of the score to be found from which a window is worth a closer look."""
 
 SEARCH_REFINEMENTS = 2
 """How often such a candidate's box is taken from its own pose again."""
@@ -51,7 +54,7 @@ SEARCH_BATCH = 8
 """Windows given to the network at once: bounds memory."""
 
 SEARCH_INTERVAL = 25
-"""Frames between two searches of the whole picture while nobody is found: a search costs as much as about 100 poses."""
+"""Frames between two searches of the whole picture while nobody is found: a search costs as much as about 130 poses."""
 
 BOX_SMOOTHING = 0.5
 """Weight of the last box in the next one: damps the jitter of joints."""
@@ -158,15 +161,14 @@ def box_from_joints(joints: NDArray[np.floating]) -> Box:
     )
 
 
-def search_windows(width: int, height: int) -> list[Box]:
-    """The square regions of a `width` x `height` px picture in which a search looks for a person."""
+def search_windows(width: int, height: int) -> list[list[Box]]:
+    """The square regions of a `width` x `height` px picture in which a search looks for a person, by size, largest first."""
     windows = []
     for scale in SEARCH_SCALES:
         # In a picture that is far longer than wide, a window of a fraction of the shorter side would make thousands.
         side = max(scale * ENLARGEMENT * min(width, height), max(width, height) / SEARCH_LONGEST)
-        for y in _centers(height, side):
-            for x in _centers(width, side):
-                windows.append(Box(x - side / 2, y - side / 2, side, side))
+        centers = [(x, y) for y in _centers(height, side) for x in _centers(width, side)]
+        windows.append([Box(x - side / 2, y - side / 2, side, side) for x, y in centers])
     return windows
 
 
@@ -180,9 +182,10 @@ def _centers(length: int, side: float) -> list[float]:
 class SinglePerson:
     """One person, found from the whole picture with the pose network itself and then followed from the last pose.
 
-    A search reads windows of several sizes all over the picture, takes the best by mean score and looks closer at them. While
-    nobody is found, the place where the person was last seen is looked at in every frame and the whole picture every
-    SEARCH_INTERVAL frames. Whoever is found after a loss gets a new track id, since nothing shows that it is the same person.
+    A search reads windows all over the picture, the largest first, and looks closer at the best of each size until somebody
+    is found. While nobody is found, the place where the person was last seen is looked at in every frame and the whole
+    picture every SEARCH_INTERVAL frames. Whoever is found after a loss gets a new track id, since nothing shows that it is the
+    same person.
 
     Args:
         runtime: reads the windows.
@@ -221,7 +224,12 @@ class SinglePerson:
         if not sightings:
             self._last_seen, self._box = self._box, None
             return
-        seen, last, keep = box_from_joints(sightings[0].joints), self._box, BOX_SMOOTHING
+        last, keep = self._box, BOX_SMOOTHING
+        try:
+            seen = box_from_joints(sightings[0].joints)
+        except GeometryError:  # its joints enclose nothing: no person looks like that
+            self._last_seen, self._box = last, None
+            return
         self._box = Box(
             keep * last.x + (1 - keep) * seen.x,
             keep * last.y + (1 - keep) * seen.y,
@@ -233,20 +241,25 @@ class SinglePerson:
         self._searchless_frames += 1
         if self._searchless_frames > SEARCH_INTERVAL:
             self._searchless_frames = 0
-            regions = search_windows(frame.width, frame.height)
+            sizes = search_windows(frame.width, frame.height)
         elif self._last_seen is not None:
-            regions = [self._last_seen.square(enlargement) for enlargement in (1.25, 1.75)]
+            sizes = [[self._last_seen.square(enlargement) for enlargement in (ENLARGEMENT, 1.4 * ENLARGEMENT)]]
         else:
             return None
+        for regions in sizes:  # a person in a larger window is nearer: no need to look for smaller ones
+            best = self._best(frame, regions)
+            if best is not None and best.score >= self._found_score:
+                self._last_seen = None
+                return box_from_joints(best.joints)
+        return None
+
+    def _best(self, frame: Frame, regions: list[Box]) -> Sighting | None:
         nobody = Person(-1, regions[0])
         sightings = see_regions(self._runtime, frame.image, [(nobody, region) for region in regions])
         candidates = sorted(sightings, key=lambda s: -s.score)[:SEARCH_CANDIDATES]
-        closer = [c for c in (self._look_closer(frame, candidate) for candidate in candidates) if c is not None]
-        best = max(closer, key=lambda s: s.score, default=None)
-        if best is None or best.score < self._found_score:
-            return None
-        self._last_seen = None
-        return box_from_joints(best.joints)
+        promising = [c for c in candidates if c.score >= SEARCH_PROMISING * self._found_score]
+        closer = [c for c in (self._look_closer(frame, candidate) for candidate in promising) if c is not None]
+        return max(closer, key=lambda s: s.score, default=None)
 
     def _look_closer(self, frame: Frame, sighting: Sighting) -> Sighting | None:
         for _ in range(SEARCH_REFINEMENTS):
@@ -256,6 +269,20 @@ class SinglePerson:
             except GeometryError:  # its joints enclose nothing, or lie outside the picture: no person
                 return None
         return sighting
+
+
+class WholePicture:
+    """One person who fills every picture: for benchmarks with random weights, which find nobody."""
+
+    follows = False
+    min_score = 0.0
+
+    def find(self, frame: Frame) -> tuple[Person, ...]:
+        """The whole picture's box."""
+        return (Person(0, Box(0, 0, frame.width, frame.height)),)
+
+    def observe(self, sightings: tuple[Sighting, ...]) -> None:
+        """Nothing to learn: nobody is followed."""
 
 
 class GivenBoxes:

@@ -15,7 +15,7 @@ from engines.runtime import Runtime
 from engines.select import open_runtime
 from pipeline.channels import DropPolicy
 from pipeline.draw import PoseRenderer
-from pipeline.people import MIN_SCORE, GivenBoxes, PeopleFinder, SinglePerson
+from pipeline.people import MIN_SCORE, GivenBoxes, PeopleFinder, SinglePerson, WholePicture
 from pipeline.sinks import Sink, open_sinks
 from pipeline.sources import open_source
 from pipeline.threads import Pipeline
@@ -108,7 +108,7 @@ def open_pipeline(config: RunConfig) -> Pipeline:
         runtime = open_model(config.model, config.runtime, random_weights=config.random_weights, threads=config.threads)
         opened.callback(runtime.close)
         if finder is None:
-            finder = SinglePerson(runtime, 0.0 if config.random_weights else config.min_score)
+            finder = WholePicture() if config.random_weights else SinglePerson(runtime, config.min_score)
         header = RunHeader(
             source=source.name,
             width=source.width,

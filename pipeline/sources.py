@@ -316,9 +316,13 @@ class _Orientation:
 
 
 def _open_container(path: Path) -> InputContainer:
+    address = f"file:{path}"  # with its protocol, as a colon in a name would else begin one
     try:
-        # The protocol stands before the name, as a colon in a name would else begin one.
-        return av.open(f"file:{path}", metadata_errors="replace")
+        try:
+            return av.open(address)
+        except UnicodeDecodeError:  # titles in an old encoding, which PyAV before 19 doesn't let pass on its own
+            lenient: dict[str, Any] = {"metadata_errors": "replace"}
+            return av.open(address, "r", **lenient)
     except av.FFmpegError as error:
         reason = _CUT_SHORT if _is_cut_short(path) else _reason(error)
         raise SourceError(f"expected a video or a picture, but {path} cannot be read as one: {reason}") from error

@@ -23,7 +23,10 @@ def export_command(
     out: Annotated[Path, typer.Option("--out", metavar="FILE.onnx", help="The ONNX file to write.", show_default=False)],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there already.")] = False,
 ) -> None:
-    """Write a verified checkpoint as ONNX, compared with PyTorch before the file is put in place."""
+    """Write a verified checkpoint as ONNX, compared with PyTorch before the file is put in place.
+
+    Exit codes: 0 done; 1 the checkpoint, the export or its comparison failed, and no file was left; 2 wrong use.
+    """
     report = export(verify(checkpoint), out, name=out.stem, overwrite=overwrite)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"wrote    {escape(str(report.path))} ({report.size_bytes / 2**20:.1f} MiB, {report.node_count} nodes)")

@@ -32,6 +32,8 @@ class OnnxRuntime(LockedRuntime):
                 model,
                 RuntimeDescription("onnxruntime", onnxruntime.__version__, "CPU", "fp32", options.intra_op_num_threads),
             )
+        except ModelError:
+            raise
         except broken as error:
             raise ModelError(f"ONNX Runtime cannot run model {model.name}: {_first_line(error)}") from error
 

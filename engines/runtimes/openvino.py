@@ -56,7 +56,7 @@ class OpenVinoRuntime(LockedRuntime):
                     int(any_batch.get_property("INFERENCE_NUM_THREADS")),
                 ),
             )
-        except RuntimeError as error:
+        except (RuntimeError, KeyError) as error:
             raise ModelError(f"OpenVINO cannot run model {model.name}: {_last_line(error)}") from error
 
     def _infer(self, crops: NDArray[np.uint8]) -> Outputs:

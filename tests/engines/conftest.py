@@ -1,0 +1,55 @@
+"""One small model, exported once: XS with random weights and batch norms that are not the identity."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="the reference needs torch")
+pytest.importorskip("onnx", reason="exporting needs onnx")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Torch's threads wait for each other, at length where another program has one of the cores."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def checkpoint():
+    from convnextpose.checkpoint import verify_state
+    from convnextpose.network import random_state
+    from convnextpose.variants import Variant
+
+    return verify_state(random_state(Variant.XS), source="xs-random")
+
+
+@pytest.fixture(scope="session")
+def exported(checkpoint, tmp_path_factory):
+    """The report of exporting it; the file is at `exported.path`."""
+    from engines.export import export
+
+    return export(checkpoint, tmp_path_factory.mktemp("exported") / "tiny.onnx", name="tiny", random=True)
+
+
+@pytest.fixture(scope="session")
+def onnx_bytes(exported):
+    return exported.path.read_bytes()
+
+
+@pytest.fixture(scope="session")
+def crops():
+    from engines.parity import noise_crops
+
+    result = noise_crops(5, seed=1)
+    result[1] = np.arange(256, dtype=np.uint8)[:, None]  # a ramp: what a channel or an axis mixed up would not survive
+    return result
+
+
+@pytest.fixture(scope="session", params=["torch", "onnxruntime", "openvino"])
+def runtime(request, checkpoint, onnx_bytes):
+    pytest.importorskip(request.param)
+    from engines.select import open_runtime
+
+    with open_runtime(checkpoint if request.param == "torch" else onnx_bytes, request.param, threads=1) as opened:
+        yield opened

@@ -1,0 +1,138 @@
+"""The exported graph is the network: nothing but rounding is between them, and nothing foreign is in the file."""
+
+import hashlib
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import engines.folding
+from convnextpose.checkpoint import verify_state
+from convnextpose.crop import decode_bins, normalise
+from convnextpose.errors import OutputExistsError, ParityError, SinkError
+from convnextpose.network import build_network, joint_scores, random_state, soft_argmax
+from convnextpose.variants import Variant
+from engines.export import export, export_bytes
+from engines.folding import contract_network
+from engines.select import open_runtime
+
+PX, MM, SCORE = 1e-3, 1e-2, 1e-5
+
+
+def truth(checkpoint, crops):
+    """What the checkpoint says: the official preprocessing and the network with its batch norms, all in FP64."""
+    with torch.inference_mode():
+        logits = build_network(checkpoint).double().logits(torch.from_numpy(normalise(crops)).double())
+        return decode_bins(soft_argmax(logits).numpy(), checkpoint.variant), joint_scores(logits).numpy()
+
+
+def assert_agree(predicted, expected):
+    joints, scores = predicted
+    difference = np.abs(joints - expected[0])
+    assert difference[..., :2].max() < PX
+    assert difference[..., 2].max() < MM
+    assert np.abs(scores - expected[1]).max() < SCORE
+
+
+def assert_varied(joints):
+    """Poses that differ by far more than the tolerance, so that agreeing means something."""
+    assert joints.std(axis=0)[..., :2].mean() > 1000 * PX
+    assert joints.std(axis=0)[..., 2].mean() > 1000 * MM
+
+
+@pytest.mark.parametrize(
+    ("variant", "joint_count"), [(Variant.XS, 21), (Variant.S, 18), (Variant.M, 18), (Variant.L, 18)], ids=str
+)
+def test_the_graph_equals_the_unfolded_network(variant, joint_count, crops):
+    checkpoint = verify_state(random_state(variant, joint_count), source="random")
+    expected = truth(checkpoint, crops[:2])
+    assert_varied(expected[0])
+    data = export_bytes(checkpoint, name="any")
+    assert not any(node.op_type == "BatchNormalization" for node in onnx.load_from_string(data).graph.node)
+    for name in ("onnxruntime", "openvino"):
+        pytest.importorskip(name)
+        with open_runtime(data, name, threads=1) as runtime:
+            found = runtime.run(crops[:2])
+            assert runtime.model.variant is variant
+        assert_agree((found.joints, found.scores), expected)
+
+
+def test_every_runtime_equals_the_unfolded_network(runtime, checkpoint, crops):
+    expected = truth(checkpoint, crops)
+    assert_varied(expected[0])
+    found = runtime.run(crops)
+    assert_agree((found.joints, found.scores), expected)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, -1e-6])
+def test_folding_holds_for_any_scale_of_the_last_norm(scale, checkpoint, crops):
+    """The last norm cannot be divided out of the graph when some of its channels have almost no scale."""
+    state = {name: torch.tensor(array) for name, array in checkpoint.state.items()}
+    state["backbone.norm.weight"][::3] = scale
+    changed = verify_state(state, source="scaled")
+    with torch.inference_mode():
+        joints, scores = contract_network(changed)(torch.from_numpy(crops[:2]))
+    assert_agree((joints.numpy(), scores.numpy()), truth(changed, crops[:2]))
+
+
+def test_the_graph_is_plain(onnx_bytes, exported):
+    graph = onnx.load_from_string(onnx_bytes).graph
+    kinds = {node.op_type for node in graph.node}
+    assert "BatchNormalization" not in kinds
+    assert {"Conv", "Resize", "Softmax"} <= kinds
+    assert {node.domain for node in graph.node} == {""}
+    assert not any(tensor.external_data for tensor in graph.initializer)
+    # One addition for each residual block (2+2+6+2), one for the last norm's shift, one for the variance.
+    assert sum(node.op_type == "Add" for node in graph.node) == 12 + 1 + 1
+    assert exported.node_count == len(graph.node)
+
+
+def test_the_file_holds_nothing_of_the_machine(onnx_bytes):
+    home = [str(Path(module.__file__).parent.parent) for module in (torch, onnx, engines.folding)]
+    for text in [*home, str(Path.home()), tempfile.gettempdir(), "site-packages", ".py"]:
+        assert text.encode() not in onnx_bytes
+
+
+def test_the_report_tells_what_was_made(exported, onnx_bytes):
+    assert len(onnx_bytes) == exported.size_bytes
+    assert hashlib.sha256(onnx_bytes).hexdigest() == exported.sha256
+    assert exported.parity.passed
+    assert exported.parity.reference.name == "torch"
+    assert exported.parity.candidate.precision == "fp32"
+
+
+def test_an_existing_file_is_kept_unless_overwriting_is_allowed(checkpoint, tmp_path, onnx_bytes):
+    out = tmp_path / "model.onnx"
+    out.write_text("mine")
+    with pytest.raises(OutputExistsError, match=r"model\.onnx"):
+        export(checkpoint, out, name="tiny", random=True)
+    assert out.read_text() == "mine"
+    export(checkpoint, out, name="tiny", random=True, overwrite=True)
+    assert out.read_bytes() == onnx_bytes  # exporting again gives the same bytes
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_place_that_cannot_be_written_is_refused(checkpoint, tmp_path):
+    with pytest.raises(SinkError, match="folder that exists"):
+        export(checkpoint, tmp_path / "missing" / "model.onnx", name="x")
+    with pytest.raises(SinkError, match="expected a file"):
+        export(checkpoint, tmp_path, name="x", overwrite=True)
+
+
+def test_a_graph_that_strays_leaves_no_file(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(engines.folding, "RGB_MEAN", (0.485, 0.456, 0.5))  # one number wrong where it is folded
+    out = tmp_path / "model.onnx"
+    out.write_text("earlier")
+    with pytest.raises(ParityError, match="worst joints"):
+        export(checkpoint, out, name="x", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert out.read_text() == "earlier"
+
+
+def test_a_write_that_fails_leaves_nothing(checkpoint, tmp_path):
+    with pytest.raises(SinkError, match="cannot write"):
+        export(checkpoint, tmp_path / ("n" * 245 + ".onnx"), name="x")  # the partial file's name is too long
+    assert list(tmp_path.iterdir()) == []
