@@ -190,11 +190,11 @@ class SinglePerson:
     Args:
         runtime: reads the windows.
         min_score: mean score from which a person counts as found; followed down to KEEP_FRACTION of it.
+        follows: whether the frames follow each other in time. If not, as with pictures of a folder, each is searched anew.
     """
 
-    follows = True
-
-    def __init__(self, runtime: Runtime, min_score: float = MIN_SCORE) -> None:
+    def __init__(self, runtime: Runtime, min_score: float = MIN_SCORE, *, follows: bool = True) -> None:
+        self.follows = follows
         self._runtime = runtime
         self._found_score = min_score
         self.min_score = min_score * KEEP_FRACTION
@@ -205,6 +205,8 @@ class SinglePerson:
 
     def find(self, frame: Frame) -> tuple[Person, ...]:
         """The followed person's box, or a search."""
+        if not self.follows:
+            self._box, self._searchless_frames = None, SEARCH_INTERVAL
         if self._box is None:
             self._box = self._search(frame)
             if self._box is None:

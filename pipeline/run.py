@@ -107,8 +107,10 @@ def open_pipeline(config: RunConfig) -> Pipeline:
         finder: PeopleFinder | None = GivenBoxes.read(config.boxes) if config.boxes else None
         runtime = open_model(config.model, config.runtime, random_weights=config.random_weights, threads=config.threads)
         opened.callback(runtime.close)
-        if finder is None:
-            finder = WholePicture() if config.random_weights else SinglePerson(runtime, config.min_score)
+        if finder is None and config.random_weights:
+            finder = WholePicture()
+        elif finder is None:  # pictures have no frame rate: one is not what came after another
+            finder = SinglePerson(runtime, config.min_score, follows=source.frame_rate is not None)
         header = RunHeader(
             source=source.name,
             width=source.width,

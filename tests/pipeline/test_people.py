@@ -74,6 +74,17 @@ def test_an_empty_stream_is_not_searched_in_every_frame():
     assert runtime.crops < 5 * 1.2 * one_search
 
 
+def test_pictures_that_do_not_follow_each_other_are_each_searched():
+    boxes = [(10, 100, 80, 220), (500, 200, 60, 180), None, (300, 10, 100, 300)]
+    runtime = BlobRuntime()
+    finder = SinglePerson(runtime, follows=False)
+    for index, box in enumerate(boxes):
+        people = finder.find(Frame(picture(640, 480, box), "folder", index, float(index)))
+        assert len(people) == (0 if box is None else 1)
+        if box is not None:
+            assert people[0].box.iou(Box(*box)) > 0.5
+
+
 @given(st.integers(8, 4096), st.integers(8, 4096))
 def test_search_windows_cover_the_picture(width, height):
     windows = [window for size in search_windows(width, height) for window in size]
