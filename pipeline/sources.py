@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import struct
 import threading
+from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,10 @@ PICTURE_SUFFIXES = (
 _TEXT_CODECS = frozenset({"ansi", "bintext", "idf", "xbin"})
 """FFmpeg draws text files as videos of a terminal: nobody means that."""
 
+_BEGIN_ANYWHERE = frozenset({"mpegts", "mpeg", "h264", "hevc"})
+"""Formats of recordings that may begin between key frames: what comes before their first whole picture is no break."""
+
+_INVALID_DATA = av.error.tag_to_code(b"INDA")
 _DAMAGED = "its data is damaged"
 _CUT_SHORT = "the file is cut short, its end is missing"
 
@@ -221,25 +226,20 @@ class VideoSource(_Reader):
 
     def _decode(self) -> Generator[VideoFrame, None, None]:
         """The stream's pictures; SourceError where it breaks."""
-        kind = self._container.format.name
-        packets = self._container.demux(self._stream)
-        count = packet_count = 0
+        packets = self._packets()
+        count = 0
+        seen = 0
         error: av.FFmpegError | None = None
-        damaged = False
-        while error is None and not damaged:
+        while error is None:
             try:
                 packet = next(packets, None)
                 if packet is None:
                     break
-                packet_count += 1
-                if packet.size == 0 and packet.dts is not None:  # AVI's way to show the last picture for longer
-                    continue
-                # MPEG program streams mark the whole pictures beside a broken one, too: there the decoder finds it.
-                damaged = packet.is_corrupt and kind != "mpeg"
-                pictures = self._held_back() if damaged else packet.decode()
+                if packet.dts is not None:
+                    seen = packet.dts + 1
+                pictures = packet.decode()
             except av.FFmpegError as failure:
-                # A recording may begin between key frames: what comes before its first whole frame is no break.
-                if count == 0 and isinstance(failure, av.InvalidDataError):
+                if count == 0 and self._container.format.name in _BEGIN_ANYWHERE and isinstance(failure, av.InvalidDataError):
                     continue
                 error = failure
                 pictures = self._held_back()
@@ -250,11 +250,43 @@ class VideoSource(_Reader):
                 count += 1
         if error is not None:
             raise self._broken(count, _reason(error)) from error
-        # AVI is searched for the next whole picture behind damage, so some may be missing without a word.
-        if damaged or (kind == "avi" and packet_count - 1 < self._stream.frames):
+        # In AVI, which is searched for the next whole picture behind damage, pictures go missing without a word. Its time
+        # stamps number what is there, empty chunks that repeat the picture before them included.
+        if self._container.format.name == "avi" and seen < self._stream.frames:
             raise self._broken(count, _DAMAGED)
         if _is_cut_short(self._path) and count < (self._stream.frames or count + 1):
             raise self._broken(count, _CUT_SHORT)
+
+    def _packets(self) -> Generator[Any, None, None]:
+        """The stream's packets, the last one empty; InvalidDataError in place of one that came incomplete.
+
+        In transport streams the mark may stand on the packet before. Where a key frame follows, it is the seam of streams that
+        were put together, and no damage. MPEG program streams mark whole pictures beside a broken one: there the decoder tells.
+        """
+        trusted = self._container.format.name != "mpeg"
+        ahead: deque[Any] = deque()
+
+        def torn() -> bool:
+            first, *following = ahead
+            return trusted and first.is_corrupt and not any(packet.is_keyframe for packet in following)
+
+        error: av.FFmpegError | None = None
+        try:
+            for packet in self._container.demux(self._stream):
+                ahead.append(packet)
+                if len(ahead) < 3:
+                    continue
+                if torn():
+                    break
+                yield ahead.popleft()
+        except av.FFmpegError as failure:
+            error = failure
+        while ahead and not torn():
+            yield ahead.popleft()
+        if ahead:
+            raise av.InvalidDataError(_INVALID_DATA, _DAMAGED)
+        if error is not None:
+            raise error
 
     def _held_back(self) -> list[VideoFrame]:
         """The pictures before a break that the decoder still holds, waiting to put them in order."""

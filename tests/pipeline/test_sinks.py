@@ -210,6 +210,12 @@ def test_what_is_no_file_of_poses_is_refused_in_one_sentence(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
+def test_a_box_of_next_to_nothing_comes_back(tmp_path):
+    path = write(NdjsonSink(tmp_path / "poses.ndjson", HEADER), [posed(0, poses=(replace(pose(), box=Box(1, 2, 1e-5, 1e-4)),))])
+    box = read_poses(path).frames[0].poses[0].box
+    assert 0 < box.width <= 0.001 and 0 < box.height <= 0.001
+
+
 def test_poses_of_another_joint_set_are_refused(tmp_path):
     path = write(NdjsonSink(tmp_path / "poses.ndjson", HEADER), [posed(0, poses=(pose(0, joints=21),))])
     with pytest.raises(SourceError, match="18 joints"):
@@ -265,6 +271,8 @@ def test_every_picture_has_its_time(tmp_path, gaps, start):
         assert stream.codec_context.name == "h264" and stream.codec_context.pix_fmt == "yuv420p"
         assert stream.frames == len(times), "a finished video is an ordinary MP4, which counts its frames"
         pictures = list(container.decode(stream))
+        duration = float(stream.duration * stream.time_base)
+    assert times[-1] - times[0] < duration < times[-1] - times[0] + 1, "it ends with its last picture"
     written = np.array([float(p.pts * p.time_base) for p in pictures])
     assert np.abs(written - (times - times[0])).max() < 1e-3
     levels = [p.to_ndarray(format="bgr24").mean() for p in pictures]
