@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from convnextpose.errors import CheckpointError, RuntimeUnavailableError
+from convnextpose.errors import CheckpointError, RuntimeUnavailableError, install_command
 
 MAX_BYTES = 2 * 1024**3
 """The largest file, and the largest sum of unpacked members, that is read. The largest published checkpoint has 0.1 GB."""
@@ -87,7 +87,7 @@ def require_torch() -> ModuleType:
         import torch
     except ImportError:
         raise RuntimeUnavailableError(
-            "reading a checkpoint needs PyTorch, which is not installed: pip install 'convnextpose[build]'"
+            f"reading a checkpoint needs PyTorch, which is not installed: {install_command('build')}"
         ) from None
     return torch
 
@@ -242,7 +242,7 @@ def _read_safetensors(data: bytes, source: str) -> object:
         from safetensors.torch import load
     except ImportError:
         raise RuntimeUnavailableError(
-            "reading a .safetensors file needs safetensors, which is not installed: pip install 'convnextpose[build]'"
+            f"reading a .safetensors file needs safetensors, which is not installed: {install_command('build')}"
         ) from None
     with _damage_named(source, "safetensors file"):
         return load(data)

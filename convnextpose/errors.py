@@ -69,3 +69,8 @@ class StageError(PoseError, RuntimeError):
     def __init__(self, stage: str, message: str) -> None:
         super().__init__(f"stage {stage}: {message}")
         self.stage = stage
+
+
+def install_command(extra: str) -> str:
+    """The command that installs one of the package's extras, for messages: the project is installed from its checkout."""
+    return f"pip install '.[{extra}]' in the project's folder"

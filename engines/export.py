@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convnextpose.errors import ExportError, OutputExistsError, SinkError
+from convnextpose.errors import ExportError, OutputExistsError, SinkError, install_command
 from convnextpose.variants import INPUT_SIZE
 from engines.metadata import write_metadata
 from engines.parity import ParityReport, compare, noise_crops
@@ -106,7 +106,7 @@ def _export_model(checkpoint: VerifiedCheckpoint, info: ModelInfo) -> Any:  # no
         network = contract_network(checkpoint)
     except ImportError as error:
         raise ExportError(
-            f"exporting a checkpoint needs torch, onnx and onnxscript: {error}; pip install 'convnextpose[build]'"
+            f"exporting a checkpoint needs torch, onnx and onnxscript: {error}; {install_command('build')}"
         ) from error
     # Two crops: torch.export takes a dimension of one for a constant.
     example = torch.zeros(2, INPUT_SIZE, INPUT_SIZE, 3, dtype=torch.uint8)

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convnextpose.errors import ModelError, RuntimeUnavailableError
+from convnextpose.errors import ModelError, RuntimeUnavailableError, install_command
 from engines.metadata import read_metadata
 from engines.runtime import ModelInfo, Runtime
 from engines.runtimes.onnxruntime import OnnxRuntime
@@ -58,7 +58,7 @@ class Choice:
 
 def available() -> list[Availability]:
     """Every runtime and whether it is installed; loads no library and opens no device."""
-    return [Availability(name, _installed(name), _version(name), f"pip install {name}") for name in RUNTIMES]
+    return [Availability(name, _installed(name), _version(name), _how_to_install(name)) for name in RUNTIMES]
 
 
 def choose_runtime(runtime: str = "auto") -> Choice:
@@ -155,7 +155,11 @@ def _installed(name: str) -> bool:
 
 def _require(name: str) -> None:
     if not _installed(name):
-        raise RuntimeUnavailableError(f"the runtime {name} was asked for and is not installed; pip install {name}")
+        raise RuntimeUnavailableError(f"the runtime {name} was asked for and is not installed; {_how_to_install(name)}")
+
+
+def _how_to_install(name: str) -> str:
+    return install_command("build") if name == "torch" else f"pip install {name}"
 
 
 def _version(name: str) -> str | None:

@@ -14,6 +14,7 @@ class LedgerCounts:
     Attributes:
         captured: frames that the source gave.
         processed: frames that went through every stage.
+        with_person: those of them that show at least one pose.
         dropped: frames that the drop policy gave up.
         failed: frames that a stage could not work on, or that a stopped run left unfinished.
         reasons: how often each reason for failing was given.
@@ -21,6 +22,7 @@ class LedgerCounts:
 
     captured: int
     processed: int
+    with_person: int
     dropped: int
     failed: int
     reasons: tuple[tuple[str, int], ...]
@@ -44,6 +46,7 @@ class FrameLedger:
         self._captured = 0
         self._open: set[int] = set()
         self._processed = 0
+        self._with_person = 0
         self._dropped = 0
         self._reasons: Counter[str] = Counter()
 
@@ -55,11 +58,12 @@ class FrameLedger:
             self._open.add(index)
             self._captured += 1
 
-    def process(self, index: int) -> None:
+    def process(self, index: int, *, with_person: bool = False) -> None:
         """A frame went through every stage."""
         with self._lock:
             self._end(index)
             self._processed += 1
+            self._with_person += with_person
 
     def drop(self, index: int) -> None:
         """The drop policy gave a frame up."""
@@ -84,7 +88,8 @@ class FrameLedger:
         """The account as it stands."""
         with self._lock:
             reasons = tuple(self._reasons.most_common())
-            return LedgerCounts(self._captured, self._processed, self._dropped, sum(n for _, n in reasons), reasons)
+            failed = sum(count for _, count in reasons)
+            return LedgerCounts(self._captured, self._processed, self._with_person, self._dropped, failed, reasons)
 
     def _end(self, index: int) -> None:
         if index not in self._open:

@@ -320,6 +320,6 @@ class Pipeline:
         self.timing.add(timeline)
         if self._trace is not None:
             self._trace.add(timeline)
-        self.ledger.process(item.frame.index)
+        self.ledger.process(item.frame.index, with_person=bool(item.posed and item.posed.poses))
         if item.posed is not None:
             item.posed = replace(item.posed, timeline=timeline)

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from convnextpose import weights
-from convnextpose.errors import CheckpointError
+from convnextpose.errors import CheckpointError, install_command
 from engines.select import available
 
 
@@ -60,7 +60,7 @@ def examine() -> list[Finding]:
     findings = [_python(), _processor()]
     findings += [_package(name, "capture, drawing and results") for name in ("numpy", "opencv-python", "av")]
     findings += _runtimes()
-    findings += [_gpu(), _package("tensorrt", "TensorRT engines", "pip install 'convnextpose[tensorrt]'", optional=True)]
+    findings += [_gpu(), _package("tensorrt", "TensorRT engines", install_command("tensorrt"), optional=True)]
     findings += _weights()
     return findings
 

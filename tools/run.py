@@ -88,9 +88,8 @@ def run_command(
     _print_head(console, pipeline, config)
     interrupted = False
     failure: StageError | None = None
-    people = 0
     try:
-        people = _follow(pipeline)
+        _follow(pipeline)
     except KeyboardInterrupt:
         interrupted = True
     except StageError as error:
@@ -99,7 +98,7 @@ def run_command(
         pipeline.close()
     except StageError as error:
         failure = failure or error
-    _print_end(console, pipeline, config, people)
+    _print_end(console, pipeline, config)
     if interrupted:
         console.print("[yellow]stopped by Ctrl-C[/]: what was finished before it is kept")
         raise typer.Exit(130)
@@ -107,9 +106,8 @@ def run_command(
         raise failure
 
 
-def _follow(pipeline: Pipeline) -> int:
-    """Run it with a progress bar on a terminal; returns how many frames show a person."""
-    with_person = 0
+def _follow(pipeline: Pipeline) -> None:
+    """Run it, with a progress bar on a terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -120,10 +118,8 @@ def _follow(pipeline: Pipeline) -> int:
     screen = Console(stderr=True)
     with Progress(*columns, console=screen, disable=not screen.is_terminal, transient=True) as progress:
         task = progress.add_task("frames", total=pipeline.header.frame_count, fps=0.0)
-        for frame in pipeline:
-            with_person += bool(frame.poses)
+        for _ in pipeline:
             progress.update(task, advance=1, fps=pipeline.timing.frames_per_second)
-    return with_person
 
 
 def _print_head(console: Console, pipeline: Pipeline, config: RunConfig) -> None:
@@ -152,7 +148,7 @@ def _why(config: RunConfig) -> str:
     return f", chosen because {choose_runtime().reason}"
 
 
-def _print_end(console: Console, pipeline: Pipeline, config: RunConfig, with_person: int) -> None:
+def _print_end(console: Console, pipeline: Pipeline, config: RunConfig) -> None:
     table = Table(title=None, box=None, pad_edge=False)
     for heading in ("stage", "p50 ms", "p95 ms", "p99 ms", "waiting ms", "share"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
@@ -170,8 +166,8 @@ def _print_end(console: Console, pipeline: Pipeline, config: RunConfig, with_per
     console.print(f"frames   {counts}")
     for reason, count in counts.reasons:
         console.print(f"         {count} failed: {escape(reason)}")
-    console.print(f"people   a pose in {with_person} of {counts.processed} frames")
-    if counts.processed and not with_person:
+    console.print(f"people   a pose in {counts.with_person} of {counts.processed} frames")
+    if counts.processed and not counts.with_person:
         console.print(
             f"         nobody was found: give --boxes, or lower --min-score (now {config.min_score:g}) if someone is there"
         )

@@ -1,6 +1,7 @@
 """`convnextpose run` and `doctor` as a user runs them, on the demo clip that the package ships."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -108,6 +109,29 @@ def test_results_are_not_overwritten_unless_allowed(demo_run, short_clip):
     message = one_sentence(convnextpose("run", short_clip, "--out", out))
     assert "--overwrite" in message
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+
+def test_a_clip_that_is_cut_short_keeps_what_came_before(tmp_path):
+    clip, out = tmp_path / "cut.mp4", tmp_path / "out"
+    data = weights.DEMO_CLIP.read_bytes()
+    clip.write_bytes(data[: len(data) // 3])
+    result = convnextpose("run", clip, "--out", out)
+    message = one_sentence(result)
+    kept = len((out / "poses.ndjson").read_text().splitlines()) - 1
+    assert 20 < kept < 200
+    assert f"broke at frame {kept} of 250" in message
+    assert f"captured {kept} = processed {kept} + dropped 0 + failed 0" in result.stdout
+    assert f"a pose in {kept} of {kept} frames" in result.stdout
+    assert len(frames_of(out / "poses.mp4")) == kept
+
+
+def test_the_example_runs(short_clip):
+    command = [sys.executable, "examples/poses.py", str(short_clip)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=120, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("pelvis at") == 40
+    assert "captured 40 = processed 40" in result.stdout
 
 
 def test_an_earlier_result_serves_as_boxes(demo_run, short_clip, tmp_path):
