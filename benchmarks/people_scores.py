@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline.people import MIN_SCORE, SinglePerson, see
+from pipeline.people import MIN_SCORE, SinglePerson
 from pipeline.run import open_model
 from pipeline.sources import open_source
 
@@ -28,15 +28,15 @@ def main() -> None:
                 for frame in source:
                     if frame.index % arguments.every:
                         continue
-                    finder = SinglePerson(runtime, min_score=0.0)
-                    sightings = see(runtime, frame.image, finder.find(frame))
-                    if not sightings:
-                        print(f"{source.name:24s} frame {frame.index:4d}  nobody")
+                    best = SinglePerson(runtime).search(frame)
+                    place = f"{source.name:24s} frame {frame.index:4d}"
+                    if best is None:
+                        print(f"{place}  nobody")
                         continue
-                    box, score = sightings[0].person.box, sightings[0].score
-                    verdict = "found" if score >= MIN_SCORE else "nobody"
-                    place = f"x={box.x:.0f} y={box.y:.0f} {box.width:.0f}x{box.height:.0f} px"
-                    print(f"{source.name:24s} frame {frame.index:4d}  {verdict:6s}  score {score:.2f}  {place}")
+                    verdict = "found" if best.score >= MIN_SCORE else "nobody"
+                    box = best.person.box
+                    where = f"x={box.x:.0f} y={box.y:.0f} {box.width:.0f}x{box.height:.0f} px"
+                    print(f"{place}  {verdict:6s}  score {best.score:.2f}  {where}")
 
 
 if __name__ == "__main__":

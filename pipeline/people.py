@@ -25,9 +25,8 @@ from pipeline.records import read_poses
 from pipeline.types import Frame
 
 MIN_SCORE = 0.45
-"""Mean joint score from which a person counts as found. Measured with the default weights on the demo clip (0.51 to 0.63
-on the person), on Debian's opencv-doc pictures (0.46 to 0.61 on people who are well in view) and on backgrounds (0.10 to
-0.41): docs/people.md."""
+"""Mean joint score from which a person counts as found, between what the default weights gave people in full view (0.46 to
+0.63) and pictures without any (up to 0.42): docs/people.md."""
 
 KEEP_FRACTION = 2 / 3
 """A followed person is let go when the mean score falls under this fraction of MIN_SCORE."""
@@ -208,7 +207,7 @@ class SinglePerson:
         if not self.follows:
             self._box, self._searchless_frames = None, SEARCH_INTERVAL
         if self._box is None:
-            self._box = self._search(frame)
+            self._box = self._find_box(frame)
             if self._box is None:
                 return ()
             self._track_id += 1
@@ -239,21 +238,35 @@ class SinglePerson:
             keep * last.height + (1 - keep) * seen.height,
         )
 
-    def _search(self, frame: Frame) -> Box | None:
+    def search(self, frame: Frame) -> Sighting | None:
+        """The best sighting in the whole picture, whether it counts as a person or not; None if nothing is like one."""
+        return self._search(frame, search_windows(frame.width, frame.height))
+
+    def _find_box(self, frame: Frame) -> Box | None:
+        """The box of a person who is looked for, where it is this frame's turn to look and one is found."""
         self._searchless_frames += 1
         if self._searchless_frames > SEARCH_INTERVAL:
             self._searchless_frames = 0
-            sizes = search_windows(frame.width, frame.height)
+            best = self.search(frame)
         elif self._last_seen is not None:
-            sizes = [[self._last_seen.square(enlargement) for enlargement in (ENLARGEMENT, 1.4 * ENLARGEMENT)]]
+            around = [self._last_seen.square(enlargement) for enlargement in (ENLARGEMENT, 1.4 * ENLARGEMENT)]
+            best = self._search(frame, [around])
         else:
             return None
-        for regions in sizes:  # a person in a larger window is nearer: no need to look for smaller ones
-            best = self._best(frame, regions)
+        if best is None or best.score < self._found_score:
+            return None
+        self._last_seen = None
+        return box_from_joints(best.joints)
+
+    def _search(self, frame: Frame, sizes: list[list[Box]]) -> Sighting | None:
+        best: Sighting | None = None
+        for regions in sizes:
+            seen = self._best(frame, regions)
+            if seen is not None and (best is None or seen.score > best.score):
+                best = seen
             if best is not None and best.score >= self._found_score:
-                self._last_seen = None
-                return box_from_joints(best.joints)
-        return None
+                break  # a person in a larger window is nearer: no need to look for smaller ones
+        return best
 
     def _best(self, frame: Frame, regions: list[Box]) -> Sighting | None:
         nobody = Person(-1, regions[0])
