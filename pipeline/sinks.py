@@ -12,6 +12,7 @@ import json
 import math
 import os
 import threading
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -122,17 +123,17 @@ class _FileSink(Sink):
         self._closed = False
         self._make_way()
 
+    @abstractmethod
     def _begin(self, frame: PosedFrame) -> None:
         """Make the file, for its first frame."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _add(self, frame: PosedFrame) -> None:
         """Write one frame."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _finish(self) -> None:
         """Finish the file that was begun."""
-        raise NotImplementedError
 
     def _make_way(self, *, begin: bool = False) -> None:
         if self._overwrite:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import struct
 import threading
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -128,8 +129,9 @@ class _Reader(Source):
         self._lock = threading.Lock()
         self._frames = self._read()
 
+    @abstractmethod
     def _read(self) -> Generator[Frame, None, None]:
-        raise NotImplementedError
+        """The frames, one after another."""
 
     def __iter__(self) -> Iterator[Frame]:
         return self
