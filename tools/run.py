@@ -134,7 +134,7 @@ def _print_head(console: Console, pipeline: Pipeline, config: RunConfig) -> None
         quality = weights.load(header.model.name).summary
     else:
         quality = f"your own weights, not measured here; checkpoint {header.model.checkpoint_sha256[:12]}"
-    console.print(f"weights  {escape(header.model.name)} (ConvNeXtPose-{header.model.variant.name}): {quality}")
+    console.print(f"weights  {escape(header.model.name)} (variant {header.model.variant.name}): {quality}")
     console.print(f"runtime  {escape(str(header.runtime))}{_why(config)}")
     depth = "the given camera" if config.camera else "an assumed field of view: depths and scale are a guess"
     console.print(f"depth    from {depth}")

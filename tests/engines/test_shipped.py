@@ -1,0 +1,63 @@
+"""The weights that the package ships: the exported model is the checkpoint beside it."""
+
+import cv2
+import numpy as np
+import pytest
+
+from convnextpose import weights
+from convnextpose.checkpoint import verify
+from convnextpose.crop import Box
+from convnextpose.skeleton import HUMAN36M
+from engines.metadata import read_metadata
+from engines.parity import FP32_LIMITS, compare
+from engines.select import open_runtime
+from pipeline.people import warp_crop
+from pipeline.run import open_model
+from pipeline.sources import open_source
+
+
+@pytest.fixture(scope="module")
+def crops():
+    """Real crops: the person of the demo clip, and the rooms around."""
+    with open_source(weights.DEMO_CLIP) as source:
+        frames = [frame.image for frame in source if frame.index % 60 == 0]
+    regions = [middle(image, share) for image in frames for share in (0.5, 1.0)]
+    return np.stack([warp_crop(image, region) for image, region in zip(np.repeat(frames, 2, axis=0), regions, strict=True)])
+
+
+def middle(image, share):
+    height, width = image.shape[:2]
+    side = share * height
+    return Box((width - side) / 2, (height - side) / 2, side, side)
+
+
+@pytest.mark.parametrize("name", weights.names())
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_the_shipped_model_agrees_with_its_checkpoint(name, runtime, crops):
+    with open_model(name, "torch") as reference, open_model(name, runtime) as candidate:
+        report = compare(reference, candidate, crops, FP32_LIMITS)
+    report.check()
+    assert report.px.max > 0, "two runtimes are never equal to the last bit: the candidate must not be the reference"
+
+
+@pytest.mark.parametrize("name", weights.names())
+def test_the_shipped_model_says_what_it_is(name):
+    shipped = weights.load(name)
+    checkpoint = verify(shipped.safetensors, shipped.variant)
+    info = read_metadata(shipped.onnx.read_bytes(), str(shipped.onnx))
+    assert (info.name, info.variant, info.joint_set) == (name, checkpoint.variant, checkpoint.joint_set)
+    assert info.checkpoint_sha256 == checkpoint.sha256
+    assert not info.random
+
+
+def test_all_shipped_files_together_are_small():
+    assert sum(path.stat().st_size for path in weights.FOLDER.iterdir() if path.is_file()) < 30e6
+
+
+def test_mirrored_pictures_give_mirrored_poses(crops):
+    """A network that learned left from right: the pose of the mirrored picture is the mirrored pose, more or less."""
+    with open_runtime(weights.load("xs").onnx) as runtime:
+        straight = runtime.run(crops).joints[::2]
+        mirrored = runtime.run(np.stack([cv2.flip(crop, 1) for crop in crops])).joints[::2]
+    distance = np.linalg.norm(HUMAN36M.mirror(mirrored, 256)[..., :2] - straight[..., :2], axis=-1)
+    assert np.median(distance) < 12
