@@ -17,11 +17,11 @@ from convnextpose.errors import OutputExistsError, SinkError
 STAGES = ("capture", "people", "infer", "lift", "render", "sinks")
 """The pipeline's stages in order."""
 
-KEPT_FRAMES = 100_000
+KEPT_FRAMES = 20_000
 """Timelines that percentiles are taken over: the newest ones, so that a stream of days stays in bounded memory."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Span:
     """One stage's part of a frame's time, all in perf_counter_ns.
 
@@ -53,7 +53,7 @@ class Span:
         return self.start_ns - self.enter_ns
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Timeline:
     """A frame's spans, in the order in which they happened.
 
@@ -119,14 +119,14 @@ class TimingTable:
 
     def latency_ms(self, percentile: float) -> float:
         """A percentile of the frames' latency, ms; NaN before any frame is finished."""
-        values = [t.latency_ns for t in self._timelines]
+        values = [t.latency_ns for t in tuple(self._timelines)]
         return float(np.percentile(values, percentile)) / 1e6 if values else float("nan")
 
     def statistics(self) -> list[StageStatistics]:
         """One row for each stage that any frame went through, in the pipeline's order."""
         work: dict[str, list[int]] = {}
         wait: dict[str, list[int]] = {}
-        for span in (s for t in self._timelines for s in t.spans):
+        for span in (s for t in tuple(self._timelines) for s in t.spans):  # a copy: the pipeline may be adding to it
             work.setdefault(span.stage, []).append(span.work_ns)
             wait.setdefault(span.stage, []).append(span.wait_ns)
         total = sum(sum(values) for values in work.values()) or 1
@@ -193,6 +193,7 @@ class TraceWriter:
     def _write_text(self, text: str) -> None:
         try:
             self._file.write(text)
+            self._file.flush()
         except OSError as error:
             raise SinkError(f"the trace file {self.path} could not be written: {error.strerror}; free some space") from error
 
