@@ -53,7 +53,7 @@ SEARCH_BATCH = 8
 """Windows given to the network at once: bounds memory."""
 
 SEARCH_INTERVAL = 25
-"""Frames between two searches of the whole picture while nobody is found: a search costs as much as about 130 poses."""
+"""Frames between two searches of the whole picture at least: a search costs as much as about 130 poses."""
 
 BOX_SMOOTHING = 0.5
 """Weight of the last box in the next one: damps the jitter of joints."""
@@ -182,9 +182,9 @@ class SinglePerson:
     """One person, found from the whole picture with the pose network itself and then followed from the last pose.
 
     A search reads windows all over the picture, the largest first, and looks closer at the best of each size until somebody
-    is found. While nobody is found, the place where the person was last seen is looked at in every frame and the whole
-    picture every SEARCH_INTERVAL frames. Whoever is found after a loss gets a new track id, since nothing shows that it is the
-    same person.
+    is found. While nobody is found, the place where the person was last seen is looked at in every frame, and the whole
+    picture if the last such search is SEARCH_INTERVAL frames ago. Whoever is found after a loss gets a new track id, since
+    nothing shows that it is the same person.
 
     Args:
         runtime: reads the windows.
@@ -200,12 +200,13 @@ class SinglePerson:
         self._box: Box | None = None
         self._last_seen: Box | None = None
         self._track_id = -1
-        self._searchless_frames = SEARCH_INTERVAL
+        self._frames_since_search = SEARCH_INTERVAL
 
     def find(self, frame: Frame) -> tuple[Person, ...]:
         """The followed person's box, or a search."""
+        self._frames_since_search += 1
         if not self.follows:
-            self._box, self._searchless_frames = None, SEARCH_INTERVAL
+            self._box, self._frames_since_search = None, SEARCH_INTERVAL + 1
         if self._box is None:
             self._box = self._find_box(frame)
             if self._box is None:
@@ -244,9 +245,8 @@ class SinglePerson:
 
     def _find_box(self, frame: Frame) -> Box | None:
         """The box of a person who is looked for, where it is this frame's turn to look and one is found."""
-        self._searchless_frames += 1
-        if self._searchless_frames > SEARCH_INTERVAL:
-            self._searchless_frames = 0
+        if self._frames_since_search > SEARCH_INTERVAL:
+            self._frames_since_search = 0
             best = self.search(frame)
         elif self._last_seen is not None:
             around = [self._last_seen.square(enlargement) for enlargement in (ENLARGEMENT, 1.4 * ENLARGEMENT)]
@@ -277,12 +277,13 @@ class SinglePerson:
         return max(closer, key=lambda s: s.score, default=None)
 
     def _look_closer(self, frame: Frame, sighting: Sighting) -> Sighting | None:
-        for _ in range(SEARCH_REFINEMENTS):
-            try:
+        try:
+            for _ in range(SEARCH_REFINEMENTS):
                 person = Person(-1, box_from_joints(sighting.joints))
                 (sighting,) = see(self._runtime, frame.image, (person,))
-            except GeometryError:  # its joints enclose nothing, or lie outside the picture: no person
-                return None
+            box_from_joints(sighting.joints)
+        except GeometryError:  # its joints enclose nothing, or lie outside the picture: no person
+            return None
         return sighting
 
 
