@@ -2,8 +2,8 @@
 
     python benchmarks/host_work.py [--frames 250] [--flat 10000]
 
-The demo clip is enlarged to 1280x720 first. Times are the median over frames of each step called alone in one thread, ms; the
-encoder works in threads of its own, so its CPU time is given too. Memory: the clip's frames over and over through the whole
+The demo clip is enlarged to 1280x720 first. Times are the median over frames of each step called alone in one thread, ms;
+for the encoder its CPU time too, in case it has threads of its own. Memory: the clip's frames over and over through the whole
 pipeline with NDJSON and MP4, the process's resident memory noted on the way.
 """
 

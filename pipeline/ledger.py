@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -18,6 +19,7 @@ class LedgerCounts:
         dropped: frames that the drop policy gave up.
         failed: frames that a stage could not work on, or that a stopped run left unfinished.
         reasons: how often each reason for failing was given.
+        problems: how often each reason was given why a person in a processed frame has no pose.
     """
 
     captured: int
@@ -26,6 +28,7 @@ class LedgerCounts:
     dropped: int
     failed: int
     reasons: tuple[tuple[str, int], ...]
+    problems: tuple[tuple[str, int], ...]
 
     @property
     def in_flight(self) -> int:
@@ -49,6 +52,7 @@ class FrameLedger:
         self._with_person = 0
         self._dropped = 0
         self._reasons: Counter[str] = Counter()
+        self._problems: Counter[str] = Counter()
 
     def capture(self, index: int) -> None:
         """A frame came in."""
@@ -58,12 +62,13 @@ class FrameLedger:
             self._open.add(index)
             self._captured += 1
 
-    def process(self, index: int, *, with_person: bool = False) -> None:
-        """A frame went through every stage."""
+    def process(self, index: int, *, with_person: bool = False, problems: Iterable[str] = ()) -> None:
+        """A frame went through every stage; `problems` say why people in it have no pose."""
         with self._lock:
             self._end(index)
             self._processed += 1
             self._with_person += with_person
+            self._problems.update(problems)
 
     def drop(self, index: int) -> None:
         """The drop policy gave a frame up."""
@@ -89,7 +94,8 @@ class FrameLedger:
         with self._lock:
             reasons = tuple(self._reasons.most_common())
             failed = sum(count for _, count in reasons)
-            return LedgerCounts(self._captured, self._processed, self._with_person, self._dropped, failed, reasons)
+            problems = tuple(self._problems.most_common())
+            return LedgerCounts(self._captured, self._processed, self._with_person, self._dropped, failed, reasons, problems)
 
     def _end(self, index: int) -> None:
         if index not in self._open:

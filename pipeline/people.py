@@ -26,7 +26,7 @@ from pipeline.types import Frame
 
 MIN_SCORE = 0.45
 """Mean joint score from which a person counts as found, between what the default weights gave people in full view (0.46 to
-0.63) and pictures without any (up to 0.42): docs/people.md."""
+0.63) and most pictures without any (up to 0.42; one gable had 0.47): docs/people.md."""
 
 KEEP_FRACTION = 2 / 3
 """A followed person is let go when the mean score falls under this fraction of MIN_SCORE."""
@@ -325,8 +325,8 @@ class GivenBoxes:
     def read(cls, path: Path) -> GivenBoxes:
         """Read boxes from a file: a CSV table, or the `poses.ndjson` of an earlier run.
 
-        The CSV's first line names its columns: `frame,x,y,width,height` and, if the people are told apart, `track_id`; frames
-        count from 0, the rest is px.
+        The CSV's first line names its columns: `frame,x,y,width,height` and, if people are known again from frame to frame,
+        `track_id`; without it those of each frame are numbered from 0. Frames count from 0, the rest is px.
 
         Raises:
             SourceError: the file cannot be read as either; names the line.
@@ -334,7 +334,7 @@ class GivenBoxes:
         people: dict[int, list[Person]] = {}
         line = 0
         try:
-            with path.open(encoding="utf-8", newline="") as file:
+            with path.open(encoding="utf-8-sig", newline="") as file:
                 if file.read(1) == "{":
                     frames = read_poses(path).frames
                     return cls({f.index: tuple(Person(p.track_id, p.box) for p in f.poses) for f in frames})
@@ -355,9 +355,19 @@ class GivenBoxes:
 
 
 def _csv_boxes(file: Iterator[str]) -> Iterator[tuple[int, int, Person]]:
-    reader = csv.DictReader(file)
+    reader = csv.DictReader(file, skipinitialspace=True)
     if reader.fieldnames is None:
         raise ValueError("it is empty")
+    ids: dict[int, set[int]] = {}
     for row in reader:
-        box = Box(float(row["x"]), float(row["y"]), float(row["width"]), float(row["height"]))
-        yield reader.line_num, int(row["frame"]), Person(int(row.get("track_id") or 0), box)
+        columns = {name: row[name] for name in ("frame", "x", "y", "width", "height")}
+        if missing := [name for name, text in columns.items() if not text]:
+            raise ValueError(f"line {reader.line_num} has no {missing[0]}")
+        frame = int(columns["frame"])
+        taken = ids.setdefault(frame, set())
+        track_id = int(row.get("track_id") or len(taken))
+        if track_id in taken:
+            raise ValueError(f"line {reader.line_num} names person {track_id} of frame {frame} again")
+        taken.add(track_id)
+        box = Box(*(float(columns[name]) for name in ("x", "y", "width", "height")))
+        yield reader.line_num, frame, Person(track_id, box)

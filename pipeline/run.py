@@ -9,14 +9,14 @@ from pathlib import Path
 from convnextpose import weights
 from convnextpose.camera import Intrinsics, RootDepthSource
 from convnextpose.checkpoint import VerifiedCheckpoint, verify, verify_state
-from convnextpose.errors import CheckpointError, ModelError
+from convnextpose.errors import CheckpointError, ModelError, SinkError
 from convnextpose.variants import Variant
 from engines.runtime import Runtime
 from engines.select import open_runtime
 from pipeline.channels import DropPolicy
 from pipeline.draw import PoseRenderer
 from pipeline.people import MIN_SCORE, GivenBoxes, PeopleFinder, SinglePerson, WholePicture
-from pipeline.sinks import Sink, open_sinks
+from pipeline.sinks import RESULT_NAMES, Sink, open_sinks
 from pipeline.sources import open_source
 from pipeline.threads import Pipeline
 from pipeline.timeline import TraceWriter
@@ -71,10 +71,10 @@ def open_model(model: str, runtime: str, *, random_weights: bool = False, thread
     """
     if random_weights:
         return open_runtime(_random_checkpoint(model), runtime, threads=threads, name=f"{model.lower()}-random", random=True)
-    if model in weights.names():
-        shipped = weights.load(model)
+    if model.lower() in weights.names():
+        shipped = weights.load(model.lower())
         what: Path | VerifiedCheckpoint = verify(shipped.safetensors) if runtime == "torch" else shipped.onnx
-        return open_runtime(what, runtime, threads=threads, name=model)
+        return open_runtime(what, runtime, threads=threads, name=shipped.name)
     path = Path(model)
     if not path.exists():
         raise ModelError(
@@ -91,6 +91,23 @@ def _random_checkpoint(variant: str) -> VerifiedCheckpoint:
     from convnextpose.network import random_state  # torch: an extra that only this path needs
 
     return verify_state(random_state(Variant[variant.upper()]), source=f"{variant.lower()}-random")
+
+
+def _keep_apart(config: RunConfig) -> None:
+    """Refuse results that would replace what they are made from, or each other.
+
+    Raises:
+        SinkError: naming the file.
+    """
+    read = {path.resolve() for path in (config.source, config.boxes, Path(config.model)) if path is not None}
+    written = [config.out / name for name in RESULT_NAMES] if config.out else []
+    for path in [*written, *([config.trace] if config.trace else [])]:
+        if path.resolve() in read:
+            raise SinkError(
+                f"expected results apart from what they are made from, received {path} for both: name another place"
+            )
+    if config.trace is not None and config.trace.resolve() in {path.resolve() for path in written}:
+        raise SinkError(f"expected a trace file apart from the results, received {config.trace}: name another")
 
 
 def open_pipeline(config: RunConfig) -> Pipeline:
@@ -122,9 +139,8 @@ def open_pipeline(config: RunConfig) -> Pipeline:
             model=runtime.model,
             runtime=runtime.describe(),
         )
+        _keep_apart(config)
         trace = TraceWriter(config.trace, overwrite=config.overwrite) if config.trace else None
-        if trace is not None:
-            opened.callback(trace.close)
         sinks: list[Sink] = [] if config.out is None else open_sinks(config.out, header, overwrite=config.overwrite)
         opened.pop_all()
     return Pipeline(

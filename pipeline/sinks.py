@@ -33,6 +33,9 @@ from pipeline.types import PosedFrame, RunHeader
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+RESULT_NAMES = ("poses.mp4", "poses.ndjson", "poses.npz")
+"""What a run writes into its folder."""
+
 TIME_BASE = Fraction(1, 90_000)
 """Resolution of the video's time stamps, s: MPEG's own, which every usual frame rate divides."""
 
@@ -41,6 +44,9 @@ PRESET = "ultrafast"
 
 CRF = 23
 """x264's constant quality, its default."""
+
+MAX_SIDE = 8192
+"""Longest side of the video, px: larger pictures are made smaller in it, as H.264's highest level ends there."""
 
 MAX_KEY_FRAME_DISTANCE = 60
 """Frames between key frames where a second has more: how much of the video a killed run may lose."""
@@ -55,9 +61,11 @@ class Sink(Protocol):
 
     Attributes:
         path: the file that it writes.
+        begun: whether it has begun to write it.
     """
 
     path: Path
+    begun: bool
 
     def write(self, frame: PosedFrame) -> None:
         """Take one frame.
@@ -92,10 +100,11 @@ def open_sinks(out: Path, header: RunHeader, *, overwrite: bool = False) -> list
         OutputExistsError: one of the files is there already and may not be replaced; nothing was touched.
         SinkError: the folder cannot be made or written to.
     """
+    video, lines, arrays = (out / name for name in RESULT_NAMES)
     sinks: list[Sink] = [
-        VideoSink(out / "poses.mp4", header, overwrite=overwrite),
-        NdjsonSink(out / "poses.ndjson", header, overwrite=overwrite),
-        NpzSink(out / "poses.npz", header, overwrite=overwrite),
+        VideoSink(video, header, overwrite=overwrite),
+        NdjsonSink(lines, header, overwrite=overwrite),
+        NpzSink(arrays, header, overwrite=overwrite),
     ]
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -119,7 +128,7 @@ class _FileSink(Sink):
         self._header = header
         self._overwrite = overwrite
         self._lock = threading.Lock()
-        self._begun = False
+        self.begun = False
         self._closed = False
         self._make_way()
 
@@ -151,14 +160,14 @@ class _FileSink(Sink):
         with self._lock, _as_sink_error(self.path):
             if self._closed:
                 raise SinkError(f"expected no more frames for {self.path}, which is closed")
-            if not self._begun:
+            if not self.begun:
                 self._begin(frame)
-                self._begun = True
+                self.begun = True
             self._add(frame)
 
     def close(self) -> None:
         with self._lock, _as_sink_error(self.path):
-            if self._begun and not self._closed:
+            if self.begun and not self._closed:
                 self._closed = True
                 self._finish()
             self._closed = True
@@ -185,6 +194,8 @@ class VideoSink(_FileSink):
 
     def _begin(self, frame: PosedFrame) -> None:
         height, width = _picture(frame).shape[:2]
+        scale = min(1.0, MAX_SIDE / max(width, height))
+        width, height = max(1, round(width * scale)), max(1, round(height * scale))
         self._size = (width + width % 2, height + height % 2)
         self._first_time_s = frame.frame.time_s
         self._time_s = -math.inf

@@ -20,9 +20,20 @@ def infer(runtime: Runtime, frame: Frame, people: tuple[Person, ...], min_score:
     Raises:
         GeometryError: a box lies outside the picture.
     """
-    if not people:
-        return ()
     return tuple(s for s in see(runtime, frame.image, people) if s.score >= min_score)
+
+
+def in_picture(frame: Frame, people: tuple[Person, ...], problems: list[str]) -> tuple[Person, ...]:
+    """The people whose boxes overlap the picture; why the others can't be read is added to `problems`."""
+    seen = []
+    for person in people:
+        try:
+            person.box.clip(frame.width, frame.height)
+        except GeometryError as error:
+            problems.append(str(error))
+        else:
+            seen.append(person)
+    return tuple(seen)
 
 
 def lift(sighting: Sighting, camera: Intrinsics, source: RootDepthSource) -> Pose:
@@ -37,7 +48,7 @@ def lift(sighting: Sighting, camera: Intrinsics, source: RootDepthSource) -> Pos
     if points[:, 2].min() <= 0:
         raise GeometryError(
             f"expected a person wholly in front of the camera, received a root depth of {root_depth_mm:.0f} mm with a joint "
-            f"at {points[:, 2].min():.0f} mm; give the camera's true intrinsics with --camera"
+            f"at {points[:, 2].min():.0f} mm: check the camera's intrinsics and the box"
         )
     return Pose(
         track_id=sighting.person.track_id,

@@ -5,7 +5,8 @@
             what was seen, where people are followed
 
 An exception in a worker stops the run and reaches the caller as a StageError. A source that breaks off half way is gentler:
-what came before it goes through every stage first. A GeometryError concerns one frame: that frame fails, the run goes on.
+what came before it goes through every stage first. A GeometryError concerns one frame or one person in it: that frame fails,
+or that person has no pose, and the run goes on.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pipeline.ledger import FrameLedger
 from pipeline.people import PeopleFinder, Person, Sighting
 from pipeline.sinks import Sink
 from pipeline.sources import Source
-from pipeline.stages import infer, lift
+from pipeline.stages import in_picture, infer, lift
 from pipeline.timeline import Span, Timeline, TimingTable, TraceWriter
 from pipeline.types import Frame, PosedFrame, RunHeader
 
@@ -47,6 +48,7 @@ class _Item:
     people: tuple[Person, ...] = ()
     sightings: tuple[Sighting, ...] = ()
     posed: PosedFrame | None = None
+    problems: list[str] = field(default_factory=list)
 
     def leave(self, stage: str, start_ns: int) -> None:
         """Note that a stage is done with it; it enters the next one at the same moment."""
@@ -109,6 +111,9 @@ class Pipeline:
         self._error: StageError | None = None
         self._error_lock = threading.Lock()
         self._closed = False
+        self._closers: list[tuple[str, Callable[[], None]]] = [("capture", source.close), ("infer", runtime.close)]
+        self._closers += [("sinks", sink.close) for sink in sinks]
+        self._closers += [("sinks", trace.close)] if trace else []
         stages: list[tuple[str, Callable[[_Item], None], Callable[[], None] | None]] = [
             ("people", self._people, self._await_feedback),
             ("infer", self._infer, None),
@@ -126,8 +131,9 @@ class Pipeline:
 
     @property
     def outputs(self) -> list[Path]:
-        """The files that it writes."""
-        return [sink.path for sink in self._sinks] + ([self._trace.path] if self._trace else [])
+        """The files that it has begun to write."""
+        begun = [sink.path for sink in self._sinks if sink.begun]
+        return begun + ([self._trace.path] if self._trace and self._trace.begun else [])
 
     def __iter__(self) -> Iterator[PosedFrame]:
         """Start the threads, if they are not running, and give every frame that went through all stages.
@@ -163,7 +169,6 @@ class Pipeline:
         """
         if self._closed:
             return
-        self._closed = True
         self.stop()
         deadline = time.monotonic() + CLOSING_TIME_S
         self._drain(deadline)
@@ -171,15 +176,19 @@ class Pipeline:
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(max(0.1, deadline - time.monotonic()))
+        stuck = [thread.name for thread in self._threads if thread.is_alive()]
+        if stuck:
+            self._fail(stuck[0], TimeoutError(f"it did not end within {CLOSING_TIME_S:g} s and was given up"))
         self.ledger.fail_rest("the run was stopped" if self._error is None else f"stage {self._error.stage} stopped the run")
-        closers = [("capture", self._source.close), ("infer", self._runtime.close)]
-        closers += [("sinks", sink.close) for sink in self._sinks]
-        closers += [("sinks", self._trace.close)] if self._trace else []
-        for stage, close in closers:
-            try:
-                close()
-            except PoseError as error:
-                self._fail(stage, error)
+        while self._closers:  # one by one, so that an interrupted close can be called again for the rest
+            stage, close = self._closers[0]
+            if stage not in stuck:  # what a stuck stage holds would wait for it
+                try:
+                    close()
+                except PoseError as error:
+                    self._fail(stage, error)
+            del self._closers[0]
+        self._closed = True
         if self._error is not None:
             raise self._error
 
@@ -211,8 +220,8 @@ class Pipeline:
     # What each thread runs.
 
     def _capture(self, outlet: Channel[_Item]) -> None:
-        frames = iter(self._source)
         try:
+            frames = iter(self._source)
             while not self._stopping.is_set():
                 start_ns = time.perf_counter_ns()
                 frame = next(frames, None)
@@ -240,10 +249,10 @@ class Pipeline:
         try:
             while True:
                 item = inlet.get()
-                if prepare is not None:
-                    prepare()
-                start_ns = time.perf_counter_ns()
                 try:
+                    if prepare is not None:
+                        prepare()
+                    start_ns = time.perf_counter_ns()
                     function(item)
                 except GeometryError as error:
                     self.ledger.fail(item.frame.index, f"{name}: {error}")
@@ -284,8 +293,9 @@ class Pipeline:
 
     def _await_feedback(self) -> None:
         if self._feedback_due:
-            self._finder.observe(self._feedback.get())
+            sightings = self._feedback.get()
             self._feedback_due = False
+            self._finder.observe(sightings)
 
     def _people(self, item: _Item) -> None:
         item.people = self._finder.find(item.frame)
@@ -293,7 +303,8 @@ class Pipeline:
 
     def _infer(self, item: _Item) -> None:
         try:
-            item.sightings = infer(self._runtime, item.frame, item.people, self._finder.min_score)
+            people = in_picture(item.frame, item.people, item.problems)
+            item.sightings = infer(self._runtime, item.frame, people, self._finder.min_score)
         finally:
             if self._finder.follows:
                 self._feedback.put(item.sightings)
@@ -302,7 +313,13 @@ class Pipeline:
         frame = item.frame
         camera = self._camera or Intrinsics.assumed(frame.width, frame.height)
         source = RootDepthSource.INTRINSICS if self._camera else RootDepthSource.ASSUMED_FOV
-        item.posed = PosedFrame(frame, tuple(lift(sighting, camera, source) for sighting in item.sightings), camera)
+        poses = []
+        for sighting in item.sightings:
+            try:
+                poses.append(lift(sighting, camera, source))
+            except GeometryError as error:  # one person: the others of the frame still have poses
+                item.problems.append(str(error))
+        item.posed = PosedFrame(frame, tuple(poses), camera)
 
     def _render(self, item: _Item) -> None:
         if item.posed is not None and self._renderer is not None:
@@ -320,6 +337,6 @@ class Pipeline:
         self.timing.add(timeline)
         if self._trace is not None:
             self._trace.add(timeline)
-        self.ledger.process(item.frame.index, with_person=bool(item.posed and item.posed.poses))
+        self.ledger.process(item.frame.index, with_person=bool(item.posed and item.posed.poses), problems=item.problems)
         if item.posed is not None:
             item.posed = replace(item.posed, timeline=timeline)

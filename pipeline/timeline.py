@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -147,24 +147,25 @@ class TraceWriter:
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
-        """Open the file.
+        """Look whether the file may be written, and make its folder; the file is not touched before the first frame.
 
         Raises:
             OutputExistsError: it is there already and may not be overwritten.
             SinkError: it cannot be written.
         """
         self.path = path
+        self.begun = False
+        self._file: IO[str] | None = None
+        if path.exists() and not overwrite:
+            raise OutputExistsError(f"{path} is there already: name another --trace file, or allow it with --overwrite")
         try:
-            self._file: IO[str] = path.open("w" if overwrite else "x", encoding="utf-8")
-        except FileExistsError as error:
-            raise OutputExistsError(f"{path} is there already; name another --trace file or add --overwrite") from error
+            path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SinkError(f"expected a trace file that can be written, {path} cannot: {error.strerror}") from error
-        self._write_text("[\n")
-        self._empty = True
-        self._write(
-            {"ph": "M", "name": "thread_name", "pid": 1, "tid": n, "args": {"name": stage}} for n, stage in enumerate(STAGES)
-        )
+        if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+            raise SinkError(
+                f"expected a trace file that can be written, {path} cannot: it is a folder, or in one that is closed"
+            )
 
     def add(self, timeline: Timeline) -> None:
         """Write one frame's spans."""
@@ -177,25 +178,29 @@ class TraceWriter:
             }
             times = {"ts": span.start_ns / 1e3, "dur": span.work_ns / 1e3}
             events.append({"ph": "X", "name": span.stage, "cat": "stage", **times, **common})
-        self._write(events)
+        if not self.begun:
+            self.begun = True
+            names = [
+                {"ph": "M", "name": "thread_name", "pid": 1, "tid": n, "args": {"name": stage}}
+                for n, stage in enumerate(STAGES)
+            ]
+            self._write("[\n" + _lines(names))
+        self._write(",\n" + _lines(events))
 
     def close(self) -> None:
         """End the array and close the file; calling it again does nothing."""
-        if not self._file.closed:
-            self._write_text("\n]\n")
+        if self._file is not None and not self._file.closed:
+            self._write("\n]\n")
             self._file.close()
 
-    def _write(self, events: Iterable[dict[str, object]]) -> None:
-        lines = [json.dumps(event, separators=(",", ":")) for event in events]
-        self._write_text(("" if self._empty else ",\n") + ",\n".join(lines))
-        self._empty = False
-
-    def _write_text(self, text: str) -> None:
+    def _write(self, text: str) -> None:
         try:
+            if self._file is None:
+                self._file = self.path.open("w", encoding="utf-8")
             self._file.write(text)
             self._file.flush()
         except OSError as error:
-            raise SinkError(f"the trace file {self.path} could not be written: {error.strerror}; free some space") from error
+            raise SinkError(f"the trace file {self.path} cannot be written: {error.strerror}") from error
 
     def __enter__(self) -> TraceWriter:
         """The writer itself."""
@@ -204,3 +209,7 @@ class TraceWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Close it."""
         self.close()
+
+
+def _lines(events: list[dict[str, object]]) -> str:
+    return ",\n".join(json.dumps(event, separators=(",", ":")) for event in events)

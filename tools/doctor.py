@@ -59,6 +59,8 @@ def examine() -> list[Finding]:
     """Everything that is looked at, in the order in which it is told."""
     findings = [_python(), _processor()]
     findings += [_package(name, "capture, drawing and results") for name in ("numpy", "opencv-python", "av")]
+    extra = install_command("build")
+    findings += [_package(name, "export", extra, optional=True) for name in ("onnx", "onnxscript", "safetensors")]
     findings += _runtimes()
     findings += [_gpu(), _package("tensorrt", "TensorRT engines", install_command("tensorrt"), optional=True)]
     findings += _weights()

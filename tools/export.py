@@ -27,8 +27,12 @@ def export_command(
 
     Exit codes: 0 done; 1 the checkpoint, the export or its comparison failed, and no file was left; 2 wrong use.
     """
-    report = export(verify(checkpoint), out, name=out.stem, overwrite=overwrite)
+    verified = verify(checkpoint)
     console = Console(highlight=False, soft_wrap=True)
+    if verified.name_claims is not None:
+        wrong = f"the name of {checkpoint} claims variant {verified.name_claims.name}, its tensors are variant "
+        console.print(f"[bold red]WRONG NAME[/]  {escape(wrong + verified.variant.name)}")
+    report = export(verified, out, name=out.stem, overwrite=overwrite)
     console.print(f"wrote    {escape(str(report.path))} ({report.size_bytes / 2**20:.1f} MiB, {report.node_count} nodes)")
     console.print(f"sha256   {report.sha256}")
     console.print(f"parity   {report.parity}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +14,7 @@ from rich.table import Table
 
 from convnextpose import weights
 from convnextpose.camera import Intrinsics
+from convnextpose.checkpoint import claimed_variant
 from convnextpose.errors import GeometryError, StageError
 from pipeline.people import MIN_SCORE
 from pipeline.run import RunConfig, open_pipeline
@@ -83,15 +84,18 @@ def run_command(
         min_score=min_score,
         threads=threads,
     )
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    console = Console(highlight=False)
+    console.soft_wrap = not console.is_terminal
     pipeline = open_pipeline(config)
     _print_head(console, pipeline, config)
-    interrupted = False
     failure: StageError | None = None
+    interrupted = False
     try:
         _follow(pipeline)
     except KeyboardInterrupt:
         interrupted = True
+        # Closing is bounded in time; a second Ctrl-C would cost the results that it finishes.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     except StageError as error:
         failure = error
     try:
@@ -104,6 +108,9 @@ def run_command(
         raise typer.Exit(130)
     if failure is not None:
         raise failure
+    counts = pipeline.ledger.counts()
+    if counts.failed and not counts.processed:
+        raise typer.Exit(1)
 
 
 def _follow(pipeline: Pipeline) -> None:
@@ -130,11 +137,15 @@ def _print_head(console: Console, pipeline: Pipeline, config: RunConfig) -> None
     console.print(f"source   {escape(header.source)} ({size}{rate}{frames})")
     if header.model.random:
         quality = "[bold red]random weights: these poses mean nothing[/]"
-    elif header.model.name in weights.names():
-        quality = weights.load(header.model.name).summary
+    elif shipped := weights.by_checkpoint(header.model.checkpoint_sha256):
+        quality = shipped.summary
     else:
         quality = f"your own weights, not measured here; checkpoint {header.model.checkpoint_sha256[:12]}"
     console.print(f"weights  {escape(header.model.name)} (variant {header.model.variant.name}): {quality}")
+    claim = claimed_variant(Path(config.model).name)
+    if claim is not None and claim is not header.model.variant:
+        wrong = f"the name of {config.model} claims variant {claim.name}, its tensors are variant {header.model.variant.name}"
+        console.print(f"[bold red]WRONG NAME[/]  {escape(wrong)}")
     console.print(f"runtime  {escape(str(header.runtime))}{_why(config)}")
     depth = "the given camera" if config.camera else "an assumed field of view: depths and scale are a guess"
     console.print(f"depth    from {depth}")
@@ -159,17 +170,22 @@ def _print_end(console: Console, pipeline: Pipeline, config: RunConfig) -> None:
     console.print(table)
     timing, counts = pipeline.timing, pipeline.ledger.counts()
     console.print()
-    console.print(
-        f"speed    {timing.frames_per_second:.1f} frames a second over {timing.elapsed_s:.2f} s; "
-        f"latency p50 {timing.latency_ms(50):.1f} ms, p99 {timing.latency_ms(99):.1f} ms"
-    )
+    if counts.processed:
+        console.print(
+            f"speed    {timing.frames_per_second:.1f} frames a second over {timing.elapsed_s:.2f} s; "
+            f"latency p50 {timing.latency_ms(50):.1f} ms, p99 {timing.latency_ms(99):.1f} ms"
+        )
     console.print(f"frames   {counts}")
     for reason, count in counts.reasons:
         console.print(f"         {count} failed: {escape(reason)}")
     console.print(f"people   a pose in {counts.with_person} of {counts.processed} frames")
-    if counts.processed and not counts.with_person:
-        console.print(
-            f"         nobody was found: give --boxes, or lower --min-score (now {config.min_score:g}) if someone is there"
-        )
+    for reason, count in counts.problems:
+        console.print(f"         {count} without a pose: {escape(reason)}")
+    if counts.processed and not counts.with_person and not counts.problems:
+        if config.boxes:
+            advice = f"no frame has a box in {config.boxes}: its frames count from 0"
+        else:
+            advice = f"nobody was found: give --boxes, or lower --min-score (now {config.min_score:g}) if someone is there"
+        console.print(f"         {escape(advice)}")
     for path in pipeline.outputs:
         console.print(f"wrote    {escape(str(path))}")

@@ -44,6 +44,19 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.json") if path.with_suffix(".onnx").exists())
 
 
+def by_checkpoint(sha256: str) -> Weights | None:
+    """The weights whose checkpoint has this hash (hexadecimal), or None: a name proves nothing.
+
+    Raises:
+        CheckpointError: as `load`.
+    """
+    for name in names():
+        card = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+        if card["sha256"]["safetensors"] == sha256:
+            return load(name)
+    return None
+
+
 def load(name: str) -> Weights:
     """Find weights by name and check their files.
 

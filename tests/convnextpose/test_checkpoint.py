@@ -407,5 +407,5 @@ def test_the_module_needs_no_torch_until_it_reads(xs_state, monkeypatch):
     code = "import sys, convnextpose.checkpoint; assert not {'torch', 'safetensors'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(RuntimeUnavailableError, match=r"pip install 'convnextpose\[build\]'"):
+    with pytest.raises(RuntimeUnavailableError, match=r"pip install '\.\[build\]'"):
         verify_state(xs_state, source="random")

@@ -104,6 +104,13 @@ def test_boxes_are_read_from_csv(tmp_path):
     assert finder.find(frame[2]) == (Person(3, Box(1.5, 2, 30, 40)),)
 
 
+def test_boxes_of_a_spreadsheet_without_track_ids_are_told_apart(tmp_path):
+    path = tmp_path / "boxes.csv"
+    path.write_bytes("\ufeffframe, x, y, width, height\r\n0, 1, 2, 30, 40\r\n0, 5, 6, 70, 80\r\n".encode())
+    people = GivenBoxes.read(path).find(Frame(picture(8, 8), "t", 0, 0.0))
+    assert people == (Person(0, Box(1, 2, 30, 40)), Person(1, Box(5, 6, 70, 80)))
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -111,6 +118,8 @@ def test_boxes_are_read_from_csv(tmp_path):
         ("frame,x,y,width\n0,1,2,3\n", "'height'"),
         ("frame,x,y,width,height\n0,1,2,3,4\n1,1,2,x,4\n", "after line 2"),
         ("frame,x,y,width,height\n0,1,2,3,-4\n", "positive"),
+        ("frame,x,y,width,height\n0,1,2\n", "line 2 has no width"),
+        ("frame,track_id,x,y,width,height\n0,1,1,2,3,4\n0,1,5,6,7,8\n", "person 1 of frame 0 again"),
         ('{"type":"frame","index":0,"poses":[{"track_id":0,"box":[1,2,3]}]}\n', "line 1 of"),
         ("{nonsense\n", "line 1 of"),
     ],

@@ -1,7 +1,9 @@
 """The threaded pipeline: order, accounts, feedback, and every way in which a run can end."""
 
+import contextlib
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,7 +47,7 @@ class Pictures:
 class Collect:
     """A sink that keeps what it is given; can fail, and can be slow."""
 
-    path = None
+    path, begun = Path("collected"), True
 
     def __init__(self, fails_at=None, pause_s=0.0, wait_for=None):
         self.frames, self.closed = [], 0
@@ -161,15 +163,79 @@ def test_a_bug_in_a_stage_is_told_with_its_stage_and_kind():
     assert counts.captured == counts.failed
 
 
-def test_a_box_outside_the_picture_fails_its_frame_only():
+def test_a_person_outside_the_picture_has_no_pose_and_costs_nobody_theirs():
     boxes = {i: (Person(0, Box(*BOX)),) for i in range(20)}
-    boxes[11] = (Person(0, Box(5000, 0, 10, 10)),)
+    boxes[11] = (Person(7, Box(5000, 0, 10, 10)), Person(0, Box(*BOX)))
     pipeline, _ = make(Pictures(20), finder=GivenBoxes(boxes))
-    assert [f.frame.index for f in pipeline] == [i for i in range(20) if i != 11]
+    assert [[p.track_id for p in f.poses] for f in pipeline] == [[0]] * 20
     counts = pipeline.ledger.counts()
-    assert (counts.captured, counts.processed, counts.failed) == (20, 19, 1)
-    ((reason, times),) = counts.reasons
-    assert times == 1 and reason.startswith("infer: expected a box that overlaps the 640x480 px picture")
+    assert (counts.captured, counts.processed, counts.failed) == (20, 20, 0)
+    ((reason, times),) = counts.problems
+    assert times == 1 and reason.startswith("expected a box that overlaps the 640x480 px picture")
+
+
+def test_a_camera_that_cannot_be_is_told_for_every_person():
+    boxes = {i: (Person(0, Box(*BOX)),) for i in range(5)}
+    pipeline, _ = make(Pictures(5), finder=GivenBoxes(boxes), camera=Intrinsics(0.01, 0.01, 320, 240))
+
+    class Deep(BlobRuntime):
+        def run(self, crops):
+            predictions = super().run(crops)
+            predictions.joints[:, 3, 2] = -900
+            return predictions
+
+    pipeline._runtime = Deep()
+    assert [f.poses for f in pipeline] == [()] * 5
+    ((reason, times),) = pipeline.ledger.counts().problems
+    assert times == 5 and "in front of the camera" in reason
+
+
+def test_a_stuck_sink_is_given_up_and_told(monkeypatch):
+    monkeypatch.setattr("pipeline.threads.CLOSING_TIME_S", 0.5)
+    gate = threading.Event()
+    stuck = Collect(wait_for=gate)
+    pipeline, _ = make(Pictures(50), sinks=[stuck])
+
+    def take():
+        with contextlib.suppress(StageError):
+            next(iter(pipeline), None)
+
+    next_frame = threading.Thread(target=take, daemon=True)
+    next_frame.start()
+    time.sleep(0.2)
+    with pytest.raises(StageError, match=r"stage sinks: TimeoutError: it did not end within 0\.5 s"):
+        pipeline.close()
+    counts = pipeline.ledger.counts()
+    assert counts.captured == counts.processed + counts.dropped + counts.failed
+    assert stuck.closed == 0, "a close would wait for the write that hangs"
+    gate.set()
+    next_frame.join(5)
+
+
+def test_a_close_that_was_interrupted_goes_on_when_called_again():
+    class Interrupted(Collect):
+        def close(self):
+            super().close()
+            if self.closed == 1:
+                raise KeyboardInterrupt
+
+    first, second = Interrupted(), Collect()
+    pipeline, runtime = make(Pictures(5), sinks=[first, second])
+    with pytest.raises(KeyboardInterrupt):
+        list(pipeline)
+    assert second.closed == 0
+    pipeline.close()
+    pipeline.close()
+    assert (first.closed, second.closed, runtime.closed) == (2, 1, 1)
+
+
+def test_a_source_that_cannot_begin_is_told():
+    class CannotBegin(Pictures):
+        def __iter__(self):
+            raise SourceError("it went away")
+
+    with pytest.raises(StageError, match="stage capture: it went away"):
+        list(make(CannotBegin(5))[0])
 
 
 def test_a_failing_frame_does_not_stop_following():

@@ -81,6 +81,9 @@ def test_a_trace_is_not_overwritten_unless_allowed(tmp_path):
         TraceWriter(path)
     assert path.read_text() == "precious"
     TraceWriter(path, overwrite=True).close()
+    assert path.read_text() == "precious", "nothing is touched before the first frame"
+    with TraceWriter(path, overwrite=True) as writer:
+        writer.add(timeline(0, [(1, 1)]))
     assert json.loads(path.read_text())
     with pytest.raises(SinkError, match="cannot"):
-        TraceWriter(tmp_path / "none" / "trace.json")
+        TraceWriter(path / "trace.json")

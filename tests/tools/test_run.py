@@ -55,7 +55,7 @@ def short_clip(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def demo_run(tmp_path_factory):
-    out = tmp_path_factory.mktemp("demo")
+    out = tmp_path_factory.mktemp("demo") / "not" / "there"
     trace = out / "trace.json"
     return out, convnextpose("run", weights.DEMO_CLIP, "--out", out, "--camera", CAMERA, "--trace", trace)
 
@@ -194,12 +194,14 @@ def test_an_empty_room_gives_no_pose(tmp_path):
         (("run", "CLIP", "--out", "OUT", "--model", "README.md.onnx"), "README.md.onnx"),
         (("run", "CLIP", "--out", "OUT", "--runtime", "magic"), "'magic'"),
         (("run", "CLIP", "--out", "OUT", "--boxes", "pyproject.toml"), "boxes"),
-        (("run", "CLIP", "--out", "OUT", "--trace", "no/such/folder.json"), "trace"),
+        (("run", "CLIP", "--out", "OUT", "--trace", "pyproject.toml/trace.json"), "trace"),
+        (("run", "CLIP", "--out", "OUT", "--trace", "CLIP", "--overwrite"), "made from"),
+        (("run", "CLIP", "--out", "OUT", "--trace", "OUT/poses.npz"), "apart from the results"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_sentence(tmp_path, arguments, told):
     places = {"CLIP": str(weights.DEMO_CLIP), "OUT": str(tmp_path / "out")}
-    message = one_sentence(convnextpose(*(places.get(a, a) for a in arguments)))
+    message = one_sentence(convnextpose(*(places.get(a, a).replace("OUT/", places["OUT"] + "/") for a in arguments)))
     assert told in message
     assert not (tmp_path / "out").exists()
 
