@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from convnextpose.containers import read_container, require_torch, show
 from convnextpose.errors import CheckpointError
-from convnextpose.skeleton import JOINT_SETS, JointSet, joint_set_of_size
+from convnextpose.skeleton import HUMAN36M, JOINT_SETS, JointSet, joint_set_of_size
 from convnextpose.variants import HEAD_LAYERS, Variant
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ class VerificationReport:
         joints: how many joints it estimates.
         joint_set: the name of their order.
         paper_mpjpe_mm: MPJPE of the variant on Human3.6M (protocol 2) in the paper, mm: a claim of the paper, not of this file.
+            None for joints that are not Human3.6M's, of which that table says nothing.
         sha256: see `VerifiedCheckpoint`.
     """
 
@@ -129,7 +130,7 @@ class VerificationReport:
     depth_bins: int
     joints: int
     joint_set: str
-    paper_mpjpe_mm: float
+    paper_mpjpe_mm: float | None
     sha256: str
 
     def to_json(self) -> dict[str, Any]:
@@ -227,7 +228,7 @@ def describe(checkpoint: VerifiedCheckpoint) -> VerificationReport:
         depth_bins=state[_FINAL].shape[0] // len(checkpoint.joint_set),
         joints=len(checkpoint.joint_set),
         joint_set=checkpoint.joint_set.name,
-        paper_mpjpe_mm=spec.paper_mpjpe_mm,
+        paper_mpjpe_mm=spec.paper_mpjpe_mm if checkpoint.joint_set is HUMAN36M else None,
         sha256=checkpoint.sha256,
     )
 

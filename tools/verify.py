@@ -117,7 +117,7 @@ def _lines(report: VerificationReport) -> list[tuple[str, str]]:
         ("heat-map", f"{report.heatmap_size}x{report.heatmap_size}"),
         ("depth bins", str(report.depth_bins)),
         ("joints", f"{report.joints} {report.joint_set}"),
-        ("paper MPJPE", f"{report.paper_mpjpe_mm:.2f} mm"),
+        ("paper MPJPE", "none" if report.paper_mpjpe_mm is None else f"{report.paper_mpjpe_mm:.2f} mm"),
     ]
 
 

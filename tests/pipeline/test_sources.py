@@ -37,6 +37,7 @@ def write_video(path, codec="libx264", *, times=None, options=None, container_op
         stream = container.add_stream(codec, rate=RATE, options=options or {})
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = pixels
+        stream.codec_context.thread_count = 1  # the same bytes on every machine: tests cut and damage them
         stream.bit_rate = 0 if codec == "libx264" else 2_000_000
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 90_000)
@@ -240,7 +241,8 @@ def test_damage_in_the_middle_never_passes_for_pictures(clips, tmp_path, kind):
     path = tmp_path / clips[kind].name
     path.write_bytes(data)
     frames, error = read(path)
-    assert error is not None and f"broke at frame {len(frames)}" in str(error) and "damaged" in str(error)
+    assert error is not None and f"broke at frame {len(frames)}" in str(error)
+    assert "damaged" in str(error) or "invalid data" in str(error)
     assert 0.2 * COUNT < len(frames) < COUNT
     # The picture that the damage begins in may still decode: nobody can tell it from a true one.
     assert all(np.array_equal(a.image, b.image) for a, b in zip(frames[:-1], whole, strict=False))
