@@ -5,6 +5,7 @@
     ├── GeometryError(ValueError)          a box, a camera or an array that has no meaning
     ├── ModelError(ValueError)             an exported model file that breaks the contract
     ├── ExportError(RuntimeError)          an export that failed
+    ├── CalibrationError(ValueError)       crops that an INT8 model cannot be calibrated on
     ├── RuntimeUnavailableError(RuntimeError)  a runtime that was asked for and cannot start
     ├── ParityError(RuntimeError)          a runtime that strays from the reference past its limit
     ├── SourceError(OSError)               a video, picture or folder that cannot be read
@@ -37,6 +38,10 @@ class ModelError(PoseError, ValueError):
 
 class ExportError(PoseError, RuntimeError):
     """An export to ONNX failed."""
+
+
+class CalibrationError(PoseError, ValueError):
+    """A calibration set cannot be read, or its crops cannot show what values a network meets."""
 
 
 class RuntimeUnavailableError(PoseError, RuntimeError):

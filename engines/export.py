@@ -79,7 +79,7 @@ def export(
     ):
         parity = compare(reference, candidate, noise_crops(PARITY_CROPS))
     parity.check()
-    _put_in_place(data, out)
+    put_in_place(data, out)
     return ExportReport(out, hashlib.sha256(data).hexdigest(), len(data), len(model.graph.node), parity)
 
 
@@ -182,8 +182,12 @@ def _quiet_exporter() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _put_in_place(data: bytes, out: Path) -> None:
-    """Write the file beside its place, then move it there in one step; nothing is left behind on failure."""
+def put_in_place(data: bytes, out: Path) -> None:
+    """Write the file beside its place, then move it there in one step; nothing is left behind on failure.
+
+    Raises:
+        SinkError: it cannot be written.
+    """
     partial = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         try:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from convnextpose.errors import ModelError
 from convnextpose.skeleton import JOINT_SETS
 from convnextpose.variants import Variant
-from engines.runtime import ModelInfo
+from engines.runtime import PRECISIONS, ModelInfo
 
 CONTRACT = "1"
 """Version of the exported graph's contract: its input, its outputs and its metadata."""
@@ -20,7 +20,9 @@ _METADATA_FIELD, _KEY_FIELD, _VALUE_FIELD = 14, 1, 2
 
 
 def write_metadata(info: ModelInfo) -> dict[str, str]:
-    """The metadata that an exported model of `info` holds."""
+    """The metadata that an exported model of `info` holds; what is missing means FP32."""
+    typed = {} if info.precision == "fp32" else {"precision": info.precision}
+    calibrated = {} if info.calibration_sha256 is None else {"calibration_sha256": info.calibration_sha256}
     return {
         "convnextpose.contract": CONTRACT,
         "variant": info.variant.name,
@@ -28,6 +30,8 @@ def write_metadata(info: ModelInfo) -> dict[str, str]:
         "checkpoint_sha256": info.checkpoint_sha256,
         "name": info.name,
         "random": str(int(info.random)),
+        **typed,
+        **calibrated,
     }
 
 
@@ -64,6 +68,8 @@ def read_metadata(model: bytes, source: str, name: str | None = None) -> ModelIn
             joint_set=JOINT_SETS[found["joint_set"]],
             checkpoint_sha256=found["checkpoint_sha256"],
             random={"0": False, "1": True}[found["random"]],
+            precision={precision: precision for precision in PRECISIONS}[found.get("precision", "fp32")],
+            calibration_sha256=found.get("calibration_sha256"),
         )
     except KeyError as error:
         raise ModelError(f"expected known metadata in {source}, received none or an unknown value for {error}") from None

@@ -44,6 +44,13 @@ class ParityLimits:
 FP32_LIMITS = ParityLimits(mean_px=1e-3, max_px=1e-2, mean_mm=1e-2, max_mm=1e-1, max_score=1e-3)
 """For a runtime that computes in FP32: what the order of its sums may change."""
 
+LIMITS = {
+    "fp32": FP32_LIMITS,
+    "fp16": ParityLimits(mean_px=0.1, max_px=1.0, mean_mm=0.5, max_mm=5.0, max_score=0.02),
+    "int8": ParityLimits(mean_px=0.5, max_px=5.0, mean_mm=5.0, max_mm=50.0, max_score=0.1),
+}
+"""By a model's precision. A px of the crop is about 10 mm at a person of 2 m who fills it."""
+
 
 @dataclass(frozen=True)
 class Differences:

@@ -17,6 +17,9 @@ from convnextpose.errors import GeometryError
 from convnextpose.skeleton import JointSet
 from convnextpose.variants import INPUT_SIZE, Variant
 
+PRECISIONS = ("fp32", "fp16", "int8")
+"""The precisions that an exported model comes in."""
+
 
 @dataclass(frozen=True)
 class ModelInfo:
@@ -28,6 +31,8 @@ class ModelInfo:
         joint_set: order and names of its joints.
         checkpoint_sha256: hash of the checkpoint that it was made from, hexadecimal.
         random: whether its weights are random numbers, so that its poses mean nothing.
+        precision: the types that its graph asks for: `fp32`, `fp16`, or `int8` (the rest of it in FP16).
+        calibration_sha256: hash of the crops that an INT8 graph was calibrated on, None for the others.
     """
 
     name: str
@@ -35,6 +40,8 @@ class ModelInfo:
     joint_set: JointSet
     checkpoint_sha256: str
     random: bool = False
+    precision: str = "fp32"
+    calibration_sha256: str | None = None
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ def build_app() -> typer.Typer:
         RuntimeUnavailableError: a library that the base install needs cannot be loaded.
     """
     try:
+        from tools.calibrate import calibrate_command
         from tools.doctor import doctor_command
         from tools.export import export_command
         from tools.run import run_command
@@ -44,6 +45,7 @@ def build_app() -> typer.Typer:
     app.command("run")(run_command)
     app.command("verify")(verify_command)
     app.command("export")(export_command)
+    app.command("calibrate")(calibrate_command)
     app.command("doctor")(doctor_command)
     return app
 
@@ -54,6 +56,9 @@ def main() -> None:
         build_app()()
     except PoseError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}")
+        sys.exit(1)
+    except OSError as error:  # a terminal or a pipe that went away, a disk that is full
+        print(f"error: {error.strerror or error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -52,7 +52,7 @@ class OpenVinoRuntime(LockedRuntime):
                     "openvino",
                     openvino.__version__.split("-")[0],
                     "CPU",
-                    precision,
+                    "int8" if model.precision == "int8" else precision,
                     int(any_batch.get_property("INFERENCE_NUM_THREADS")),
                 ),
             )

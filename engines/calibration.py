@@ -1,0 +1,120 @@
+"""Calibration sets: the crops of people that show which values a network meets, so that INT8 can be scaled to them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnextpose.errors import CalibrationError, OutputExistsError, SinkError
+from engines.export import put_in_place
+from engines.runtime import check_crops
+
+FORMAT = "convnextpose.calibration"
+VERSION = 1
+
+MIN_CROPS = 8
+"""Different crops that a set has at least: fewer show too little of what a network meets (docs/decisions/0004)."""
+
+
+def hash_crops(crops: NDArray[np.uint8]) -> str:
+    """SHA-256, hexadecimal, of crops [N, 256, 256, 3]: of their number and their pixels in order."""
+    digest = hashlib.sha256(f"{len(crops)} ".encode())
+    digest.update(np.ascontiguousarray(crops).data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """Crops of people, checked.
+
+    Attributes:
+        crops: uint8 [N, 256, 256, 3] BGR, as the pipeline gives them to a network; at least MIN_CROPS different ones.
+        sources: names of the files that they are from.
+    """
+
+    crops: NDArray[np.uint8]
+    sources: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse crops that would calibrate a network to nothing.
+
+        Raises:
+            GeometryError: they have another shape or type.
+            CalibrationError: there are too few, or some are of one colour, black for example.
+        """
+        check_crops(self.crops)
+        different = len({hash_crops(crop[None]) for crop in self.crops})
+        if different < MIN_CROPS:
+            raise CalibrationError(
+                f"expected {MIN_CROPS} different crops or more to calibrate on, received {different} (of {len(self.crops)}); "
+                "collect some with `convnextpose calibrate CLIP --out FILE.npz`"
+            )
+        flat = sum(crop.min() == crop.max() for crop in self.crops)
+        if flat:
+            raise CalibrationError(
+                f"expected crops of people to calibrate on, {flat} of {len(self.crops)} are of one colour, as black ones are; "
+                "collect them again"
+            )
+
+    def __len__(self) -> int:
+        """How many crops it has."""
+        return len(self.crops)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the crops, as the model that was calibrated on them records it."""
+        return hash_crops(self.crops)
+
+    def save(self, out: Path, *, overwrite: bool = False) -> None:
+        """Write it as a compressed .npz with a header, in one step.
+
+        Raises:
+            OutputExistsError: the file is there and may not be replaced.
+            SinkError: it cannot be written.
+        """
+        if out.exists() and not overwrite:
+            raise OutputExistsError(f"{out} exists; allow overwriting it, or name another file")
+        if out.is_dir() or not out.parent.is_dir():
+            raise SinkError(f"expected a file in a folder that exists, received {out}")
+        header = {"format": FORMAT, "version": VERSION, "sha256": self.sha256, "sources": list(self.sources)}
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, header=np.array(json.dumps(header)), crops=self.crops)
+        put_in_place(buffer.getvalue(), out)
+
+    @classmethod
+    def load(cls, path: Path) -> CalibrationSet:
+        """Read what `save` wrote.
+
+        Raises:
+            CalibrationError: there is no such file, it is damaged or something else, or its crops are of no use.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                header, crops = json.loads(str(arrays["header"])), arrays["crops"]
+            if header["format"] != FORMAT:
+                raise ValueError(f"its format is {header['format']!r}")
+            if header["version"] != VERSION:
+                raise CalibrationError(f"expected a calibration set of version {VERSION}, {path} is of {header['version']}")
+            check_crops(crops)
+            if hash_crops(crops) != header["sha256"]:
+                raise CalibrationError(
+                    f"the crops in {path} are not those that were saved: their hash differs; collect them again"
+                )
+            return cls(crops, tuple(map(str, header["sources"])))
+        except CalibrationError:
+            raise
+        except FileNotFoundError:
+            raise CalibrationError(
+                f"expected a calibration set, there is no {path}; collect one with `convnextpose calibrate CLIP --out {path}`"
+            ) from None
+        # numpy, zipfile and their parsers raise all kinds of errors for damaged bytes; GeometryError is of check_crops.
+        except Exception as error:
+            raise CalibrationError(
+                f"expected a calibration set that `convnextpose calibrate` wrote, {path} is damaged or something else: {error}"
+            ) from error

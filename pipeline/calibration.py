@@ -1,0 +1,85 @@
+"""Crops of people from videos and pictures, found as a run finds them: what an INT8 model is calibrated on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from convnextpose.errors import CalibrationError, SinkError
+from engines.calibration import CalibrationSet
+from engines.runtime import Runtime
+from pipeline.people import SinglePerson, see, warp_crop
+from pipeline.sources import open_source
+
+FOLLOW_STEP = 5
+"""Mean frames between two looks up to which a person is followed; in frames farther apart each is searched anew."""
+
+SHEET_TILE_PX, SHEET_COLUMNS, SHEET_TILES = 96, 12, 144
+"""A preview sheet: side of a crop on it, px; crops in a row; the most crops on it, chosen evenly."""
+
+
+def collect_crops(sources: Sequence[Path], runtime: Runtime, count: int) -> CalibrationSet:
+    """Crops of the person in evenly spaced frames of videos, pictures and folders of pictures.
+
+    Frames without a person give none, so that there may be fewer crops than asked for.
+
+    Args:
+        sources: as `open_source` takes them; each gives an equal share.
+        runtime: finds the people.
+        count: how many crops to collect.
+
+    Raises:
+        SourceError: a source cannot be read.
+        CalibrationError: too few people were found.
+    """
+    crops: list[NDArray[np.uint8]] = []
+    for index, path in enumerate(sources):
+        # What earlier sources gave too little, later ones may make up for.
+        share = -(-(count - len(crops)) // (len(sources) - index))
+        crops.extend(_crops(path, runtime, share))
+    if not crops:
+        raise CalibrationError(f"nobody was found in {', '.join(map(str, sources))}: give clips with a person in full view")
+    return CalibrationSet(np.stack(crops), tuple(path.resolve().name for path in sources))
+
+
+def _crops(path: Path, runtime: Runtime, share: int) -> Iterator[NDArray[np.uint8]]:
+    with open_source(path) as source:
+        frames = source.frame_count
+        is_video = source.frame_rate is not None
+    if frames is None:  # its container does not say: count them
+        with open_source(path) as source:
+            frames = sum(1 for _ in source)
+    looked_at = {round(index) for index in np.linspace(0, frames - 1, min(share, frames))}
+    finder = SinglePerson(runtime, follows=is_video and frames <= FOLLOW_STEP * share)
+    with open_source(path) as source:
+        for frame in source:
+            if frame.index not in looked_at:
+                continue
+            seen = tuple(s for s in see(runtime, frame.image, finder.find(frame)) if s.score >= finder.min_score)
+            finder.observe(seen)
+            for sighting in seen:
+                yield warp_crop(frame.image, sighting.region)
+
+
+def write_preview(crops: NDArray[np.uint8], out: Path) -> None:
+    """Write crops [N, 256, 256, 3] as one PNG, to see what was collected.
+
+    Raises:
+        SinkError: it cannot be written.
+    """
+    chosen = crops[np.linspace(0, len(crops) - 1, min(len(crops), SHEET_TILES)).round().astype(int)]
+    tiles = [cv2.resize(crop, (SHEET_TILE_PX, SHEET_TILE_PX), interpolation=cv2.INTER_AREA) for crop in chosen]
+    columns = min(SHEET_COLUMNS, len(tiles))
+    rows = -(-len(tiles) // columns)
+    sheet = np.zeros((rows * SHEET_TILE_PX, columns * SHEET_TILE_PX, 3), np.uint8)
+    for index, tile in enumerate(tiles):
+        top, left = (SHEET_TILE_PX * place for place in divmod(index, columns))
+        sheet[top : top + SHEET_TILE_PX, left : left + SHEET_TILE_PX] = tile
+    try:
+        out.write_bytes(cv2.imencode(".png", sheet)[1].tobytes())
+    except OSError as error:
+        raise SinkError(f"cannot write {out}: {error.strerror}") from error

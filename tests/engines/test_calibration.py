@@ -1,0 +1,122 @@
+"""A calibration set is what was saved, byte for byte, or an error; sets that calibrate to nothing are refused."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from convnextpose.errors import CalibrationError, GeometryError, OutputExistsError, SinkError
+from engines.calibration import MIN_CROPS, CalibrationSet, hash_crops
+from engines.parity import noise_crops
+
+
+@pytest.fixture(scope="module")
+def crops():
+    return noise_crops(2 * MIN_CROPS)[MIN_CROPS // 2 :]
+
+
+@pytest.fixture(scope="module")
+def saved(crops, tmp_path_factory):
+    path = tmp_path_factory.mktemp("set") / "people.npz"
+    CalibrationSet(crops, ("a clip.mp4", "photos")).save(path)
+    return path
+
+
+def test_round_trip(crops, saved):
+    found = CalibrationSet.load(saved)
+    assert np.array_equal(found.crops, crops)
+    assert found.sources == ("a clip.mp4", "photos")
+    assert found.sha256 == hash_crops(crops)
+    assert len(found) == len(crops)
+    assert [path.name for path in saved.parent.iterdir()] == ["people.npz"]
+
+
+def test_the_hash_tells_every_pixel_and_the_order(crops):
+    changed = crops.copy()
+    changed[3, 100, 7, 1] ^= 1
+    assert len({hash_crops(c) for c in (crops, changed, crops[::-1], crops[:-1])}) == 4
+
+
+@pytest.mark.parametrize("count", [0, 1, MIN_CROPS - 1])
+def test_too_few_crops_are_refused(count, crops):
+    with pytest.raises(CalibrationError, match=f"received {count} "):
+        CalibrationSet(crops[:count])
+
+
+def test_one_crop_many_times_is_one_crop(crops):
+    with pytest.raises(CalibrationError, match=r"received 1 \(of 100\)"):
+        CalibrationSet(crops[:1].repeat(100, axis=0))
+
+
+def test_black_sets_are_refused(crops):
+    with pytest.raises(CalibrationError, match="expected 8 different"):
+        CalibrationSet(np.zeros_like(crops))
+    with pytest.raises(CalibrationError, match=rf"{len(crops) - 10} of {len(crops)} are of one colour"):
+        CalibrationSet(np.concatenate([crops[:10], np.zeros_like(crops[10:])]))
+
+
+@pytest.mark.parametrize("wrong", [(8, 256, 256), (8, 128, 128, 3)])
+def test_other_arrays_are_refused(wrong):
+    with pytest.raises(GeometryError, match="expected crops uint8"):
+        CalibrationSet(np.zeros(wrong, np.uint8))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_damage_is_found(data, crops, saved, tmp_path_factory):
+    """A byte changed or an end missing: what is read is what was saved, or it is an error of ours."""
+    whole = saved.read_bytes()
+    place = data.draw(st.integers(0, len(whole) - 1) | st.integers(len(whole) - 400, len(whole) - 1) | st.integers(0, 400))
+    changed = bytearray(whole)
+    changed[place] ^= data.draw(st.integers(1, 255))
+    path = tmp_path_factory.mktemp("damaged") / "people.npz"
+    path.write_bytes(whole[:place] if data.draw(st.booleans()) else changed)
+    try:
+        found = CalibrationSet.load(path)
+    except CalibrationError as error:
+        assert str(path) in str(error)
+    else:
+        assert np.array_equal(found.crops, crops)
+
+
+def test_what_is_no_set_is_refused(crops, saved, tmp_path):
+    def refused(name, match, **arrays):
+        path = tmp_path / name
+        np.savez_compressed(path, **arrays)
+        with pytest.raises(CalibrationError, match=match):
+            CalibrationSet.load(path)
+
+    with np.load(saved) as arrays:
+        header = json.loads(str(arrays["header"]))
+    edited = crops.copy()
+    edited[0, 0, 0, 0] ^= 1
+    refused("other.npz", "damaged or something else", poses=crops)
+    refused("format.npz", "its format is 'poses'", header=json.dumps(header | {"format": "poses"}), crops=crops)
+    refused("newer.npz", "of version 1", header=json.dumps(header | {"version": 2}), crops=crops)
+    refused("edited.npz", "their hash differs", header=json.dumps(header), crops=edited)
+    refused("small.npz", "expected crops uint8", header=json.dumps(header), crops=crops[:, :8])
+    with pytest.raises(CalibrationError, match="there is no"):
+        CalibrationSet.load(tmp_path / "missing.npz")
+    (tmp_path / "text.npz").write_text("no arrays")
+    with pytest.raises(CalibrationError, match=r"text\.npz is damaged"):
+        CalibrationSet.load(tmp_path / "text.npz")
+
+
+def test_what_is_there_is_kept_unless_overwriting_is_allowed(crops, tmp_path):
+    path = tmp_path / "people.npz"
+    path.write_text("mine")
+    with pytest.raises(OutputExistsError):
+        CalibrationSet(crops).save(path)
+    assert path.read_text() == "mine"
+    CalibrationSet(crops).save(path, overwrite=True)
+    assert CalibrationSet.load(path).sha256 == hash_crops(crops)
+
+
+def test_a_place_that_cannot_be_written_is_refused(crops, tmp_path):
+    with pytest.raises(SinkError, match="folder that exists"):
+        CalibrationSet(crops).save(tmp_path / "missing" / "people.npz")
+    with pytest.raises(SinkError, match="cannot write"):
+        CalibrationSet(crops).save(tmp_path / ("n" * 245 + ".npz"))
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,99 @@
+"""`convnextpose calibrate` from a clip to a set of crops and its preview sheet."""
+
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from convnextpose import weights
+from engines.calibration import CalibrationSet
+from tools.main import main
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["convnextpose", "calibrate", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        return stop.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Three pictures of the demo clip's person."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    clip = cv2.VideoCapture(str(weights.DEMO_CLIP))
+    for index in range(3):
+        cv2.imwrite(str(folder / f"{index}.png"), clip.read()[1])
+    clip.release()
+    return folder
+
+
+def test_a_clip_becomes_a_set_with_a_preview(cli, tmp_path):
+    out = tmp_path / "people.npz"
+    code, text, _ = cli(weights.DEMO_CLIP, "--out", out, "--count", 12)
+    assert code == 0
+    found = CalibrationSet.load(out)
+    assert len(found) == 12
+    assert found.sources == (weights.DEMO_CLIP.name,)
+    assert found.sha256 in text
+    assert len({crop.tobytes() for crop in found.crops}) == 12
+    sheet = cv2.imread(str(out.with_suffix(".png")))
+    assert sheet.shape == (96, 12 * 96, 3)
+    for index in (0, 11):
+        tile = sheet[:, 96 * index : 96 * (index + 1)].astype(int)
+        assert np.abs(tile - cv2.resize(found.crops[index], (96, 96), interpolation=cv2.INTER_AREA)).max() == 0
+
+
+def test_sources_share_the_count_and_later_ones_make_up_for_earlier_ones(cli, photos, tmp_path):
+    out = tmp_path / "people.npz"
+    code, text, _ = cli(photos, weights.DEMO_CLIP, "--out", out, "--count", 16)
+    assert code == 0
+    found = CalibrationSet.load(out)
+    assert len(found) == 16
+    assert found.sources == ("photos", weights.DEMO_CLIP.name)
+    assert "crops    16\n" in text  # eight were wanted of three photos
+
+
+def test_nobody_is_told(cli, photos, tmp_path):
+    nothing, out = tmp_path / "nothing.png", tmp_path / "people.npz"
+    cv2.imwrite(str(nothing), np.zeros((64, 64, 3), np.uint8))
+    code, _, error = cli(nothing, "--out", out)
+    assert code == 1
+    assert "nobody was found" in error
+    code, _, error = cli(photos / "0.png", "--out", out)
+    assert code == 1
+    assert "received 1 (of 1)" in error
+    assert not out.exists()
+    assert not out.with_suffix(".png").exists()
+
+
+@pytest.mark.parametrize("name", ["people.npz", "people.png"])
+def test_what_is_there_is_kept(cli, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    code, _, error = cli(weights.DEMO_CLIP, "--out", tmp_path / "people.npz", "--count", 8)
+    assert code == 1
+    assert name in error
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "mine"
+    code, _, _ = cli(weights.DEMO_CLIP, "--out", tmp_path / "people.npz", "--count", 8, "--overwrite")
+    assert code == 0
+    assert len(CalibrationSet.load(tmp_path / "people.npz")) == 8
+
+
+def test_a_missing_clip_is_one_sentence(cli, tmp_path):
+    code, _, error = cli(tmp_path / "none.mp4", "--out", tmp_path / "people.npz")
+    assert code == 1
+    assert "none.mp4" in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("arguments", [["a.mp4"], ["a.mp4", "--out", "b.txt"], ["a.mp4", "--out", "b.npz", "--count", "1"]])
+def test_wrong_use_is_exit_code_2(cli, arguments):
+    assert cli(*arguments)[0] == 2

@@ -1,0 +1,54 @@
+"""`convnextpose calibrate`: crops of people from clips, for INT8 models.
+
+Exit code: 0 where the set is written, 1 where it is not, 2 for wrong use.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from convnextpose.errors import OutputExistsError
+from engines.calibration import MIN_CROPS
+from pipeline.calibration import collect_crops, write_preview
+from pipeline.run import open_model
+
+
+def calibrate_command(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(metavar="CLIP...|FOLDER", help="Videos, pictures, folders of pictures; one person in each."),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.npz", help="The calibration set to write.", show_default=False)],
+    count: Annotated[int, typer.Option(min=MIN_CROPS, help="How many crops to collect, evenly from all sources.")] = 128,
+    model: Annotated[
+        str, typer.Option(help="What finds the people: default weights by name (xs), a checkpoint, or an exported .onnx file.")
+    ] = "xs",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files if they are there already.")] = False,
+) -> None:
+    """Collect crops of people to calibrate INT8 models on, and a preview sheet FILE.png to look at them.
+
+    Take clips of what the model will see: its camera, its light, its people.
+
+    Exit codes: 0 done; 1 nobody was found, or a file cannot be read or written; 2 wrong use.
+    """
+    if out.suffix != ".npz":
+        raise typer.BadParameter(f"expected a file that ends in .npz, received {out.name!r}", param_hint="--out")
+    preview = out.with_suffix(".png")
+    for path in (out, preview):
+        if path.exists() and not overwrite:
+            raise OutputExistsError(f"{path} exists; allow overwriting it with --overwrite, or name another file")
+    with open_model(model, "auto") as runtime:
+        found = collect_crops(sources, runtime, count)
+    found.save(out, overwrite=overwrite)
+    write_preview(found.crops, preview)
+    console = Console(highlight=False, soft_wrap=True)
+    fewer = "" if len(found) == count else f" of {count}: nobody was found in the other frames"
+    console.print(f"crops    {len(found)}{fewer}")
+    console.print(f"wrote    {escape(str(out))} ({out.stat().st_size / 2**20:.1f} MiB)")
+    console.print(f"wrote    {escape(str(preview))}: look whether they are people in full view")
+    console.print(f"sha256   {found.sha256}")
