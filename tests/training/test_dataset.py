@@ -1,0 +1,97 @@
+"""Crops repeat from a seed, and their labels say where the people in them are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+from convnextpose.camera import Intrinsics  # noqa: E402
+from convnextpose.crop import encode_bins  # noqa: E402
+from convnextpose.skeleton import HUMAN36M  # noqa: E402
+from convnextpose.variants import Variant  # noqa: E402
+from training import losses  # noqa: E402
+from training.dataset import Crops, mirror  # noqa: E402
+from training.draws import Draws  # noqa: E402
+from training.render import MAX_POINTS, render  # noqa: E402
+
+
+def test_a_seed_decides_everything(renderer):
+    first, again, other = (renderer.batch(4, 0.9, renderer.generator(5, k)) for k in (1, 1, 2))
+    for name in Crops.__dataclass_fields__:
+        assert torch.equal(getattr(first, name), getattr(again, name)), name
+    assert not torch.equal(first.images, other.images)
+    assert not torch.equal(renderer.batch(4, 0.9, renderer.generator(5, 1), never=True).images, first.images)
+
+
+def test_shapes_and_types(crops, renderer):
+    size = renderer.size
+    assert crops.images.shape == (16, size, size, 3) and crops.images.dtype == torch.uint8
+    assert crops.joints.shape == crops.camera_mm.shape == (16, 18, 3)
+    assert crops.intrinsics.shape == crops.boxes.shape == (16, 4)
+    assert crops.visible.shape == (16, 18) and crops.visible.dtype == torch.bool
+    assert len(crops[crops.visible[:, 0]]) == int(crops.visible[:, 0].sum())
+
+
+def test_labels_agree_with_projection(crops):
+    for joints, camera, intrinsics in zip(crops.joints, crops.camera_mm, crops.intrinsics, strict=True):
+        projected = Intrinsics(*intrinsics.tolist()).project(camera.numpy())
+        np.testing.assert_allclose(joints[:, :2], projected[:, :2], atol=0.02)
+        np.testing.assert_allclose(joints[:, 2], projected[:, 2] - projected[0, 2], atol=0.2)
+
+
+def test_joints_lie_on_the_rendered_person(renderer):
+    """The pictures themselves, not the labels' own arithmetic: each joint in the picture has the person's surface at it."""
+    people = render(renderer.body, Draws(32, renderer.generator(11)), renderer.size, 0.3)
+    place = people.joints_px.round().long()
+    inside = ((place >= 0) & (place < renderer.size)).all(-1)
+    who, which = inside.nonzero().T
+    x, y = place[who, which].T
+    gap = people.joints_m[who, which, 2] - people.depth_m[who, y, x]
+    on = torch.isfinite(gap)
+    assert on.float().mean() > 0.97  # the crown may fall on the pixel beside
+    assert (gap[on] > -0.06).float().mean() > 0.97  # the surface is in front of the joint
+    limbs = on & torch.tensor([k in (2, 3, 5, 6, 12, 13, 15, 16) for k in which.tolist()])
+    assert gap[limbs].median() < 0.12  # by no more than a limb's radius
+
+
+def test_visible_joints_are_inside(crops, renderer):
+    inside = ((crops.joints[..., :2] >= -0.5) & (crops.joints[..., :2] <= renderer.size - 0.5)).all(-1)
+    assert (inside | ~crops.visible).all()
+    assert 0.4 < crops.visible.float().mean() < 1
+
+
+def test_boxes_enclose_the_joints(crops):
+    x, y, width, height = (crops.boxes[:, None, k] for k in range(4))
+    u, v = crops.joints[..., 0], crops.joints[..., 1]
+    slack = 3
+    assert ((u > x - slack) & (u < x + width + slack) & (v > y - slack) & (v < y + height + slack)).all()
+
+
+def test_mirroring_twice_changes_nothing_and_agrees_with_the_joint_set(crops):
+    images, joints = mirror(crops.images, crops.joints)
+    np.testing.assert_array_equal(images.numpy(), crops.images.numpy()[:, :, ::-1])
+    expected = HUMAN36M.mirror(crops.joints.numpy(), crops.images.shape[2])
+    np.testing.assert_allclose(joints.numpy(), expected, atol=1e-4)
+    back = mirror(images, joints)
+    assert torch.equal(back[0], crops.images) and torch.allclose(back[1], crops.joints, atol=1e-4)
+
+
+def test_hard_crops_hide_more_than_easy_ones(renderer):
+    easy, hard = (renderer.batch(48, h, renderer.generator(2)).visible.float().mean() for h in (0.0, 1.0))
+    assert easy > hard
+
+
+def test_too_many_points_are_refused(renderer):
+    from training.dataset import Renderer
+
+    crowded = Renderer("cpu", 64, points=MAX_POINTS + 1)
+    with pytest.raises(ValueError, match=str(MAX_POINTS)):
+        crowded.batch(1, 0.5, crowded.generator(0))
+
+
+def test_shares_agree_with_the_decoding_of_bins(renderer):
+    joints = torch.rand(2, 18, 3, generator=torch.Generator().manual_seed(0)) * 200
+    bins = encode_bins(joints.numpy(), Variant.XS) / Variant.XS.spec.heatmap_size
+    np.testing.assert_allclose(losses.shares_from_joints(joints, 256), bins, atol=1e-6)
+    np.testing.assert_allclose(losses.joints_from_shares(losses.shares_from_joints(joints, 256), 256), joints, atol=1e-3)

@@ -1,0 +1,62 @@
+"""The memory-saving loss is the plain one."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+from convnextpose import network  # noqa: E402
+from training import losses  # noqa: E402
+
+
+@pytest.fixture
+def maps():
+    return torch.randn(2, 18 * 8, 6, 10, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+
+def plain(maps):
+    return network.marginals(maps.unflatten(1, (18, 8)))
+
+
+def test_marginals_and_their_gradient_are_the_softmax_s(maps):
+    ours, theirs = losses.marginals(maps, 18), plain(maps)
+    weights = [torch.randn(p.shape, generator=torch.Generator().manual_seed(k)) for k, p in enumerate(theirs)]
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q)
+        torch.testing.assert_close(p.sum(2), torch.ones(2, 18))
+    gradients = [
+        torch.autograd.grad(sum((p * w).sum() for p, w in zip(axes, weights, strict=True)), maps)[0] for axes in (ours, theirs)
+    ]
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-4)
+
+
+def test_expectations_are_the_network_s(maps):
+    bins = network.soft_argmax(maps.unflatten(1, (18, 8)))
+    torch.testing.assert_close(losses.expectations(losses.marginals(maps, 18)), bins / torch.tensor([10.0, 6.0, 8.0]))
+
+
+def test_only_joints_inside_the_volume_count(maps):
+    joints = torch.full((2, 18, 3), 100.0)
+    joints[0, 3, 0] = -5
+    joints[1, 4, 2] = 1001
+    loss, error = losses.pose_loss(maps, joints, 256)
+    moved = joints.clone()
+    moved[0, 3, 1], moved[1, 4, 0] = 9, 17
+    assert torch.equal(torch.stack(losses.pose_loss(maps, moved, 256)), torch.stack((loss, error)))
+    moved[0, 5, 0] = 9
+    assert losses.pose_loss(maps, moved, 256)[1] != error
+
+
+def test_nothing_to_learn_from_is_no_loss(maps):
+    loss, error = losses.pose_loss(maps, torch.full((2, 18, 3), -9.0), 256)
+    assert loss == 0 and error == 0
+
+
+def test_a_perfect_answer_has_no_error():
+    target = torch.rand(3, 18, 3, generator=torch.Generator().manual_seed(1)) * 0.8 + 0.1
+    cell = (target * 32).floor().long()
+    maps = torch.full((3, 18, 32, 32, 32), -100.0)
+    person, joint = torch.meshgrid(torch.arange(3), torch.arange(18), indexing="ij")
+    maps[person, joint, cell[..., 2], cell[..., 1], cell[..., 0]] = 100.0
+    joints = losses.joints_from_shares(cell / 32, 256)
+    assert losses.pose_loss(maps.flatten(1, 2), joints, 256)[1] < 1e-6

@@ -1,0 +1,171 @@
+"""A run goes on exactly after any interruption, its state is small and whole, and it learns."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+torch = pytest.importorskip("torch")
+from convnextpose.checkpoint import verify  # noqa: E402
+from convnextpose.metrics import mpjpe  # noqa: E402
+from convnextpose.skeleton import HUMAN36M  # noqa: E402
+from training import state  # noqa: E402
+from training.evaluate import SETS, evaluate, held_out, score  # noqa: E402
+from training.plan import Plan  # noqa: E402
+from training.stream import Stream  # noqa: E402
+from training.train import Trainer, load_matching, run  # noqa: E402
+
+CPU = torch.device("cpu")
+PLAN = Plan(size=64, steps=8, batch=4, chunk=4, kept=3, filled=2, reuse=1.5, warmup=2)
+
+
+def same(a, b):
+    pairs = [(a.network, b.network), (a.average, b.average)]
+    return all(
+        torch.equal(x, y) for p, q in pairs for x, y in zip(p.state_dict().values(), q.state_dict().values(), strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run made in one slice: its folder and its trainer."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, run(folder, PLAN, CPU, held_out_count=0)
+
+
+def test_two_slices_are_one(whole, tmp_path):
+    run(tmp_path, PLAN, CPU, steps=3, held_out_count=0)
+    resumed = run(tmp_path, PLAN, CPU, steps=5, held_out_count=0)
+    assert resumed.step == 8 and same(resumed, whole[1])
+
+
+def test_another_seed_is_another_run(whole, tmp_path):
+    assert not same(run(tmp_path, replace(PLAN, seed=2), CPU, steps=8, held_out_count=0), whole[1])
+
+
+def test_state_is_in_small_files_and_the_weights_verify(whole):
+    folder, trainer = whole
+    parts = list(folder.glob("state-*"))
+    assert len(parts) > 1 and all(path.stat().st_size <= 16 * 2**20 for path in folder.iterdir())
+    checkpoint = verify(folder / "last.safetensors")
+    assert checkpoint.variant.name == "XS" and len(checkpoint.joint_set) == 18
+    bias = torch.tensor(checkpoint.state["head.final_layer.bias"])
+    torch.testing.assert_close(bias.float(), trainer.average.head.final_layer.bias, atol=1e-3, rtol=1e-3)
+
+
+def test_a_save_that_fails_leaves_the_last_state(tmp_path, monkeypatch):
+    tensors = {str(k): torch.full((2**20,), float(k)) for k in range(9)}
+    state.save(tmp_path, tensors, {"step": 1}, "1")
+    calls = []
+
+    def disk_full(part, path):
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError("no space left on device")
+        path.write_bytes(b"half")
+
+    monkeypatch.setattr(state, "save_file", disk_full)
+    with pytest.raises(OSError, match="no space"):
+        state.save(tmp_path, {name: -tensor for name, tensor in tensors.items()}, {"step": 2}, "2")
+    assert state.load_facts(tmp_path) == {"step": 1}
+    loaded = state.load_tensors(tmp_path, CPU)
+    assert set(loaded) == set(tensors) and all(torch.equal(loaded[k], tensors[k]) for k in tensors)
+    monkeypatch.undo()
+    state.save(tmp_path, tensors, {"step": 3}, "3")
+    assert all("-3-" in path.name for path in tmp_path.glob("state-*"))
+
+
+def test_a_tensor_too_large_for_a_file_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="large"):
+        state.save(tmp_path, {"large": torch.zeros(2**22)}, {}, "1")
+    assert state.load_facts(tmp_path) is None
+
+
+def test_the_log_forgets_what_was_lost(tmp_path):
+    run(tmp_path, PLAN, CPU, steps=1, held_out_count=0)
+    lines = [json.dumps({"step": step}) for step in (0, 1, 2, 5)]
+    (tmp_path / "log.jsonl").write_text("\n".join(lines) + "\n")
+    run(tmp_path, PLAN, CPU, steps=1, held_out_count=0)
+    kept = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert kept == [0, 1]
+
+
+def test_a_stop_is_answered_and_saved(tmp_path):
+    asked = iter([False, False, True])
+    assert run(tmp_path, PLAN, CPU, held_out_count=0, stop=lambda: next(asked)).step == 2
+    assert state.load_facts(tmp_path)["step"] == 2
+
+
+def test_the_stream_resumes_with_the_same_crops():
+    with Stream(PLAN, CPU) as steady, Stream(PLAN, CPU) as resumed:
+        for chunks in (1, 3, 5):
+            steady.advance(chunks)
+        resumed.advance(5)
+        assert len(steady) == len(resumed) == 12
+        assert torch.equal(steady.images, resumed.images) and torch.equal(steady.joints, resumed.joints)
+
+
+def test_worker_processes_render_the_same_crops():
+    with Stream(PLAN, CPU) as here, Stream(PLAN, CPU, workers=1) as there:
+        here.advance(2)
+        there.advance(2)
+        assert torch.equal(here.images[:8], there.images[:8]) and torch.equal(here.joints[:8], there.joints[:8])
+
+
+def test_the_schedule_rises_then_falls():
+    plan = Plan(steps=1000, warmup=10)
+    rates = [plan.rate_at(step) for step in range(1001)]
+    assert rates[0] < rates[5] < rates[9] and rates[20] > rates[500] > rates[1000] > 0
+    assert max(rates) <= plan.rate and math.isclose(rates[1000], plan.rate * plan.last_rate)
+    assert plan.hardest(0) == plan.first_difficulty and plan.hardest(10**9) == plan.last_difficulty
+    with pytest.raises(ValueError, match="filled"):
+        Plan(filled=65)
+
+
+def test_a_few_crops_can_be_learnt():
+    plan = Plan(size=64, steps=120, batch=8, chunk=8, kept=1, filled=1, reuse=1e9, warmup=5, average=0.9, seed=3)
+    trainer = Trainer(plan, CPU)
+    with Stream(plan, CPU) as stream:
+        errors = torch.stack([trainer.update(stream)[1] for _ in range(plan.steps)])
+    assert errors[-10:].mean() < 0.25 * errors[:3].mean()
+
+
+def test_weights_of_another_variant_help_where_they_fit(whole):
+    plan = replace(PLAN, variant="S")
+    trainer = Trainer(plan, CPU)
+    assert 0 < load_matching(trainer.network, whole[0] / "last.safetensors") < len(trainer.network.state_dict())
+    again = Trainer(PLAN, CPU, init=whole[0] / "last.safetensors")
+    torch.testing.assert_close(again.network.state_dict(), whole[1].average.state_dict(), atol=1e-3, rtol=1e-3)
+
+
+def test_the_truth_scores_best(crops):
+    figures = score(crops.joints, crops)
+    assert figures.mpjpe_mm < 0.5 and figures.error_px == 0 and figures.pck == 1 and figures.swaps == 0
+    flipped = score(crops.joints[:, list(HUMAN36M.flip_order)], crops)
+    assert flipped.swaps > 0.9 and flipped.mpjpe_mm > 50
+    shifted = score(crops.joints + torch.tensor([10.0, 0.0, 0.0]), crops)
+    assert shifted.error_px == pytest.approx(10, abs=1e-3) and shifted.mpjpe_mm < figures.mpjpe_mm + 40
+
+
+def test_mpjpe_is_the_metric_s_where_all_joints_count(renderer):
+    crops = renderer.batch(16, 0.0, renderer.generator(8))
+    crops = crops[((crops.joints[..., :2] >= 0) & (crops.joints[..., :2] < renderer.size)).all((1, 2))]
+    predicted = crops.joints + torch.randn(crops.joints.shape, generator=torch.Generator().manual_seed(0)) * torch.tensor(
+        [2, 2, 40]
+    )
+    fx, _, cx, cy = crops.intrinsics[:, :, None].unbind(1)
+    z = predicted[..., 2] + crops.camera_mm[:, :1, 2]
+    place = torch.stack([(predicted[..., 0] - cx) / fx * z, (predicted[..., 1] - cy) / fx * z, z], -1)
+    expected = mpjpe(place.numpy(), crops.camera_mm.numpy(), HUMAN36M)
+    assert score(predicted, crops).mpjpe_mm == pytest.approx(expected, rel=1e-3)
+
+
+def test_held_out_sets_are_fixed_and_differ(renderer):
+    sets = {name: held_out(name, 32, renderer) for name in SETS}
+    assert torch.equal(sets["hard"].images, held_out("hard", 32, renderer).images)
+    assert not torch.equal(sets["hard"].images, sets["never"].images)
+    figures = evaluate(Trainer(replace(PLAN, size=128), CPU).average, {"hard": sets["hard"]}, flip=True)
+    assert figures["hard"].mpjpe_mm > 100  # nothing learnt yet

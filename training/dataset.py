@@ -1,0 +1,183 @@
+"""Labelled crops of rendered people: what the network is trained and judged on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from convnextpose.skeleton import HUMAN36M
+from convnextpose.variants import INPUT_SIZE
+from training.background import add_shape, background
+from training.body import Body
+from training.draws import Draws
+from training.render import People, render
+
+POINTS = 40960
+"""Points on a body for a picture of 256 px; smaller pictures need fewer."""
+
+HIDDEN_MM = 200.0
+"""A joint is hidden where a surface is this much nearer to the camera: joints lie inside the body."""
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Crops of people with their truth.
+
+    Attributes:
+        images: [N, S, S, 3] uint8, BGR.
+        joints: [N, 18, 3] float32: x px, y px in the crop (pixel centres at whole numbers), z mm from the pelvis.
+        camera_mm: [N, 18, 3] float32, the same joints in camera space.
+        intrinsics: [N, 4] float32: fx, fy, cx, cy of the crop, px.
+        boxes: [N, 4] float32: x, y, width, height of the whole person in the crop, px.
+        visible: [N, 18] bool: inside the crop and not hidden by the body, another person or a thing.
+    """
+
+    images: Tensor
+    joints: Tensor
+    camera_mm: Tensor
+    intrinsics: Tensor
+    boxes: Tensor
+    visible: Tensor
+
+    def __len__(self) -> int:
+        """How many crops."""
+        return len(self.images)
+
+    def __getitem__(self, index: Tensor | slice) -> Crops:
+        """Some of the crops."""
+        return Crops(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    def to(self, device: torch.device | str) -> Crops:
+        """The crops on a device."""
+        return Crops(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+    @staticmethod
+    def join(parts: list[Crops]) -> Crops:
+        """All crops of several lots."""
+        return Crops(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Crops)))
+
+
+def mirror(images: Tensor, joints: Tensor) -> tuple[Tensor, Tensor]:
+    """Images [N, S, S, 3] and joints [N, 18, 3] of the mirrored pictures: left and right trade places."""
+    mirrored = joints[:, list(HUMAN36M.flip_order)].clone()
+    mirrored[..., 0] = images.shape[2] - 1 - mirrored[..., 0]
+    return images.flip(2), mirrored
+
+
+class Renderer:
+    """Makes crops on a device; the same generator state gives the same crops."""
+
+    def __init__(self, device: torch.device | str = "cpu", size: int = INPUT_SIZE, points: int | None = None) -> None:
+        self.size = size
+        self.body = Body(points or max(4096, POINTS * size * size // INPUT_SIZE**2), device)
+
+    def generator(self, *seeds: int) -> torch.Generator:
+        """A generator on the device for a tuple of seeds."""
+        number = 0
+        for seed in seeds:  # splitmix64's mixing, so that neighbouring seeds have nothing in common
+            number = (number + seed + 0x9E3779B97F4A7C15) & (2**64 - 1)
+            number = ((number ^ (number >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+            number = ((number ^ (number >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+            number ^= number >> 31
+        return torch.Generator(device=self.body.device).manual_seed(number >> 1)
+
+    @torch.no_grad()
+    def batch(self, count: int, difficulty: float, generator: torch.Generator, never: bool = False) -> Crops:
+        """`count` crops of a difficulty in 0..1; `never` draws bodies, poses and backgrounds that training leaves out."""
+        draws = Draws(count, generator)
+        people = render(self.body, draws, self.size, difficulty, never)
+        picture = background(draws, people, self.size, difficulty, never)
+        picture, _ = _neighbour(draws, people, picture, 0.35 * difficulty, (0.4, 1.2))
+        picture, _ = _neighbour(draws, people, picture, 0.2 * difficulty, (0.5, 1.3))
+        picture = torch.lerp(picture, people.rgb, people.alpha)
+        picture, hidden = _neighbour(draws, people, picture, 0.14 * difficulty, (0.8, 1.2))
+        for _ in range(2):
+            picture, mask = add_shape(draws, picture, 0.25 * max(0.0, difficulty - 0.1), 0.7)
+            hidden = torch.maximum(hidden, mask)
+        picture, outside = _picture_edge(draws, _damage(draws, picture, difficulty), 0.15 * difficulty)
+        hidden = torch.maximum(hidden, outside)
+        relative = people.joints_m[..., 2:] - people.joints_m[:, :1, 2:]
+        images = (picture.flip(1).permute(0, 2, 3, 1) * 255).round().to(torch.uint8).contiguous()
+        return Crops(
+            images=images,
+            joints=torch.cat([people.joints_px, relative * 1000], -1),
+            camera_mm=people.joints_m * 1000,
+            intrinsics=torch.cat([people.focal[:, None].expand(-1, 2), people.center], -1),
+            boxes=people.box,
+            visible=_visible(people, hidden),
+        )
+
+
+def _visible(people: People, hidden: Tensor) -> Tensor:
+    size = hidden.shape[-1]
+    nearest = people.joints_px.round()
+    inside = ((nearest >= 0) & (nearest < size)).all(-1)
+    cell = nearest.clamp(0, size - 1).long()
+    cell = cell[..., 1] * size + cell[..., 0]
+    surface_m = people.depth_m.flatten(1).gather(1, cell)
+    free = hidden.flatten(1).gather(1, cell) < 0.5
+    return inside & free & (surface_m > people.joints_m[..., 2] - HIDDEN_MM / 1000)
+
+
+def _neighbour(
+    draws: Draws, people: People, picture: Tensor, probability: float, reach: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """Another person of the batch to the left or right, over the picture; also where, [N, 1, S, S]."""
+    size = picture.shape[-1]
+    covered = torch.zeros_like(picture[:, :1])
+    chosen = (draws.chance(probability) & (draws.count > 1)).nonzero()[:, 0]
+    if not len(chosen):
+        return picture, covered
+    some = draws.of(len(chosen))
+    other = (chosen + 1 + some.integers(draws.count - 1)) % draws.count
+    zoom, turn, side = some.log_uniform(0.75, 1.8), some.sign(), some.sign()
+    move = torch.zeros(len(chosen), 2, 3, device=draws.device)
+    move[:, 0, 0], move[:, 1, 1] = zoom * turn, zoom
+    move[:, 0, 2] = -side * some.uniform(*reach) * zoom * turn
+    move[:, 1, 2] = -some.uniform(-0.4, 0.5) * zoom
+    source = torch.cat([people.rgb * people.alpha, people.alpha], 1)[other]
+    layer = F.grid_sample(source, F.affine_grid(move, [len(chosen), 4, size, size], align_corners=False), align_corners=False)
+    picture, covered = picture.clone(), covered.clone()
+    picture[chosen] = picture[chosen] * (1 - layer[:, 3:]) + layer[:, :3] * some.uniform(0.6, 1.1, 1, 1, 1)
+    covered[chosen] = layer[:, 3:]
+    return picture.clamp(0, 1), covered
+
+
+def _picture_edge(draws: Draws, picture: Tensor, probability: float) -> tuple[Tensor, Tensor]:
+    """Black beyond one edge, as where a crop reaches out of its picture; also where, [N, 1, S, S]."""
+    size = picture.shape[-1]
+    line = torch.arange(size, device=draws.device) < draws.uniform(0.03, 0.2, 1) * size
+    side = draws.integers(4)[:, None, None]
+    band = torch.where(side % 2 == 0, line[:, None, :], line[:, :, None]).expand(-1, size, size)
+    band = torch.where(side < 2, band, band.flip(1, 2)) & draws.chance(probability, 1, 1)
+    outside = band[:, None].float()
+    return picture * (1 - outside), outside
+
+
+def _damage(draws: Draws, picture: Tensor, difficulty: float) -> Tensor:
+    """Blur, low resolution, exposure, colour cast, grey pictures, noise and blocks, more with the difficulty."""
+    size, strength = picture.shape[-1], 0.35 + 0.65 * difficulty
+
+    def reduced(factor: int) -> Tensor:
+        small = F.avg_pool2d(picture, factor)
+        return F.interpolate(small, size=(size, size), mode="bilinear", align_corners=False)
+
+    kind = draws.uniform(0, 1, 1, 1, 1)
+    smooth = F.avg_pool2d(F.pad(picture, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    result = torch.where(kind < 0.25, smooth, torch.lerp(picture, smooth, 0.3))
+    result = torch.where((kind > 0.25) & (kind < 0.25 + 0.2 * difficulty), reduced(2), result)
+    result = torch.where(kind > 1 - 0.08 * difficulty, reduced(4), result)
+    result = result * draws.normal(0.2 * strength, 1, 1, 1).exp() * (1 + draws.normal(0.05 * strength, 3, 1, 1))
+    mean = result.mean((1, 2, 3), keepdim=True)
+    result = (result - mean) * (1 + draws.uniform(-0.35, 0.3, 1, 1, 1) * strength) + mean
+    grey = result.mean(1, keepdim=True)
+    colourful = (1 + draws.uniform(-0.6, 0.3, 1, 1, 1) * strength) * ~draws.chance(0.06 * difficulty, 1, 1, 1)
+    result = grey + (result - grey) * colourful
+    result = result + draws.normal(0.06 * difficulty, 3, size, size) * draws.uniform(0, 1, 1, 1, 1) ** 3
+    blocks = F.interpolate(F.avg_pool2d(result, 8), scale_factor=8.0, mode="nearest")
+    detail = (result - blocks) / (step := draws.uniform(0.02, 0.12, 1, 1, 1))
+    coarse = blocks + detail.round() * step
+    return torch.where(draws.chance(0.25 * difficulty, 1, 1, 1), coarse, result).clamp(0, 1)

@@ -1,0 +1,127 @@
+"""How good a network is on fixed sets of crops that no training run ever draws.
+
+    python -m training.evaluate FILE.safetensors [--count 256] [--flip]
+
+`easy` and `hard` come from the renderer with seeds of their own; `never` has bodies, families of poses and backgrounds that
+training leaves out. Figures: MPJPE and PA-MPJPE with the true root depth (mm), error in the crop (px), share of joints within
+0.2 torso lengths, share of left-right pairs that are exchanged. Joints outside the crop's volume do not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convnextpose import metrics
+from convnextpose.checkpoint import verify
+from convnextpose.crop import RGB_MEAN, RGB_STD
+from convnextpose.network import PoseNetwork, build_network
+from convnextpose.skeleton import HUMAN36M
+from convnextpose.variants import INPUT_SIZE
+from training.dataset import Crops, Renderer, mirror
+from training.losses import expectations, joints_from_shares, marginals, shares_from_joints
+
+SETS = {"easy": (0.12, False), "hard": (0.85, False), "never": (0.85, True)}
+"""Difficulty, and whether only what is never trained on."""
+
+SEED = 2**40
+"""Above any seed of a training run."""
+
+LOT = 32
+
+
+@dataclass(frozen=True)
+class Score:
+    """Figures of one set."""
+
+    mpjpe_mm: float
+    pa_mpjpe_mm: float
+    error_px: float
+    pck: float
+    swaps: float
+
+
+def held_out(name: str, count: int, renderer: Renderer) -> Crops:
+    """The first `count` crops of a set (rounded up to lots of 32); the same on every machine up to rounding."""
+    difficulty, never = SETS[name]
+    number = list(SETS).index(name)
+    lots = range(-(-count // LOT))
+    return Crops.join([renderer.batch(LOT, difficulty, renderer.generator(SEED, number, k), never) for k in lots])
+
+
+def network_input(images: Tensor) -> Tensor:
+    """BGR crops [N, S, S, 3] uint8 to normalised RGB [N, 3, S, S] float32, channels last."""
+    mean, std = (torch.tensor(values, device=images.device) * 255 for values in (RGB_MEAN, RGB_STD))
+    return ((images.flip(3) - mean) / std).permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def predict(network: PoseNetwork, images: Tensor, flip: bool = False) -> Tensor:
+    """Joints [N, J, 3] (px, px, mm) of crops [N, S, S, 3]; with `flip`, averaged with those of the mirrored pictures."""
+    size, results = images.shape[2], []
+    for lot in images.split(LOT):
+        with torch.autocast(images.device.type, dtype=torch.bfloat16):
+            maps = network.head(network.backbone(network_input(lot)))
+        results.append(joints_from_shares(expectations(marginals(maps, network.joint_count)), size))
+    joints = torch.cat(results)
+    if flip:
+        joints = (joints + mirror(images, predict(network, images.flip(2)))[1]) / 2
+    return joints
+
+
+def score(predicted: Tensor, crops: Crops) -> Score:
+    """Compare joints [N, 18, 3] (px, px, mm) with the crops' truth."""
+    size = crops.images.shape[2]
+    target = shares_from_joints(crops.joints, size)
+    counts = ((target >= 0) & (target < 1)).all(-1).cpu().numpy()
+    counts[:, list(HUMAN36M.unscored)] = False
+    predicted_, joints, camera, intrinsics = (
+        t.double().cpu().numpy() for t in (predicted, crops.joints, crops.camera_mm, crops.intrinsics)
+    )
+    depth = predicted_[..., 2:] + camera[:, :1, 2:]
+    place = np.concatenate([(predicted_[..., :2] - intrinsics[:, None, 2:]) / intrinsics[:, None, :2] * depth, depth], -1)
+    torso = np.linalg.norm(joints[:, 17, :2] - joints[:, 0, :2], axis=-1)
+    each = np.repeat(np.maximum(torso, 0.1 * size)[:, None], joints.shape[1], 1)[counts]
+    return Score(
+        mpjpe_mm=float(metrics.joint_errors(place, camera, HUMAN36M)[counts].mean()),
+        pa_mpjpe_mm=metrics.pa_mpjpe(place, camera, HUMAN36M),
+        error_px=float(np.linalg.norm((predicted_ - joints)[..., :2], axis=-1)[counts].mean()),
+        pck=metrics.pck(predicted_[counts][:, None], joints[counts][:, None], each),
+        swaps=metrics.swap_rate(place, camera, HUMAN36M),
+    )
+
+
+def evaluate(network: PoseNetwork, sets: dict[str, Crops], flip: bool = False) -> dict[str, Score]:
+    """The figures of a network on each set; the network is left in evaluation mode."""
+    network.eval()
+    return {name: score(predict(network, crops.images, flip), crops) for name, crops in sets.items()}
+
+
+def rounded(value: Score) -> dict[str, float]:
+    """Figures as they are logged."""
+    return {name: round(number, 4 if name in ("pck", "swaps") else 2) for name, number in asdict(value).items()}
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("--count", type=int, default=256, help="crops of each set")
+    parser.add_argument("--flip", action="store_true", help="average with the mirrored picture")
+    arguments = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = build_network(verify(arguments.weights)).to(device, memory_format=torch.channels_last)
+    renderer = Renderer(device, INPUT_SIZE)
+    for name in SETS:
+        crops = held_out(name, arguments.count, renderer)
+        print(json.dumps({"set": name, "count": len(crops), **rounded(evaluate(network, {name: crops}, arguments.flip)[name])}))
+
+
+if __name__ == "__main__":
+    main()

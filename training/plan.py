@@ -1,0 +1,69 @@
+"""What a training run does, decided before its first step: every number that its result depends on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The numbers of a run.
+
+    Attributes:
+        variant: XS, S, M or L.
+        seed: decides crops, batches and first weights.
+        size: side of the crops, px: 128 to begin cheaply, 256 in the end.
+        steps: updates in all; the learning rate falls to its end over them.
+        batch: crops of an update.
+        rate: highest learning rate.
+        last_rate: share of `rate` that is left at the end.
+        warmup: steps in which the rate rises.
+        decay: weight decay, on weights of convolutions only.
+        clip: largest norm of the gradient.
+        average: decay of the moving average of weights and batch-norm statistics, for each step.
+        reuse: how often a rendered crop is trained on, on average.
+        chunk: crops rendered at a time.
+        kept: chunks held at a time.
+        filled: chunks rendered before the first step.
+        first_difficulty, last_difficulty: hardest crops at the start, and after `ramp` of the run.
+        ramp: share of the run in which the difficulty rises.
+    """
+
+    variant: str = "XS"
+    seed: int = 1
+    size: int = 256
+    steps: int = 100_000
+    batch: int = 16
+    rate: float = 2e-3
+    last_rate: float = 0.02
+    warmup: int = 200
+    decay: float = 0.01
+    clip: float = 5.0
+    average: float = 0.998
+    reuse: float = 3.6
+    chunk: int = 32
+    kept: int = 64
+    filled: int = 16
+    first_difficulty: float = 0.12
+    last_difficulty: float = 0.95
+    ramp: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check what would fail late or silently."""
+        if not 0 < self.filled <= self.kept or self.reuse <= 0 or self.size % 32 or self.seed >= 2**40:
+            raise ValueError(f"expected 0 < filled <= kept, reuse > 0, a size in 32s and a seed under 2**40, received {self}")
+
+    def chunks_before(self, step: int) -> int:
+        """Chunks rendered before a step."""
+        return self.filled + int(step * self.batch / self.reuse / self.chunk)
+
+    def hardest(self, chunk: int) -> float:
+        """The highest difficulty in a chunk."""
+        progress = min(1.0, chunk / max(1.0, self.ramp * self.chunks_before(self.steps)))
+        return self.first_difficulty + (self.last_difficulty - self.first_difficulty) * progress
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate: a linear rise, then half a cosine."""
+        fall = 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.steps)))
+        return self.rate * min(1.0, (step + 1) / self.warmup) * (self.last_rate + (1 - self.last_rate) * fall)

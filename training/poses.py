@@ -1,0 +1,138 @@
+"""Poses by procedure: joint angles within the limits of joints, and the skeleton that they turn.
+
+A pose is a vector of angles (rad) named by `ANGLES`. Each family of `families.py` draws its angles, `sample` adds a little to
+each, mirrors half of them and keeps all within `LIMITS`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from training.body import FORWARD, PARENTS, RIGHT, SEGMENT, SEGMENTS, UP, align, rotation
+from training.draws import Draws
+from training.families import FAMILIES, relaxed
+
+TRUNK = ("root_lean", "root_roll", "spine_flex", "spine_side", "spine_twist", "neck_flex", "neck_side", "neck_twist")
+LIMB = ("arm_flex", "arm_abd", "arm_twist", "elbow", "wrist_flex", "wrist_side",
+        "leg_flex", "leg_abd", "leg_twist", "knee", "ankle", "foot_turn")  # fmt: skip
+ANGLES = TRUNK + tuple(f"{side}.{name}" for side in "RL" for name in LIMB)
+INDEX = {name: i for i, name in enumerate(ANGLES)}
+
+RANGE_OF_MOTION = {
+    "spine_flex": (-0.5, 1.3), "spine_side": (-0.6, 0.6), "spine_twist": (-0.8, 0.8),
+    "neck_flex": (-0.9, 0.8), "neck_side": (-0.7, 0.7), "neck_twist": (-1.3, 1.3),
+    "arm_flex": (-1.0, 3.1), "arm_abd": (-0.4, 3.0), "arm_twist": (-1.8, 1.4), "elbow": (0.0, 2.55),
+    "wrist_flex": (-1.2, 1.3), "wrist_side": (-0.4, 0.5),
+    "leg_flex": (-0.55, 2.2), "leg_abd": (-0.4, 1.2), "leg_twist": (-0.8, 0.7), "knee": (0.0, 2.5),
+    "ankle": (-0.85, 0.45), "foot_turn": (-0.4, 0.4),
+}  # fmt: skip
+"""Joint limits, rad: the usual clinical ranges of healthy adults (shoulder 180/60 degrees, elbow 150, hip 120/30, knee 140,
+ankle 50/20), rounded outward where sport reaches further."""
+
+LIMITS = torch.tensor([RANGE_OF_MOTION.get(n.split(".")[-1], (-math.pi, math.pi)) for n in ANGLES])
+
+_SWAPPED = [n.replace("R.", "l.").replace("L.", "R.").replace("l.", "L.") for n in ANGLES]
+_MIRROR_ORDER = [INDEX[n] for n in _SWAPPED]
+_MIRROR_SIGN = [-1.0 if n.endswith(("_roll", "spine_side", "spine_twist", "neck_side", "neck_twist")) else 1.0 for n in ANGLES]
+
+
+def sample(draws: Draws, difficulty: float, never: bool = False) -> Tensor:
+    """[N, A] poses, rad, of families by their shares at this difficulty (0..1), or of those that are never trained on."""
+    shares = [f.never if never else (1 - difficulty) * f.easy + difficulty * f.hard for f in FAMILIES]
+    chosen = draws.choice(shares)
+    angles = torch.empty(draws.count, len(ANGLES), device=draws.device)
+    for number, family in enumerate(FAMILIES):
+        members = (chosen == number).nonzero()[:, 0]
+        if len(members):
+            some = draws.of(len(members))
+            drawn = relaxed(some) | family.draw(some)
+            angles[members] = torch.stack([drawn[name].expand(len(members)) for name in ANGLES], 1)
+    angles = angles + draws.normal(0.04 + 0.04 * difficulty, len(ANGLES))
+    angles = torch.where(draws.chance(0.5)[:, None], mirror(angles), angles)
+    limits = LIMITS.to(draws.device)
+    return angles.clamp(limits[:, 0], limits[:, 1])
+
+
+def mirror(angles: Tensor) -> Tensor:
+    """The pose [..., A] of the mirrored person."""
+    return angles[..., _MIRROR_ORDER] * torch.tensor(_MIRROR_SIGN, device=angles.device)
+
+
+def move_skeleton(angles: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+    """Forward kinematics.
+
+    Args:
+        angles: [N, A] rad.
+        rest: [N, 26, 3] the skeleton at rest as `Body.shaped` gives it, m.
+
+    Returns:
+        Each segment's rigid motion from rest [N, 24, 3, 4], and the 18 Human3.6M joints [N, 18, 3], m.
+    """
+
+    def angle(name: str) -> Tensor:
+        return angles[:, INDEX[name]]
+
+    def trunk(part: str, share: float) -> Tensor:
+        turn = rotation(UP, share * angle(f"{part}_twist"))
+        return rotation(RIGHT, -share * angle(f"{part}_flex")) @ rotation(FORWARD, share * angle(f"{part}_side")) @ turn
+
+    def direction(a: str, b: str) -> Tensor:
+        return torch.nn.functional.normalize(rest[:, SEGMENT[b]] - rest[:, SEGMENT[a]], dim=-1)
+
+    turns: dict[str, Tensor] = {}
+    root = rotation(RIGHT, -angle("root_lean")) @ rotation(FORWARD, angle("root_roll"))
+    turns["pelvis"] = root
+    turns |= {name: root @ trunk("spine", share) for name, share in (("sp1", 0.35), ("sp2", 0.7), ("chest", 1.0))}
+    chest = turns["chest"]
+    turns |= {"neck": chest @ trunk("neck", 0.5), "head": chest @ trunk("neck", 1.0)}
+    down = -torch.tensor(UP, device=angles.device).expand(len(angles), 3)
+    for side, sign in (("R", 1.0), ("L", -1.0)):
+
+        def limb(kind: str, base: Tensor, side: str = side, sign: float = sign) -> Tensor:
+            out = rotation(FORWARD, -sign * angle(f"{side}.{kind}_abd"))
+            return (
+                base @ out @ rotation(RIGHT, angle(f"{side}.{kind}_flex")) @ rotation(UP, sign * angle(f"{side}.{kind}_twist"))
+            )
+
+        lift = torch.maximum(angle(f"{side}.arm_flex"), angle(f"{side}.arm_abd")).clamp_min(0)
+        turns["clav" + side] = chest @ rotation(FORWARD, -sign * 0.15 * lift)
+        upper = limb("arm", chest)
+        lower = upper @ rotation(RIGHT, angle(f"{side}.elbow"))
+        turns["uarm" + side] = upper @ align(direction("uarm" + side, "larm" + side), down)
+        forearm = align(direction("larm" + side, "hand" + side), down)
+        turns["larm" + side] = lower @ forearm
+        wrist = rotation(FORWARD, sign * angle(f"{side}.wrist_flex")) @ rotation(RIGHT, angle(f"{side}.wrist_side"))
+        turns["hand" + side] = lower @ wrist @ forearm
+        curl = rotation(FORWARD, sign * (0.2 + 0.5 * angle(f"{side}.wrist_flex").abs()))
+        turns["fing" + side] = lower @ wrist @ curl @ forearm
+        upper = limb("leg", root)
+        lower = upper @ rotation(RIGHT, -angle(f"{side}.knee"))
+        turns["thigh" + side] = upper @ align(direction("thigh" + side, "shank" + side), down)
+        turns["shank" + side] = lower @ align(direction("shank" + side, "foot" + side), down)
+        foot = rotation(RIGHT, angle(f"{side}.ankle")) @ rotation(UP, sign * angle(f"{side}.foot_turn"))
+        turns["foot" + side] = turns["toes" + side] = lower @ foot
+
+    turned = torch.stack([turns[name] for name in SEGMENTS], 1)
+    places: list[Tensor] = []
+    for index, parent in enumerate(PARENTS):
+        if index == 0:
+            places.append(torch.zeros_like(down))
+        else:
+            places.append(places[parent] + _turn(turned[:, parent], rest[:, index] - rest[:, parent]))
+    heads = torch.stack(places, 1)
+    shift = heads - _turn(turned, rest[:, : len(SEGMENTS)])
+    skull = SEGMENT["head"]
+    nose, crown = (heads[:, skull] + _turn(turned[:, skull], rest[:, len(SEGMENTS) + k] - rest[:, skull]) for k in (0, 1))
+    at = {name: heads[:, i] for name, i in SEGMENT.items()}
+    hips, shoulders = (at["thighR"] + at["thighL"]) / 2, (at["uarmR"] + at["uarmL"]) / 2
+    legs = [at[name + side] for side in "RL" for name in ("thigh", "shank", "foot")]
+    arms = [at[name + side] for side in "LR" for name in ("uarm", "larm", "hand")]
+    joints = torch.stack([hips, *legs, at["sp2"], at["neck"], nose, crown, *arms, shoulders], 1)
+    return torch.cat([turned, shift[..., None]], -1), joints
+
+
+def _turn(rotations: Tensor, vectors: Tensor) -> Tensor:
+    return (rotations @ vectors[..., None])[..., 0]

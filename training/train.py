@@ -1,0 +1,273 @@
+"""Trains a variant on rendered people, in slices that can be interrupted at any moment.
+
+    python -m training.train RUN --variant XS --steps 200000 --minutes 55 [--init FILE.safetensors]
+    python -m training.train RUN --minutes 55          (goes on where the last slice ended)
+
+RUN is a folder: `state.json` and `state-*.safetensors` (at most 16 MiB each) are all that a slice needs to go on exactly as if
+it had never stopped, on the same device with the same count of threads; `log.jsonl` is the log; `last.safetensors` and
+`best.safetensors` are the averaged weights in FP16, as `convnextpose verify` and `training.ship` take them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from convnextpose.checkpoint import verify
+from convnextpose.network import PoseNetwork
+from convnextpose.variants import Variant
+from training import state
+from training.dataset import Renderer, mirror
+from training.evaluate import SETS, evaluate, held_out, network_input, rounded
+from training.losses import pose_loss
+from training.plan import Plan
+from training.stream import Stream
+
+
+def initialise(network: PoseNetwork, seed: int) -> None:
+    """Kaiming's weights, each residual branch beginning at zero, a last layer near zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            nonlinearity = "linear" if module.groups > 1 else "relu"
+            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity=nonlinearity, generator=generator)
+            nn.init.zeros_(module.bias)
+            if name.endswith("pwconv2"):
+                nn.init.zeros_(module.weight)
+    nn.init.normal_(network.head.final_layer.weight, std=0.01, generator=generator)
+
+
+def load_matching(network: PoseNetwork, path: Path) -> int:
+    """Copy from a weights file, maybe of another variant, each tensor that has its namesake's shape; how many did."""
+    given, own = verify(path).state, network.state_dict()
+    matching = {name: torch.tensor(array) for name, array in given.items() if own[name].shape == array.shape}
+    network.load_state_dict(matching, strict=False)
+    return len(matching)
+
+
+class Trainer:
+    """One run: its network, the average of it, and the optimiser, at a step."""
+
+    def __init__(self, plan: Plan, device: torch.device, init: Path | None = None) -> None:
+        self.plan, self.device, self.step = plan, device, 0
+        self.best: float | None = None
+        network = PoseNetwork(Variant[plan.variant])
+        initialise(network, plan.seed)
+        if init is not None:
+            load_matching(network, init)
+        self.network = network.to(device, memory_format=torch.channels_last).train()
+        self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
+        weights = [p for p in self.network.parameters() if p.ndim > 1]
+        others = [p for p in self.network.parameters() if p.ndim <= 1]
+        groups = [{"params": weights, "weight_decay": plan.decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimiser = torch.optim.AdamW(groups, lr=plan.rate, fused=True)
+
+    def update(self, stream: Stream) -> tuple[Tensor, Tensor]:
+        """One step; the loss and the mean absolute error, still on the device."""
+        plan = self.plan
+        stream.advance(plan.chunks_before(self.step))
+        images, joints = self._batch(stream)
+        rate = plan.rate_at(self.step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            maps = self.network.head(self.network.backbone(images))
+        loss, error = pose_loss(maps, joints, plan.size)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), plan.clip)
+        self.optimiser.step()
+        self._follow()
+        self.step += 1
+        return loss.detach(), error.detach()
+
+    def _batch(self, stream: Stream) -> tuple[Tensor, Tensor]:
+        """Normalised images and joints drawn from the stream, half of them mirrored, each a little brighter or darker."""
+        plan = self.plan
+        generator = torch.Generator().manual_seed(plan.seed * 2**22 + self.step)
+        chosen = torch.randint(0, len(stream), (plan.batch,), generator=generator).to(self.device)
+        flipped = (torch.rand(plan.batch, generator=generator) < 0.5).to(self.device)
+        gain = (0.85 + 0.3 * torch.rand(plan.batch, 1, 1, 1, generator=generator)).to(self.device)
+        tint = (25 * (torch.rand(plan.batch, 1, 1, 3, generator=generator) - 0.5)).to(self.device)
+        images, joints = stream.images[chosen], stream.joints[chosen]
+        mirrored_images, mirrored_joints = mirror(images, joints)
+        images = torch.where(flipped[:, None, None, None], mirrored_images, images).float()
+        joints = torch.where(flipped[:, None, None], mirrored_joints, joints)
+        return network_input((images * gain + tint).clamp(0, 255)), joints
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Move the average toward the network, quickly at first."""
+        keep = min(self.plan.average, (1 + self.step) / (10 + self.step))
+        pairs = zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True)
+        moving = [(a, n) for a, n in pairs if a.is_floating_point()]
+        torch._foreach_lerp_([a for a, _ in moving], [n for _, n in moving], 1 - keep)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The averaged weights, FP16."""
+        tensors = self.average.state_dict().items()
+        return {k: (t.half() if t.is_floating_point() else t).cpu().contiguous() for k, t in tensors}
+
+    def save(self, folder: Path) -> None:
+        """Write all that `restore` needs, and the averaged weights."""
+        tensors = {f"network.{k}": t for k, t in self.network.state_dict().items()}
+        tensors |= {f"average.{k}": t for k, t in self.average.state_dict().items()}
+        for name, parameter in self.network.named_parameters():
+            for moment in ("exp_avg", "exp_avg_sq"):
+                if parameter in self.optimiser.state:
+                    tensors[f"{moment}.{name}"] = self.optimiser.state[parameter][moment]
+        facts = {"step": self.step, "best": self.best, "plan": asdict(self.plan)}
+        state.save(folder, tensors, facts, f"{self.step:08d}")
+        state.write_tensors(folder / "last.safetensors", self.weights())
+
+    def restore(self, folder: Path) -> None:
+        """Go back to the state in a folder."""
+        facts = state.load_facts(folder)
+        assert facts is not None
+        tensors = state.load_tensors(folder, self.device)
+        self.step, self.best = facts["step"], facts["best"]
+        for prefix, network in (("network.", self.network), ("average.", self.average)):
+            network.load_state_dict({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
+        for name, parameter in self.network.named_parameters():
+            if f"exp_avg.{name}" in tensors:
+                moments = {m: torch.empty_like(parameter).copy_(tensors[f"{m}.{name}"]) for m in ("exp_avg", "exp_avg_sq")}
+                steps = torch.tensor(float(self.step), device=self.device)
+                self.optimiser.state[parameter] = {"step": steps, **{m: t.detach() for m, t in moments.items()}}
+
+
+def run(
+    folder: Path,
+    plan: Plan,
+    device: torch.device,
+    *,
+    seconds: float = float("inf"),
+    steps: int | None = None,
+    init: Path | None = None,
+    workers: int = 0,
+    evaluate_s: float = 900.0,
+    save_s: float = 240.0,
+    held_out_count: int = 128,
+    stop: Callable[[], bool] = lambda: False,
+) -> Trainer:
+    """Train for a slice: until `seconds` are over, `steps` more are done, `stop()` says so, or the plan is fulfilled.
+
+    The run in the folder goes on where there is one; `init` counts only for a new one. With `held_out_count` 0 nothing is
+    evaluated.
+    """
+    began = time.monotonic()
+    trainer = Trainer(plan, device, init)
+    if state.load_facts(folder) is not None:
+        trainer.restore(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    log_path = folder / "log.jsonl"
+    _forget_after(log_path, trainer.step)
+    last = plan.steps if steps is None else min(plan.steps, trainer.step + steps)
+    sets: dict = {}
+
+    def log(**facts: object) -> None:
+        line = json.dumps({"step": trainer.step, "images": trainer.step * plan.batch, **facts})
+        print(line, flush=True)
+        with log_path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def judge() -> None:
+        if not held_out_count:
+            return
+        if not sets:
+            renderer = Renderer(device, plan.size)
+            sets.update({name: held_out(name, held_out_count, renderer) for name in SETS})
+        scores = evaluate(trainer.average, sets)
+        figure = scores["easy"].mpjpe_mm + scores["hard"].mpjpe_mm
+        log(**{name: rounded(score) for name, score in scores.items()})
+        if trainer.best is None or figure < trainer.best:
+            trainer.best = figure
+            state.write_tensors(folder / "best.safetensors", trainer.weights())
+
+    with Stream(plan, device, workers) as stream:
+        saved = judged = reported = time.monotonic()
+        since, total = trainer.step, torch.zeros(2, device=device)
+        while trainer.step < last and time.monotonic() - began < seconds and not stop():
+            total += torch.stack(trainer.update(stream))
+            now = time.monotonic()
+            if now - reported > 60:
+                count = trainer.step - since
+                loss, error = (total / count).tolist()
+                figures = {"loss": round(loss, 4), "error": round(error, 5), "rate": round(plan.rate_at(trainer.step), 7)}
+                speed = round(count * plan.batch / (now - reported), 1)
+                log(
+                    **figures,
+                    rendered=stream.rendered * plan.chunk,
+                    hardest=round(plan.hardest(stream.rendered), 3),
+                    speed=speed,
+                )
+                since, reported = trainer.step, now
+                total.zero_()
+            if now - judged > evaluate_s:
+                judge()
+                judged = time.monotonic()
+            if now - saved > save_s:
+                trainer.save(folder)
+                saved = time.monotonic()
+    trainer.save(folder)
+    judge()
+    trainer.save(folder)
+    return trainer
+
+
+def _forget_after(log_path: Path, step: int) -> None:
+    """Drop lines of steps that an interrupted slice made after its last save: they are about to be made again."""
+    if log_path.exists():
+        lines = [line for line in log_path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+        log_path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def main() -> None:
+    """Read the command line; the plan's numbers are options of the same name."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="length of this slice")
+    parser.add_argument("--init", type=Path, help="weights that a new run begins with")
+    parser.add_argument("--workers", type=int, default=0, help="processes that render on the CPU; 0 renders on the device")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of the training itself")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--evaluate-minutes", type=float, default=15.0)
+    parser.add_argument("--held-out", type=int, default=128, help="crops of each held-out set")
+    types = {"str": str, "int": int, "float": float}
+    for field in fields(Plan):
+        choices = [v.name for v in Variant] if field.name == "variant" else None
+        option, kind = f"--{field.name.replace('_', '-')}", types[str(field.type)]
+        parser.add_argument(option, type=kind, choices=choices, help=f"default {field.default}")
+    arguments = parser.parse_args()
+    given = {f.name: getattr(arguments, f.name) for f in fields(Plan) if getattr(arguments, f.name) is not None}
+    facts = state.load_facts(arguments.run)
+    plan = Plan(**facts["plan"]) if facts else Plan(**given)
+    if facts and replace(plan, **given) != plan:
+        parser.error(f"the run in {arguments.run} has the plan {plan}: leave its options out, or name another folder")
+    torch.set_num_threads(arguments.threads)
+    stopped: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: stopped.append(number))
+    run(
+        arguments.run,
+        plan,
+        torch.device(arguments.device),
+        seconds=arguments.minutes * 60,
+        init=arguments.init,
+        workers=arguments.workers,
+        evaluate_s=arguments.evaluate_minutes * 60,
+        held_out_count=arguments.held_out,
+        stop=lambda: bool(stopped),
+    )
+
+
+if __name__ == "__main__":
+    main()
