@@ -24,7 +24,7 @@ from convnextpose.skeleton import HUMAN36M, MUCO
 from convnextpose.variants import Variant
 from engines.runtime import ModelInfo, RuntimeDescription
 from pipeline.records import read_poses
-from pipeline.sinks import NdjsonSink, NpzSink, VideoSink, open_sinks
+from pipeline.sinks import MAX_SIDE, NdjsonSink, NpzSink, VideoSink, open_sinks
 from pipeline.sources import open_source
 from pipeline.types import Frame, Pose, PosedFrame, RunHeader
 
@@ -517,3 +517,10 @@ def test_an_encoder_with_more_threads_writes_the_same_times(tmp_path):
     assert np.allclose([f.time_s for f in frames], np.arange(30) / 25, atol=1e-3)
     small = cv2.resize(noise(29).picture, (32, 24), interpolation=cv2.INTER_AREA).astype(int)
     assert np.abs(small - cv2.resize(frames[29].image, (32, 24), interpolation=cv2.INTER_AREA)).mean() < 8
+
+
+def test_pictures_that_h264_cannot_hold_are_made_smaller(tmp_path):
+    write(VideoSink(tmp_path / "wide.mp4", HEADER), [posed(0, size=(20_000, 40))])
+    with av.open(str(tmp_path / "wide.mp4")) as container:
+        (frame,) = container.decode(video=0)
+    assert frame.width == MAX_SIDE
