@@ -29,6 +29,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from convnextpose.errors import SourceError
+from pipeline.truncation import FilePart, is_cut_short, whole_length
 from pipeline.types import Frame
 
 PICTURE_SUFFIXES = (
@@ -256,7 +257,7 @@ class VideoSource(_Reader):
         # stamps number what is there, empty chunks that repeat the picture before them included.
         if self._container.format.name == "avi" and seen < self._stream.frames:
             raise self._broken(count, _DAMAGED)
-        if _is_cut_short(self._path) and count < (self._stream.frames or count + 1):
+        if is_cut_short(self._path) and count < (self._stream.frames or count + 1):
             raise self._broken(count, _CUT_SHORT)
 
     def _packets(self) -> Generator[Any, None, None]:
@@ -298,7 +299,7 @@ class VideoSource(_Reader):
             return []
 
     def _broken(self, count: int, reason: str) -> SourceError:
-        if _is_cut_short(self._path):
+        if is_cut_short(self._path):
             reason = _CUT_SHORT
         promised = f" of {self._stream.frames}" if self._stream.frames > count else ""
         return SourceError(f"{self.name} broke at frame {count}{promised}: {reason}")
@@ -358,7 +359,14 @@ def _open_container(path: Path) -> InputContainer:
             lenient: dict[str, Any] = {"metadata_errors": "replace"}
             return av.open(address, "r", **lenient)
     except av.FFmpegError as error:
-        reason = _CUT_SHORT if _is_cut_short(path) else _reason(error)
+        # A fragmented MP4 that ends inside a fragment's index is refused, though the fragments before it are whole.
+        if length := whole_length(path):
+            whole = FilePart(path, length)
+            try:
+                return av.open(whole, "r", format="mp4")
+            except av.FFmpegError:
+                whole.close()
+        reason = _CUT_SHORT if is_cut_short(path) else _reason(error)
         raise SourceError(f"expected a video or a picture, but {path} cannot be read as one: {reason}") from error
 
 
@@ -378,54 +386,12 @@ def _video_stream(container: InputContainer, path: Path) -> VideoStream:
         return stream
     if container.streams.audio:
         raise SourceError(f"expected a video, but {path} holds only sound")
-    raise SourceError(f"expected a video, but {path} holds none" + (f": {_CUT_SHORT}" if _is_cut_short(path) else ""))
+    raise SourceError(f"expected a video, but {path} holds none" + (f": {_CUT_SHORT}" if is_cut_short(path) else ""))
 
 
 def _reason(error: av.FFmpegError) -> str:
     text = error.strerror or str(error)
     return text[:1].lower() + text[1:]
-
-
-def _is_cut_short(path: Path) -> bool:
-    """Whether the file's outermost parts state more bytes than it has.
-
-    MP4 and its relatives, Matroska, WebM and AVI tell; other formats don't state their size. Sources: ISO/IEC 14496-12 (boxes),
-    RFC 8794 (EBML), Microsoft's description of RIFF.
-    """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(64)
-            if head[:4] == b"RIFF":
-                return 8 + int.from_bytes(head[4:8], "little") > size
-            if head[:4] == b"\x1a\x45\xdf\xa3":
-                header_size, at = _ebml_size(head, 4)
-                segment = head[at + header_size :]
-                segment_size, start = _ebml_size(segment, 4)
-                unknown = segment_size == (1 << 7 * (start - 4)) - 1
-                return segment[:4] == b"\x18\x53\x80\x67" and not unknown and at + header_size + start + segment_size > size
-            if head[4:8] not in (b"ftyp", b"styp", b"moov", b"mdat", b"free", b"skip", b"wide"):
-                return False
-            at = 0
-            while at + 8 <= size:
-                file.seek(at)
-                box = file.read(16)
-                box_size = int.from_bytes(box[:4], "big")
-                if box_size == 1:
-                    box_size = int.from_bytes(box[8:16], "big")
-                if box_size < 8:  # 0: the last box, up to the end of the file, wherever that is
-                    return False
-                at += box_size
-            return at > size
-    except OSError:
-        return False
-
-
-def _ebml_size(data: bytes, at: int) -> tuple[int, int]:
-    """The size that is written at `at`, and the place behind it; all ones, which mean unknown, are not told apart."""
-    first = data[at] if at < len(data) else 0
-    length = 9 - first.bit_length()
-    return int.from_bytes(data[at : at + length], "big") & ((1 << 7 * length) - 1), at + length
 
 
 def _read_picture(path: Path) -> NDArray[np.uint8]:

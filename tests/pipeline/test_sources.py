@@ -220,6 +220,24 @@ def test_a_file_that_is_cut_short_keeps_what_came_before(clips, tmp_path, kind, 
         assert f"frame {len(frames)} of {COUNT}" in str(error)
 
 
+def test_a_fragmented_file_cut_anywhere_keeps_its_whole_fragments(clips, tmp_path):
+    """Also inside a fragment's index, and inside the head of a box."""
+    data = clips["fragmented"].read_bytes()
+    path = tmp_path / "cut.mp4"
+    first = data.index(b"mdat")
+    end_of_first = first - 4 + int.from_bytes(data[first - 4 : first], "big")
+    second = data.index(b"moof", end_of_first)
+    counts = []
+    for length in [*range(end_of_first, len(data), 97), second - 3, second + 1, second + 50]:
+        path.write_bytes(data[:length])
+        frames, error = read(path)
+        assert 0 < len(frames) <= COUNT
+        assert error is None or f"broke at frame {len(frames)}" in str(error)
+        counts.append((length, len(frames)))
+    frames_by_length = [count for _, count in sorted(counts)]
+    assert frames_by_length == sorted(frames_by_length)
+
+
 @pytest.mark.parametrize("kind", ["ts", "mpg", "raw"])
 def test_formats_that_promise_nothing_give_what_they_have(clips, tmp_path, kind):
     whole, _ = read(clips[kind])
