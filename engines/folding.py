@@ -43,7 +43,8 @@ def contract_network(checkpoint: VerifiedCheckpoint) -> nn.Module:
         def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
             network, spec = self.network, self.network.variant.spec
             joints, size, depth = network.joint_count, spec.heatmap_size, spec.depth_bins
-            maps = network.head(network.backbone(crops.permute(0, 3, 1, 2).float()))
+            # Cast first: TensorRT casts uint8 and does nothing else with it.
+            maps = network.head(network.backbone(crops.float().permute(0, 3, 1, 2)))
 
             # The marginals of `network.marginals`, from two passes over the volume instead of three.
             volume = torch.softmax(maps.reshape(-1, joints, depth * size * size), dim=2)

@@ -72,17 +72,6 @@ class Int8Model:
     excluded: tuple[LayerHarm, ...]
 
 
-def to_fp32(model: bytes) -> bytes:
-    """An exported FP32 model as TensorRT takes it: the crops are cast before they are transposed.
-
-    Raises:
-        ModelError: it is not a model that this project exported in FP32.
-        ExportError: onnx is missing, or the graph is not one that can be typed.
-    """
-    proto, info = _load(model)
-    return _finish(proto, info)
-
-
 def to_fp16(model: bytes) -> bytes:
     """A strongly typed FP16 graph from an exported FP32 model: weights and results of all layers are FP16.
 
@@ -209,7 +198,7 @@ def measure(model: bytes, reference: Runtime, crops: NDArray[np.uint8], limits: 
     """A typed graph, computed exactly as its types say, against the reference, FP32 PyTorch; call the report's `check`.
 
     Args:
-        model: what `to_fp16`, `to_int8` or `to_fp32` gave, or an exported model.
+        model: what `to_fp16` or `to_int8` gave, or an exported model.
         reference: its checkpoint in the runtime torch.
         crops: uint8 [N, 256, 256, 3] of people, others than an INT8 graph was calibrated on.
         limits: what it is held to; None for those of its precision.
@@ -288,7 +277,7 @@ def _refuse(when: str, parity: ParityReport) -> NoReturn:
 
 
 def _load(model: bytes) -> tuple[Any, ModelInfo]:
-    """The ONNX ModelProto of an exported FP32 model, with the crops cast first, and what the model says about itself."""
+    """The ONNX ModelProto of an exported FP32 model, and what the model says about itself."""
     info = read_metadata(model, "the model in memory")
     if info.precision != "fp32":
         raise ModelError(f"expected an exported model in FP32, received {info.name} in {info.precision}; export it again")
@@ -299,7 +288,6 @@ def _load(model: bytes) -> tuple[Any, ModelInfo]:
     proto = onnx.load_from_string(model)
     if not {STEM, LAST} <= set(_layers(proto.graph)):
         raise ExportError(f"expected convolutions named {STEM} and {LAST} in model {info.name}, found none; export it again")
-    _cast_first(proto.graph)
     return proto, info
 
 
@@ -335,19 +323,6 @@ def _layers(graph: Any) -> dict[str, Any]:  # noqa: ANN401
 
 def _attribute(node: Any, name: str, default: int) -> int:  # noqa: ANN401
     return next((attribute.i for attribute in node.attribute if attribute.name == name), default)
-
-
-def _cast_first(graph: Any) -> None:  # noqa: ANN401
-    """Cast the crops before they are transposed: TensorRT casts uint8 and does nothing else with it."""
-    (first,) = (node for node in graph.node if "crops" in node.input)
-    if first.op_type != "Transpose":
-        return
-    (cast,) = (node for node in graph.node if first.output[0] in node.input)
-    result = cast.output[0]
-    cast.input[0], cast.output[0] = "crops", "crops_cast"
-    first.input[0], first.output[0] = "crops_cast", result
-    order = [cast, *(node for node in graph.node if node is not cast)]
-    _replace(graph.node, order)
 
 
 def _make_half(graph: Any) -> None:  # noqa: ANN401
