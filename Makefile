@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO = convnextpose/weights/demo.mp4
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-gpu check bench clean
 
 $(VENV)/base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,10 @@ demo: $(VENV)/base
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest
+
+# Fails, and does not skip, where there is no GPU.
+test-gpu: $(VENV)/dev
+	$(BIN)/python -m pytest tests/gpu -m gpu --require-gpu
 
 check: $(VENV)/dev
 	$(BIN)/ruff check

@@ -4,9 +4,12 @@
     ├── CheckpointError(ValueError)        a checkpoint that cannot be read, or that is not what it claims
     ├── GeometryError(ValueError)          a box, a camera or an array that has no meaning
     ├── ModelError(ValueError)             an exported model file that breaks the contract
+    │   └── EngineError                    an engine file that is damaged, or does not fit this machine
     ├── ExportError(RuntimeError)          an export that failed
     ├── CalibrationError(ValueError)       crops that an INT8 model cannot be calibrated on
     ├── RuntimeUnavailableError(RuntimeError)  a runtime that was asked for and cannot start
+    │   └── DeviceError                    CUDA refused or failed at something
+    │       └── DeviceMemoryError(MemoryError)  the GPU's memory does not suffice
     ├── ParityError(RuntimeError)          a runtime that strays from the reference past its limit
     ├── SourceError(OSError)               a video, picture or folder that cannot be read
     ├── SinkError(OSError)                 a result that cannot be written
@@ -34,6 +37,10 @@ class GeometryError(PoseError, ValueError):
 
 class ModelError(PoseError, ValueError):
     """A model file does not follow the contract that every exported model follows."""
+
+
+class EngineError(ModelError):
+    """An engine file is damaged, or it does not fit the machine that it should run on."""
 
 
 class ExportError(PoseError, RuntimeError):

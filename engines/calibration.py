@@ -22,11 +22,29 @@ MIN_CROPS = 8
 """Different crops that a set has at least: fewer show too little of what a network meets (docs/decisions/0004)."""
 
 
+PROOF_SHARE, MAX_PROOF_CROPS = 3, 16
+"""One crop of so many is kept from calibration to prove the calibrated model on, up to that many: the proof takes a second a
+crop."""
+
+
 def hash_crops(crops: NDArray[np.uint8]) -> str:
     """SHA-256, hexadecimal, of crops [N, 256, 256, 3]: of their number and their pixels in order."""
     digest = hashlib.sha256(f"{len(crops)} ".encode())
     digest.update(np.ascontiguousarray(crops).data)
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class SplitCrops:
+    """A calibration set in two parts that share no crop.
+
+    Attributes:
+        calibration: uint8 [N, 256, 256, 3], to calibrate on.
+        proof: uint8 [M, 256, 256, 3], to measure the calibrated model on.
+    """
+
+    calibration: NDArray[np.uint8]
+    proof: NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -70,6 +88,25 @@ class CalibrationSet:
     def sha256(self) -> str:
         """Hash of the crops, as the model that was calibrated on them records it."""
         return hash_crops(self.crops)
+
+    def split(self) -> SplitCrops:
+        """Its different crops in two parts, each of which has some of every part of the set.
+
+        Raises:
+            CalibrationError: there are too few for both.
+        """
+        different = list({hash_crops(crop[None]): index for index, crop in reversed(list(enumerate(self.crops)))}.values())
+        different.sort()
+        needed = MIN_CROPS * PROOF_SHARE // (PROOF_SHARE - 1)
+        if len(different) < needed:
+            raise CalibrationError(
+                f"expected {needed} different crops or more, to calibrate on most of them and prove the model on the others, "
+                f"received {len(different)} (of {len(self.crops)}); collect more with `convnextpose calibrate`"
+            )
+        kept = different[PROOF_SHARE - 1 :: PROOF_SHARE]
+        proof = [kept[i] for i in np.linspace(0, len(kept) - 1, min(len(kept), MAX_PROOF_CROPS)).round().astype(int)]
+        calibration = [index for index in different if index not in set(proof)]
+        return SplitCrops(self.crops[calibration], self.crops[proof])
 
     def save(self, out: Path, *, overwrite: bool = False) -> None:
         """Write it as a compressed .npz with a header, in one step.

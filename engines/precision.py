@@ -32,7 +32,7 @@ STEM, LAST = "backbone.downsample_layers.0.0", "head.final_layer"
 CALIBRATION_BATCH = 8
 """Crops that are run at once to find the ranges: bounds memory."""
 
-RANKING_CROPS = 8
+RANKING_CROPS = 4
 """Crops on which each layer's harm is measured: enough to rank them, few as every layer has its turn."""
 
 _NEEDS = "giving a model another precision needs onnx and onnxruntime"
@@ -264,7 +264,8 @@ def int8_within_limits(
         else:
             fails = middle
     if best is None:
-        _refuse("with any layer in INT8", everything.parity)
+        worst = ", ".join(map(str, harms[:3]))
+        _refuse(f"with any layer in INT8, the most harmful of which alone are {worst}", everything.parity)
     return best
 
 

@@ -12,7 +12,7 @@ from convnextpose.checkpoint import VerifiedCheckpoint, verify, verify_state
 from convnextpose.errors import CheckpointError, ModelError, SinkError
 from convnextpose.variants import Variant
 from engines.runtime import Runtime
-from engines.select import open_runtime
+from engines.select import is_engine, open_runtime
 from pipeline.channels import DropPolicy
 from pipeline.draw import PoseRenderer
 from pipeline.people import MIN_SCORE, GivenBoxes, PeopleFinder, SinglePerson, WholePicture
@@ -32,8 +32,9 @@ class RunConfig:
 
     Attributes:
         source: a video, a picture or a folder of pictures.
-        model: a name of default weights, a checkpoint in any container that `verify` reads, or an exported `.onnx` file.
-        runtime: `auto`, `openvino`, `onnxruntime` or `torch`.
+        model: a name of default weights, a checkpoint in any container that `verify` reads, an exported `.onnx` file, or an
+            `.engine` file with its manifest beside it.
+        runtime: `auto`, `openvino`, `onnxruntime`, `torch` or `tensorrt`.
         out: folder for the results, or None to write none.
         overwrite: whether results that are there already may be replaced.
         boxes: file of the people's boxes, or None to find and follow one person.
@@ -42,6 +43,7 @@ class RunConfig:
         random_weights: replace the model's weights by random numbers, for benchmarks.
         min_score: mean joint score from which a person counts as found, 0..1.
         threads: threads of the runtime, or None for its own choice.
+        engine: an engine that runs in place of `model`, or None.
     """
 
     source: Path
@@ -55,15 +57,25 @@ class RunConfig:
     random_weights: bool = False
     min_score: float = MIN_SCORE
     threads: int | None = None
+    engine: Path | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers."""
         if not 0 <= self.min_score <= 1:
             raise ValueError(f"expected a minimum score in 0..1, received {self.min_score}")
+        if self.engine is not None and self.random_weights:
+            raise ValueError(
+                f"expected a model to replace the weights of, received engine {self.engine}, whose weights are in it"
+            )
+
+    @property
+    def network(self) -> str:
+        """What runs: the engine if there is one, otherwise the model."""
+        return self.model if self.engine is None else str(self.engine)
 
 
 def open_model(model: str, runtime: str, *, random_weights: bool = False, threads: int | None = None) -> Runtime:
-    """Open a model by the name of default weights, by a checkpoint's path or by an exported file's path.
+    """Open a model by the name of default weights, or by the path of a checkpoint, an exported file or an engine.
 
     Raises:
         CheckpointError, ModelError: it is none of these, or not a ConvNeXtPose model.
@@ -78,9 +90,11 @@ def open_model(model: str, runtime: str, *, random_weights: bool = False, thread
     path = Path(model)
     if not path.exists():
         raise ModelError(
-            f"expected a model: one of the default weights ({', '.join(weights.names())}), a checkpoint or an .onnx file; "
-            f"received {model!r}, which is none of them"
+            f"expected a model: one of the default weights ({', '.join(weights.names())}), a checkpoint, an .onnx or an "
+            f".engine file; received {model!r}, which is none of them"
         )
+    if is_engine(path):  # its manifest has the model's own name
+        return open_runtime(path, runtime, threads=threads)
     return open_runtime(path if path.suffix == ".onnx" else verify(path), runtime, threads=threads, name=path.name)
 
 
@@ -99,7 +113,7 @@ def _keep_apart(config: RunConfig) -> None:
     Raises:
         SinkError: naming the file.
     """
-    read = {path.resolve() for path in (config.source, config.boxes, Path(config.model)) if path is not None}
+    read = {path.resolve() for path in (config.source, config.boxes, Path(config.network)) if path is not None}
     written = [config.out / name for name in RESULT_NAMES] if config.out else []
     for path in [*written, *([config.trace] if config.trace else [])]:
         if path.resolve() in read:
@@ -122,7 +136,7 @@ def open_pipeline(config: RunConfig) -> Pipeline:
         source = open_source(config.source)
         opened.callback(source.close)
         finder: PeopleFinder | None = GivenBoxes.read(config.boxes) if config.boxes else None
-        runtime = open_model(config.model, config.runtime, random_weights=config.random_weights, threads=config.threads)
+        runtime = open_model(config.network, config.runtime, random_weights=config.random_weights, threads=config.threads)
         opened.callback(runtime.close)
         if finder is None and config.random_weights:
             finder = WholePicture()

@@ -17,8 +17,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from convnextpose import weights
-from convnextpose.errors import CheckpointError, install_command
+from convnextpose.errors import CheckpointError, PoseError, RuntimeUnavailableError, install_command
 from engines.select import available
+from engines.tensorrt.device import BINDINGS, binding_installed, binding_version, open_device
+from engines.tensorrt.module import LIBRARIES, load_library
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def doctor_command(
 ) -> None:
     """Look at this machine: Python, runtimes, GPU, default weights; say what is missing for what and how to mend it.
 
-    Opens no device. Exit codes: 0 the default job can run here (something optional may be missing); 1 it cannot.
+    Exit codes: 0 the default job can run here (something optional may be missing); 1 it cannot.
     """
     findings = examine()
     if as_json:
@@ -62,7 +64,7 @@ def examine() -> list[Finding]:
     extra = install_command("build")
     findings += [_package(name, "export", extra, optional=True) for name in ("onnx", "onnxscript", "safetensors")]
     findings += _runtimes()
-    findings += [_gpu(), _package("tensorrt", "TensorRT engines", install_command("tensorrt"), optional=True)]
+    findings += [_driver(), *_bindings(), _gpu(), *_tensorrt()]
     findings += _weights()
     return findings
 
@@ -94,7 +96,7 @@ def _package(name: str, needed_for: str, mend: str = "", *, optional: bool = Fal
 
 
 def _runtimes() -> list[Finding]:
-    candidates = available()
+    candidates = [found for found in available() if found.name != "tensorrt"]  # its modules are told one by one
     usable = any(c.installed and c.name != "torch" for c in candidates)
     findings = []
     for candidate in candidates:
@@ -106,7 +108,7 @@ def _runtimes() -> list[Finding]:
     return findings
 
 
-def _gpu() -> Finding:
+def _driver() -> Finding:
     driver = Path("/proc/driver/nvidia/version")
     if driver.exists():
         return Finding("NVIDIA driver", "ok", driver.read_text(encoding="utf-8").splitlines()[0], "TensorRT engines")
@@ -115,6 +117,38 @@ def _gpu() -> Finding:
         return Finding("Jetson", "ok", release, "TensorRT engines")
     mend = "needs an NVIDIA GPU and its driver; the CPU runtimes need none"
     return Finding("NVIDIA driver", "missing", "none", "TensorRT engines", mend)
+
+
+def _bindings() -> list[Finding]:
+    """The bindings to CUDA; with one of them the other is not missing."""
+    found = [name for name in BINDINGS if binding_installed(name)]
+    if not found:
+        return [Finding(BINDINGS[0], "missing", "not installed", "TensorRT engines", f"pip install {BINDINGS[0]}")]
+    return [Finding(name, "ok", binding_version(name) or "installed", "TensorRT engines") for name in found]
+
+
+def _gpu() -> Finding:
+    try:
+        device = open_device()
+    except PoseError as error:
+        mend = "needs an NVIDIA GPU, its driver and cuda-python; `nvidia-smi` tells whether the driver sees the GPU"
+        return Finding("GPU", "missing", str(error), "TensorRT engines", mend)
+    gpu = device.gpu
+    told = f"{gpu.name}, compute capability {gpu.compute_capability}, driver for {gpu.driver} (told by {device.binding})"
+    return Finding("GPU", "ok", told, "TensorRT engines")
+
+
+def _tensorrt() -> list[Finding]:
+    """The TensorRT modules, loaded: one that is installed may still lack a library. With one the other is not missing."""
+    findings = []
+    for name in LIBRARIES:
+        try:
+            findings.append(Finding(f"module {name}", "ok", load_library(name).version, "TensorRT engines"))
+        except RuntimeUnavailableError as error:
+            found, _, mend = str(error).rpartition("; ")
+            findings.append(Finding(f"module {name}", "missing", found, "TensorRT engines", mend))
+    usable = any(finding.state == "ok" for finding in findings)
+    return [finding for finding in findings if not (usable and finding.found.endswith("is not installed"))]
 
 
 def _weights() -> list[Finding]:

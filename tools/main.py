@@ -22,8 +22,11 @@ def build_app() -> typer.Typer:
         RuntimeUnavailableError: a library that the base install needs cannot be loaded.
     """
     try:
+        from tools.bench_engine import bench_engine_command
+        from tools.build import build_command
         from tools.calibrate import calibrate_command
         from tools.doctor import doctor_command
+        from tools.engine import app as engine_app
         from tools.export import export_command
         from tools.run import run_command
         from tools.verify import verify_command
@@ -46,6 +49,9 @@ def build_app() -> typer.Typer:
     app.command("verify")(verify_command)
     app.command("export")(export_command)
     app.command("calibrate")(calibrate_command)
+    app.command("build")(build_command)
+    app.add_typer(engine_app, name="engine")
+    app.command("bench-engine")(bench_engine_command)
     app.command("doctor")(doctor_command)
     return app
 

@@ -16,6 +16,7 @@ from convnextpose import weights
 from convnextpose.camera import Intrinsics
 from convnextpose.checkpoint import claimed_variant
 from convnextpose.errors import GeometryError, StageError
+from engines.select import ENGINE_SUFFIX, choose_runtime, is_engine
 from pipeline.people import MIN_SCORE
 from pipeline.run import RunConfig, open_pipeline
 from pipeline.threads import Pipeline
@@ -32,9 +33,18 @@ def run_command(
     source: Annotated[Path, typer.Argument(help="A video file, a picture, or a folder of pictures.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="Folder for poses.mp4, poses.ndjson and poses.npz.", show_default=False)],
     model: Annotated[
-        str, typer.Option(help="Default weights by name (xs), a checkpoint of the authors, or an exported .onnx file.")
+        str,
+        typer.Option(help="Default weights by name (xs), a checkpoint of the authors, an exported .onnx, or an .engine file."),
     ] = "xs",
-    runtime: Annotated[str, typer.Option(help="auto, openvino, onnxruntime or torch.")] = "auto",
+    engine: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.engine",
+            help="A TensorRT engine of `convnextpose build` to run in place of a model.",
+            show_default=False,
+        ),
+    ] = None,
+    runtime: Annotated[str, typer.Option(help="auto, openvino, onnxruntime, torch, or tensorrt for an engine.")] = "auto",
     boxes: Annotated[
         Path | None,
         typer.Option(
@@ -71,6 +81,11 @@ def run_command(
     """
     if weights_kind not in ("trained", "random"):
         raise typer.BadParameter(f"expected trained or random, received {weights_kind!r}", param_hint="--weights")
+    if engine is not None and (weights_kind == "random" or model != "xs"):
+        other = "--weights random" if weights_kind == "random" else f"--model {model}"
+        raise typer.BadParameter(f"expected an engine or a model, received {engine} and {other}", param_hint="--engine")
+    if engine is not None and engine.suffix != ENGINE_SUFFIX:
+        raise typer.BadParameter(f"expected a file named *{ENGINE_SUFFIX}, received {engine}", param_hint="--engine")
     config = RunConfig(
         source=source,
         model=model,
@@ -83,6 +98,7 @@ def run_command(
         random_weights=weights_kind == "random",
         min_score=min_score,
         threads=threads,
+        engine=engine,
     )
     console = Console(highlight=False)
     console.soft_wrap = not console.is_terminal
@@ -142,9 +158,9 @@ def _print_head(console: Console, pipeline: Pipeline, config: RunConfig) -> None
     else:
         quality = f"your own weights, not measured here; checkpoint {header.model.checkpoint_sha256[:12]}"
     console.print(f"weights  {escape(header.model.name)} (variant {header.model.variant.name}): {quality}")
-    claim = claimed_variant(Path(config.model).name)
+    claim = claimed_variant(Path(config.network).name)
     if claim is not None and claim is not header.model.variant:
-        wrong = f"the name of {config.model} claims variant {claim.name}, its tensors are variant {header.model.variant.name}"
+        wrong = f"the name of {config.network} claims variant {claim.name}, its tensors are variant {header.model.variant.name}"
         console.print(f"[bold red]WRONG NAME[/]  {escape(wrong)}")
     console.print(f"runtime  {escape(str(header.runtime))}{_why(config)}")
     depth = "the given camera" if config.camera else "an assumed field of view: depths and scale are a guess"
@@ -154,9 +170,7 @@ def _print_head(console: Console, pipeline: Pipeline, config: RunConfig) -> None
 def _why(config: RunConfig) -> str:
     if config.runtime != "auto":
         return ", as asked for"
-    from engines.select import choose_runtime
-
-    return f", chosen because {choose_runtime().reason}"
+    return f", chosen because {choose_runtime(engine=is_engine(Path(config.network))).reason}"
 
 
 def _print_end(console: Console, pipeline: Pipeline, config: RunConfig) -> None:

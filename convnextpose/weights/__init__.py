@@ -1,8 +1,9 @@
 """The default weights, made by this project from synthetic people: free of research-only data.
 
 Each set of weights is three files beside this one: `NAME.safetensors` (FP16 state dict), `NAME.onnx` (the exported model
-that the base install runs) and `NAME.json` (its card: hashes and figures). `demo.mp4` is a clip of a synthetic person,
-`demo_truth.json` its true poses.
+that the base install runs) and `NAME.json` (its card: hashes and figures). `detector` is the people detector, the others are
+pose models. `demo.mp4` is a clip of a synthetic person, `demo_truth.json` its true poses, `calibration.npz` a set of crops of
+synthetic people to calibrate and prove INT8 models on.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from convnextpose.errors import CheckpointError
 from convnextpose.variants import Variant
@@ -18,6 +20,8 @@ from convnextpose.variants import Variant
 FOLDER = Path(__file__).parent
 DEMO_CLIP = FOLDER / "demo.mp4"
 DEMO_TRUTH = FOLDER / "demo_truth.json"
+CALIBRATION = FOLDER / "calibration.npz"
+DETECTOR = "detector"
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,9 @@ class Weights:
 
 
 def names() -> list[str]:
-    """The names of the weights that the package holds."""
-    return sorted(path.stem for path in FOLDER.glob("*.json") if path.with_suffix(".onnx").exists())
+    """The names of the pose models that the package holds."""
+    found = {path.stem for path in FOLDER.glob("*.json") if path.with_suffix(".onnx").exists()}
+    return sorted(found - {DETECTOR})
 
 
 def by_checkpoint(sha256: str) -> Weights | None:
@@ -65,6 +70,25 @@ def load(name: str) -> Weights:
     """
     if name not in names():
         raise CheckpointError(f"expected weights that the package holds ({', '.join(names())}), received {name!r}")
+    card, files = _checked(name)
+    return Weights(name, Variant[card["variant"]], files["onnx"], files["safetensors"], card["summary"])
+
+
+def detector() -> Path | None:
+    """The exported people detector, its file checked; None where the package holds none.
+
+    Raises:
+        CheckpointError: the file is not the one that was shipped.
+    """
+    return _checked(DETECTOR)[1]["onnx"] if (FOLDER / f"{DETECTOR}.json").exists() else None
+
+
+def _checked(name: str) -> tuple[dict[str, Any], dict[str, Path]]:
+    """A set's card and its files by suffix.
+
+    Raises:
+        CheckpointError: a file is not the one that was shipped.
+    """
     card = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     files = {suffix: FOLDER / f"{name}.{suffix}" for suffix in ("onnx", "safetensors")}
     for suffix, path in files.items():
@@ -74,4 +98,4 @@ def load(name: str) -> Weights:
                 f"expected {path.name} with SHA-256 {card['sha256'][suffix][:12]}, received {digest[:12]}: the installed file "
                 f"was changed; install the package again"
             )
-    return Weights(name, Variant[card["variant"]], files["onnx"], files["safetensors"], card["summary"])
+    return card, files

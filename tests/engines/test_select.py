@@ -1,8 +1,12 @@
 """What is chosen, why, and what is refused: nothing is substituted silently, nothing damaged is opened."""
 
+import importlib.machinery
+import importlib.util
 import platform
 import subprocess
 import sys
+import types
+from importlib import metadata
 from pathlib import Path
 
 import onnx
@@ -10,15 +14,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convnextpose.errors import ModelError, RuntimeUnavailableError
+from convnextpose.errors import EngineError, ModelError, RuntimeUnavailableError
 from convnextpose.skeleton import JOINT_SETS
 from convnextpose.variants import Variant
 from engines.metadata import read_metadata, write_metadata
 from engines.runtime import ModelInfo
-from engines.select import RUNTIMES, available, choose_runtime, open_runtime
+from engines.select import RUNTIMES, Choice, available, choose_runtime, open_runtime
 
 ROOT = Path(__file__).parent.parent.parent
-LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "safetensors")
+LIBRARIES = (
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
+    "safetensors",
+    "tensorrt",
+    "tensorrt_rtx",
+    "cuda",
+    "pycuda",
+)
+TENSORRT = ("tensorrt", "tensorrt_rtx")
 
 infos = st.builds(
     ModelInfo,
@@ -127,7 +143,7 @@ def test_torch_needs_a_checkpoint(exported):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"runtime": "tflite"}, "auto, openvino, onnxruntime, torch, received 'tflite'"),
+        ({"runtime": "tflite"}, "auto, openvino, onnxruntime, torch, tensorrt, received 'tflite'"),
         ({"threads": 0}, "1 thread or more, received 0"),
         ({"runtime": "openvino", "precision": "int3"}, "fp32.*'int3'"),
         ({"runtime": "onnxruntime", "precision": "bf16"}, "fp32.*'bf16'"),
@@ -156,6 +172,52 @@ def test_auto_chooses_by_what_is_installed_and_says_why(machine, missing, chosen
     assert choice.reason.endswith(reason)
 
 
+def test_auto_runs_engines_in_tensorrt_and_nothing_else_in_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", types.ModuleType("tensorrt"))
+    sys.modules["tensorrt"].__spec__ = importlib.machinery.ModuleSpec("tensorrt", None)
+    assert choose_runtime(engine=True) == Choice("tensorrt", "the model is an engine")
+    assert choose_runtime("tensorrt", engine=True).reason == "it was asked for"
+    assert choose_runtime().name != "tensorrt"
+    with pytest.raises(RuntimeUnavailableError, match="received a model of another kind; build one with `convnextpose build`"):
+        choose_runtime("tensorrt")
+    for other in ("openvino", "onnxruntime", "torch"):
+        with pytest.raises(RuntimeUnavailableError, match=f"{other} runs no engines; choose tensorrt"):
+            choose_runtime(other, engine=True)
+    hide(monkeypatch, *TENSORRT)
+    with pytest.raises(RuntimeUnavailableError, match="not installed; pip install"):
+        choose_runtime(engine=True)
+
+
+@pytest.mark.parametrize(
+    ("present", "told"), [(("tensorrt",), "tensorrt"), (("tensorrt_rtx",), "tensorrt_rtx"), (TENSORRT, "tensorrt")]
+)
+def test_either_tensorrt_makes_the_runtime_available(present, told, monkeypatch):
+    for name in TENSORRT:
+        module = types.ModuleType(name) if name in present else None
+        monkeypatch.setitem(sys.modules, name, module)
+        if module:
+            module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+    monkeypatch.setattr(metadata, "version", lambda package: f"1 of {package}")
+    found = {found.name: found for found in available()}["tensorrt"]
+    assert found.installed
+    assert found.version.startswith(f"{told} 1 of tensorrt")
+    assert ("rtx" in found.version) == ("tensorrt_rtx" in present)
+
+
+def test_an_engine_takes_no_threads(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", types.ModuleType("tensorrt"))
+    sys.modules["tensorrt"].__spec__ = importlib.machinery.ModuleSpec("tensorrt", None)
+    with pytest.raises(RuntimeUnavailableError, match="takes no number of threads, received 2"):
+        open_runtime(tmp_path / "any.engine", threads=2)
+
+
+def test_a_missing_engine_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", types.ModuleType("tensorrt"))
+    sys.modules["tensorrt"].__spec__ = importlib.machinery.ModuleSpec("tensorrt", None)
+    with pytest.raises(EngineError, match=r"expected an engine at .*none\.engine"):
+        open_runtime(tmp_path / "none.engine")
+
+
 def test_auto_never_falls_back_to_torch(monkeypatch):
     hide(monkeypatch, "openvino", "onnxruntime")
     with pytest.raises(RuntimeUnavailableError, match="pip install"):
@@ -164,15 +226,18 @@ def test_auto_never_falls_back_to_torch(monkeypatch):
 
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_a_runtime_that_was_asked_for_and_is_missing_is_an_error(name, monkeypatch, checkpoint):
-    assert choose_runtime(name).name == name
-    hide(monkeypatch, name)
+    if name == "tensorrt" and not any(map(importlib.util.find_spec, TENSORRT)):
+        pytest.skip("no TensorRT is installed")
+    assert choose_runtime(name, engine=name == "tensorrt").name == name
+    hide(monkeypatch, *(TENSORRT if name == "tensorrt" else (name,)))
     with pytest.raises(RuntimeUnavailableError, match=rf"{name} was asked for and is not installed; pip install "):
         open_runtime(checkpoint, name)
     state = {found.name: found for found in available()}
     assert not state[name].installed
     assert state[name].version is None
     assert state[name].what_to_install.startswith("pip install ")
-    assert all(found.installed and found.version for found in available() if found.name != name)
+    others = [found for found in available() if found.name not in (name, "tensorrt")]
+    assert all(found.installed and found.version for found in others)
 
 
 def test_a_runtime_that_is_installed_and_does_not_load_is_an_error(tmp_path, exported):

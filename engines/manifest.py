@@ -1,0 +1,306 @@
+"""The manifest beside an engine: what it was made from, on what it runs, how it was proven, and how to make it again.
+
+An engine is bound to the library's version and to the GPU that it was built for. Loaded elsewhere it fails in words that help
+nobody, or not at all: so it is refused before that, with the reason and the command that rebuilds it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from convnextpose.errors import EngineError, ParityError
+from convnextpose.skeleton import JOINT_SETS
+from convnextpose.variants import Variant
+from engines.parity import ParityReport
+from engines.precision import LayerHarm
+from engines.runtime import ModelInfo
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+VERSION = 1
+"""Version of the manifest's fields."""
+
+RTX = "tensorrt_rtx"
+"""The module of TensorRT for RTX, whose rules of fit are others than those of `tensorrt`."""
+
+VERSION_COMPATIBLE, HARDWARE_COMPATIBLE = "version_compatible", "hardware_compatible"
+"""The options that widen what an engine fits: True or False, and the name of the level (in lower case) or None."""
+
+OptionValue = str | int | bool | None
+
+
+@dataclass(frozen=True)
+class BatchRange:
+    """How many crops an engine takes at once.
+
+    Attributes:
+        min, max: the fewest and the most.
+        typical: the number that it is fastest at.
+    """
+
+    min: int = 1
+    typical: int = 1
+    max: int = 8
+
+    def __post_init__(self) -> None:
+        """Check the order.
+
+        Raises:
+            EngineError: the three are not in it.
+        """
+        if not 1 <= self.min <= self.typical <= self.max:
+            raise EngineError(
+                f"expected a batch of 1 <= min <= typical <= max crops, received {self.min}, {self.typical}, {self.max}"
+            )
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What an engine would run on.
+
+    Attributes:
+        library: `tensorrt` or `tensorrt_rtx`: the module's name.
+        library_version: its full version.
+        compute_capability: the GPU's, such as `8.9`.
+        gpu_name: the GPU's name, as the driver gives it.
+        driver: the driver's version.
+    """
+
+    library: str
+    library_version: str
+    compute_capability: str
+    gpu_name: str
+    driver: str
+
+
+@dataclass(frozen=True)
+class EngineDraft:
+    """What is known of an engine before it is built; a bundle carries it to the machine that builds it.
+
+    Attributes:
+        model: which model it is, in which precision, and calibrated on what.
+        onnx_sha256: hash of the typed graph that it is built from, hexadecimal.
+        target: the name of what it is built for; `engines.targets` has them.
+        batch: how many crops it takes at once.
+        options: the builder's options, by name.
+        excluded_layers: convolutions that an INT8 graph has in FP16, the most harmful first.
+        graph_parity: the typed graph against FP32 PyTorch, computed on the CPU.
+        command: the command that builds it.
+    """
+
+    model: ModelInfo
+    onnx_sha256: str
+    target: str
+    batch: BatchRange
+    options: Mapping[str, OptionValue]
+    excluded_layers: tuple[LayerHarm, ...]
+    graph_parity: ParityReport
+    command: str
+
+    FORMAT: ClassVar[str] = "convnextpose.engine-draft"
+
+    def to_json(self) -> str:
+        """It as JSON, with a hash over all of it."""
+        model = {**asdict(self.model), "variant": self.model.variant.name, "joint_set": self.model.joint_set.name}
+        fields = {**asdict(self), "model": model, "options": dict(self.options)}
+        return json.dumps({"format": self.FORMAT, "version": VERSION, "sha256": _hash(fields), **fields}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """What `to_json` wrote.
+
+        Raises:
+            EngineError: the text is something else, or it was edited.
+        """
+        try:
+            found = json.loads(text)
+            if found.pop("format") != cls.FORMAT:
+                raise ValueError("it has another format")
+            if (version := found.pop("version")) != VERSION:
+                raise EngineError(
+                    f"expected an engine's manifest of version {VERSION}, received {version}; build the engine again"
+                )
+            if found.pop("sha256") != _hash(found):
+                raise EngineError("the engine's manifest was edited: its hash differs; build the engine again")
+            return cls(**cls._typed(found))
+        except EngineError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, ParityError) as error:
+            raise EngineError(f"expected an engine's manifest in JSON, received something else: {error}") from error
+
+    @classmethod
+    def _typed(cls, found: dict[str, Any]) -> dict[str, Any]:
+        """The fields from JSON's types; raises all that wrong ones make it raise."""
+        model = found["model"]
+        return {
+            **found,
+            "model": ModelInfo(**{**model, "variant": Variant[model["variant"]], "joint_set": JOINT_SETS[model["joint_set"]]}),
+            "batch": BatchRange(**found["batch"]),
+            "excluded_layers": tuple(LayerHarm(**harm) for harm in found["excluded_layers"]),
+            "graph_parity": ParityReport.from_json(json.dumps(found["graph_parity"])),
+        }
+
+
+@dataclass(frozen=True)
+class EngineManifest(EngineDraft):
+    """What is known of an engine: what its draft says, and what came of it.
+
+    Attributes:
+        engine_sha256: hash of the engine file, hexadecimal.
+        engine_bytes: the engine file's size.
+        library: the module that built it: `tensorrt` or `tensorrt_rtx`.
+        library_version: its full version.
+        compute_capabilities: those of the GPUs that it runs on, such as `8.9`.
+        gpu_name: name of the GPU that it was built on, None where it was built without one.
+        driver: the driver's version there, None where it was built without a GPU.
+        engine_parity: the engine itself against FP32 PyTorch, None where there was no GPU to run it.
+    """
+
+    engine_sha256: str
+    engine_bytes: int
+    library: str
+    library_version: str
+    compute_capabilities: tuple[str, ...]
+    gpu_name: str | None
+    driver: str | None
+    engine_parity: ParityReport | None
+
+    FORMAT: ClassVar[str] = "convnextpose.engine"
+
+    def misfit(self, machine: Machine) -> list[str]:
+        """Why the engine cannot run on a machine, one sentence for each reason; empty where it can.
+
+        The driver is not asked: a newer one runs what an older one ran, and the library itself refuses one that is too old.
+        """
+        if self.library != machine.library:
+            return [f"library: the engine is of {self.library}, this machine's is {machine.library}"]
+        reasons = []
+        if not self._version_fits(machine.library_version):
+            wanted = f"{self.library_version} or later" if self.options.get(VERSION_COMPATIBLE) else self.library_version
+            reasons.append(
+                f"library_version: the engine needs {self.library} {wanted}, this machine has {machine.library_version}"
+            )
+        level = self.options.get(HARDWARE_COMPATIBLE)
+        if level == "ampere_plus":
+            if _numbers(machine.compute_capability) < (8,):
+                reasons.append(
+                    f"compute_capability: the engine needs 8.0 or more, this machine's GPU has {machine.compute_capability}"
+                )
+        elif machine.compute_capability not in self.compute_capabilities:
+            reasons.append(
+                f"compute_capability: the engine is for {', '.join(self.compute_capabilities)}, this machine's GPU has "
+                f"{machine.compute_capability}"
+            )
+        elif self.library != RTX and level is None and self.gpu_name not in (None, machine.gpu_name):
+            reasons.append(f"gpu_name: the engine is for {self.gpu_name}, this machine has {machine.gpu_name}")
+        return reasons
+
+    def check(self, machine: Machine) -> None:
+        """Nothing, if the engine fits the machine.
+
+        Raises:
+            EngineError: with every reason and the command that rebuilds it.
+        """
+        if reasons := self.misfit(machine):
+            here = re.sub(r"--target \S+", "--target this", self.command)
+            raise EngineError(f"{'; '.join(reasons)}; rebuild the engine on this machine with `{here}`")
+
+    def check_bytes(self, engine: bytes) -> None:
+        """Nothing, if these bytes are the engine that the manifest is about.
+
+        Raises:
+            EngineError: they are cut short, or another file's.
+        """
+        if len(engine) != self.engine_bytes:
+            raise EngineError(
+                f"expected an engine of {self.engine_bytes} bytes, received {len(engine)}: the file was cut short or replaced; "
+                f"build it again with `{self.command}`"
+            )
+        digest = hashlib.sha256(engine).hexdigest()
+        if digest != self.engine_sha256:
+            raise EngineError(
+                f"expected an engine with SHA-256 {self.engine_sha256[:12]}, received {digest[:12]}: the file was changed or "
+                f"replaced; build it again with `{self.command}`"
+            )
+
+    def _version_fits(self, version: str) -> bool:
+        """An engine runs in the very version that built it; one that is version-compatible in later ones of its major, too."""
+        if not self.options.get(VERSION_COMPATIBLE):
+            return version == self.library_version
+        here, built = _numbers(version), _numbers(self.library_version)
+        return here[:1] == built[:1] and here >= built
+
+    @classmethod
+    def _typed(cls, found: dict[str, Any]) -> dict[str, Any]:
+        parity = found["engine_parity"]
+        return {
+            **super()._typed(found),
+            "compute_capabilities": tuple(found["compute_capabilities"]),
+            "engine_parity": None if parity is None else ParityReport.from_json(json.dumps(parity)),
+        }
+
+
+def path_of(engine: Path) -> Path:
+    """Where the manifest of an engine file is: beside it, with `.json` after its name."""
+    return engine.with_name(f"{engine.name}.json")
+
+
+def load(engine: Path) -> EngineManifest:
+    """The manifest of an engine file, after the file was found to be the engine that it tells of.
+
+    Raises:
+        EngineError: one of the two is missing or damaged, or they do not fit each other.
+    """
+    manifest = read(engine)
+    try:
+        data = engine.read_bytes()
+    except OSError as error:
+        raise EngineError(f"expected an engine at {engine}, but it cannot be read: {error.strerror}") from error
+    try:
+        manifest.check_bytes(data)
+    except EngineError as error:
+        raise EngineError(f"{engine}: {error}") from None
+    return manifest
+
+
+def read(engine: Path) -> EngineManifest:
+    """The manifest of an engine file, which is not looked at: `check_bytes` tells whether its bytes are those.
+
+    Raises:
+        EngineError: the manifest is missing, damaged or edited.
+    """
+    path = path_of(engine)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise EngineError(
+            f"expected the manifest of engine {engine} at {path}, but it cannot be read: {error.strerror}; build the engine "
+            "with `convnextpose build`"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise EngineError(f"{path}: expected an engine's manifest in JSON, received other bytes") from error
+    try:
+        return EngineManifest.from_json(text)
+    except EngineError as error:
+        raise EngineError(f"{path}: {error}") from error
+
+
+def _hash(fields: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The numbers of a version such as `10.13.3.9.post1`, up to the first part that is none."""
+    numbers = []
+    for part in version.split("."):
+        if not part.isdigit():
+            break
+        numbers.append(int(part))
+    return tuple(numbers)

@@ -1,0 +1,325 @@
+"""The builder: a typed ONNX graph becomes a TensorRT engine, and the build log becomes what each layer computes in.
+
+A strongly typed graph's types are the engine's: no flag here asks for a precision. One path serves `tensorrt` 10 and 11 and
+`tensorrt_rtx`; what they differ in, `engines.tensorrt.module` asks them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from convnextpose.errors import EngineError, RuntimeUnavailableError
+from convnextpose.variants import INPUT_SIZE
+from engines.manifest import HARDWARE_COMPATIBLE, VERSION_COMPATIBLE, BatchRange, OptionValue
+from engines.runtimes.typed import layer_name
+from engines.tensorrt.module import Library, find_gpu
+
+CANCEL_WAIT_S = 30.0
+"""How long an interrupted build is waited for: it ends between two steps."""
+
+LOG_LINES = 3
+"""How many of the library's error messages are told."""
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What an engine is built with, beyond its graph and its target.
+
+    Attributes:
+        batch: how many crops it takes at once.
+        workspace_mib: the most GPU memory that its layers may use for themselves, MiB; None for the library's own choice.
+        version_compatible: whether later versions of the library run it, too.
+        hardware_compatible: `ampere_plus` or `same_compute_capability`, so that other GPUs run it, too; None for this one only.
+        dla_core: the deep-learning accelerator that it runs on, layers that cannot on the GPU; None for the GPU alone.
+    """
+
+    batch: BatchRange = field(default_factory=BatchRange)
+    workspace_mib: int | None = None
+    version_compatible: bool = False
+    hardware_compatible: str | None = None
+    dla_core: int | None = None
+
+    def named(self) -> dict[str, OptionValue]:
+        """The options by name, as the manifest records them; it has the batch for itself."""
+        return {
+            "workspace_mib": self.workspace_mib,
+            VERSION_COMPATIBLE: self.version_compatible,
+            HARDWARE_COMPATIBLE: self.hardware_compatible,
+            "dla_core": self.dla_core,
+        }
+
+
+@dataclass(frozen=True)
+class EngineTensor:
+    """A tensor that a layer of an engine reads or makes.
+
+    Attributes:
+        type: its type, as the library calls it: `Half`, `Int8`, `Float`, ...
+        dimensions: its shape; -1 where the batch decides.
+    """
+
+    type: str
+    dimensions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EngineLayer:
+    """One layer of a built engine, from the build log.
+
+    Attributes:
+        name: the library's name for it.
+        kind: the library's name for its kind.
+        onnx_nodes: names of the ONNX nodes that it computes.
+        inputs, constants, outputs: its tensors.
+    """
+
+    name: str
+    kind: str
+    onnx_nodes: tuple[str, ...]
+    inputs: tuple[EngineTensor, ...]
+    constants: tuple[EngineTensor, ...]
+    outputs: tuple[EngineTensor, ...]
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """An engine that was built, not yet written.
+
+    Attributes:
+        data: the engine.
+        library: the module that built it: `tensorrt` or `tensorrt_rtx`.
+        library_version: its full version.
+        compute_capabilities: those of the GPUs that it runs on, such as `8.9`.
+        gpu_name: name of the GPU that it was built on, None where it was built without one.
+        driver: the driver's version there, None where it was built without a GPU.
+        batch: how many crops it takes at once.
+        options: the builder's options, by name, as the manifest records them.
+        layers: its layers, as far as the library tells.
+        timing_cache: what the library learned for the next build, None where it keeps nothing.
+    """
+
+    data: bytes
+    library: str
+    library_version: str
+    compute_capabilities: tuple[str, ...]
+    gpu_name: str | None
+    driver: str | None
+    batch: BatchRange
+    options: Mapping[str, OptionValue]
+    layers: tuple[EngineLayer, ...] = ()
+    timing_cache: bytes | None = None
+
+
+def build_engine(
+    onnx: bytes,
+    library: Library,
+    compute_capability: str | None = None,
+    options: BuildOptions = BuildOptions(),
+    timing_cache: bytes = b"",
+) -> BuiltEngine:
+    """Build an engine. Ctrl-C ends it between two of its steps.
+
+    Args:
+        onnx: a typed graph with the contract of `engines.runtime`.
+        library: what builds it.
+        compute_capability: that of the GPU that it is for, such as `8.9`, where the library builds for absent GPUs; None for
+            the GPU at hand.
+        options: what it is built with.
+        timing_cache: what an earlier build gave as such; anything else is not used.
+
+    Raises:
+        EngineError: the library has no such option or target, or it does not take the graph; says what it said.
+        RuntimeUnavailableError: it can only build where a GPU is, and there is none.
+    """
+    module = library.module
+    gpu = None if compute_capability is not None and library.builds_for_absent_gpus else find_gpu()
+    if gpu is None and compute_capability is None:
+        raise RuntimeUnavailableError(f"{library.name} {library.version} builds for the GPU at hand, and there is none")
+    log = _Log()
+    logger = library.logger(log.add)
+    try:
+        builder = module.Builder(logger)
+    except TypeError as error:  # its constructor gave nothing: no driver, or one that is too old
+        raise RuntimeUnavailableError(f"{library.name} {library.version} does not start: {log.errors() or error}") from error
+    network = builder.create_network(library.network_flags())
+    parser = module.OnnxParser(network, logger)
+    if not parser.parse(onnx):
+        told = "; ".join(parser.get_error(index).desc() for index in range(min(parser.num_errors, LOG_LINES)))
+        raise EngineError(f"{library.name} {library.version} does not take the graph: {told or log.errors()}")
+    config = builder.create_builder_config()
+    config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
+    config.clear_flag(library.builder_flag("TF32"))  # FP32 means FP32
+    profile = builder.create_optimization_profile()
+    batch = options.batch
+    profile.set_shape("crops", *((count, INPUT_SIZE, INPUT_SIZE, 3) for count in (batch.min, batch.typical, batch.max)))
+    config.add_optimization_profile(profile)
+    if compute_capability is not None and library.builds_for_absent_gpus:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(library.compute_capability(compute_capability), 0)
+    _set_options(library, builder, config, options)
+    if library.keeps_timings:
+        cache = config.create_timing_cache(timing_cache) or config.create_timing_cache(b"")
+        config.set_timing_cache(cache, ignore_mismatch=False)
+    data = _run(library, builder, network, config)
+    if data is None:
+        raise EngineError(f"{library.name} {library.version} could not build the engine: {log.errors()}")
+    found = compute_capability or (gpu.compute_capability if gpu else "")
+    timings = config.get_timing_cache() if library.keeps_timings else None
+    return BuiltEngine(
+        data=bytes(data),
+        library=library.name,
+        library_version=library.version,
+        compute_capabilities=(found,),
+        gpu_name=gpu.name if gpu else None,
+        driver=gpu.driver if gpu else None,
+        batch=batch,
+        options=options.named(),
+        layers=read_layers("\n".join(log.layers)),
+        timing_cache=bytes(timings.serialize()) if timings is not None else None,
+    )
+
+
+def _set_options(library: Library, builder: Any, config: Any, options: BuildOptions) -> None:  # noqa: ANN401
+    module = library.module
+    if options.workspace_mib is not None:
+        config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, options.workspace_mib * 2**20)
+    if options.version_compatible:
+        config.set_flag(library.builder_flag("VERSION_COMPATIBLE"))
+    if options.hardware_compatible is not None:
+        if library.builds_for_absent_gpus:
+            raise EngineError(f"{library.name} builds for compute capabilities, not for hardware compatibility: name targets")
+        config.hardware_compatibility_level = library.hardware_compatibility(options.hardware_compatible)
+    if options.dla_core is not None:
+        if not 0 <= options.dla_core < builder.num_DLA_cores:
+            raise EngineError(
+                f"expected one of {builder.num_DLA_cores} DLA cores that {library.name} {library.version} finds here, received "
+                f"{options.dla_core}"
+            )
+        config.default_device_type = module.DeviceType.DLA
+        config.DLA_core = options.dla_core
+        config.set_flag(library.builder_flag("GPU_FALLBACK"))
+
+
+def _run(library: Library, builder: Any, network: Any, config: Any) -> Any:  # noqa: ANN401
+    """The serialised engine, or None. The library lets go of Python while it builds, so that this thread can be interrupted."""
+    cancelled = threading.Event()
+    if hasattr(library.module, "IProgressMonitor"):
+
+        class Monitor(library.module.IProgressMonitor):  # type: ignore[misc, name-defined]
+            def phase_start(self, *_: Any) -> None:  # noqa: ANN401
+                pass
+
+            def phase_finish(self, *_: Any) -> None:  # noqa: ANN401
+                pass
+
+            def step_complete(self, *_: Any) -> bool:  # noqa: ANN401
+                return not cancelled.is_set()
+
+        config.progress_monitor = Monitor()
+    results: list[Any] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(builder.build_serialized_network(network, config))
+        except BaseException as error:  # noqa: BLE001 - raised again by the caller
+            errors.append(error)
+
+    # A daemon: a library without a monitor does not end sooner, and the process need not wait for it.
+    worker = threading.Thread(target=work, name="tensorrt-build", daemon=True)
+    worker.start()
+    try:
+        while worker.is_alive():
+            worker.join(0.1)
+    except KeyboardInterrupt:
+        cancelled.set()
+        if hasattr(library.module, "IProgressMonitor"):
+            worker.join(CANCEL_WAIT_S)
+        raise
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+class _Log:
+    """What the library says while it builds: its errors, and the description of the layers."""
+
+    def __init__(self) -> None:
+        self._errors: list[str] = []
+        self.layers: list[str] = []
+
+    def add(self, severity: str, message: str) -> None:
+        if severity in ("error", "internal_error"):
+            self._errors.append(" ".join(message.split()))
+        elif "LayerType:" in message:
+            self.layers.append(message)
+
+    def errors(self) -> str:
+        """The last of them, in one line."""
+        return "; ".join(self._errors[-LOG_LINES:]) or "it did not say why"
+
+
+_LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>\w+), (?P<rest>Inputs: .*)$", re.MULTILINE)
+_TENSOR = re.compile(r"Dimensions: \[(?P<dimensions>[-\d,]*)\].*?Datatype: (?P<type>\w+)")
+_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\s*(?:\x1e|\x1f|\[|$))")
+
+
+def read_layers(log: str) -> tuple[EngineLayer, ...]:
+    """The layers in the engine description that a build log has where ProfilingVerbosity is DETAILED; () where it has none."""
+    layers = []
+    for match in _LAYER.finditer(log):
+        inputs, constants, outputs = (_tensors(match["rest"], part) for part in ("Inputs", "Constants", "Outputs"))
+        _, _, metadata = match["rest"].partition("Metadata: ")
+        layers.append(EngineLayer(match["name"], match["kind"], tuple(_NODE.findall(metadata)), inputs, constants, outputs))
+    return tuple(layers)
+
+
+def _tensors(text: str, part: str) -> tuple[EngineTensor, ...]:
+    """The tensors in a layer's `Inputs: [ {...}, {...}], `, and so on."""
+    tensors = []
+    listed = re.search(rf"{part}: \[(.*?)\], (?:Constants|Outputs|TacticName): ", text)
+    for piece in listed[1].split("{")[1:] if listed else []:
+        if found := _TENSOR.search(piece):
+            dimensions = tuple(int(size) for size in found["dimensions"].split(",") if size)
+            tensors.append(EngineTensor(found["type"], dimensions))
+    return tuple(tensors)
+
+
+def convolution_types(layers: tuple[EngineLayer, ...], onnx: bytes) -> dict[str, tuple[str, str]]:
+    """What the convolutions of a graph compute in, in its engine: the type of their crops' values and of their weights.
+
+    Args:
+        layers: the engine's.
+        onnx: the graph that it was built from.
+
+    Returns:
+        By the convolutions' names, those of `engines.precision`; convolutions that the log does not tell of are missing.
+    """
+    import onnx as library
+
+    graph = library.load_from_string(onnx).graph
+    maker = {output: node for node in graph.node for output in node.output}
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    found = {}
+    for node in graph.node:
+        if node.op_type != "Conv":
+            continue
+        weight = maker[node.input[1]].input[0] if node.input[1] in maker else node.input[1]
+        size = math.prod(shapes[weight])
+        for layer in layers:
+            # Kernels around a convolution name it, too: the one that reads its weights computes it. They are a constant, which
+            # may be padded or flattened, or what another kernel made of one. A plain matrix product may name no node at all.
+            sizes = [(constant.type, math.prod(constant.dimensions)) for constant in layer.constants]
+            if node.name in layer.onnx_nodes:
+                weights = [kind for kind, count in sizes if count >= size]
+                weights += [tensor.type for tensor in layer.inputs[1:] if tensor.dimensions == shapes[weight]]
+            else:
+                weights = [kind for kind, count in sizes if count == size and not layer.onnx_nodes]
+            if weights and layer.inputs:
+                found[layer_name(weight)] = (layer.inputs[0].type, weights[0])
+    return found

@@ -1,0 +1,227 @@
+"""The GPU through cuda-python: wheels for x86-64 and aarch64, no compiler, with graphs."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnextpose.errors import RuntimeUnavailableError
+from engines.tensorrt.device import NO_DRIVER, NO_GPU, DeviceError, DeviceMemoryError
+from engines.tensorrt.module import Gpu
+
+
+@cache
+def open_cuda_device() -> CudaDevice:
+    """The first GPU.
+
+    Raises:
+        RuntimeUnavailableError: cuda-python is missing or too old, or there is no driver or no GPU.
+    """
+    try:
+        driver = importlib.import_module("cuda.bindings.driver")
+        version = importlib.import_module("cuda.bindings").__version__
+    except ImportError as error:
+        raise RuntimeUnavailableError(
+            f"cuda-python is missing, too old or does not load: {error}; pip install --upgrade 'cuda-python>=12'"
+        ) from error
+    return CudaDevice(driver, f"cuda-python {version}")
+
+
+class CudaDevice:
+    """A `Device` on CUDA's driver interface, given as the module `cuda.bindings.driver` or what answers like it."""
+
+    has_graphs = True
+
+    def __init__(self, driver: Any, binding: str) -> None:  # noqa: ANN401 - the module
+        self._driver = driver
+        self.binding = binding
+        try:
+            code = driver.cuInit(0)[0]
+        except RuntimeError as error:  # DynamicLibNotFoundError: the binding looks for libcuda when it is first called
+            raise RuntimeUnavailableError(NO_DRIVER) from error
+        if code.name in ("CUDA_ERROR_NO_DEVICE", "CUDA_ERROR_INVALID_DEVICE"):
+            raise RuntimeUnavailableError(NO_GPU)
+        self._check((code,), "start")
+        if self._check(driver.cuDeviceGetCount(), "count the GPUs") == 0:
+            raise RuntimeUnavailableError(NO_GPU)
+        device = self._check(driver.cuDeviceGet(0), "find the GPU")
+        kinds = driver.CUdevice_attribute
+        major, minor = (
+            self._check(driver.cuDeviceGetAttribute(kind, device), "ask the GPU what it is")
+            for kind in (
+                kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+                kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+            )
+        )
+        name = self._check(driver.cuDeviceGetName(256, device), "ask the GPU for its name")
+        version = self._check(driver.cuDriverGetVersion(), "ask the driver for its version")
+        self.gpu = Gpu(name.split(b"\0")[0].decode(), f"{major}.{minor}", f"CUDA {version // 1000}.{version % 1000 // 10}")
+        self._context = self._check(driver.cuDevicePrimaryCtxRetain(device), "take the GPU's context")
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Make it the calling thread's; what was so before, is so again after it."""
+        self._check(self._driver.cuCtxPushCurrent(self._context), "make the GPU current")
+        try:
+            yield
+        finally:
+            self._check(self._driver.cuCtxPopCurrent(), "give the GPU back")
+
+    def free_bytes(self) -> int:
+        """How much of its memory nobody has."""
+        free, _ = self._check(self._driver.cuMemGetInfo(), "ask for its memory")
+        return int(free)
+
+    def allocate(self, size: int) -> _Memory:
+        """Memory of the GPU, `size` bytes.
+
+        Raises:
+            DeviceMemoryError: there is not so much.
+        """
+        pointer = self._check(self._driver.cuMemAlloc(max(size, 1)), f"allocate {size:,} bytes on the GPU")
+        return _Memory(self, int(pointer), size)
+
+    def pin(self, size: int) -> _Pinned:
+        """Memory of the host, `size` bytes.
+
+        Raises:
+            DeviceMemoryError: there is not so much.
+        """
+        return _Pinned(self, int(self._check(self._driver.cuMemHostAlloc(max(size, 1), 0), f"pin {size:,} bytes")), size)
+
+    def stream(self) -> _Stream:
+        """A new stream, which waits for no other, not even for CUDA's default one."""
+        # With a stream of the other kind a graph's recording would fail whoever uses the default stream meanwhile.
+        flag = int(self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
+        return _Stream(self, self._check(self._driver.cuStreamCreate(flag), "make a stream"))
+
+    def event(self) -> _Event:
+        """A new event that takes the time."""
+        return _Event(self, self._check(self._driver.cuEventCreate(0), "make an event"))
+
+    def copy_in(self, address: int, host: NDArray[np.uint8], stream: _Stream) -> None:
+        """Let a stream copy pinned memory to the GPU."""
+        self.call("cuMemcpyHtoDAsync", "copy to the GPU", address, host.ctypes.data, host.nbytes, stream.raw)
+
+    def copy_out(self, host: NDArray[np.uint8], address: int, stream: _Stream) -> None:
+        """Let a stream copy memory of the GPU to pinned memory, as much as that holds."""
+        self.call("cuMemcpyDtoHAsync", "copy from the GPU", host.ctypes.data, address, host.nbytes, stream.raw)
+
+    def copy_within(self, address: int, source: int, size: int, stream: _Stream) -> None:
+        """Let a stream copy `size` bytes within the GPU's memory."""
+        self.call("cuMemcpyDtoDAsync", "copy within the GPU", address, source, size, stream.raw)
+
+    def capture(self, stream: _Stream, work: Callable[[], None]) -> _Graph:
+        """Record what a function gives to a stream; nothing of it is done yet.
+
+        Raises:
+            DeviceError: some of it cannot be recorded.
+            Exception: whatever the function raised; the stream is as before.
+        """
+        # Other threads may allocate and synchronise meanwhile: they are not of this recording.
+        mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        self.call("cuStreamBeginCapture", "begin a graph", stream.raw, mode)
+        try:
+            work()
+        except BaseException:
+            code, graph = self._driver.cuStreamEndCapture(stream.raw)
+            if int(code) == 0:
+                self._driver.cuGraphDestroy(graph)
+            raise
+        graph = self.call("cuStreamEndCapture", "record a graph", stream.raw)
+        try:
+            return _Graph(self, self.call("cuGraphInstantiate", "make a graph ready", graph, 0))
+        finally:
+            self.call("cuGraphDestroy", "give a graph's record back", graph)
+
+    def call(self, function: str, purpose: str, *arguments: Any) -> Any:  # noqa: ANN401
+        """What a function of the driver gives.
+
+        Raises:
+            DeviceMemoryError: there is not enough memory.
+            DeviceError: it failed otherwise.
+        """
+        return self._check(getattr(self._driver, function)(*arguments), purpose)
+
+    def _check(self, result: tuple[Any, ...], purpose: str) -> Any:  # noqa: ANN401
+        code, *values = result
+        if int(code) != 0:
+            kind = DeviceMemoryError if code.name == "CUDA_ERROR_OUT_OF_MEMORY" else DeviceError
+            raise kind(f"CUDA could not {purpose}: {code.name}")
+        return values[0] if len(values) == 1 else tuple(values)
+
+
+class _Owned:
+    """Something of the driver's that is given back once, by the function that its kind names."""
+
+    _FREE = ""
+
+    def __init__(self, device: CudaDevice, raw: Any) -> None:  # noqa: ANN401
+        self._device = device
+        self.raw = raw
+
+    def free(self) -> None:
+        """Give it back; calling it again does nothing."""
+        raw, self.raw = self.raw, None
+        if raw is not None:
+            self._device.call(self._FREE, "give back what it holds", raw)
+
+
+class _Memory(_Owned):
+    _FREE = "cuMemFree"
+
+    def __init__(self, device: CudaDevice, address: int, size: int) -> None:
+        super().__init__(device, address)
+        self.address, self.size = address, size
+
+
+class _Pinned(_Owned):
+    _FREE = "cuMemFreeHost"
+
+    def __init__(self, device: CudaDevice, address: int, size: int) -> None:
+        super().__init__(device, address)
+        self.array: NDArray[np.uint8] = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+
+
+class _Stream(_Owned):
+    _FREE = "cuStreamDestroy"
+
+    def __init__(self, device: CudaDevice, raw: Any) -> None:  # noqa: ANN401
+        super().__init__(device, raw)
+        self.handle = int(raw)
+
+    def synchronize(self) -> None:
+        self._device.call("cuStreamSynchronize", "finish its work", self.raw)
+
+    def wait_for(self, handle: int) -> None:
+        passed = self._device.event()
+        try:
+            # A plain number is what the driver's functions take for any handle.
+            self._device.call("cuEventRecord", "mark another stream", passed.raw, handle)
+            self._device.call("cuStreamWaitEvent", "wait for another stream", self.raw, passed.raw, 0)
+        finally:
+            passed.free()  # the driver keeps it until nobody waits for it
+
+
+class _Event(_Owned):
+    _FREE = "cuEventDestroy"
+
+    def record(self, stream: _Stream) -> None:
+        self._device.call("cuEventRecord", "take the time", self.raw, stream.raw)
+
+    def milliseconds_since(self, earlier: _Event) -> float:
+        return float(self._device.call("cuEventElapsedTime", "take the time", earlier.raw, self.raw))
+
+
+class _Graph(_Owned):
+    _FREE = "cuGraphExecDestroy"
+
+    def launch(self, stream: _Stream) -> None:
+        self._device.call("cuGraphLaunch", "launch a graph", self.raw, stream.raw)

@@ -1,0 +1,201 @@
+"""The GPU through pycuda, which many Jetsons have; it compiles where the driver and nvcc are. Up to 2026.1 it has no graphs.
+
+Written after pycuda's documentation and source; it has never run here, as pycuda does not build where there is no driver.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnextpose.errors import RuntimeUnavailableError
+from engines.tensorrt.device import LEGACY_STREAM, NO_DRIVER, NO_GPU, DeviceError, DeviceMemoryError, Graph
+from engines.tensorrt.module import Gpu
+
+_NON_BLOCKING = 1
+"""CUDA's CU_STREAM_NON_BLOCKING, which pycuda has no name for."""
+
+
+@cache
+def open_pycuda_device() -> PycudaDevice:
+    """The first GPU.
+
+    Raises:
+        RuntimeUnavailableError: pycuda is missing or does not load, or there is no driver or no GPU.
+    """
+    try:
+        driver = importlib.import_module("pycuda.driver")
+        version = importlib.import_module("pycuda").VERSION_TEXT
+    except ImportError as error:
+        if "libcuda" in str(error):
+            raise RuntimeUnavailableError(NO_DRIVER) from error
+        raise RuntimeUnavailableError(f"pycuda is missing or does not load: {error}; pip install pycuda") from error
+    return PycudaDevice(driver, f"pycuda {version}")
+
+
+class PycudaDevice:
+    """A `Device` on pycuda, given as the module `pycuda.driver` or what answers like it."""
+
+    has_graphs = False
+
+    def __init__(self, driver: Any, binding: str) -> None:  # noqa: ANN401 - the module
+        self._driver = driver
+        self.binding = binding
+        try:
+            driver.init()
+            if driver.Device.count() == 0:
+                raise RuntimeUnavailableError(NO_GPU)
+            device = driver.Device(0)
+        except driver.Error as error:
+            # Without a GPU `init` fails with CUDA's words for it.
+            reason = NO_GPU if "no CUDA-capable device" in str(error) else f"pycuda could not start CUDA: {error}"
+            raise RuntimeUnavailableError(reason) from error
+        major, minor = device.compute_capability()
+        version = driver.get_driver_version()
+        self.gpu = Gpu(device.name(), f"{major}.{minor}", f"CUDA {version // 1000}.{version % 1000 // 10}")
+        with self.errors("take the GPU's context"):
+            self._context = device.retain_primary_context()
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Make it the calling thread's; what was so before, is so again after it."""
+        # pycuda frees nothing unless its own note of the context says that it is this thread's: hence its push and pop.
+        self._context.push()
+        try:
+            yield
+        finally:
+            self._driver.Context.pop()
+
+    def free_bytes(self) -> int:
+        """How much of its memory nobody has."""
+        free, _ = self._driver.mem_get_info()
+        return int(free)
+
+    def allocate(self, size: int) -> _Memory:
+        """Memory of the GPU, `size` bytes.
+
+        Raises:
+            DeviceMemoryError: there is not so much.
+        """
+        with self.errors(f"allocate {size:,} bytes on the GPU"):
+            return _Memory(self._driver.mem_alloc(max(size, 1)), size)
+
+    def pin(self, size: int) -> _Pinned:
+        """Memory of the host, `size` bytes.
+
+        Raises:
+            DeviceMemoryError: there is not so much.
+        """
+        with self.errors(f"pin {size:,} bytes"):
+            return _Pinned(self._driver.pagelocked_empty(size, np.uint8))
+
+    def stream(self) -> _Stream:
+        """A new stream, which waits for no other, not even for CUDA's default one."""
+        with self.errors("make a stream"):
+            return _Stream(self, self._driver, self._driver.Stream(_NON_BLOCKING))
+
+    def event(self) -> _Event:
+        """A new event that takes the time."""
+        with self.errors("make an event"):
+            return _Event(self._driver.Event())
+
+    def copy_in(self, address: int, host: NDArray[np.uint8], stream: _Stream) -> None:
+        """Let a stream copy pinned memory to the GPU."""
+        with self.errors("copy to the GPU"):
+            self._driver.memcpy_htod_async(address, host, stream.raw)
+
+    def copy_out(self, host: NDArray[np.uint8], address: int, stream: _Stream) -> None:
+        """Let a stream copy memory of the GPU to pinned memory, as much as that holds."""
+        with self.errors("copy from the GPU"):
+            self._driver.memcpy_dtoh_async(host, address, stream.raw)
+
+    def copy_within(self, address: int, source: int, size: int, stream: _Stream) -> None:
+        """Let a stream copy `size` bytes within the GPU's memory."""
+        with self.errors("copy within the GPU"):
+            self._driver.memcpy_dtod_async(address, source, size, stream.raw)
+
+    def capture(self, stream: _Stream, work: Callable[[], None]) -> Graph:
+        """It has no graphs.
+
+        Raises:
+            DeviceError: always.
+        """
+        raise DeviceError(f"{self.binding} has no CUDA graphs; pip install cuda-python")
+
+    @contextmanager
+    def errors(self, purpose: str) -> Iterator[None]:
+        """Make the project's errors of pycuda's.
+
+        Raises:
+            DeviceMemoryError: there is not enough memory.
+            DeviceError: it failed otherwise.
+        """
+        try:
+            yield
+        except self._driver.MemoryError as error:
+            raise DeviceMemoryError(f"CUDA could not {purpose}: {error}") from error
+        except self._driver.Error as error:
+            raise DeviceError(f"CUDA could not {purpose}: {error}") from error
+
+
+class _Memory:
+    def __init__(self, raw: Any, size: int) -> None:  # noqa: ANN401
+        self._raw = raw
+        self.address, self.size = int(raw), size
+
+    def free(self) -> None:
+        raw, self._raw = self._raw, None
+        if raw is not None:
+            raw.free()
+
+
+class _Pinned:
+    def __init__(self, array: NDArray[np.uint8]) -> None:
+        self.array = array
+        self._raw: Any = array.base  # pycuda's PagelockedHostAllocation
+
+    def free(self) -> None:
+        raw, self._raw = self._raw, None
+        if raw is not None:
+            raw.free()
+
+
+class _Stream:
+    def __init__(self, device: PycudaDevice, driver: Any, raw: Any) -> None:  # noqa: ANN401
+        self._device, self._driver = device, driver
+        self.raw = raw
+        self.handle = int(raw.handle)
+
+    def synchronize(self) -> None:
+        with self._device.errors("finish its work"):
+            self.raw.synchronize()
+
+    def wait_for(self, handle: int) -> None:
+        with self._device.errors("wait for another stream"):
+            if handle == LEGACY_STREAM:
+                self.raw.wait_for_event(self._driver.Event().record())
+            else:  # pycuda knows no streams but its own: wait for all that the GPU has been given
+                self._driver.Context.synchronize()
+
+    def free(self) -> None:
+        self.raw = None  # pycuda gives it back with its last reference
+
+
+class _Event:
+    def __init__(self, raw: Any) -> None:  # noqa: ANN401
+        self.raw = raw
+
+    def record(self, stream: _Stream) -> None:
+        self.raw.record(stream.raw)
+
+    def milliseconds_since(self, earlier: _Event) -> float:
+        return float(self.raw.time_since(earlier.raw))
+
+    def free(self) -> None:
+        self.raw = None

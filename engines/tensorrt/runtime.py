@@ -1,0 +1,659 @@
+"""An engine on the GPU: by tensor names, from pinned memory, with two batches in flight and a graph for what recurs.
+
+Each of two buffer sets has a stream, its buffers, and an execution context for each batch size that it has run. A run of more
+crops than the engine takes at once alternates between the sets, so that one's copies overlap the other's inference; a smaller
+run needs one set. TensorRT forbids to change a context whose work is in a CUDA graph: hence a context for each batch size. The
+contexts of a set share one block of memory for activations, as they never run at the same time.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnextpose.errors import EngineError, GeometryError, RuntimeUnavailableError
+from convnextpose.variants import INPUT_SIZE
+from engines import manifest as manifests
+from engines.manifest import EngineManifest, Machine
+from engines.runtime import Predictions, RuntimeDescription
+from engines.runtimes.base import LockedRuntime, Outputs
+from engines.tensorrt.device import LEGACY_STREAM, Device, DeviceError, DeviceMemoryError, open_device
+from engines.tensorrt.module import LIBRARIES, Library, load_library
+from engines.timing import RunTimes
+
+CROP_BYTES = INPUT_SIZE * INPUT_SIZE * 3
+
+CONTEXTS = 8
+"""Execution contexts, and so graphs, of a buffer set: the batch size that was not run for the longest gives way."""
+
+ALIGNMENT = 256
+"""What TensorRT asks of a tensor's address, bytes."""
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """A layer of an engine, as TensorRT's inspector tells of it.
+
+    Attributes:
+        name: TensorRT's name for it.
+        kind: TensorRT's name for its kind, empty where it does not tell.
+        inputs, outputs: types (and formats) of its tensors, in TensorRT's words.
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Memory around an engine, bytes.
+
+    Attributes:
+        activations: what its layers need for the largest batch, once for each buffer set in use.
+        held: what this runtime has on the GPU for crops, results and activations; the weights are not in it.
+        free: what nobody has on the GPU.
+    """
+
+    activations: int
+    held: int
+    free: int
+
+
+def open_engine(path: Path, name: str | None = None, *, binding: str = "auto") -> TensorRTRuntime:
+    """Open an engine file that has its manifest beside it, after both were found to be whole and to fit this machine.
+
+    Args:
+        path: the engine.
+        name: what to call the model; None for the manifest's name.
+        binding: as for `engines.tensorrt.device.open_device`.
+
+    Raises:
+        EngineError: engine or manifest are damaged or do not fit each other or this machine; says which and what rebuilds it.
+        RuntimeUnavailableError: the library, the binding to CUDA, the driver or the GPU is missing; says which.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise EngineError(f"expected an engine at {path}, but it cannot be read: {error.strerror}") from error
+    found = manifests.read(path)
+    try:
+        found.check_bytes(data)
+    except EngineError as error:
+        raise EngineError(f"{path}: {error}") from None
+    return TensorRTRuntime(data, found, _library_for(found), open_device(binding), name=name)
+
+
+def _library_for(found: EngineManifest) -> Library:
+    """The engine's own library, or else the other one, that the manifest then refuses by name."""
+    try:
+        return load_library(found.library)
+    except RuntimeUnavailableError as missing:
+        for name in LIBRARIES:
+            try:
+                return load_library(name)
+            except RuntimeUnavailableError:
+                continue
+        raise missing
+
+
+class TensorRTRuntime(LockedRuntime):
+    """Runs an engine. Any thread may call it: it works in CUDA's primary context and makes that current for each call.
+
+    A batch that the GPU's memory does not suffice for is halved until it does; that is warned of once and remembered.
+
+    Args:
+        engine: the engine.
+        manifest: what is known of it.
+        library: the TensorRT module that runs it.
+        device: the GPU that runs it.
+        name: what to call the model; None for the manifest's name.
+
+    Raises:
+        EngineError: it does not fit the machine or its manifest, or TensorRT does not take it.
+        RuntimeUnavailableError: the GPU's memory does not suffice for the smallest batch.
+    """
+
+    def __init__(
+        self, engine: bytes, manifest: EngineManifest, library: Library, device: Device, *, name: str | None = None
+    ) -> None:
+        manifest.check_bytes(engine)
+        gpu = device.gpu
+        manifest.check(Machine(library.name, library.version, gpu.compute_capability, gpu.name, gpu.driver))
+        self._device = device
+        self._sets: list[_BufferSet] = []
+        self._times = RunTimes(0.0, 0.0, 0.0, 0.0, 0, 0)
+        self._engine: _Engine | None = None
+        model = manifest.model if name is None else replace(manifest.model, name=name)
+        with device.current():
+            self._engine = _Engine(engine, manifest, library)
+        self._limit, self._buffer_sets = self._engine.max_batch, self._engine.buffer_sets
+        try:
+            super().__init__(model, RuntimeDescription(library.name, library.version, gpu.name, model.precision, 1))
+        except BaseException:
+            self._release()
+            raise
+
+    @property
+    def limit(self) -> int:
+        """The most crops that it gives the GPU at once: what the engine takes, or less once memory did not suffice."""
+        return self._limit
+
+    @property
+    def binding(self) -> str:
+        """What drives the GPU, and its version."""
+        return self._device.binding
+
+    @property
+    def has_graphs(self) -> bool:
+        """Whether what recurs is run as CUDA graphs: not every binding has them."""
+        return self._device.has_graphs
+
+    @property
+    def times(self) -> RunTimes:
+        """How long the latest run took; after runs of several threads, one of theirs."""
+        return self._times
+
+    def run_device(self, crops: Any) -> Predictions:  # noqa: ANN401 - whatever has the interface
+        """Crops that are on the GPU already to predictions on the host; the crops are not copied to or through the host.
+
+        Args:
+            crops: uint8 [N, 256, 256, 3] BGR of torch, CuPy, pycuda or whoever else has `__cuda_array_interface__`. They are
+                read in place where they begin at a multiple of 256 bytes, and otherwise copied within the GPU. What the
+                stream that they name has been given so far, is waited for; without a name, CUDA's default stream.
+
+        Raises:
+            GeometryError: the crops have another shape or type, or gaps, or are not on a GPU.
+            RuntimeUnavailableError: the runtime is closed.
+        """
+        source = _DeviceCrops.of(crops)
+        with self._lock:
+            self._check_open()
+            joints, scores = self._run(source)
+        return Predictions(joints, scores)
+
+    def layers(self) -> tuple[LayerInfo, ...]:
+        """The engine's layers, as TensorRT tells of them."""
+        with self._lock, self._device.current():
+            return self._opened().layers()
+
+    def memory(self) -> MemoryUse:
+        """What memory it takes now, and what is left."""
+        with self._lock, self._device.current():
+            held = sum(buffers.held_bytes for buffers in self._sets)
+            return MemoryUse(self._opened().activation_bytes, held, self._device.free_bytes())
+
+    def _infer(self, crops: NDArray[np.uint8]) -> Outputs:
+        return self._run(crops)
+
+    def _run(self, crops: NDArray[np.uint8] | _DeviceCrops) -> Outputs:
+        """Give all crops to the GPU, batch by batch, the two buffer sets in turn."""
+        begun, limit = time.perf_counter_ns(), self._limit
+        joint_count = len(self._model.joint_set)
+        joints = np.empty((len(crops), joint_count, 3), np.float32)
+        scores = np.empty((len(crops), joint_count), np.float32)
+        finished: list[_BatchTimes] = []
+        with self._device.current():
+            try:
+                turn = begin = 0
+                while begin < len(crops):
+                    count = min(self._limit, len(crops) - begin)
+                    try:
+                        buffers = self._buffers(turn)
+                        finished += buffers.finish(joints, scores)
+                        buffers.start(crops, begin, count)
+                    except DeviceMemoryError as error:
+                        finished += self._finish_all(joints, scores)
+                        self._shrink(count, error)
+                        turn = 0
+                        continue
+                    begin, turn = begin + count, (turn + 1) % self._buffer_sets
+                finished += self._finish_all(joints, scores)
+            except BaseException:
+                for buffers in self._sets:
+                    buffers.abandon()
+                raise
+        if self._limit < limit:
+            warnings.warn(
+                f"the GPU's memory does not suffice for {limit} crops at once: going on with {self._limit}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        self._times = RunTimes(
+            (time.perf_counter_ns() - begun) / 1e6,
+            sum(batch.copy_in_ms for batch in finished),
+            sum(batch.inference_ms for batch in finished),
+            sum(batch.copy_out_ms for batch in finished),
+            len(finished),
+            sum(batch.replayed for batch in finished),
+        )
+        return joints, scores
+
+    def _buffers(self, turn: int) -> _BufferSet:
+        while len(self._sets) <= turn:
+            self._sets.append(_BufferSet(self._device, self._opened()))
+        return self._sets[turn]
+
+    def _finish_all(self, joints: NDArray[np.float32], scores: NDArray[np.float32]) -> list[_BatchTimes]:
+        return [times for buffers in self._sets for times in buffers.finish(joints, scores)]
+
+    def _shrink(self, count: int, error: DeviceMemoryError) -> None:
+        """Give all buffers back and take half as many crops from now on, or, where that cannot be, one buffer set.
+
+        Raises:
+            RuntimeUnavailableError: neither can be.
+        """
+        two_sets = len(self._sets) > 1
+        self._free_sets()
+        fewer = max(count // 2, self._opened().min_batch)
+        if fewer < count:
+            self._limit = fewer
+        elif two_sets:
+            self._buffer_sets = 1
+        else:
+            raise RuntimeUnavailableError(
+                f"the GPU's memory does not suffice for a batch of {count}: {error}; end what else uses it, or take a smaller "
+                "model"
+            ) from error
+
+    def _opened(self) -> _Engine:
+        self._check_open()
+        assert self._engine is not None
+        return self._engine
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise RuntimeUnavailableError(f"runtime {self._description.name} is closed; open it again to run crops")
+
+    def _free_sets(self) -> None:
+        while self._sets:
+            self._sets.pop().free()
+
+    def _release(self) -> None:
+        with self._device.current():
+            self._free_sets()
+            # TensorRT's objects give memory back, too: while the GPU is current.
+            self._engine = None
+
+
+@dataclass(frozen=True)
+class _DeviceCrops:
+    """Crops in the GPU's memory.
+
+    Attributes:
+        owner: what holds the memory.
+        address: where it begins.
+        count: how many crops it has.
+        stream: the stream that makes them.
+    """
+
+    owner: Any
+    address: int
+    count: int
+    stream: int | None
+
+    def __len__(self) -> int:
+        return self.count
+
+    @classmethod
+    def of(cls, crops: Any) -> _DeviceCrops:  # noqa: ANN401
+        """What `__cuda_array_interface__` tells.
+
+        Raises:
+            GeometryError: it is not there, or tells of something else than crops.
+        """
+        told = getattr(crops, "__cuda_array_interface__", None)
+        if told is None:
+            raise GeometryError(
+                f"expected crops on the GPU, with __cuda_array_interface__, received {type(crops).__name__}; `run` takes those "
+                "of the host"
+            )
+        shape, kind = tuple(told["shape"]), told["typestr"]
+        if kind != "|u1" or len(shape) != 4 or shape[1:] != (INPUT_SIZE, INPUT_SIZE, 3):
+            raise GeometryError(
+                f"expected crops uint8 (|u1) [N, {INPUT_SIZE}, {INPUT_SIZE}, 3] in BGR order, received {kind} {list(shape)}"
+            )
+        gapless: tuple[int, ...] = (CROP_BYTES, INPUT_SIZE * 3, 3, 1)
+        strides = told.get("strides")
+        walked = slice(1 if shape[0] < 2 else 0, None)  # with one crop nobody steps to the next
+        if strides is not None and tuple(strides)[walked] != gapless[walked]:
+            raise GeometryError(
+                f"expected crops without gaps on the GPU, received strides {tuple(strides)}; make them contiguous"
+            )
+        return cls(crops, int(told["data"][0]), shape[0], told.get("stream") or LEGACY_STREAM)
+
+
+class _Engine:
+    """TensorRT's engine with the contract checked; asked for what it has, as its families differ.
+
+    Attributes:
+        min_batch, max_batch: how many crops it takes at once.
+        joint_count: how many joints it gives.
+        contexts: how many execution contexts a buffer set may have.
+        buffer_sets: how many buffer sets there may be. TensorRT before 10 allows one context in all.
+        activation_bytes: what its layers need for the largest batch.
+    """
+
+    def __init__(self, data: bytes, manifest: EngineManifest, library: Library) -> None:
+        self._module = library.module
+        self._called = f"{library.name} {library.version}"
+        errors: deque[str] = deque(maxlen=3)
+
+        def hear(severity: str, message: str) -> None:
+            if severity in ("error", "internal_error"):
+                errors.append(" ".join(message.split()))
+
+        self._errors = errors
+        # A logger that knew this object would keep the engine's memory until Python looks for circles.
+        self._logger = library.logger(hear)
+        try:
+            self._runtime = self._module.Runtime(self._logger)
+        except TypeError as error:  # its constructor gave nothing: no driver, or one that is too old
+            raise RuntimeUnavailableError(f"{self._called} does not start: {self._said() or error}") from error
+        if manifest.options.get(manifests.VERSION_COMPATIBLE):
+            # Such an engine brings code for the host, which only one that was found to be its manifest's may run.
+            self._runtime.engine_host_code_allowed = True
+        if (core := manifest.options.get("dla_core")) is not None:
+            self._runtime.DLA_core = core
+        self._engine = self._runtime.deserialize_cuda_engine(data)
+        if self._engine is None:
+            raise EngineError(
+                f"{self._called} cannot load the engine: {self._said()}; build it again with `{manifest.command}`"
+            )
+        self.joint_count = len(manifest.model.joint_set)
+        self._check_contract()
+        fewest, _, most = (tuple(shape) for shape in self._engine.get_tensor_profile_shape("crops", 0))
+        self.min_batch, self.max_batch = int(fewest[0]), int(most[0])
+        shares = hasattr(self._module, "ExecutionContextAllocationStrategy")
+        self.contexts, self.buffer_sets = (CONTEXTS, 2) if shares else (1, 1)
+        size = getattr(self._engine, "device_memory_size_v2", None)
+        self.activation_bytes = int(self._engine.device_memory_size if size is None else size)
+
+    def new_context(self) -> Any:  # noqa: ANN401
+        """An execution context without memory for activations.
+
+        Raises:
+            DeviceMemoryError: memory does not suffice.
+            EngineError: TensorRT makes none.
+        """
+        module, engine = self._module, self._engine
+        if self.contexts == 1:
+            context = engine.create_execution_context_without_device_memory()
+        elif hasattr(module, "DynamicShapesKernelSpecializationStrategy"):
+            config = engine.create_runtime_config()
+            config.set_execution_context_allocation_strategy(module.ExecutionContextAllocationStrategy.USER_MANAGED)
+            # RTX would first run makeshift kernels for a new shape, and a graph would keep those for good.
+            config.dynamic_shapes_kernel_specialization_strategy = module.DynamicShapesKernelSpecializationStrategy.EAGER
+            context = engine.create_execution_context(config)
+        else:
+            context = engine.create_execution_context(module.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if context is None:
+            raise self.failed("makes no execution context")
+        return context
+
+    def give_memory(self, context: Any, address: int, size: int) -> None:  # noqa: ANN401
+        """Let a context use a block for activations."""
+        if hasattr(context, "set_device_memory"):
+            context.set_device_memory(address, size)
+        else:
+            context.device_memory = address
+
+    def activations_of(self, context: Any) -> int:  # noqa: ANN401
+        """What a context needs for activations with the shape that it was given, bytes."""
+        if hasattr(context, "update_device_memory_size_for_shapes"):
+            return int(context.update_device_memory_size_for_shapes())
+        return self.activation_bytes
+
+    def layers(self) -> tuple[LayerInfo, ...]:
+        """Its layers."""
+        text = self._engine.create_engine_inspector().get_engine_information(self._module.LayerInformationFormat.JSON)
+        return read_layers(text)
+
+    def failed(self, what: str) -> Exception:
+        """The error for something that TensorRT did not do, with what it said."""
+        said = self._said()
+        if "out of memory" in said.lower() or "outofmemory" in said.lower():
+            return DeviceMemoryError(f"{self._called} {what}: {said}")
+        return EngineError(f"{self._called} {what}: {said}")
+
+    def _check_contract(self) -> None:
+        engine = self._engine
+        found = {}
+        for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
+            mode, kind = engine.get_tensor_mode(name).name, engine.get_tensor_dtype(name).name
+            found[name] = (mode, kind, *tuple(engine.get_tensor_shape(name))[1:])
+        wanted = {
+            "crops": ("INPUT", "UINT8", INPUT_SIZE, INPUT_SIZE, 3),
+            "joints": ("OUTPUT", "FLOAT", self.joint_count, 3),
+            "scores": ("OUTPUT", "FLOAT", self.joint_count),
+        }
+        if found != wanted:
+            raise EngineError(f"expected an engine with the tensors {wanted}, received {found}; build it again")
+
+    def _said(self) -> str:
+        """Its latest errors, in one line; they are told once."""
+        said = "; ".join(self._errors) or "it did not say why"
+        self._errors.clear()
+        return said
+
+
+@dataclass(frozen=True)
+class _BatchTimes:
+    copy_in_ms: float
+    inference_ms: float
+    copy_out_ms: float
+    replayed: bool
+
+
+@dataclass
+class _Ready:
+    """A context that has its shape and its addresses, and the graph of its work once that recurs."""
+
+    context: Any
+    graph: Any = None
+    runs: int = 0
+    recordable: bool = True
+
+    def forget_graph(self) -> None:
+        if self.graph is not None:
+            self.graph.free()
+        self.graph, self.runs = None, 0
+
+
+class _BufferSet:
+    """What one batch in flight needs. All its methods are called within the device's `current()`."""
+
+    def __init__(self, device: Device, engine: _Engine) -> None:
+        self._device, self._engine = device, engine
+        self._blocks: list[Any] = []
+        self._activations: Any = None
+        self._ready: OrderedDict[tuple[int, int], _Ready] = OrderedDict()
+        self._capacity = 0
+        self._pending: tuple[int, int, bool] | None = None
+        with ExitStack() as made:
+            self._stream = device.stream()
+            made.callback(self._stream.free)
+            self._events = []
+            for _ in range(4):
+                self._events.append(device.event())
+                made.callback(self._events[-1].free)
+            made.pop_all()
+
+    @property
+    def held_bytes(self) -> int:
+        """What it has of the GPU's memory."""
+        device_blocks = self._blocks[:3]
+        return sum(block.size for block in device_blocks) + (self._activations.size if self._activations else 0)
+
+    def start(self, crops: NDArray[np.uint8] | _DeviceCrops, begin: int, count: int) -> None:
+        """Give the GPU `count` crops, from `begin` on; returns before they are done.
+
+        Raises:
+            DeviceMemoryError: memory does not suffice; nothing has been started.
+            EngineError, DeviceError: TensorRT or CUDA failed.
+        """
+        size = max(count, self._engine.min_batch)
+        self._reserve(size)
+        own = self._crops.address
+        address = own if isinstance(crops, np.ndarray) else crops.address + begin * CROP_BYTES
+        in_place = size == count and address % ALIGNMENT == 0
+        ready = self._prepare(size, address if in_place else own)
+        stream, events = self._stream, self._events
+        if isinstance(crops, np.ndarray):
+            pinned = self._pinned_crops.array[: count * CROP_BYTES]
+            pinned[:] = crops[begin : begin + count].reshape(-1)
+            events[0].record(stream)
+            self._device.copy_in(own, pinned, stream)
+        else:
+            stream.wait_for(crops.stream)
+            events[0].record(stream)
+            if not in_place:
+                self._device.copy_within(own, address, count * CROP_BYTES, stream)
+        events[1].record(stream)
+        replayed = self._execute(ready)
+        events[2].record(stream)
+        for pinned_block, block, values in self._results:
+            self._device.copy_out(pinned_block.array[: count * values * 4], block.address, stream)
+        events[3].record(stream)
+        self._pending = (begin, count, replayed)
+
+    def finish(self, joints: NDArray[np.float32], scores: NDArray[np.float32]) -> list[_BatchTimes]:
+        """Wait for the batch in flight and put its results where they belong; nothing where there is none.
+
+        Raises:
+            DeviceError: the GPU failed at it.
+        """
+        if self._pending is None:
+            return []
+        begin, count, replayed = self._pending
+        self._stream.synchronize()
+        self._pending = None
+        for (pinned, _, values), whole in zip(self._results, (joints, scores), strict=True):
+            found = pinned.array[: count * values * 4].view(np.float32)
+            whole[begin : begin + count] = found.reshape(count, *whole.shape[1:])
+        first, second, third, fourth = self._events
+        times = second.milliseconds_since(first), third.milliseconds_since(second), fourth.milliseconds_since(third)
+        return [_BatchTimes(*times, replayed)]
+
+    def abandon(self) -> None:
+        """Wait for what a run that failed has left in flight, so that the next one finds its buffers unused."""
+        self._pending = None
+        with suppress(DeviceError):  # the run that failed tells of it
+            self._stream.synchronize()
+
+    def free(self) -> None:
+        """Give everything back."""
+        self.abandon()
+        self._free_buffers()
+        for owned in (*self._events, self._stream):
+            owned.free()
+
+    def _reserve(self, size: int) -> None:
+        """Have buffers for `size` crops."""
+        if size <= self._capacity:
+            return
+        self._free_buffers()
+        joints, device = self._engine.joint_count, self._device
+        sizes = (size * CROP_BYTES, size * joints * 12, size * joints * 4)
+        for allocate in (device.allocate, device.pin):
+            for wanted in sizes:
+                self._blocks.append(allocate(wanted))
+        self._crops, joints_block, scores_block, self._pinned_crops, pinned_joints, pinned_scores = self._blocks
+        self._results: Sequence[tuple[Any, Any, int]] = (
+            (pinned_joints, joints_block, joints * 3),
+            (pinned_scores, scores_block, joints),
+        )
+        self._capacity = size
+
+    def _prepare(self, size: int, address: int) -> _Ready:
+        """A context for `size` crops at an address, made if there is none; the one that was not used for the longest goes."""
+        key = size, address
+        if key in self._ready:
+            self._ready.move_to_end(key)
+            return self._ready[key]
+        if len(self._ready) == self._engine.contexts:
+            _, ready = self._ready.popitem(last=False)
+            ready.forget_graph()
+            ready.recordable = True
+        else:
+            ready = _Ready(self._engine.new_context())
+        context = ready.context
+        if not context.set_input_shape("crops", (size, INPUT_SIZE, INPUT_SIZE, 3)):
+            raise self._engine.failed(f"does not take {size} crops")
+        needed = self._engine.activations_of(context)
+        if self._activations is None or needed > self._activations.size:
+            # Contexts that know the old block, and graphs that have it in them, go with it.
+            self._free_activations()
+            self._activations = self._device.allocate(needed)
+        self._engine.give_memory(context, self._activations.address, self._activations.size)
+        for name, place in (
+            ("crops", address),
+            ("joints", self._results[0][1].address),
+            ("scores", self._results[1][1].address),
+        ):
+            if not context.set_tensor_address(name, place):
+                raise self._engine.failed(f"does not take an address for {name}")
+        self._ready[key] = ready
+        return ready
+
+    def _execute(self, ready: _Ready) -> bool:
+        """Give the inference to the stream; whether as a graph: from the second time on, as TensorRT wants one without."""
+        if ready.runs == 1 and ready.recordable and self._device.has_graphs:
+            try:
+                ready.graph = self._device.capture(self._stream, lambda: self._enqueue(ready.context))
+            except (DeviceError, EngineError):
+                ready.recordable = False  # not everything can be: a layer on a DLA cannot
+        ready.runs += 1
+        if ready.graph is not None:
+            ready.graph.launch(self._stream)
+            return True
+        self._enqueue(ready.context)
+        return False
+
+    def _enqueue(self, context: Any) -> None:  # noqa: ANN401
+        if not context.execute_async_v3(self._stream.handle):
+            raise self._engine.failed("cannot run the engine")
+
+    def _free_activations(self) -> None:
+        for ready in self._ready.values():
+            ready.forget_graph()
+        self._ready.clear()
+        if self._activations is not None:
+            self._activations.free()
+        self._activations = None
+
+    def _free_buffers(self) -> None:
+        self._free_activations()
+        self._capacity = 0
+        while self._blocks:
+            self._blocks.pop().free()
+
+
+def read_layers(text: str) -> tuple[LayerInfo, ...]:
+    """The layers in what TensorRT's inspector says as JSON."""
+
+    def types(tensors: Any) -> tuple[str, ...]:  # noqa: ANN401
+        return tuple(str(tensor.get("Datatype") or tensor.get("Format/Datatype") or "") for tensor in tensors)
+
+    return tuple(
+        LayerInfo(layer, "", (), ())  # names are all that an engine of low profiling verbosity keeps
+        if isinstance(layer, str)
+        else LayerInfo(
+            str(layer.get("Name", "")),
+            str(layer.get("LayerType", "")),
+            types(layer.get("Inputs", ())),
+            types(layer.get("Outputs", ())),
+        )
+        for layer in json.loads(text).get("Layers", ())
+    )

@@ -1,0 +1,224 @@
+"""A manifest is what was written, or an error; an engine runs where its manifest fits, and is refused in words elsewhere."""
+
+import hashlib
+import json
+from dataclasses import asdict, fields, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from convnextpose.errors import EngineError, ModelError
+from convnextpose.skeleton import JOINT_SETS
+from convnextpose.variants import Variant
+from engines import manifest
+from engines.manifest import BatchRange, EngineDraft, EngineManifest, Machine
+from engines.parity import LIMITS, Differences, JointParity, ParityReport
+from engines.precision import LayerHarm
+from engines.runtime import ModelInfo, RuntimeDescription
+
+ENGINE = bytes(range(256)) * 40
+
+
+def parity(name="m"):
+    small = Differences(0.01, 0.02, 0.03)
+    described = RuntimeDescription("torch", "2.13.0", "CPU", "fp32", 2)
+    joints = tuple(JointParity(joint, small, small) for joint in ("Pelvis", "R_Hip"))
+    return ParityReport(name, "ab" * 32, described, described, 8, LIMITS["fp16"], small, small, 0.001, joints)
+
+
+def make(**changes):
+    known = {
+        "model": ModelInfo("m", Variant.S, JOINT_SETS["human36m"], "ab" * 32, False, "int8", "cd" * 32),
+        "onnx_sha256": "ef" * 32,
+        "target": "rtx40",
+        "batch": BatchRange(1, 2, 8),
+        "options": {"workspace_mib": 512, "version_compatible": False, "hardware_compatible": None},
+        "excluded_layers": (LayerHarm("head.final_layer", 0.5, 3.0),),
+        "graph_parity": parity(),
+        "command": "convnextpose build m.tar --out d --precision int8 --target rtx40",
+        "engine_sha256": hashlib.sha256(ENGINE).hexdigest(),
+        "engine_bytes": len(ENGINE),
+        "library": "tensorrt",
+        "library_version": "10.13.3.9",
+        "compute_capabilities": ("8.9",),
+        "gpu_name": "NVIDIA GeForce RTX 4090",
+        "driver": "CUDA 13.0",
+        "engine_parity": parity(),
+    }
+    return EngineManifest(**{**known, **changes})
+
+
+HERE = Machine("tensorrt", "10.13.3.9", "8.9", "NVIDIA GeForce RTX 4090", "CUDA 13.1")
+
+
+@pytest.fixture
+def engine(tmp_path):
+    path = tmp_path / "m-int8-rtx40.engine"
+    path.write_bytes(ENGINE)
+    manifest.path_of(path).write_text(make().to_json())
+    return path
+
+
+names = st.text(st.characters(codec="utf-8"), max_size=30)
+
+
+@given(
+    name=names,
+    command=names,
+    random=st.booleans(),
+    variant=st.sampled_from(Variant),
+    joint_set=st.sampled_from(sorted(JOINT_SETS)),
+    capabilities=st.lists(names, max_size=3),
+    gpu=st.none() | names,
+    options=st.dictionaries(names, st.none() | st.booleans() | st.integers() | names, max_size=4),
+    harms=st.lists(st.builds(LayerHarm, names, st.floats(0, 1e6), st.floats(0, 1e6)), max_size=3),
+    batch=st.lists(st.integers(1, 64), min_size=3, max_size=3).map(lambda sizes: BatchRange(*sorted(sizes))),
+    proven=st.booleans(),
+)
+def test_round_trip(name, command, random, variant, joint_set, capabilities, gpu, options, harms, batch, proven):
+    one = make(
+        model=ModelInfo(name, variant, JOINT_SETS[joint_set], "00", random, "fp16", None),
+        command=command,
+        compute_capabilities=tuple(capabilities),
+        gpu_name=gpu,
+        options=options,
+        excluded_layers=tuple(harms),
+        batch=batch,
+        engine_parity=parity() if proven else None,
+    )
+    assert EngineManifest.from_json(one.to_json()) == one
+
+
+def test_a_draft_is_no_manifest():
+    one = make()
+    draft = EngineDraft(**{field: getattr(one, field) for field in (f.name for f in fields(EngineDraft))})
+    assert EngineDraft.from_json(draft.to_json()) == draft
+    with pytest.raises(EngineError, match="another format"):
+        EngineManifest.from_json(draft.to_json())
+    with pytest.raises(EngineError, match="another format"):
+        EngineDraft.from_json(one.to_json())
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_every_edit_is_found(data):
+    """Whatever field is changed, at whatever depth: the hash tells."""
+    found = json.loads(make().to_json())
+    place, key = found, data.draw(st.sampled_from([key for key in found if key not in ("format", "version", "sha256")]))
+    while isinstance(place[key], (dict, list)) and place[key]:
+        place = place[key]
+        key = data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+    place[key] = data.draw((st.integers() | st.text() | st.none()).filter(lambda value: value != place[key]))
+    with pytest.raises(EngineError, match="edited"):
+        EngineManifest.from_json(json.dumps(found))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"format": "convnextpose.engine"}', "\x00"])
+def test_something_else_is_refused(text):
+    with pytest.raises(EngineError, match="expected an engine's manifest"):
+        EngineManifest.from_json(text)
+
+
+def test_a_newer_manifest_is_refused():
+    newer = json.dumps({**json.loads(make().to_json()), "version": 99})
+    with pytest.raises(EngineError, match=r"version 1, received 99; build the engine again"):
+        EngineManifest.from_json(newer)
+
+
+def test_an_engine_and_its_manifest(engine):
+    assert manifest.path_of(engine).name == "m-int8-rtx40.engine.json"
+    assert manifest.load(engine) == make()
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_an_engine_that_was_changed_is_refused(data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("changed") / "m.engine"
+    manifest.path_of(path).write_text(make().to_json())
+    place = data.draw(st.integers(0, len(ENGINE) - 1))
+    if data.draw(st.booleans()):
+        path.write_bytes(ENGINE[:place])
+        expected = f"{len(ENGINE)} bytes, received {place}: the file was cut short"
+    else:
+        changed = bytearray(ENGINE)
+        changed[place] ^= data.draw(st.integers(1, 255))
+        path.write_bytes(changed)
+        expected = "SHA-256"
+    with pytest.raises(EngineError, match=expected) as caught:
+        manifest.load(path)
+    assert str(path) in str(caught.value)
+    assert make().command in str(caught.value)
+
+
+def test_one_of_the_two_is_missing(engine):
+    manifest.path_of(engine).rename(engine.with_name("elsewhere"))
+    with pytest.raises(EngineError, match=r"expected the manifest of engine .*m-int8-rtx40\.engine.*convnextpose build"):
+        manifest.load(engine)
+    manifest.path_of(engine).write_text(make().to_json())
+    engine.unlink()
+    with pytest.raises(EngineError, match="expected an engine at"):
+        manifest.load(engine)
+    manifest.path_of(engine).write_bytes(b"\xff\xfe")
+    with pytest.raises(EngineError, match=r"m-int8-rtx40\.engine\.json: expected an engine's manifest in JSON"):
+        manifest.load(engine)
+
+
+def test_engine_errors_are_model_errors(engine):
+    engine.unlink()
+    with pytest.raises(ModelError):
+        manifest.load(engine)
+
+
+def test_it_fits_where_it_was_built_whatever_the_driver():
+    assert make().misfit(HERE) == []
+    make().check(HERE)
+
+
+@pytest.mark.parametrize(
+    ("engine", "machine", "fields"),
+    [
+        ({}, {"library": "tensorrt_rtx"}, ["library"]),
+        ({}, {"library_version": "10.13.3.10"}, ["library_version"]),
+        ({}, {"compute_capability": "8.6"}, ["compute_capability"]),
+        ({}, {"gpu_name": "NVIDIA GeForce RTX 4070"}, ["gpu_name"]),
+        ({}, {"library_version": "11.0", "compute_capability": "12.0"}, ["library_version", "compute_capability"]),
+        # Later versions of the same major run a version-compatible engine, earlier ones and other majors do not.
+        ({"options": {"version_compatible": True}}, {"library_version": "10.14.1.48"}, []),
+        ({"options": {"version_compatible": True}}, {"library_version": "10.13.3"}, ["library_version"]),
+        ({"options": {"version_compatible": True}}, {"library_version": "10.9.1"}, ["library_version"]),
+        ({"options": {"version_compatible": True}}, {"library_version": "11.0.0"}, ["library_version"]),
+        # Hardware-compatible engines.
+        ({"options": {"hardware_compatible": "ampere_plus"}}, {"compute_capability": "12.0", "gpu_name": "another"}, []),
+        ({"options": {"hardware_compatible": "ampere_plus"}}, {"compute_capability": "7.5"}, ["compute_capability"]),
+        ({"options": {"hardware_compatible": "same_compute_capability"}}, {"gpu_name": "another"}, []),
+        (
+            {"options": {"hardware_compatible": "same_compute_capability"}},
+            {"compute_capability": "8.6", "gpu_name": "another"},
+            ["compute_capability"],
+        ),
+        # RTX engines name no GPU.
+        ({"library": "tensorrt_rtx", "gpu_name": None}, {"library": "tensorrt_rtx", "gpu_name": "another"}, []),
+        ({"library": "tensorrt_rtx"}, {"library": "tensorrt_rtx", "gpu_name": "another"}, []),
+        ({"library": "tensorrt_rtx"}, {"library": "tensorrt_rtx", "library_version": "10.13.3.8"}, ["library_version"]),
+        ({"compute_capabilities": ("8.6", "12.0")}, {"compute_capability": "12.0"}, []),
+    ],
+)
+def test_what_fits(engine, machine, fields):
+    one, here = make(**engine), replace(HERE, **machine)
+    reasons = one.misfit(here)
+    assert [reason.partition(":")[0] for reason in reasons] == fields
+    for field, reason in zip(fields, reasons, strict=True):
+        assert str(asdict(here)[field]) in reason
+    if fields:
+        with pytest.raises(EngineError) as caught:
+            one.check(here)
+        message = str(caught.value)
+        assert all(reason in message for reason in reasons)
+        assert "`convnextpose build m.tar --out d --precision int8 --target this`" in message
+
+
+@pytest.mark.parametrize("sizes", [(0, 1, 2), (2, 1, 4), (1, 5, 4), (-1, -1, -1)])
+def test_a_batch_is_in_order(sizes):
+    with pytest.raises(EngineError, match="1 <= min <= typical <= max"):
+        BatchRange(*sizes)

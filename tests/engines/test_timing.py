@@ -1,0 +1,75 @@
+"""Times of runs become percentiles, and PyTorch on the GPU computes what PyTorch on the CPU does."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from convnextpose.errors import RuntimeUnavailableError
+from engines.parity import LIMITS, noise_crops
+from engines.timing import Percentiles, RunTimes, measure
+
+
+class Counting:
+    """Its n-th run takes n ms on the host; every third is no graph."""
+
+    def __init__(self, log, name):
+        self.log, self.name, self.runs = log, name, 0
+
+    @property
+    def times(self):
+        return RunTimes(float(self.runs), 0.25, self.runs / 2, 0.25, batches=1, replayed=int(self.runs % 3 != 0))
+
+    def run(self, crops):
+        self.runs += 1
+        self.log.append((self.name, len(crops)))
+
+
+def test_runtimes_take_turns_and_the_first_runs_are_not_counted():
+    log = []
+    slow, fast = measure({"slow": Counting(log, "slow"), "fast": Counting(log, "fast")}, noise_crops(2), rounds=9, warm_up=3)
+    assert log == [("slow", 2), ("fast", 2)] * 12
+    assert (slow.runtime, fast.runtime, slow.crops, slow.rounds) == ("slow", "fast", 2, 9)
+    assert slow.host.p50 == 8  # of 4 to 12
+    assert slow.gpu.p50 == pytest.approx(4.5)
+    assert slow.inference.p50 == 4
+    assert slow.crops_per_s == pytest.approx(1e3 * 2 * 9 / sum(range(4, 13)))
+    assert slow.replayed == 6
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=300))
+def test_so_many_of_a_hundred_are_no_longer(times):
+    found = Percentiles.of(times)
+    assert min(times) <= found.p50 <= found.p95 <= found.p99 <= max(times)
+    for share, value in ((0.5, found.p50), (0.95, found.p95), (0.99, found.p99)):
+        assert np.mean(np.array(times) <= value * (1 + 1e-9)) >= share - 1 / len(times)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_network_for_the_gpu_computes_what_the_reference_does(precision, checkpoint, crops):
+    """Its preprocessing, its types and its tail; the CPU computes them here as a GPU would."""
+    torch = pytest.importorskip("torch")
+    from engines.runtimes.torch_gpu import GpuNetwork
+    from engines.select import open_runtime
+
+    with open_runtime(checkpoint, "torch", threads=1) as reference:
+        expected = reference.run(crops[:2])
+    joints, scores = GpuNetwork(checkpoint, "cpu", precision)(torch.from_numpy(crops[:2]))
+    assert joints.dtype == scores.dtype == torch.float32
+    limits = LIMITS[precision]
+    difference = np.abs(joints.numpy() - expected.joints)
+    assert difference[..., :2].max() <= limits.max_px
+    assert difference[..., 2].max() <= limits.max_mm
+    assert np.abs(scores.numpy() - expected.scores).max() <= limits.max_score
+
+
+def test_without_a_gpu_it_is_one_sentence(checkpoint):
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU: tests/gpu runs the reference there")
+    from engines.runtime import ModelInfo
+    from engines.runtimes.torch_gpu import TorchGpuRuntime
+
+    info = ModelInfo("xs", checkpoint.variant, checkpoint.joint_set, checkpoint.sha256)
+    with pytest.raises(RuntimeUnavailableError, match=r"torch finds no GPU: torch .* was built (without|for) CUDA"):
+        TorchGpuRuntime(checkpoint, info)

@@ -1,0 +1,50 @@
+"""Which targets' engines this GPU loads and runs: `python -m tests.gpu.targets`, by hand, on a GPU.
+
+The manifest lets an engine run only on the compute capabilities that it was built for. Whether a GPU that TensorRT for RTX does
+not name, such as one of compute capability 9.0, would run another's engine is asked here, past the manifest.
+"""
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+
+from convnextpose import weights
+from engines.parity import noise_crops
+from engines.precision import to_fp16
+from engines.select import open_runtime
+from engines.tensorrt.builder import build_engine
+from engines.tensorrt.device import open_device
+from engines.tensorrt.module import load_library
+from engines.tensorrt.runtime import TensorRTRuntime
+from tests.engines.test_tensorrt_runtime import manifest_of
+
+
+def main():
+    device, library = open_device(), load_library("tensorrt_rtx")
+    gpu, onnx = device.gpu, weights.load("xs").onnx
+    print(f"{gpu.name}, compute capability {gpu.compute_capability}, {gpu.driver}, {library.name} {library.version}")
+    with open_runtime(onnx, "onnxruntime") as runtime:
+        expected, model = runtime.run(noise_crops(2)), runtime.model
+    for capability in library.compute_capabilities:
+        try:
+            built = build_engine(to_fp16(onnx.read_bytes()), library, capability)
+            manifest = manifest_of(
+                built.data,
+                model=replace(model, precision="fp16"),
+                engine_sha256=hashlib.sha256(built.data).hexdigest(),
+                library=library.name,
+                library_version=library.version,
+                compute_capabilities=(gpu.compute_capability,),
+            )
+            with TensorRTRuntime(built.data, manifest, library, device) as engine:
+                found = engine.run(noise_crops(2))
+            print(
+                f"built for {capability}: runs, largest difference {np.abs(found.joints - expected.joints).max():.3g} px or mm"
+            )
+        except Exception as error:  # noqa: BLE001 - every answer is wanted
+            print(f"built for {capability}: {type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()

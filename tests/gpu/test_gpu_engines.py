@@ -1,0 +1,229 @@
+"""Engines that are built and run on this GPU: parity, batches, graphs, memory, threads, and the commands."""
+
+import json
+import sys
+import threading
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from convnextpose import weights
+from convnextpose.errors import EngineError
+from convnextpose.variants import Variant
+from engines import manifest as manifests
+from engines.calibration import CalibrationSet
+from engines.parity import LIMITS, compare, noise_crops
+from engines.runtime import PRECISIONS
+from engines.select import open_runtime
+from engines.tensorrt.runtime import CROP_BYTES, open_engine
+from tools.main import main
+
+CROPS = noise_crops(40, seed=5)
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    pytest.importorskip("av", reason="the command line needs av")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["convnextpose", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        return stop.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+def assert_close(found, expected):
+    """The same crops in other batches: other kernels may sum in another order."""
+    assert np.abs(found.joints - expected.joints)[..., :2].max() < 1.0  # px
+    assert np.abs(found.joints - expected.joints)[..., 2].max() < 5.0  # mm
+    assert np.abs(found.scores - expected.scores).max() < 0.02
+
+
+@pytest.fixture(scope="module")
+def alone(xs_engine):
+    """What the engine makes of each crop alone."""
+    with open_engine(xs_engine.path) as runtime:
+        found = [runtime.run(crop[None]) for crop in CROPS]
+    return type(found[0])(np.concatenate([f.joints for f in found]), np.concatenate([f.scores for f in found]))
+
+
+@pytest.mark.parametrize("variant", Variant)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_variant_agrees_with_pytorch_in_every_precision(variant, precision, builds, record_property):
+    if precision == "int8" and variant.name.lower() not in weights.names():
+        pytest.skip(f"random weights say nothing about INT8, and the package has no weights for {variant.name}")
+    built = builds(variant, precision)
+    with open_engine(built.path) as engine, open_runtime(built.checkpoint, "torch") as reference:
+        report = compare(reference, engine, CalibrationSet.load(weights.CALIBRATION).split().proof, LIMITS[precision])
+        record_property("parity", str(report))
+        print(report)
+        assert engine.describe().precision == precision
+    report.check()
+    found = manifests.load(built.path)
+    assert found.engine_parity is not None
+    assert found.engine_parity.passed
+
+
+def test_any_number_of_crops_gives_what_each_crop_gives(xs_engine, alone):
+    with open_engine(xs_engine.path) as runtime:
+        for count in (1, 2, 3, 8, 9, 17, 40, 1, 8, 8, 40, 40):
+            found = runtime.run(CROPS[:count])
+            assert_close(found, type(found)(alone.joints[:count], alone.scores[:count]))
+
+
+def test_what_recurs_is_a_graph_with_the_same_results(xs_engine):
+    with open_engine(xs_engine.path) as runtime:
+        if not runtime.has_graphs:
+            pytest.skip(f"{runtime.binding} has no graphs")
+        for count in (1, 8):
+            runs = [(runtime.run(CROPS[:count]), runtime.times.replayed) for _ in range(4)]
+            assert runs[-1][1] == 1
+            for found, _ in runs:
+                assert_close(found, runs[0][0])
+        assert runtime.times.host_ms > runtime.times.inference_ms > 0
+
+
+@pytest.mark.parametrize("library", ["torch", "cupy"])
+def test_crops_on_the_gpu_need_no_copy(library, xs_engine, alone):
+    module = pytest.importorskip(library)
+    if library == "torch" and not module.cuda.is_available():
+        pytest.skip("torch was built without CUDA")
+    there = module.from_numpy(CROPS).cuda() if library == "torch" else module.asarray(CROPS)
+    with open_engine(xs_engine.path) as runtime:
+        for _ in range(3):
+            assert_close(runtime.run_device(there), alone)
+        askew = there.reshape(-1)[CROP_BYTES // 2 :][: 2 * CROP_BYTES].reshape(2, 256, 256, 3)
+        halves = CROPS.reshape(-1)[CROP_BYTES // 2 :][: 2 * CROP_BYTES].reshape(2, 256, 256, 3)
+        assert_close(runtime.run_device(askew), runtime.run(halves))
+
+
+def test_threads_may_share_a_runtime_and_have_their_own(xs_engine, alone):
+    failures = []
+
+    def work(index, runtime):
+        try:
+            for turn in range(30):
+                count = 1 + (index + turn) % 10
+                found = runtime.run(CROPS[index : index + count])
+                assert_close(found, type(found)(alone.joints[index : index + count], alone.scores[index : index + count]))
+        except BaseException as error:  # noqa: BLE001
+            failures.append(error)
+
+    with open_engine(xs_engine.path) as first, open_engine(xs_engine.path) as second:
+        threads = [threading.Thread(target=work, args=(index, (first, second)[index % 2])) for index in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+
+
+def test_a_thousand_opened_and_closed_leave_the_memory_as_it_was(gpu, xs_engine):
+    def free_bytes():
+        with gpu.current():
+            return gpu.free_bytes()
+
+    for index in range(1000):
+        with open_engine(xs_engine.path) as runtime:
+            runtime.run(CROPS[: 1 + index % 3])
+        if index == 10:
+            before = free_bytes()
+    assert before - free_bytes() < 64 << 20
+
+
+def test_a_batch_that_is_too_large_for_the_memory_goes_on_smaller(gpu, builds):
+    """Most of the GPU's memory is taken, so that the engine's largest batch cannot have what it needs."""
+    built, most = builds(most=64), 64
+    crops = np.concatenate([CROPS, CROPS])[:most]
+    with open_engine(built.path) as runtime:
+        expected = runtime.run(crops)
+        one_set = runtime.memory().held
+    with open_engine(built.path) as runtime, gpu.current():
+        blocks = []
+        while (left := gpu.free_bytes() - one_set // 3) > 1 << 20:
+            blocks.append(gpu.allocate(left // 2))
+        try:
+            with pytest.warns(RuntimeWarning, match="does not suffice for 64 crops at once: going on with"):
+                found = runtime.run(crops)
+            assert runtime.limit < most
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                runtime.run(crops)
+        finally:
+            for block in blocks:
+                block.free()
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"library_version": "0.0.1"}, "library_version"),
+        ({"compute_capabilities": ("1.0",)}, "compute_capability"),
+    ],
+)
+def test_an_engine_of_another_machine_is_refused_by_the_field(xs_engine, change, field, tmp_path):
+    path = tmp_path / "other.engine"
+    path.write_bytes(xs_engine.path.read_bytes())
+    changed = replace(manifests.load(xs_engine.path), **change)
+    manifests.path_of(path).write_text(changed.to_json())
+    with pytest.raises(
+        EngineError, match=rf"{field}: .*this machine.*; rebuild the engine on this machine with `convnextpose build"
+    ):
+        open_engine(path)
+
+
+def test_a_run_and_its_engine(cli, xs_engine, tmp_path):
+    code, text, error = cli("run", weights.DEMO_CLIP, "--engine", xs_engine.path, "--out", tmp_path / "out")
+    assert (code, error) == (0, "")
+    assert "the model is an engine" in text
+    assert (tmp_path / "out" / "poses.npz").exists()
+
+
+def test_inspecting_tells_layers_types_and_memory(cli, xs_engine):
+    code, text, _ = cli("engine", "inspect", xs_engine.path)
+    print(text)
+    assert code == 0
+    assert "here     runs" in text
+    assert "MiB of activations" in text
+
+
+def test_the_bench_has_both_times_and_the_reference(cli, xs_engine, tmp_path):
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("torch was built without CUDA")
+    out = tmp_path / "bench.json"
+    code, text, _ = cli("bench-engine", xs_engine.path, "--batches", "1,8", "--rounds", 50, "--warm-up", 10, "--json", out)
+    print(text)
+    assert code == 0
+    rows = json.loads(out.read_text())["latencies"]
+    assert [row["crops"] for row in rows] == [1, 1, 8, 8]
+    for row in rows:
+        assert row["host"]["p50"] >= row["inference"]["p50"] > 0
+        assert row["replayed"] == row["rounds"]
+
+
+def test_pytorch_on_the_gpu_agrees_with_pytorch_on_the_cpu(xs_engine):
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("torch was built without CUDA")
+    from engines.runtime import ModelInfo
+    from engines.runtimes.torch_gpu import TorchGpuRuntime
+
+    checkpoint = xs_engine.checkpoint
+    info = ModelInfo("xs", checkpoint.variant, checkpoint.joint_set, checkpoint.sha256)
+    with TorchGpuRuntime(checkpoint, info) as fast, open_runtime(checkpoint, "torch") as reference:
+        for _ in range(2):
+            compare(reference, fast, noise_crops(4), LIMITS["fp16"]).check()
+
+
+def test_the_doctor_names_the_gpu(cli, gpu):
+    _, text, _ = cli("doctor", "--json")
+    found = {finding["what"]: finding for finding in json.loads(text)}["GPU"]
+    assert found["state"] == "ok"
+    assert gpu.gpu.name in found["found"]

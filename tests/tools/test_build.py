@@ -1,0 +1,219 @@
+"""`convnextpose build` from checkpoints to engines with a table at the end, and an exit code that says whether all is there."""
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("tensorrt_rtx")
+pytest.importorskip("onnx", reason="exporting needs onnx")
+
+from convnextpose import weights
+from convnextpose.network import random_state
+from convnextpose.variants import Variant
+from engines import manifest
+from engines.build import BuildRequest
+from engines.calibration import CalibrationSet
+from engines.manifest import BatchRange
+from engines.runtime import PRECISIONS
+from engines.targets import TARGETS
+from engines.tensorrt.builder import BuildOptions
+from tools.main import main
+
+
+def run(capsys, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["convnextpose", "build", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    captured = capsys.readouterr()
+    return stop.value.code or 0, captured.out, captured.err
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    return lambda *arguments: run(capsys, monkeypatch, *arguments)
+
+
+@pytest.fixture(scope="module")
+def folder(published, tmp_path_factory):
+    """A checkpoint, a file that only looks like one, a note, and a small calibration set."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    published(folder / "ConvNeXtPose_XS.tar", random_state(Variant.XS), optimizer=False)
+    (folder / "broken.tar").write_text("no checkpoint")
+    (folder / "notes.txt").write_text("not looked at")
+    CalibrationSet(CalibrationSet.load(weights.CALIBRATION).crops[:12], ("some",)).save(folder / "few.npz")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(folder, tmp_path_factory):
+    """Everything in the folder, by the program itself."""
+    out = tmp_path_factory.mktemp("built")
+    command = [sys.executable, "-m", "tools.main", "build", "--all", str(folder), "--out", str(out)]
+    command += ["--precision", "fp16", "--target", "rtx40,orin", "--calibration", str(folder / "few.npz")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result, out
+
+
+def test_a_folder_of_checkpoints(built):
+    result, out = built
+    assert result.returncode == 1
+    assert "FAILED" in result.stdout
+    assert "broken.tar" in result.stdout
+    assert "notes" not in result.stdout
+    assert "1 failed" in result.stdout
+    assert "Traceback" not in result.stderr
+    stem = "ConvNeXtPose_XS-fp16"
+    assert {path.name for path in out.iterdir()} == {
+        f"{stem}-rtx40.engine", f"{stem}-rtx40.engine.json", f"{stem}-orin.bundle.zip",
+    }  # fmt: skip
+    found = manifest.load(out / f"{stem}-rtx40.engine")
+    (row,) = [line for line in result.stdout.splitlines() if line.startswith(f"{stem}-rtx40.engine ")]
+    numbers = (f"{found.graph_parity.mm.mean:.3f}", f"{found.graph_parity.mm.max:.3f}")
+    assert row.split() == [f"{stem}-rtx40.engine", "built", "fp16", "graph", f"{found.engine_bytes / 2**20:.1f}", *numbers]
+
+
+@pytest.fixture(scope="module")
+def bundle(built):
+    return built[1] / "ConvNeXtPose_XS-fp16-orin.bundle.zip"
+
+
+def test_a_second_time_it_does_nothing(cli, bundle, tmp_path):
+    arguments = (
+        bundle,
+        "--out",
+        tmp_path,
+        "--target",
+        "rtx40",
+        "--target",
+        "8.6, RTX40",
+        "--batch",
+        "1,2,4",
+        "--workspace",
+        512,
+    )
+    code, text, _ = cli(*arguments)
+    assert code == 0
+    assert text.count("built by tensorrt_rtx") == 2
+    assert text.count("convolutions: 47 in Half") == 2
+    code, text, _ = cli(*arguments)
+    assert code == 0
+    assert text.count("is there already and fits: nothing to do") == 2
+    assert "built by" not in text
+    found = json.loads((tmp_path / "ConvNeXtPose_XS-fp16-rtx30.engine.json").read_text())
+    assert found["batch"] == {"min": 1, "typical": 2, "max": 4}
+    assert found["options"]["workspace_mib"] == 512
+    code, text, _ = cli(*arguments, "--overwrite")
+    assert code == 0
+    assert text.count("built by tensorrt_rtx") == 2
+
+
+def test_ctrl_c_is_exit_code_130_and_leaves_whole_engines(bundle, tmp_path):
+    command = [sys.executable, "-u", "-m", "tools.main", "build", str(bundle), "--out", str(tmp_path)]
+    command += ["--target", "rtx20,a100,rtx30,rtx40,rtx50"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if "wrote" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    engines = sorted(tmp_path.glob("*.engine"))
+    assert 1 <= len(engines) < 5
+    for engine in engines:
+        manifest.load(engine)
+    assert len(list(tmp_path.iterdir())) == 2 * len(engines)
+
+
+def test_without_a_gpu_the_gpu_at_hand_is_refused(cli, bundle, tmp_path):
+    from engines.tensorrt.module import find_gpu
+
+    if find_gpu() is not None:
+        pytest.skip("there is one")
+    code, _, error = cli(bundle, "--out", tmp_path, "--target", "this")
+    assert code == 1
+    assert "name a target with --target" in error + _
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_without_a_folder_is_every_default_weight(monkeypatch, tmp_path):
+    import tools.build as command
+    from engines.build import BuildReport
+
+    seen = []
+    monkeypatch.setattr(command, "build", lambda request, _: seen.append(request) or BuildReport((), ()))
+    monkeypatch.setattr(sys, "argv", ["convnextpose", "build", "--all", "--out", str(tmp_path), "--precision", "fp16, INT8"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    assert [request.source for request in seen] == weights.names()
+    assert seen[0].precisions == ("fp16", "int8")
+
+
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20)
+paths = texts.filter(lambda text: not text.startswith("-")).map(Path)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    source=texts.filter(lambda text: not text.startswith("-")),
+    out=paths,
+    precision=st.sampled_from(PRECISIONS),
+    target=st.sampled_from([target for target in TARGETS if target.dla or target.is_at_hand]),
+    batch=st.lists(st.integers(1, 64), min_size=3, max_size=3).map(lambda sizes: BatchRange(*sorted(sizes))),
+    workspace=st.none() | st.integers(1, 10_000),
+    compatible=st.booleans(),
+    level=st.sampled_from([None, "ampere_plus", "same_compute_capability"]),
+    core=st.sampled_from([None, 0, 1]),
+    calibration=st.none() | paths,
+    library=st.sampled_from([None, "tensorrt", "tensorrt_rtx"]),
+    via=st.sampled_from([None, "torch2trt"]),
+)
+def test_the_command_in_a_manifest_asks_for_the_same(
+    source, out, precision, target, batch, workspace, compatible, level, core, calibration, library, via
+):
+    """Whatever was asked for: the program, given the command that the manifest has, is asked for it again."""
+    import tools.build as command
+    from engines.build import BuildReport
+
+    options = BuildOptions(batch, workspace, compatible, level, core)
+    asked = BuildRequest(source, out, (precision,), (target,), options, calibration, library, via)
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "build", lambda request, _: seen.append(request) or BuildReport((), ()))
+        patch.setattr(sys, "argv", shlex.split(asked.command(precision, target.name)))
+        with pytest.raises(SystemExit) as stop:
+            main()
+    assert not stop.value.code
+    assert seen == [asked]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["xs"], 2),
+        (["--out", "d"], 2),
+        (["xs", "--out", "d", "--batch", "1"], 2),
+        (["xs", "--out", "d", "--batch", "4,2,8"], 2),
+        (["xs", "--out", "d", "--batch", "a,b,c"], 2),
+        (["xs", "--out", "d", "--workspace", "0"], 2),
+        (["a", "b", "--all", "--out", "d"], 2),
+        (["xs", "--out", "d", "--target", "rtx99"], 2),
+        (["xs", "--out", "d", "--target", "rtx40", "--precision", "fp8"], 2),
+        (["none.tar", "--out", "d", "--target", "rtx40"], 1),
+        (["--all", "none", "--out", "d"], 1),
+    ],
+)
+def test_wrong_use(arguments, code, cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found, out, error = cli(*arguments)
+    assert found == code
+    assert "Traceback" not in out + error
+    assert list(tmp_path.rglob("*")) in ([], [tmp_path / "d"])

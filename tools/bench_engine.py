@@ -1,0 +1,123 @@
+"""`convnextpose bench-engine`: how fast an engine is, beside the same network in PyTorch on the same GPU in the same run."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from convnextpose import weights
+from convnextpose.checkpoint import VerifiedCheckpoint, verify
+from convnextpose.errors import EngineError, OutputExistsError, SinkError
+from engines.export import put_in_place
+from engines.parity import noise_crops
+from engines.runtimes.torch_gpu import TorchGpuRuntime
+from engines.tensorrt.runtime import TensorRTRuntime, open_engine
+from engines.timing import Latency, TimedRuntime, measure
+
+REFERENCE = "torch fp16"
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise typer.BadParameter(f"expected numbers of crops such as 1,2,4, received {text!r}", param_hint="--batches")
+    return numbers
+
+
+def bench_engine_command(
+    path: Annotated[Path, typer.Argument(metavar="FILE.engine", help="An engine with its manifest beside it.")],
+    batches: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Crops at once.", show_default="1,2,4,... to the engine's most")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed runs of each number of crops.")] = 300,
+    warm_up: Annotated[int, typer.Option(min=2, help="Runs before those.")] = 50,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="The checkpoint that the engine was made from, for PyTorch.", show_default="the default weights, by their hash"
+        ),
+    ] = None,
+    no_reference: Annotated[bool, typer.Option("--no-reference", help="Time the engine alone, without PyTorch.")] = False,
+    out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers here, too.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
+) -> None:
+    """Time an engine on the host and on the GPU, for several numbers of crops, beside FP16 PyTorch with CUDA graphs.
+
+    Exit codes: 0 done; 1 the engine, the GPU or PyTorch cannot be had; 2 wrong use.
+    """
+    counts = None if batches is None else _numbers(batches)
+    if out is not None and out.exists() and not overwrite:
+        raise OutputExistsError(f"{out} exists; allow replacing it with --overwrite, or name another file")
+    if out is not None and not out.parent.is_dir():
+        raise SinkError(f"expected a file in a folder that exists, received {out}")
+    console = Console(highlight=False)
+    with ExitStack() as opened:
+        engine = open_engine(path)
+        opened.callback(engine.close)
+        name = f"engine {engine.model.precision}"
+        runtimes: dict[str, TimedRuntime] = {name: engine}
+        if not no_reference:
+            reference = TorchGpuRuntime(_checkpoint(engine, checkpoint), engine.model)
+            opened.callback(reference.close)
+            runtimes[REFERENCE] = reference
+            console.print(f"{REFERENCE:<12} {escape(str(reference.describe()))}, with CUDA graphs", soft_wrap=True)
+        graphs = "with CUDA graphs" if engine.has_graphs else "without CUDA graphs: the binding has none"
+        console.print(f"{name:<12} {escape(str(engine.describe()))}, {escape(engine.binding)}, {graphs}", soft_wrap=True)
+        found: list[Latency] = []
+        for count in counts or _doubling(engine.limit):
+            found += measure(runtimes, noise_crops(count), rounds, warm_up)
+    console.print(_table(found))
+    for row in found:
+        if row.replayed < row.rounds:
+            console.print(f"{row.runtime} at {row.crops} crops: CUDA graphs in {row.replayed} of {row.rounds} runs")
+    if out is not None:
+        numbers = {"engine": path.name, "runtime": asdict(engine.describe()), "latencies": [asdict(row) for row in found]}
+        put_in_place((json.dumps(numbers, indent=2) + "\n").encode(), out)
+        console.print(f"wrote    {escape(str(out))}")
+
+
+def _checkpoint(engine: TensorRTRuntime, given: Path | None) -> VerifiedCheckpoint:
+    """The checkpoint that the engine was made from.
+
+    Raises:
+        EngineError: it is another one, or none was given and it is not that of default weights.
+    """
+    wanted = engine.model.checkpoint_sha256
+    if given is None:
+        if (shipped := weights.by_checkpoint(wanted)) is None:
+            raise EngineError(
+                f"the engine is of checkpoint {wanted[:12]}, none of the default weights: name its file with --checkpoint, or "
+                "give --no-reference"
+            )
+        return verify(shipped.safetensors)
+    found = verify(given)
+    if found.sha256 != wanted:
+        raise EngineError(f"expected checkpoint {wanted[:12]}, that the engine was made from, {given} is {found.sha256[:12]}")
+    return found
+
+
+def _doubling(most: int) -> list[int]:
+    """1, 2, 4, ... and the most."""
+    return sorted({most, *(2**exponent for exponent in range(most.bit_length()))})
+
+
+def _table(rows: list[Latency]) -> Table:
+    title = "ms on the host, ms of the GPU with its copies, and the inference alone (p50)"
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left")
+    for heading in ("crops", "runtime", "host p50", "p95", "p99", "GPU p50", "p95", "p99", "alone", "crops/s"):
+        table.add_column(heading, justify="left" if heading == "runtime" else "right", no_wrap=True)
+    for row in rows:
+        times = (row.host.p50, row.host.p95, row.host.p99, row.gpu.p50, row.gpu.p95, row.gpu.p99, row.inference.p50)
+        table.add_row(str(row.crops), row.runtime, *(f"{ms:.3f}" for ms in times), f"{row.crops_per_s:.0f}")
+    return table

@@ -1,0 +1,175 @@
+"""`convnextpose build`: checkpoints become TensorRT engines, each with its proof and its manifest.
+
+Exit code: 0 where everything is built (or bundled, or was there), 1 where something is not, 2 for wrong use, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
+from rich.table import Table
+
+from convnextpose import weights
+from convnextpose.errors import EngineError, PoseError
+from engines.build import BuildFailure, BuildReport, BuildRequest, BuildResult, Step, build, find_checkpoints
+from engines.manifest import BatchRange, EngineManifest
+from engines.targets import find_target
+from engines.tensorrt.builder import BuildOptions
+
+TABLE_WIDTH = 110
+"""Characters that the table may have on any terminal: a long name must not cost the figures their digits."""
+
+
+def _batch(text: str) -> BatchRange:
+    try:
+        minimum, typical, maximum = map(int, text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"expected MIN,TYPICAL,MAX, received {text!r}") from error
+    try:
+        return BatchRange(minimum, typical, maximum)
+    except EngineError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def build_command(
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder for the engines; made if needed.", show_default=False)
+    ],
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="CHECKPOINT...|FOLDER",
+            help="Checkpoints, default weights by name (xs), or bundles; with --all a folder of checkpoints.",
+            show_default=False,
+        ),
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Build every checkpoint in the folder; without a folder, all default weights.")
+    ] = False,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="fp16, int8, fp32; several by commas or by naming it again.", show_default="fp16")
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="this (the GPU at hand), rtx20, rtx30, rtx40, rtx50, a100, orin, thor, or a compute capability such as 8.9; "
+            "several likewise.",
+            show_default="this; a bundle's own",
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.npz", help="Your own crops, of `convnextpose calibrate`.", show_default="the package's"),
+    ] = None,
+    batch: Annotated[
+        BatchRange,
+        typer.Option(parser=_batch, metavar="MIN,TYPICAL,MAX", help="How many people an engine takes at once."),
+    ] = "1,1,8",  # type: ignore[assignment]  # typer parses the default, too
+    workspace: Annotated[
+        int | None, typer.Option(min=1, metavar="MIB", help="The most GPU memory for inner work.", show_default="no limit")
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Let later versions of the same major TensorRT run it, too.")
+    ] = False,
+    hardware_compatible: Annotated[
+        str | None,
+        typer.Option(help="ampere_plus or same_compute_capability: let other GPUs run it, too (tensorrt).", show_default=False),
+    ] = None,
+    dla_core: Annotated[
+        int | None, typer.Option(min=0, help="Run on this deep-learning accelerator of a Jetson Orin.", show_default=False)
+    ] = None,
+    library: Annotated[
+        str | None, typer.Option(help="tensorrt or tensorrt_rtx.", show_default="what the target prefers")
+    ] = None,
+    via: Annotated[str | None, typer.Option(help="torch2trt: for TensorRT 8 (JetPack 5 and 6.0).", show_default=False)] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Build again what is there; replace other files.")] = False,
+) -> None:
+    """Turn checkpoints into TensorRT engines: verify, export, type, prove, build, and write each with its manifest.
+
+    A target that cannot be built here gets a bundle to take there. What is there already and fits is kept.
+
+    Exit codes: 0 done; 1 something failed (nothing half is left, what was finished is kept); 2 wrong use; 130 stopped by
+    Ctrl-C.
+    """
+    console = Console(highlight=False)
+    console.soft_wrap = not console.is_terminal
+    sources = _sources(models or [], everything)
+    try:
+        targets = tuple(find_target(name) for name in _split(target or []))
+        requests = [
+            BuildRequest(
+                source=source,
+                out=out,
+                precisions=tuple(_split(precision or [])),
+                targets=targets,
+                options=BuildOptions(batch, workspace, version_compatible, hardware_compatible, dla_core),
+                calibration=calibration,
+                library=library,
+                via=via,
+                overwrite=overwrite,
+            )
+            for source in sources
+        ]
+    except EngineError as error:
+        raise typer.BadParameter(str(error)) from error
+    results: list[BuildResult] = []
+    failures: list[BuildFailure] = []
+    with console.status("") as status:
+        for request in requests:
+            try:
+                report = build(request, lambda step: _show(console, status, step))
+            except PoseError as error:
+                report = BuildReport((), (BuildFailure(request.source, error),))
+            for failure in report.failures:
+                console.print(f"[bold red]FAILED[/]  {escape(failure.subject)}: {escape(str(failure.error))}", soft_wrap=True)
+            results += report.results
+            failures += report.failures
+    if results:
+        console.print()
+        Console(highlight=False, width=max(console.width, TABLE_WIDTH)).print(_table(results))
+    if failures:
+        console.print(f"[bold red]{len(failures)} failed[/]")
+        raise typer.Exit(1)
+
+
+def _sources(models: list[str], everything: bool) -> list[str]:
+    if not everything:
+        if not models:
+            raise typer.BadParameter("expected a checkpoint, default weights by name or a bundle, received none; or give --all")
+        return models
+    if len(models) > 1:
+        raise typer.BadParameter(f"expected one folder with --all, received {len(models)} arguments")
+    return [str(path) for path in find_checkpoints(Path(models[0]))] if models else weights.names()
+
+
+def _split(values: list[str]) -> list[str]:
+    """Values that were given by commas or by naming the option again, each once."""
+    return list(dict.fromkeys(part.strip().lower() for value in values for part in value.split(",")))
+
+
+def _show(console: Console, status: Status, step: Step) -> None:
+    if step.done:
+        console.print(f"{escape(step.subject):<24} {escape(step.text)}", soft_wrap=True)
+    else:
+        status.update(f"{escape(step.subject)}: {escape(step.text)}")
+
+
+def _table(results: list[BuildResult]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("engine", "", "precision", "proven"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("MiB", "mean mm", "max mm", "left in FP16"):
+        table.add_column(heading, no_wrap=True, justify="right")
+    for result in results:
+        draft = result.draft
+        on_gpu = draft.engine_parity if isinstance(draft, EngineManifest) else None
+        parity, proven = (on_gpu, "engine") if on_gpu else (draft.graph_parity, "graph")
+        excluded = str(len(draft.excluded_layers)) if draft.model.precision == "int8" else ""
+        numbers = (f"{result.path.stat().st_size / 2**20:.1f}", f"{parity.mm.mean:.3f}", f"{parity.mm.max:.3f}")
+        table.add_row(escape(result.path.name), result.outcome, draft.model.precision, proven, *numbers, excluded)
+    return table

@@ -1,0 +1,95 @@
+"""`convnextpose engine inspect`: what an engine is, whether it fits this machine, and what is in it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from convnextpose.errors import PoseError
+from engines import manifest as manifests
+from engines.manifest import EngineManifest
+from engines.tensorrt.runtime import LayerInfo, MemoryUse, TensorRTRuntime, open_engine
+
+app = typer.Typer(help="Look at TensorRT engines.", no_args_is_help=True)
+
+
+@app.callback()
+def engine_command() -> None:
+    """Look at TensorRT engines."""
+
+
+@app.command("inspect")
+def inspect_command(
+    path: Annotated[Path, typer.Argument(metavar="FILE.engine", help="An engine with its manifest beside it.")],
+    every_layer: Annotated[
+        bool, typer.Option("--layers", help="List every layer, in place of how many there are of each.")
+    ] = False,
+) -> None:
+    """Print an engine's manifest, and, where a GPU runs it, its layers with their types and its memory.
+
+    Exit codes: 0 the engine is whole (whether or not this machine can run it); 1 it is not.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    manifest = manifests.read(path)
+    _print_manifest(console, manifest)
+    manifests.load(path)
+    console.print("file     whole: size and hash are the manifest's")
+    try:
+        runtime = open_engine(path)
+    except PoseError as error:
+        console.print(f"here     [yellow]does not run[/]: {escape(str(error))}")
+        console.print("layers   and memory are told by TensorRT, where the engine runs")
+        return
+    with runtime:
+        _print_inside(console, runtime, every_layer)
+
+
+def _print_manifest(console: Console, manifest: EngineManifest) -> None:
+    model, batch = manifest.model, manifest.batch
+    random = " [bold red]random weights[/]" if model.random else ""
+    console.print(f"model    {escape(model.name)} (variant {model.variant.name}, {len(model.joint_set)} joints){random}")
+    console.print(f"         checkpoint {model.checkpoint_sha256}")
+    calibrated = f", calibrated on {model.calibration_sha256[:12]}" if model.calibration_sha256 else ""
+    console.print(f"types    {model.precision}{calibrated}")
+    if manifest.excluded_layers:
+        console.print(f"         in FP16: {escape(', '.join(map(str, manifest.excluded_layers)))}")
+    built = f" on {manifest.gpu_name} ({manifest.driver})" if manifest.gpu_name else " without a GPU"
+    console.print(f"built    by {manifest.library} {manifest.library_version}{escape(built)}")
+    console.print(f"for      {manifest.target}: compute capability {', '.join(manifest.compute_capabilities)}")
+    console.print(f"batch    {batch.min} to {batch.max} crops, fastest at {batch.typical}")
+    options = ", ".join(f"{name}={value}" for name, value in manifest.options.items() if value not in (None, False))
+    console.print(f"options  {escape(options or 'none')}")
+    console.print(f"engine   {manifest.engine_bytes:,} bytes, SHA-256 {manifest.engine_sha256}")
+    console.print(f"graph    SHA-256 {manifest.onnx_sha256}")
+    console.print(f"parity   graph on the CPU: {escape(str(manifest.graph_parity))}")
+    engine = escape(str(manifest.engine_parity)) if manifest.engine_parity else "not measured: it was built without a GPU"
+    console.print(f"         engine: {engine}")
+    console.print(f"rebuild  {escape(manifest.command)}")
+
+
+def _print_inside(console: Console, runtime: TensorRTRuntime, every_layer: bool) -> None:
+    console.print(f"here     [green]runs[/]: {escape(str(runtime.describe()))}")
+    layers = runtime.layers()
+    console.print(f"layers   {len(layers)}")
+    if every_layer:
+        for layer in layers:
+            console.print(f"         {escape(_line(layer))}")
+    else:
+        for line, count in Counter(_line(layer, named=False) for layer in layers).most_common():
+            console.print(f"         {count:>4} {escape(line)}")
+    console.print(f"memory   {escape(_memory(runtime.memory()))}")
+
+
+def _line(layer: LayerInfo, *, named: bool = True) -> str:
+    types = f"{', '.join(layer.inputs)} -> {', '.join(layer.outputs)}" if layer.inputs or layer.outputs else ""
+    return " ".join(filter(None, (layer.name if named else "", layer.kind or "layer", types)))
+
+
+def _memory(use: MemoryUse) -> str:
+    activations, held, free = (f"{value / 2**20:,.1f} MiB" for value in (use.activations, use.held, use.free))
+    return f"{activations} of activations for the largest batch; {held} in use beside the weights; {free} free on the GPU"
