@@ -1,0 +1,314 @@
+"""TensorRT 8 and 10 by their builder flags: a verified checkpoint becomes an engine through torch2trt.
+
+TensorRT 8 has no strongly typed networks, so the precision is asked for here: FP16 by a flag, INT8 by a flag and by the ranges
+of what each convolution reads and gives, FP32 for all that follows the last convolution by constraints on those layers.
+
+torch2trt (github.com/NVIDIA-AI-IOT/torch2trt, not on PyPI) makes the network, layer by layer, while PyTorch runs it. Its
+function of that name neither takes uint8 nor lets anyone at the layers before it builds; so this file uses the conversion
+context that the function is made of, and builds itself. What torch2trt has no converter for it takes for a constant, without a
+word: the engine's parity with PyTorch is what proves the conversion.
+
+Never run: that takes TensorRT 8.5 to 10, a GPU and torch2trt. Written from torch2trt's source at commit 4e820ae.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnextpose.errors import CalibrationError, EngineError, RuntimeUnavailableError, install_command
+from convnextpose.variants import INPUT_SIZE
+from engines.calibration import CalibrationSet
+from engines.precision import CALIBRATION_BATCH, LAST, STEM
+from engines.runtime import PRECISIONS
+from engines.tensorrt.builder import BuildOptions, BuiltEngine
+from engines.tensorrt.module import Library, find_gpu
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from convnextpose.checkpoint import VerifiedCheckpoint
+
+HOW_TO_INSTALL = "pip install --no-build-isolation git+https://github.com/NVIDIA-AI-IOT/torch2trt"
+"""What installs torch2trt. Its setup imports torch and tensorrt, which an isolated build does not see."""
+
+
+@dataclass(frozen=True)
+class ConvolutionRange:
+    """The largest magnitudes around a convolution, which scale them to INT8.
+
+    Attributes:
+        reads, gives: of its input and of its output, each over all crops that were looked at.
+    """
+
+    reads: float
+    gives: float
+
+
+def build_engine(
+    checkpoint: VerifiedCheckpoint,
+    library: Library,
+    *,
+    precision: str = "fp16",
+    options: BuildOptions | None = None,
+    calibration_crops: NDArray[np.uint8] | None = None,
+) -> BuiltEngine:
+    """Build an engine for the GPU at hand, with the contract of `engines.runtime`. Ctrl-C waits until the build has ended.
+
+    Args:
+        checkpoint: the model.
+        library: `tensorrt` 8.5 or later, before 11.
+        precision: `fp32`, `fp16`, or `int8` (the stem and the depthwise convolutions in FP16). All that follows the last
+            convolution computes in FP32.
+        options: what it is built with: its batch and its workspace; None for the defaults.
+        calibration_crops: uint8 [N, 256, 256, 3] of people; they show the ranges that INT8 is scaled to.
+
+    Raises:
+        RuntimeUnavailableError: torch2trt, torch or a GPU is missing; says how to get it.
+        CalibrationError: INT8 without crops, or with crops that are of no use.
+        EngineError: the library or torch2trt cannot do it; says what it said.
+    """
+    options = options or BuildOptions()
+    if precision not in PRECISIONS:
+        raise EngineError(f"expected precision {', '.join(PRECISIONS)}, received {precision!r}")
+    if precision == "int8" and calibration_crops is None:
+        raise CalibrationError(
+            "expected crops of people to calibrate an INT8 engine on, received none; collect some with `convnextpose calibrate`"
+        )
+    if importlib.util.find_spec("torch2trt") is None:
+        raise RuntimeUnavailableError(
+            f"--via torch2trt needs torch2trt, which is not installed and not on PyPI; get it from GitHub: {HOW_TO_INSTALL}"
+        )
+    _check(library, options)
+    network, converter = _load(checkpoint)
+    gpu = find_gpu()
+    if gpu is None:
+        raise RuntimeUnavailableError(f"{library.name} {library.version} builds for the GPU at hand, and there is none")
+
+    trt, errors = library.module, list[str]()
+    logger = library.logger(lambda severity, text: errors.append(text) if severity.endswith("error") else None)
+    builder = trt.Builder(logger)
+    definition = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # FP32 means FP32
+    if options.workspace_mib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib * 2**20)
+    ranges = {}
+    if precision != "fp32":
+        config.set_flag(trt.BuilderFlag.FP16)
+        config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+    if precision == "int8":
+        assert calibration_crops is not None
+        config.set_flag(trt.BuilderFlag.INT8)
+        ranges = convolution_ranges(network, calibration_crops)
+
+    tail = define_network(network, converter, trt, definition, config, ranges)
+    if precision != "fp32":
+        for index in range(tail, definition.num_layers):
+            layer = definition.get_layer(index)
+            if layer.get_output(0).dtype == trt.float32:  # the others compute shapes
+                layer.precision = trt.float32
+                layer.set_output_type(0, trt.float32)
+    profile = builder.create_optimization_profile()
+    batch = options.batch
+    profile.set_shape("crops", *((count, INPUT_SIZE, INPUT_SIZE, 3) for count in (batch.min, batch.typical, batch.max)))
+    config.add_optimization_profile(profile)
+    data = builder.build_serialized_network(definition, config)
+    if data is None:
+        told = "; ".join(" ".join(text.split()) for text in errors[-3:]) or "it did not say why"
+        raise EngineError(f"{library.name} {library.version} could not build the engine: {told}")
+    return BuiltEngine(
+        data=bytes(data),
+        library=library.name,
+        library_version=library.version,
+        compute_capabilities=(gpu.compute_capability,),
+        gpu_name=gpu.name,
+        driver=gpu.driver,
+        batch=batch,
+        options={**options.named(), "via": "torch2trt", "torch2trt_version": _version()},
+    )
+
+
+def convolution_ranges(network: nn.Module, crops: NDArray[np.uint8]) -> dict[str, ConvolutionRange]:
+    """The ranges around every convolution that INT8 pays for, by name: those of `engines.precision.quantisable_layers`.
+
+    Args:
+        network: what `engines.folding.contract_network` gives.
+        crops: uint8 [N, 256, 256, 3] of people.
+
+    Raises:
+        GeometryError, CalibrationError: the crops are of no use.
+    """
+    import torch
+
+    CalibrationSet(crops)
+    ranges: dict[str, ConvolutionRange] = {}
+
+    def widen(name: str) -> Callable[[Any, tuple[Tensor, ...], Tensor], None]:
+        def hook(_: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ANN401
+            known = ranges.get(name, ConvolutionRange(0.0, 0.0))
+            reads, gives = float(inputs[0].abs().max()), float(output.abs().max())
+            ranges[name] = ConvolutionRange(max(known.reads, reads), max(known.gives, gives))
+
+        return hook
+
+    handles = [layer.register_forward_hook(widen(name)) for name, layer in _quantisable(network)]
+    try:
+        with torch.inference_mode():
+            for begin in range(0, len(crops), CALIBRATION_BATCH):
+                network(torch.from_numpy(crops[begin : begin + CALIBRATION_BATCH]))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return ranges
+
+
+def define_network(
+    network: nn.Module,
+    converter: Any,  # noqa: ANN401
+    trt: Any,  # noqa: ANN401
+    definition: Any,  # noqa: ANN401
+    config: Any,  # noqa: ANN401
+    ranges: dict[str, ConvolutionRange],
+) -> int:
+    """Fill a TensorRT network: the contract's input and outputs, and between them what torch2trt converts.
+
+    Args:
+        network: what `engines.folding.contract_network` gives.
+        converter: the module torch2trt.
+        trt: the module tensorrt.
+        definition, config: its empty network and its builder's config.
+        ranges: the convolutions that may compute in INT8, and what scales them.
+
+    Returns:
+        The index of the first layer after the last convolution.
+
+    Raises:
+        EngineError: torch2trt could not convert the network.
+    """
+    import torch
+
+    _add_converters(converter, trt)
+    crops = definition.add_input("crops", trt.uint8, (-1, INPUT_SIZE, INPUT_SIZE, 3))
+    cast = definition.add_identity(crops)  # uint8 may be cast and nothing else
+    cast.set_output_type(0, trt.float32)
+    # Converters look for a tensor's twin in TensorRT in this attribute. A float tensor: `float()` gives it back as it is.
+    example: Any = torch.zeros(2, INPUT_SIZE, INPUT_SIZE, 3)
+    example._trt = cast.get_output(0)
+    tails: list[int] = []
+
+    def scale(given: ConvolutionRange) -> Callable[[Any, Any, Any], None]:
+        def hook(_: Any, inputs: Any, output: Any) -> None:  # noqa: ANN401
+            inputs[0]._trt.set_dynamic_range(-given.reads, given.reads)
+            output._trt.set_dynamic_range(-given.gives, given.gives)
+
+        return hook
+
+    handles = [network.get_submodule(f"network.{LAST}").register_forward_hook(lambda *_: tails.append(definition.num_layers))]
+    handles += [layer.register_forward_hook(scale(ranges[name])) for name, layer in _quantisable(network) if name in ranges]
+    asked = {
+        "module": network,
+        "fp16_mode": True,
+        "int8_mode": bool(ranges),
+        "default_device_type": trt.DeviceType.GPU,
+        "device_types": {},
+        "gpu_fallback": True,
+    }
+    try:
+        with converter.ConversionContext(definition, torch2trt_kwargs=asked, builder_config=config), torch.no_grad():
+            outputs = dict(zip(("joints", "scores"), network(example), strict=True))
+        for name, tensor in outputs.items():
+            tensor._trt.name = name
+            definition.mark_output(tensor._trt)
+    # What its converters raise depends on what they stumble over.
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise EngineError(f"torch2trt {_version()} could not convert the network: {error}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return tails[0]
+
+
+def _check(library: Library, options: BuildOptions) -> None:
+    """Refuse a library without flags for precision, and options that only typed builds have.
+
+    Raises:
+        EngineError: saying which.
+    """
+    trt = library.module
+    # torch2trt does not even import where the flags are gone.
+    if not hasattr(trt.BuilderFlag, "FP16"):
+        raise EngineError(
+            f"--via torch2trt needs a TensorRT that is told its precision by flags (8 or 10), {library.name} {library.version} "
+            "is not: build without it"
+        )
+    if not hasattr(trt, "uint8"):
+        raise EngineError(
+            f"expected TensorRT 8.5 or later, whose engines take uint8, received {library.version}: update JetPack"
+        )
+    given = {
+        "version_compatible": options.version_compatible,
+        "hardware_compatible": options.hardware_compatible is not None,
+        "dla_core": options.dla_core is not None,
+    }
+    if asked := [name for name, is_given in given.items() if is_given]:
+        raise EngineError(f"expected no {', '.join(asked)} with --via torch2trt: only typed graphs are built with them")
+
+
+def _load(checkpoint: VerifiedCheckpoint) -> tuple[nn.Module, Any]:
+    """The network of a checkpoint and the module torch2trt.
+
+    Raises:
+        RuntimeUnavailableError: torch is missing, or one of them does not load.
+    """
+    try:
+        from engines.folding import contract_network
+
+        network = contract_network(checkpoint)
+    except ImportError as error:
+        raise RuntimeUnavailableError(f"--via torch2trt needs torch: {error}; {install_command('build')}") from error
+    try:
+        return network, importlib.import_module("torch2trt")
+    except (ImportError, AttributeError, OSError) as error:  # it asks torch and tensorrt for names that come and go
+        raise RuntimeUnavailableError(
+            f"torch2trt is installed but does not load: {error}; install it again: {HOW_TO_INSTALL}"
+        ) from error
+
+
+def _add_converters(converter: Any, trt: Any) -> None:  # noqa: ANN401
+    """Tell torch2trt of the functions in our network that it does not know."""
+
+    @converter.tensorrt_converter("torch.softmax")  # type: ignore[untyped-decorator]
+    def softmax(context: Any) -> None:  # noqa: ANN401
+        layer = context.network.add_softmax(context.method_args[0]._trt)
+        layer.axes = 1 << context.method_kwargs["dim"]
+        context.method_return._trt = layer.get_output(0)
+
+    @converter.tensorrt_converter("torch.Tensor.square")  # type: ignore[untyped-decorator]
+    def square(context: Any) -> None:  # noqa: ANN401
+        (value,) = context.method_args
+        layer = context.network.add_elementwise(value._trt, value._trt, trt.ElementWiseOperation.PROD)
+        context.method_return._trt = layer.get_output(0)
+
+
+def _quantisable(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The convolutions that INT8 pays for, with their names in the checkpoint: neither depthwise nor the stem."""
+    from torch import nn
+
+    for name, layer in network.get_submodule("network").named_modules():
+        if isinstance(layer, nn.Conv2d) and layer.groups == 1 and name != STEM:
+            yield name, layer
+
+
+def _version() -> str:
+    try:
+        return metadata.version("torch2trt")
+    except metadata.PackageNotFoundError:
+        return "of unknown version"
