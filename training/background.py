@@ -1,6 +1,8 @@
-"""Backgrounds by procedure: rooms, streets and fields with a floor in true perspective; no pictures."""
+"""Backgrounds: rooms, streets and fields by procedure with a floor in true perspective, or real pictures (pictures.py)."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -8,6 +10,7 @@ from torch import Tensor
 
 from training.appearance import random_colour
 from training.draws import Draws
+from training.pictures import DETAIL_PX, Pictures, developed
 from training.render import People
 
 
@@ -85,8 +88,18 @@ def _wall(draws: Draws, size: int, difficulty: float, never: bool) -> Tensor:
     return wall + (noise(draws, size, 3, 1, 6) - 0.5) * draws.uniform(0, 0.05 + 0.25 * difficulty, 1, 1, 1)
 
 
-def _floor(draws: Draws, people: People, size: int, difficulty: float) -> tuple[Tensor, Tensor]:
-    """The ground's colours [N, 3, S, S], and where it shows [N, 1, S, S]: up to a wall or to the horizon."""
+@dataclass(frozen=True)
+class _Ground:
+    """The ground as a camera sees it: where each pixel's ray meets it, [N, S, S] m, and where it shows, [N, 1, S, S]."""
+
+    across_m: Tensor
+    along_m: Tensor
+    depth_m: Tensor
+    shows: Tensor
+
+
+def _ground(draws: Draws, people: People, size: int) -> _Ground:
+    """The ground up to a wall or to the horizon, in random axes."""
     rows, columns = pixel_grid(size, draws.device)
     x = (columns - people.center[:, 0, None, None]) / people.focal[:, None, None]
     y = (rows - people.center[:, 1, None, None]) / people.focal[:, None, None]
@@ -98,10 +111,15 @@ def _floor(draws: Draws, people: People, size: int, difficulty: float) -> tuple[
     angle = draws.uniform(0, 3.2, 1, 1)
     across, along = depth * x, depth
     across, along = across * angle.cos() + along * angle.sin(), along * angle.cos() - across * angle.sin()
-    fade = (4 / depth.clamp_min(0.5)).clamp(0, 1)[:, None]
-    texture = _pattern(draws, across, along) * fade * (draws.chance(0.3 + 0.4 * difficulty, 1, 1, 1))
-    grain = (noise(draws, size, 1, 3, 7) - 0.5) * draws.uniform(0, 0.15 + 0.35 * difficulty, 1, 1, 1)
-    return _blend(draws, (texture + 0.3).clamp(0, 1), difficulty, 0.55) * (1 + grain), shows[:, None].float()
+    return _Ground(across, along, depth, shows[:, None].float())
+
+
+def _floor(draws: Draws, ground: _Ground, difficulty: float) -> Tensor:
+    """[N, 3, S, S] the ground's colours."""
+    fade = (4 / ground.depth_m.clamp_min(0.5)).clamp(0, 1)[:, None]
+    texture = _pattern(draws, ground.across_m, ground.along_m) * fade * (draws.chance(0.3 + 0.4 * difficulty, 1, 1, 1))
+    grain = (noise(draws, fade.shape[-1], 1, 3, 7) - 0.5) * draws.uniform(0, 0.15 + 0.35 * difficulty, 1, 1, 1)
+    return _blend(draws, (texture + 0.3).clamp(0, 1), difficulty, 0.55) * (1 + grain)
 
 
 def add_shape(
@@ -124,14 +142,86 @@ def add_shape(
     return torch.lerp(picture, colour, mask), mask
 
 
-def background(draws: Draws, people: People, size: int, difficulty: float, never: bool = False) -> Tensor:
-    """[N, 3, S, S] in 0..1: wall, floor and things, with the people's shadows on the floor."""
+def background(
+    draws: Draws,
+    people: People,
+    size: int,
+    difficulty: float,
+    never: bool = False,
+    pictures: Pictures | None = None,
+    share: float = 0.0,
+) -> Tensor:
+    """[N, 3, S, S] in 0..1: wall, floor and things, or a real picture, with the people's shadows on the ground.
+
+    With `pictures`, a share of the people stands before one of them; without, nothing is drawn at random for them.
+    """
+    if pictures is None:
+        picture, level = _by_procedure(draws, people, size, difficulty, never)
+    else:
+        real = draws.chance(share)
+        picture, level = torch.empty_like(people.rgb), torch.empty_like(people.alpha)
+        if len(some := (~real).nonzero()[:, 0]):
+            picture[some], level[some] = _by_procedure(draws.of(len(some)), people[some], size, difficulty, never)
+        if len(some := real.nonzero()[:, 0]):
+            picture[some], level[some] = _real(draws.of(len(some)), people[some], size, difficulty, pictures)
+    darkness = draws.uniform(0.15, 0.6, 1, 1, 1) * people.ground_shadow * (0.35 + 0.65 * level)
+    return (picture * (1 - darkness)).clamp(0, 1)
+
+
+def _by_procedure(draws: Draws, people: People, size: int, difficulty: float, never: bool) -> tuple[Tensor, Tensor]:
+    """Pictures [N, 3, S, S] made of noise and shapes, and where they show the ground, [N, 1, S, S]."""
     picture = _wall(draws, size, difficulty, never)
     for _ in range(round(4 * difficulty)):
         picture, _ = add_shape(draws, picture, 0.55)
-    floor, shows = _floor(draws, people, size, difficulty)
-    picture = torch.lerp(picture, floor, shows)
+    ground = _ground(draws, people, size)
+    picture = torch.lerp(picture, _floor(draws, ground, difficulty), ground.shows)
     for _ in range(round(2 * difficulty)):
         picture, _ = add_shape(draws, picture, 0.35, 0.7)
-    darkness = draws.uniform(0.15, 0.6, 1, 1, 1) * people.ground_shadow * (0.35 + 0.65 * shows)
-    return (picture * (1 - darkness)).clamp(0, 1)
+    return picture, ground.shows
+
+
+def _real(draws: Draws, people: People, size: int, difficulty: float, pictures: Pictures) -> tuple[Tensor, Tensor]:
+    """Views [N, 3, S, S] of real pictures, some with a floor before them, and where they show the ground, [N, 1, S, S]."""
+    finer = max(1, DETAIL_PX // size)
+    line = (torch.arange(size * finer, device=draws.device) + 0.5) / finer - 0.5
+    rows, columns = torch.meshgrid(line, line, indexing="ij")
+    view, level = torch.empty_like(people.rgb), torch.zeros_like(people.alpha)
+    around = draws.chance(0.6)
+    if len(some := around.nonzero()[:, 0]):
+        focal, center, up = people.focal[some, None, None], people.center[some, :, None, None], people.up[some]
+        rays = torch.stack([(columns - center[:, 0]) / focal, (rows - center[:, 1]) / focal], -1)
+        seen = pictures.around(draws.of(len(some)), rays, up, people.light[some], size * finer)
+        below = (rays @ up[:, None, :2, None])[..., 0] + up[:, None, None, 2] < 0
+        view[some], level[some] = _coarser(seen, finer), _coarser(below[:, None].float(), finer)
+    if len(some := (~around).nonzero()[:, 0]):
+        view[some] = _coarser(pictures.across(draws.of(len(some)), size * finer), finer)
+    view = developed(draws, view)
+    if len(some := draws.chance(torch.where(around, 0.12, 0.6)).nonzero()[:, 0]):
+        each = draws.of(len(some))
+        ground = _ground(each, people[some], size)
+        laid = pictures.floor(each, ground.across_m, ground.along_m)
+        far = (ground.depth_m / 12).clamp(0, 1)[:, None]  # where the surface's pixels are too fine to be seen
+        plain = laid.mean((2, 3), keepdim=True)
+        laid = developed(each, torch.lerp(laid, plain, far.maximum(each.chance(0.25, 1, 1, 1).float())))
+        view[some] = torch.lerp(view[some], laid, ground.shows)
+        level[some] = level[some].maximum(ground.shows)
+    view, thing = add_shape(draws, view, 0.3 * difficulty, 0.7)
+    return view, level * (1 - thing)
+
+
+def _coarser(picture: Tensor, times: int) -> Tensor:
+    return F.avg_pool2d(picture, times) if times > 1 else picture
+
+
+def in_its_light(draws: Draws, people: People, picture: Tensor) -> People:
+    """The people as a camera sees them in the pictures [N, 3, S, S]: with some of their colour and brightness, in less gaudy
+    clothes, with softer outlines."""
+    colour = picture.mean((2, 3), keepdim=True).clamp_min(0.03)
+    level = colour.mean(1, keepdim=True)
+    tint = (colour / level) ** draws.uniform(0, 0.6, 1, 1, 1)
+    gain = ((level / 0.42) ** draws.uniform(0, 0.6, 1, 1, 1)).clamp(0.45, 1.3)
+    grey = people.rgb.mean(1, keepdim=True)
+    muted = torch.lerp(grey, people.rgb, draws.uniform(0.65, 1.05, 1, 1, 1))
+    softest = 2 * people.alpha - (people.alpha > 0.5).float()  # the mean of the mask around each pixel: see render
+    alpha = torch.lerp(people.alpha, softest, draws.uniform(0, 1, 1, 1, 1))
+    return replace(people, rgb=(muted * tint * gain).clamp(0, 1), alpha=alpha)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -10,9 +11,10 @@ from torch import Tensor
 
 from convnextpose.skeleton import HUMAN36M
 from convnextpose.variants import INPUT_SIZE
-from training.background import add_shape, background
+from training.background import add_shape, background, in_its_light
 from training.body import Body
 from training.draws import Draws
+from training.pictures import Pictures
 from training.render import People, render
 
 POINTS = 40960
@@ -67,6 +69,17 @@ def mirror(images: Tensor, joints: Tensor) -> tuple[Tensor, Tensor]:
     return images.flip(2), mirrored
 
 
+def seeded(device: torch.device, *seeds: int) -> torch.Generator:
+    """A generator on a device for a tuple of seeds."""
+    number = 0
+    for seed in seeds:  # splitmix64's mixing, so that neighbouring seeds have nothing in common
+        number = (number + seed + 0x9E3779B97F4A7C15) & (2**64 - 1)
+        number = ((number ^ (number >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+        number = ((number ^ (number >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+        number ^= number >> 31
+    return torch.Generator(device=device).manual_seed(number >> 1)
+
+
 class Renderer:
     """Makes crops on a device; the same generator state gives the same crops."""
 
@@ -76,20 +89,49 @@ class Renderer:
 
     def generator(self, *seeds: int) -> torch.Generator:
         """A generator on the device for a tuple of seeds."""
-        number = 0
-        for seed in seeds:  # splitmix64's mixing, so that neighbouring seeds have nothing in common
-            number = (number + seed + 0x9E3779B97F4A7C15) & (2**64 - 1)
-            number = ((number ^ (number >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
-            number = ((number ^ (number >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
-            number ^= number >> 31
-        return torch.Generator(device=self.body.device).manual_seed(number >> 1)
+        return seeded(self.body.device, *seeds)
+
+    @cached_property
+    def pictures(self) -> Pictures:
+        """The pictures that are trained on."""
+        return Pictures(self.body.device)
+
+    @cached_property
+    def held_out_pictures(self) -> Pictures:
+        """The pictures that are never trained on."""
+        return Pictures(self.body.device, held_out=True)
 
     @torch.no_grad()
-    def batch(self, count: int, difficulty: float, generator: torch.Generator, never: bool = False) -> Crops:
-        """`count` crops of a difficulty in 0..1; `never` draws bodies, poses and backgrounds that training leaves out."""
+    def batch(
+        self,
+        count: int,
+        difficulty: float,
+        generator: torch.Generator,
+        never: bool = False,
+        pictures: float = 0.0,
+        held_out_pictures: bool = False,
+        wide: float = 0.0,
+    ) -> Crops:
+        """`count` crops of a difficulty in 0..1.
+
+        Args:
+            count: crops.
+            difficulty: 0..1.
+            generator: decides everything else.
+            never: draw bodies, poses and procedural backgrounds that training leaves out.
+            pictures: share of the people who stand before a real picture. With 0, crops are what they were before there
+                were pictures: so the older held-out sets stay the same. With more, all crops have what else was mended then.
+            held_out_pictures: the pictures are those that training leaves out.
+            wide: share of the people who are moved far from their family's pose.
+        """
         draws = Draws(count, generator)
-        people = render(self.body, draws, self.size, difficulty, never)
-        picture = background(draws, people, self.size, difficulty, never)
+        people = render(self.body, draws, self.size, difficulty, never, closed=pictures > 0, wide=wide)
+        if pictures:
+            album = self.held_out_pictures if held_out_pictures else self.pictures
+            picture = background(draws, people, self.size, difficulty, never, album, pictures)
+            people = in_its_light(draws, people, picture)
+        else:
+            picture = background(draws, people, self.size, difficulty, never)
         picture, _ = _neighbour(draws, people, picture, 0.35 * difficulty, (0.4, 1.2))
         picture, _ = _neighbour(draws, people, picture, 0.2 * difficulty, (0.5, 1.3))
         picture = torch.lerp(picture, people.rgb, people.alpha)
@@ -97,7 +139,7 @@ class Renderer:
         for _ in range(2):
             picture, mask = add_shape(draws, picture, 0.25 * max(0.0, difficulty - 0.1), 0.7)
             hidden = torch.maximum(hidden, mask)
-        picture, outside = _picture_edge(draws, _damage(draws, picture, difficulty), 0.15 * difficulty)
+        picture, outside = _picture_edge(draws, damage(draws, picture, difficulty), 0.15 * difficulty)
         hidden = torch.maximum(hidden, outside)
         relative = people.joints_m[..., 2:] - people.joints_m[:, :1, 2:]
         images = (picture.flip(1).permute(0, 2, 3, 1) * 255).round().to(torch.uint8).contiguous()
@@ -157,7 +199,7 @@ def _picture_edge(draws: Draws, picture: Tensor, probability: float) -> tuple[Te
     return picture * (1 - outside), outside
 
 
-def _damage(draws: Draws, picture: Tensor, difficulty: float) -> Tensor:
+def damage(draws: Draws, picture: Tensor, difficulty: float) -> Tensor:
     """Blur, low resolution, exposure, colour cast, grey pictures, noise and blocks, more with the difficulty."""
     size, strength = picture.shape[-1], 0.35 + 0.65 * difficulty
 

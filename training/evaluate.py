@@ -3,8 +3,9 @@
     python -m training.evaluate FILE.safetensors [--count 256] [--flip]
 
 `easy` and `hard` come from the renderer with seeds of their own; `never` has bodies, families of poses and backgrounds that
-training leaves out. Figures: MPJPE and PA-MPJPE with the true root depth (mm), error in the crop (px), share of joints within
-0.2 torso lengths, share of left-right pairs that are exchanged. Joints outside the crop's volume do not count.
+training leaves out; `pictures` is hard, before real pictures that training leaves out. Figures: MPJPE and PA-MPJPE with the
+true root depth (mm), error in the crop (px), share of joints within 0.2 torso lengths, share of left-right pairs that are
+exchanged. Joints outside the crop's volume do not count.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import argparse
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from convnextpose import metrics
@@ -27,8 +30,8 @@ from convnextpose.variants import INPUT_SIZE
 from training.dataset import Crops, Renderer, mirror
 from training.losses import expectations, joints_from_shares, marginals, shares_from_joints
 
-SETS = {"easy": (0.12, False), "hard": (0.85, False), "never": (0.85, True)}
-"""Difficulty, and whether only what is never trained on."""
+SETS = {"easy": (0.12, False, 0.0), "hard": (0.85, False, 0.0), "never": (0.85, True, 0.0), "pictures": (0.85, False, 1.0)}
+"""Difficulty, whether only what is never trained on, and the share before real pictures (held-out ones)."""
 
 SEED = 2**40
 """Above any seed of a training run."""
@@ -49,10 +52,9 @@ class Score:
 
 def held_out(name: str, count: int, renderer: Renderer) -> Crops:
     """The first `count` crops of a set (rounded up to lots of 32); the same on every machine up to rounding."""
-    difficulty, never = SETS[name]
-    number = list(SETS).index(name)
-    lots = range(-(-count // LOT))
-    return Crops.join([renderer.batch(LOT, difficulty, renderer.generator(SEED, number, k), never) for k in lots])
+    difficulty, never, pictures = SETS[name]
+    generators = (renderer.generator(SEED, list(SETS).index(name), lot) for lot in range(-(-count // LOT)))
+    return Crops.join([renderer.batch(LOT, difficulty, each, never, pictures, held_out_pictures=True) for each in generators])
 
 
 def network_input(images: Tensor) -> Tensor:
@@ -78,14 +80,7 @@ def predict(network: PoseNetwork, images: Tensor, flip: bool = False) -> Tensor:
 def score(predicted: Tensor, crops: Crops) -> Score:
     """Compare joints [N, 18, 3] (px, px, mm) with the crops' truth."""
     size = crops.images.shape[2]
-    target = shares_from_joints(crops.joints, size)
-    counts = ((target >= 0) & (target < 1)).all(-1).cpu().numpy()
-    counts[:, list(HUMAN36M.unscored)] = False
-    predicted_, joints, camera, intrinsics = (
-        t.double().cpu().numpy() for t in (predicted, crops.joints, crops.camera_mm, crops.intrinsics)
-    )
-    depth = predicted_[..., 2:] + camera[:, :1, 2:]
-    place = np.concatenate([(predicted_[..., :2] - intrinsics[:, None, 2:]) / intrinsics[:, None, :2] * depth, depth], -1)
+    counts, place, camera, predicted_, joints = _placed(predicted, crops)
     torso = np.linalg.norm(joints[:, 17, :2] - joints[:, 0, :2], axis=-1)
     each = np.repeat(np.maximum(torso, 0.1 * size)[:, None], joints.shape[1], 1)[counts]
     return Score(
@@ -95,6 +90,26 @@ def score(predicted: Tensor, crops: Crops) -> Score:
         pck=metrics.pck(predicted_[counts][:, None], joints[counts][:, None], each),
         swaps=metrics.swap_rate(place, camera, HUMAN36M),
     )
+
+
+def joint_errors_mm(predicted: Tensor, crops: Crops) -> dict[str, float]:
+    """The part of `score`'s mpjpe_mm that each scored joint has: its mean error, mm, by name."""
+    counts, place, camera, _, _ = _placed(predicted, crops)
+    errors = metrics.joint_errors(place, camera, HUMAN36M)
+    return {HUMAN36M.joints[j]: float(errors[counts[:, j], j].mean()) for j in HUMAN36M.scored}
+
+
+def _placed(predicted: Tensor, crops: Crops) -> tuple[NDArray[Any], ...]:
+    """Which joints count [N, 18], where they are and should be in camera space, mm, and the same in the crop, px."""
+    target = shares_from_joints(crops.joints, crops.images.shape[2])
+    counts = ((target >= 0) & (target < 1)).all(-1).cpu().numpy()
+    counts[:, list(HUMAN36M.unscored)] = False
+    predicted_, joints, camera, intrinsics = (
+        t.double().cpu().numpy() for t in (predicted, crops.joints, crops.camera_mm, crops.intrinsics)
+    )
+    depth = predicted_[..., 2:] + camera[:, :1, 2:]
+    place = np.concatenate([(predicted_[..., :2] - intrinsics[:, None, 2:]) / intrinsics[:, None, :2] * depth, depth], -1)
+    return counts, place, camera, predicted_, joints
 
 
 def evaluate(network: PoseNetwork, sets: dict[str, Crops], flip: bool = False) -> dict[str, Score]:

@@ -28,6 +28,8 @@ class Plan:
         filled: chunks rendered before the first step.
         first_difficulty, last_difficulty: hardest crops at the start, and after `ramp` of the run.
         ramp: share of the run in which the difficulty rises.
+        pictures: share of the crops whose people stand before a real picture.
+        wide: share of the people who are moved far from their family's pose, all over the ranges of motion.
     """
 
     variant: str = "XS"
@@ -48,11 +50,15 @@ class Plan:
     first_difficulty: float = 0.12
     last_difficulty: float = 0.95
     ramp: float = 0.5
+    pictures: float = 0.6
+    wide: float = 0.35
 
     def __post_init__(self) -> None:
         """Check what would fail late or silently."""
         if not 0 < self.filled <= self.kept or self.reuse <= 0 or self.size % 32 or self.seed >= 2**40:
             raise ValueError(f"expected 0 < filled <= kept, reuse > 0, a size in 32s and a seed under 2**40, received {self}")
+        if not (0 <= self.pictures <= 1 and 0 <= self.wide <= 1):
+            raise ValueError(f"expected shares in 0..1, received {self.pictures} (pictures) and {self.wide} (wide)")
 
     def chunks_before(self, step: int) -> int:
         """Chunks rendered before a step."""

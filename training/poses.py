@@ -39,8 +39,16 @@ _MIRROR_ORDER = [INDEX[n] for n in _SWAPPED]
 _MIRROR_SIGN = [-1.0 if n.endswith(("_roll", "spine_side", "spine_twist", "neck_side", "neck_twist")) else 1.0 for n in ANGLES]
 
 
-def sample(draws: Draws, difficulty: float, never: bool = False) -> Tensor:
-    """[N, A] poses, rad, of families by their shares at this difficulty (0..1), or of those that are never trained on."""
+WIDE_LIMB, WIDE_SPINE, WIDE_ROOT = 0.3, 0.25, 0.6
+"""Standard deviations, rad, of what moves people far from their family's pose."""
+
+
+def sample(draws: Draws, difficulty: float, never: bool = False, wide: float = 0.0) -> Tensor:
+    """[N, A] poses, rad, of families by their shares at this difficulty (0..1), or of those that are never trained on.
+
+    A share `wide` of them is moved far from its family, all over the ranges of motion: the families alone leave trunks upright,
+    and a network that knows no others is lost on whatever tips over.
+    """
     shares = [f.never if never else (1 - difficulty) * f.easy + difficulty * f.hard for f in FAMILIES]
     chosen = draws.choice(shares)
     angles = torch.empty(draws.count, len(ANGLES), device=draws.device)
@@ -51,6 +59,10 @@ def sample(draws: Draws, difficulty: float, never: bool = False) -> Tensor:
             drawn = relaxed(some) | family.draw(some)
             angles[members] = torch.stack([drawn[name].expand(len(members)) for name in ANGLES], 1)
     angles = angles + draws.normal(0.04 + 0.04 * difficulty, len(ANGLES))
+    if wide:
+        spread = [WIDE_ROOT if "root" in n else WIDE_SPINE if n in TRUNK else WIDE_LIMB for n in ANGLES]
+        far = draws.normal(torch.tensor(spread, device=draws.device), len(ANGLES)) * draws.uniform(0.3, 1.4, 1)
+        angles = angles + far * draws.chance(wide)[:, None]
     angles = torch.where(draws.chance(0.5)[:, None], mirror(angles), angles)
     limits = LIMITS.to(draws.device)
     return angles.clamp(limits[:, 0], limits[:, 1])

@@ -5,7 +5,7 @@ Camera axes: x right, y down, z forward, metres. Pixels: centres at whole number
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -22,15 +22,15 @@ DEPTH_RANGE_M = 4.0
 """The z-buffer's depth: 15 bits over 4 m around the pelvis, packed above a point's 16-bit index."""
 
 SKIRT_POINTS = 1 / 8
-"""Points of a skirt for each point of the skin."""
+"""Points of a skirt for each point of the skin; large skirts have holes at that, so there are twice as many where `closed`."""
 
 MAX_POINTS = 58000
-"""On the skin; with a skirt they must fit into 16 bits."""
+"""On the skin; with a skirt they must fit into 16 bits: where `closed`, nine tenths as many."""
 EMPTY = 2**31 - 1
 SHADOW_CELLS = 96
 SHADOW_EXTENT_M = 2.4
 
-_CAMERA_FROM_BODY = ((1.0, 0.0, 0.0), (0.0, 0.0, -1.0), (0.0, 1.0, 0.0))
+CAMERA_FROM_BODY = ((1.0, 0.0, 0.0), (0.0, 0.0, -1.0), (0.0, 1.0, 0.0))
 _UPPER_BODY = (0, 8, 9, 10, 11, 12, 14, 15)
 
 
@@ -50,6 +50,7 @@ class People:
         center: [N, 2] its principal point, px.
         up: [N, 3] the world's up in camera axes.
         ground_m: [N] the ground: points with `up . point = ground_m`.
+        light: [N, 3] toward the brightest light, in camera axes.
     """
 
     rgb: Tensor
@@ -63,22 +64,67 @@ class People:
     center: Tensor
     up: Tensor
     ground_m: Tensor
+    light: Tensor
+
+    def __getitem__(self, index: Tensor | slice) -> People:
+        """Some of the people."""
+        return People(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
-def render(body: Body, draws: Draws, size: int, difficulty: float, never: bool = False) -> People:
-    """People of random shape, pose, looks, light and camera in pictures of `size` px."""
+@dataclass(frozen=True)
+class Stand:
+    """Where people stand in scenes with cameras of their own; N people.
+
+    Attributes:
+        turn: [N, 3, 3] camera-from-body rotations.
+        foot_m: [N, 3] where their lowest point touches the ground, below the pelvis, in camera space.
+        light: [N, 3] toward the brightest light, unit length, camera axes.
+        angles: [N, A] their poses, rad; drawn at random where nothing is given.
+    """
+
+    turn: Tensor
+    foot_m: Tensor
+    light: Tensor
+    angles: Tensor | None = None
+
+
+def render(
+    body: Body,
+    draws: Draws,
+    size: int,
+    difficulty: float,
+    never: bool = False,
+    stand: Stand | None = None,
+    closed: bool = False,
+    wide: float = 0.0,
+) -> People:
+    """People of random shape, pose and looks in pictures of `size` px.
+
+    Light and camera are random, too, unless `stand` says where each stands; then the pictures just hold the whole person.
+    With `closed`, skirts have enough points to be without holes. `wide` is the share of the people who are moved far from
+    their family's pose.
+    """
     surface = body.surface
-    if len(surface.mean) > MAX_POINTS:
-        raise ValueError(f"expected at most {MAX_POINTS} points on the body, received {len(surface.mean)}")
+    limit = MAX_POINTS * 9 // 10 if closed else MAX_POINTS
+    if len(surface.mean) > limit:
+        raise ValueError(f"expected at most {limit} points on the body, received {len(surface.mean)}")
     rest, skeleton = body.shaped(body.sample_shapes(draws.count, draws.generator, held_out=never))
-    motion, joints = poses.move_skeleton(poses.sample(draws, difficulty, never), skeleton)
+    angles = stand.angles if stand is not None else None
+    angles = poses.sample(draws, difficulty, never, wide) if angles is None else angles
+    motion, joints = poses.move_skeleton(angles, skeleton)
     looks = dress_up(draws, surface, difficulty)
     rest = torch.addcmul(rest, surface.normals, looks.thickness_m[..., None])
     points, normals = skin(rest, F.normalize(surface.normals + looks.folds, dim=-1), surface.weights, motion)
-    points, normals, colours = _dress(draws, surface, rest, joints, points, normals, looks.colours, difficulty)
+    skirt = int(points.shape[1] * SKIRT_POINTS) * (2 if closed else 1)
+    points, normals, colours = _dress(draws, surface, rest, joints, points, normals, looks.colours, difficulty, skirt)
 
-    turn, place = _camera(draws, difficulty)
     pelvis = joints[:, :1]
+    if stand is None:
+        turn, place = _camera(draws, difficulty)
+    else:
+        turn = stand.turn
+        lowest = (points[:, : len(surface.mean) : 3] - pelvis)[..., 2].amin(1, keepdim=True)
+        place = (stand.foot_m - turn @ torch.tensor(UP, device=draws.device) * lowest)[:, None]
     points = (points - pelvis) @ turn.mT + place
     joints = (joints - pelvis) @ turn.mT + place
     normals = normals @ turn.mT
@@ -86,13 +132,13 @@ def render(body: Body, draws: Draws, size: int, difficulty: float, never: bool =
     ground = (points[:, : len(surface.mean) : 3] @ up[..., None]).amin((1, 2)) - draws.uniform(0, 0.3) * draws.chance(0.05)
 
     flat, flat_joints = (p[..., :2] / p[..., 2:].clamp_min(0.3) for p in (points, joints))
-    focal, center, box = _frame(draws, flat, flat_joints, size, difficulty)
+    focal, center, box = _frame(draws, flat, flat_joints, size, difficulty) if stand is None else _whole(flat, size)
     pixels = flat * focal[:, None, None] + center[:, None]
     packed = _z_buffer(points, normals, pixels, place[:, :, 2], size)
     packed = _fill(packed, surface.spacing_m * focal / place[:, 0, 2])
 
     light = F.normalize(draws.normal(0.6, 3) + up * draws.uniform(0.4, 1.6, 1), dim=-1)
-    light = torch.where((light * up).sum(-1, keepdim=True) > 0.15, light, up)
+    light = torch.where((light * up).sum(-1, keepdim=True) > 0.15, light, up) if stand is None else stand.light
     lit = torch.where(draws.chance(0.7)[:, None], _lit(points, light), 1.0)
     covered = packed != EMPTY
     index = (packed & 0xFFFF).clamp_max(points.shape[1] - 1).long().flatten(1)
@@ -112,6 +158,7 @@ def render(body: Body, draws: Draws, size: int, difficulty: float, never: bool =
         center=center,
         up=up,
         ground_m=ground,
+        light=light,
     )
 
 
@@ -124,9 +171,9 @@ def _dress(
     normals: Tensor,
     colours: Tensor,
     difficulty: float,
+    count: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Points, normals and colours with those of a skirt; where none is worn its points repeat some of the skin's."""
-    count = int(points.shape[1] * SKIRT_POINTS)
+    """Points, normals and colours with `count` more of a skirt; where none is worn these repeat some of the skin's."""
     *skirt, worn = drape(draws, surface, rest, joints, count, difficulty)
     every = points.shape[1] // count
     skin_too = (points, normals, colours)
@@ -140,7 +187,7 @@ def _camera(draws: Draws, difficulty: float) -> tuple[Tensor, Tensor]:
     yaw = draws.uniform(0, 2 * torch.pi)
     pitch = (draws.normal(0.1 + 0.14 * difficulty) + 0.1).clamp(-0.5, 1.0)
     roll = draws.normal(0.07 + 0.05 * difficulty) + draws.normal(0.6) * draws.chance(0.06 * difficulty)
-    base = torch.tensor(_CAMERA_FROM_BODY, device=draws.device)
+    base = torch.tensor(CAMERA_FROM_BODY, device=draws.device)
     turn = rotation((0.0, 0.0, 1.0), roll) @ rotation((1.0, 0.0, 0.0), pitch) @ base @ rotation(UP, yaw)
     distance = draws.log_uniform(3.2 - 0.8 * difficulty, 9.0)
     place = torch.stack([draws.normal(0.15) * distance, draws.normal(0.08) * distance, distance], -1)
@@ -162,6 +209,13 @@ def _frame(
     middle = (low + high) / 2 + draws.normal(0.03 + 0.015 * difficulty, 2) * side[:, None]
     focal = size / side
     return focal, (size - 1) / 2 - middle * focal[:, None], box
+
+
+def _whole(flat: Tensor, size: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """As `_frame`, for pictures that just hold the person and a little around."""
+    low, high = flat[:, ::2].amin(1), flat[:, ::2].amax(1)
+    focal = size / ((high - low).amax(1) * 1.12)
+    return focal, (size - 1) / 2 - (low + high) / 2 * focal[:, None], (low, high)
 
 
 def _z_buffer(points: Tensor, normals: Tensor, pixels: Tensor, middle_m: Tensor, size: int) -> Tensor:

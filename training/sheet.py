@@ -1,6 +1,6 @@
 """A sheet of crops to look at, with the joints drawn on every other one.
 
-python -m training.sheet FILE.jpg [--columns 10] [--rows 6] [--difficulty 0.85] [--never] [--seed 1]
+python -m training.sheet FILE.jpg [--columns 10] [--rows 6] [--difficulty 0.85] [--pictures 0.5] [--never] [--seed 1]
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def draw(crops: Crops, index: int) -> NDArray[np.uint8]:
     return picture
 
 
-def sheet(columns: int, rows: int, difficulty: float, seed: int, never: bool) -> NDArray[np.uint8]:
+def sheet(columns: int, rows: int, difficulty: float, seed: int, never: bool, pictures: float) -> NDArray[np.uint8]:
     """[rows * 256, columns * 256, 3] uint8, BGR."""
     renderer = Renderer()
     lines = []
     for row in range(rows):
-        crops = renderer.batch(columns, difficulty, renderer.generator(seed, row), never)
-        pictures = [draw(crops, k) if (k + row) % 2 else crops.images[k].numpy() for k in range(columns)]
-        lines.append(np.concatenate(pictures, 1))
+        crops = renderer.batch(columns, difficulty, renderer.generator(seed, row), never, pictures, held_out_pictures=never)
+        drawn = [draw(crops, k) if (k + row) % 2 else crops.images[k].numpy() for k in range(columns)]
+        lines.append(np.concatenate(drawn, 1))
     return np.concatenate(lines)
 
 
@@ -48,11 +48,13 @@ def main() -> None:
     parser.add_argument("--columns", type=int, default=10)
     parser.add_argument("--rows", type=int, default=6)
     parser.add_argument("--difficulty", type=float, default=0.85)
+    parser.add_argument("--pictures", type=float, default=0.5, help="share before real pictures")
     parser.add_argument("--never", action="store_true", help="bodies, poses and backgrounds that are never trained on")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--width", type=int, default=1600, help="of the file, px")
     arguments = parser.parse_args()
-    picture = sheet(arguments.columns, arguments.rows, arguments.difficulty, arguments.seed, arguments.never)
+    drawn = (arguments.difficulty, arguments.seed, arguments.never, arguments.pictures)
+    picture = sheet(arguments.columns, arguments.rows, *drawn)
     height = round(picture.shape[0] * arguments.width / picture.shape[1])
     picture = cv2.resize(picture, (arguments.width, height), interpolation=cv2.INTER_AREA)
     if not cv2.imwrite(str(arguments.file), picture, [cv2.IMWRITE_JPEG_QUALITY, 85]):

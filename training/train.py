@@ -30,11 +30,11 @@ from training.dataset import Renderer, mirror
 from training.evaluate import SETS, evaluate, held_out, network_input, rounded
 from training.losses import pose_loss
 from training.plan import Plan
-from training.stream import Stream
+from training.stream import Chunks, PoseChunks, Stream
 
 
-def initialise(network: PoseNetwork, seed: int) -> None:
-    """Kaiming's weights, each residual branch beginning at zero, a last layer near zero."""
+def initialise(network: nn.Module, last: nn.Conv2d, seed: int) -> None:
+    """Kaiming's weights, each residual branch beginning at zero, the last layer near zero."""
     generator = torch.Generator().manual_seed(seed)
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d):
@@ -43,7 +43,7 @@ def initialise(network: PoseNetwork, seed: int) -> None:
             nn.init.zeros_(module.bias)
             if name.endswith("pwconv2"):
                 nn.init.zeros_(module.weight)
-    nn.init.normal_(network.head.final_layer.weight, std=0.01, generator=generator)
+    nn.init.normal_(last.weight, std=0.01, generator=generator)
 
 
 def load_matching(network: PoseNetwork, path: Path) -> int:
@@ -57,13 +57,13 @@ def load_matching(network: PoseNetwork, path: Path) -> int:
 class Trainer:
     """One run: its network, the average of it, and the optimiser, at a step."""
 
+    chunks: type[Chunks] = PoseChunks
+
     def __init__(self, plan: Plan, device: torch.device, init: Path | None = None) -> None:
         self.plan, self.device, self.step = plan, device, 0
         self.best: float | None = None
-        network = PoseNetwork(Variant[plan.variant])
-        initialise(network, plan.seed)
-        if init is not None:
-            load_matching(network, init)
+        self._sets: dict = {}
+        network = self.new_network(init)
         self.network = network.to(device, memory_format=torch.channels_last).train()
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
         weights = [p for p in self.network.parameters() if p.ndim > 1]
@@ -71,17 +71,41 @@ class Trainer:
         groups = [{"params": weights, "weight_decay": plan.decay}, {"params": others, "weight_decay": 0.0}]
         self.optimiser = torch.optim.AdamW(groups, lr=plan.rate, fused=True)
 
+    def new_network(self, init: Path | None) -> nn.Module:
+        """The network as a new run begins with it."""
+        network = PoseNetwork(Variant[self.plan.variant])
+        initialise(network, network.head.final_layer, self.plan.seed)
+        if init is not None:
+            load_matching(network, init)
+        return network
+
+    def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of normalised images and, of it, the mean absolute error."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            maps = self.network.head(self.network.backbone(images))
+        return pose_loss(maps, labels, self.plan.size)
+
+    def mirrored(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [N, S, S, 3] and labels of the mirrored pictures."""
+        return mirror(images, labels)
+
+    def judge(self, count: int) -> tuple[dict[str, dict], float]:
+        """Figures of the average on held-out sets of `count` pictures, and one figure that is lower for better weights."""
+        if not self._sets:
+            renderer = Renderer(self.device, self.plan.size)
+            self._sets = {name: held_out(name, count, renderer) for name in SETS}
+        scores = evaluate(self.average, self._sets)
+        return {name: rounded(score) for name, score in scores.items()}, scores["easy"].mpjpe_mm + scores["hard"].mpjpe_mm
+
     def update(self, stream: Stream) -> tuple[Tensor, Tensor]:
         """One step; the loss and the mean absolute error, still on the device."""
         plan = self.plan
         stream.advance(plan.chunks_before(self.step))
-        images, joints = self._batch(stream)
+        images, labels = self._batch(stream)
         rate = plan.rate_at(self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
-            maps = self.network.head(self.network.backbone(images))
-        loss, error = pose_loss(maps, joints, plan.size)
+        loss, error = self.loss(images, labels)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), plan.clip)
@@ -91,18 +115,18 @@ class Trainer:
         return loss.detach(), error.detach()
 
     def _batch(self, stream: Stream) -> tuple[Tensor, Tensor]:
-        """Normalised images and joints drawn from the stream, half of them mirrored, each a little brighter or darker."""
+        """Normalised images and labels drawn from the stream, half of them mirrored, each a little brighter or darker."""
         plan = self.plan
         generator = torch.Generator().manual_seed(plan.seed * 2**22 + self.step)
         chosen = torch.randint(0, len(stream), (plan.batch,), generator=generator).to(self.device)
         flipped = (torch.rand(plan.batch, generator=generator) < 0.5).to(self.device)
         gain = (0.85 + 0.3 * torch.rand(plan.batch, 1, 1, 1, generator=generator)).to(self.device)
         tint = (25 * (torch.rand(plan.batch, 1, 1, 3, generator=generator) - 0.5)).to(self.device)
-        images, joints = stream.images[chosen], stream.joints[chosen]
-        mirrored_images, mirrored_joints = mirror(images, joints)
+        images, labels = stream.images[chosen], stream.labels[chosen]
+        mirrored_images, mirrored_labels = self.mirrored(images, labels)
         images = torch.where(flipped[:, None, None, None], mirrored_images, images).float()
-        joints = torch.where(flipped[:, None, None], mirrored_joints, joints)
-        return network_input((images * gain + tint).clamp(0, 255)), joints
+        labels = torch.where(flipped[:, None, None], mirrored_labels, labels)
+        return network_input((images * gain + tint).clamp(0, 255)), labels
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -157,6 +181,7 @@ def run(
     save_s: float = 240.0,
     held_out_count: int = 128,
     stop: Callable[[], bool] = lambda: False,
+    kind: type[Trainer] = Trainer,
 ) -> Trainer:
     """Train for a slice: until `seconds` are over, `steps` more are done, `stop()` says so, or the plan is fulfilled.
 
@@ -164,14 +189,13 @@ def run(
     evaluated.
     """
     began = time.monotonic()
-    trainer = Trainer(plan, device, init)
+    trainer = kind(plan, device, init)
     if state.load_facts(folder) is not None:
         trainer.restore(folder)
     folder.mkdir(parents=True, exist_ok=True)
     log_path = folder / "log.jsonl"
     _forget_after(log_path, trainer.step)
     last = plan.steps if steps is None else min(plan.steps, trainer.step + steps)
-    sets: dict = {}
 
     def log(**facts: object) -> None:
         line = json.dumps({"step": trainer.step, "images": trainer.step * plan.batch, **facts})
@@ -182,17 +206,13 @@ def run(
     def judge() -> None:
         if not held_out_count:
             return
-        if not sets:
-            renderer = Renderer(device, plan.size)
-            sets.update({name: held_out(name, held_out_count, renderer) for name in SETS})
-        scores = evaluate(trainer.average, sets)
-        figure = scores["easy"].mpjpe_mm + scores["hard"].mpjpe_mm
-        log(**{name: rounded(score) for name, score in scores.items()})
+        figures, figure = trainer.judge(held_out_count)
+        log(**figures)
         if trainer.best is None or figure < trainer.best:
             trainer.best = figure
             state.write_tensors(folder / "best.safetensors", trainer.weights())
 
-    with Stream(plan, device, workers) as stream:
+    with Stream(plan, device, workers, trainer.chunks) as stream:
         saved = judged = reported = time.monotonic()
         since, total = trainer.step, torch.zeros(2, device=device)
         while trainer.step < last and time.monotonic() - began < seconds and not stop():
@@ -230,9 +250,9 @@ def _forget_after(log_path: Path, step: int) -> None:
         log_path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
-def main() -> None:
+def main(kind: type[Trainer] = Trainer, description: str | None = __doc__) -> None:
     """Read the command line; the plan's numbers are options of the same name."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="length of this slice")
     parser.add_argument("--init", type=Path, help="weights that a new run begins with")
@@ -244,8 +264,8 @@ def main() -> None:
     types = {"str": str, "int": int, "float": float}
     for field in fields(Plan):
         choices = [v.name for v in Variant] if field.name == "variant" else None
-        option, kind = f"--{field.name.replace('_', '-')}", types[str(field.type)]
-        parser.add_argument(option, type=kind, choices=choices, help=f"default {field.default}")
+        option, convert = f"--{field.name.replace('_', '-')}", types[str(field.type)]
+        parser.add_argument(option, type=convert, choices=choices, help=f"default {field.default}")
     arguments = parser.parse_args()
     given = {f.name: getattr(arguments, f.name) for f in fields(Plan) if getattr(arguments, f.name) is not None}
     facts = state.load_facts(arguments.run)
@@ -266,6 +286,7 @@ def main() -> None:
         evaluate_s=arguments.evaluate_minutes * 60,
         held_out_count=arguments.held_out,
         stop=lambda: bool(stopped),
+        kind=kind,
     )
 
 

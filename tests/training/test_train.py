@@ -105,14 +105,14 @@ def test_the_stream_resumes_with_the_same_crops():
             steady.advance(chunks)
         resumed.advance(5)
         assert len(steady) == len(resumed) == 12
-        assert torch.equal(steady.images, resumed.images) and torch.equal(steady.joints, resumed.joints)
+        assert torch.equal(steady.images, resumed.images) and torch.equal(steady.labels, resumed.labels)
 
 
 def test_worker_processes_render_the_same_crops():
     with Stream(PLAN, CPU) as here, Stream(PLAN, CPU, workers=1) as there:
         here.advance(2)
         there.advance(2)
-        assert torch.equal(here.images[:8], there.images[:8]) and torch.equal(here.joints[:8], there.joints[:8])
+        assert torch.equal(here.images[:8], there.images[:8]) and torch.equal(here.labels[:8], there.labels[:8])
 
 
 def test_the_schedule_rises_then_falls():
