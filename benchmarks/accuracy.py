@@ -1,40 +1,232 @@
-"""How good the poses of a run are: a result against the true poses of its clip.
+"""How good the poses are: against true poses, on synthetic sets, on labelled real pictures, and on footage without truth.
 
-    python benchmarks/accuracy.py RESULTS/poses.npz TRUTH.json
+    python benchmarks/accuracy.py RESULTS/poses.npz TRUTH.json             a run against the true poses of its clip
+    python benchmarks/accuracy.py pictures [--weights xs]                  real pictures with labels (benchmarks/labels)
+    python benchmarks/accuracy.py synthetic [--weights xs] [--count 128]   training's held-out sets; needs the extra `build`
+    python benchmarks/accuracy.py steadiness RESULTS/poses.npz             how steady the bones of followed people are
+    python benchmarks/accuracy.py agreement VIDEO RESULTS/poses.npz        against another detector (benchmarks/reference.py)
 
-TRUTH.json holds, for each frame, `joints_cam_mm` [18, 3] (camera axes, mm) and `joints_px` [18, 2] (pixel centres at
-whole numbers), as the demo clip's does. A frame without a pose counts as missed, never as a small error.
+WEIGHTS are a name of default weights, a checkpoint or an exported .onnx file. TRUTH.json holds, for each frame, `joints_cam_mm`
+[18, 3] (camera axes, mm) and `joints_px` [18, 2] (pixel centres at whole numbers), as the demo clip's does. A frame without a
+pose counts as missed, never as a small error. What the figures mean and what they were: docs/accuracy.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from convnextpose.metrics import joint_errors, mpjpe, pa_mpjpe, pck, swap_rate
+from convnextpose.crop import Box
+from convnextpose.errors import PoseError
+from convnextpose.metrics import bone_variation, joint_errors, mpjpe, pa_mpjpe, pck, swap_rate
 from convnextpose.skeleton import HUMAN36M
+
+if TYPE_CHECKING:
+    from benchmarks.pictures import LabelledPerson, PictureScore
+    from engines.runtime import Runtime
+    from pipeline.types import Frame
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # for `benchmarks` and `training`, which are not installed
+
+Figures = dict[str, float | int | str]
+"""What is printed, by name and unit."""
+
+MIN_TRACK = 25
+"""Frames that a person has to be followed for steadiness to be measured."""
 
 
 def main() -> None:
-    """Print the scores."""
+    """Print the figures of what the command line names."""
+    commands = {"pictures": pictures, "synthetic": synthetic, "steadiness": steadiness, "agreement": agreement}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="poses.npz of a run")
-    parser.add_argument("truth", type=Path, help="JSON with the true joints of every frame")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    arguments = parser.parse_args()
-    figures = score(arguments.results, arguments.truth)
-    if arguments.json:
+    command = commands[sys.argv.pop(1)] if len(sys.argv) > 1 and sys.argv[1] in commands else against_truth
+    try:
+        title, figures = command(parser)
+    except PoseError as error:
+        parser.exit(1, f"{error}\n")
+    if parser.parse_args().json:
         print(json.dumps(figures, indent=2))
         return
-    print(f"accuracy of {arguments.results} against {arguments.truth.name}")
+    print(title)
     for name, value in figures.items():
-        print(f"  {name:34s} {value:8.1f}" if isinstance(value, float) else f"  {name:34s} {value}")
+        print(f"  {name:37s} {value:8.1f}" if isinstance(value, float) else f"  {name:37s} {value}")
 
 
-def score(results: Path, truth_file: Path) -> dict[str, float | str]:
+def against_truth(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
+    """A run against the true poses of its clip."""
+    parser.add_argument("results", type=Path, help="poses.npz of a run")
+    parser.add_argument("truth", type=Path, help="JSON with the true joints of every frame")
+    arguments = parser.parse_args()
+    return f"accuracy of {arguments.results} against {arguments.truth.name}", score(arguments.results, arguments.truth)
+
+
+def pictures(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
+    """Joints in crops of the labelled boxes against the labels, and whom the pipeline's own finder finds."""
+    from benchmarks.pictures import average_pose, draw_overlays, find_files, labelled_frames, read_labels, score_pictures
+    from benchmarks.reference import Reference
+    from pipeline.people import Person, see
+    from pipeline.run import open_model
+
+    parser.add_argument("--weights", default="xs", help="what to measure; mediapipe for the other detector")
+    parser.add_argument("--pictures", type=Path, nargs="+", default=[], help="more folders to look for the pictures in")
+    parser.add_argument("--overlays", type=Path, help="folder for pictures of labels and predictions side by side")
+    parser.add_argument("--no-finding", action="store_true", help="leave out whom the finder finds, which takes longest")
+    arguments = parser.parse_args()
+    files, people = read_labels()
+    found = find_files(files, arguments.pictures)
+    for name in sorted(files.keys() - found.keys()):
+        print(f"not measured: {name} is not there ({files[name]['get']}); --pictures FOLDER names where it is", file=sys.stderr)
+    frames = labelled_frames(people, found)
+    if not frames:
+        parser.error("none of the labelled pictures is there")
+    people = [person for _, those in frames for person in those]
+    if arguments.weights == "mediapipe":
+        reference, nobody = Reference(), np.full((len(HUMAN36M), 2), np.nan)
+        seen = [reference.see(frame.image, p.box) for frame, those in frames for p in those]
+        predicted = [nobody if one is None else one[0] for one in seen]
+        figures = _picture_figures(score_pictures(people, predicted))
+    else:
+        with open_model(arguments.weights, "auto") as runtime:
+            if runtime.model.joint_set is not HUMAN36M:
+                parser.error(f"expected weights with Human3.6M's joints, received {runtime.model.joint_set.name}'s")
+            predicted = [
+                sighting.joints
+                for frame, those in frames
+                for sighting in see(runtime, frame.image, tuple(Person(k, p.box) for k, p in enumerate(those)))
+            ]
+            figures = _picture_figures(score_pictures(people, predicted))
+            figures["an average pose for all, PCK, %"] = 100 * score_pictures(people, average_pose(people)).pck
+            if not arguments.no_finding:
+                figures |= _finding_figures(runtime, frames)
+    if arguments.overlays:
+        draw_overlays(frames, predicted, arguments.overlays)
+    return f"accuracy of {arguments.weights} on labelled real pictures", figures
+
+
+def _finding_figures(runtime: Runtime, frames: list[tuple[Frame, list[LabelledPerson]]]) -> Figures:
+    """Whom the finder that a run uses finds: one person in each picture, and the boxes of the detector if there is one."""
+    from benchmarks.pictures import count_found
+    from convnextpose import weights
+    from engines.detector import open_detector
+    from pipeline.people import DETECTION_SCORE, DetectedPerson, SinglePerson, detect
+
+    exported = weights.detector()
+    if exported is None:
+        finder = SinglePerson(runtime, follows=False)
+    else:
+        finder = DetectedPerson(runtime, detector := open_detector(exported), follows=False)
+    _, frames_with = count_found(frames, lambda frame: [person.box for person in finder.find(frame)])
+    figures: Figures = {"frames whose found person is labelled": f"{frames_with} of {len(frames)}"}
+    if exported is not None:
+        boxed, _ = count_found(frames, lambda frame: [d.box for d in detect(detector, frame.image, DETECTION_SCORE)])
+        figures["labelled people in detected boxes"] = f"{boxed} of {sum(len(people) for _, people in frames)}"
+    return figures
+
+
+def _picture_figures(result: PictureScore) -> Figures:
+    figures: Figures = {
+        "people": result.people,
+        "limbs, PCK at 0.2 torso, %": 100 * result.pck,
+        "limbs, median error, % of the torso": 100 * result.median,
+        "left-right swaps, %": 100 * result.swaps,
+    }
+    return figures | {f"PCK at 0.2 torso, {name}, %": 100 * value for name, value in result.joints.items()}
+
+
+def synthetic(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
+    """Training's held-out sets, with the error of each joint."""
+    import torch
+
+    from convnextpose import weights
+    from convnextpose.checkpoint import verify
+    from convnextpose.network import build_network
+    from convnextpose.variants import INPUT_SIZE
+    from training.dataset import Renderer
+    from training.evaluate import SETS, held_out, joint_errors_mm, predict
+    from training.evaluate import score as score_crops
+
+    parser.add_argument("--weights", default="xs")
+    parser.add_argument("--count", type=int, default=128, help="crops of each set")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=["easy", "hard", "never"])
+    arguments = parser.parse_args()
+    named = arguments.weights.lower() in weights.names()
+    file = weights.load(arguments.weights.lower()).safetensors if named else Path(arguments.weights)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = build_network(verify(file)).to(device, memory_format=torch.channels_last).eval()
+    renderer = Renderer(device, INPUT_SIZE)
+    columns: list[dict[str, str]] = []
+    for name in arguments.sets:
+        crops = held_out(name, arguments.count, renderer)
+        joints = predict(network, crops.images)
+        result = score_crops(joints, crops)
+        column = {
+            "": name,
+            "MPJPE with the true root depth, mm": f"{result.mpjpe_mm:.1f}",
+            "PA-MPJPE, mm": f"{result.pa_mpjpe_mm:.1f}",
+            "error in the crop, px of 256": f"{result.error_px:.1f}",
+            "PCK at 0.2 torso, %": f"{100 * result.pck:.1f}",
+            "left-right swaps, %": f"{100 * result.swaps:.1f}",
+        }
+        columns.append(column | {f"{joint}, mm": f"{value:.0f}" for joint, value in joint_errors_mm(joints, crops).items()})
+    rows: Figures = {key: "".join(f"{column[key]:>10s}" for column in columns) for key in columns[0]}
+    return f"accuracy of {arguments.weights} on {arguments.count} crops of each held-out synthetic set", rows
+
+
+def steadiness(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
+    """Standard deviation over mean of each bone's 3D length, over each followed track; the mean over tracks."""
+    parser.add_argument("results", type=Path, help="poses.npz of a run")
+    arguments = parser.parse_args()
+    with np.load(arguments.results) as run:
+        tracks = [run["joints_mm"][run["track_id"] == track] for track in np.unique(run["track_id"])]
+    long = [track for track in tracks if len(track) >= MIN_TRACK]
+    figures: Figures = {f"tracks of {MIN_TRACK} frames or more": f"{len(long)}, {sum(map(len, long))} poses"}
+    if long:
+        variation = 100 * np.mean([bone_variation(track, HUMAN36M) for track in long], axis=0)
+        figures["bone lengths vary by, mean, %"] = float(variation.mean())
+        for (near, far), value in zip(HUMAN36M.bones, variation, strict=True):
+            figures[f"{HUMAN36M.joints[near]} to {HUMAN36M.joints[far]}, %"] = float(value)
+    return f"steadiness of bone lengths in {arguments.results}", figures
+
+
+def agreement(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
+    """Joints in the picture against those that MediaPipe sees in the same boxes."""
+    from benchmarks.pictures import LabelledPerson, draw_overlays, score_pictures
+    from benchmarks.reference import Reference
+    from pipeline.sources import open_source
+
+    parser.add_argument("video", type=Path, help="what the run was made from")
+    parser.add_argument("results", type=Path, help="poses.npz of the run")
+    parser.add_argument("--every", type=int, default=10, help="compare every n-th pose")
+    parser.add_argument("--overlays", type=Path, help="folder for pictures of both side by side, MediaPipe's to the left")
+    arguments = parser.parse_args()
+    with np.load(arguments.results) as run:
+        frame_of_pose = run["frame_index"][run["pose_frame"]]
+        poses = [(int(frame_of_pose[k]), Box(*run["box"][k]), run["joints_px"][k])
+                 for k in range(0, len(frame_of_pose), arguments.every)]  # fmt: skip
+    reference, compared, predicted, frames = Reference(), [], [], []
+    with open_source(arguments.video) as source:
+        for frame in source:
+            for index, box, joints in poses:
+                seen = reference.see(frame.image, box) if index == frame.index else None
+                if seen is not None:
+                    compared.append(LabelledPerson(source.name, index, box, False, *seen))
+                    frames.append((frame, compared[-1:]))
+                    predicted.append(joints)
+    figures: Figures = {"poses asked about": len(poses), "in which MediaPipe sees a person": len(compared)}
+    if compared:
+        figures |= _picture_figures(score_pictures(compared, predicted))
+    if arguments.overlays and compared:
+        draw_overlays(frames, predicted, arguments.overlays)
+    return f"agreement of {arguments.results} with MediaPipe", figures
+
+
+def score(results: Path, truth_file: Path) -> Figures:
     """The scores of one result, by name and unit."""
     truth = json.loads(truth_file.read_text(encoding="utf-8"))["frames"]
     with np.load(results) as run:
@@ -44,7 +236,7 @@ def score(results: Path, truth_file: Path) -> dict[str, float | str]:
         joints_mm, joints_px = run["joints_mm"][rows], run["joints_px"][rows]
         root_mm = run["root_depth_mm"][rows]
     seen = [f for f in truth if f["frame"] in first]
-    figures: dict[str, float | str] = {"frames with a pose": f"{len(seen)} of {len(truth)}"}
+    figures: Figures = {"frames with a pose": f"{len(seen)} of {len(truth)}"}
     if not seen:
         return figures
     true_mm = np.array([f["joints_cam_mm"] for f in seen])

@@ -76,3 +76,41 @@ def swap_rate(predicted: Joints, truth: Joints, joint_set: JointSet, apart_mm: f
     crossed = distance(first, second) + distance(second, first)
     counts = np.linalg.norm(truth[..., first, :] - truth[..., second, :], axis=-1) >= apart_mm
     return float((crossed < straight)[counts].mean()) if counts.any() else float("nan")
+
+
+def picture_swap_rate(
+    predicted_px: Joints, truth_px: Joints, joint_set: JointSet, apart_px: NDArray[np.floating], seen: NDArray[np.bool_]
+) -> float:
+    """Share of left-right pairs that fit better in the picture with left and right exchanged, 0..1.
+
+    Args:
+        predicted_px, truth_px: [N, J, 2] joints in the picture, px.
+        joint_set: which pairs there are.
+        apart_px: [N] px; nearer pairs say nothing and do not count.
+        seen: [N, J] joints whose truth is known; pairs with another do not count.
+
+    Returns:
+        The share; NaN where no pair counts.
+    """
+    predicted, truth = np.asarray(predicted_px, np.float64), np.asarray(truth_px, np.float64)
+    first, second = (list(side) for side in zip(*joint_set.flip_pairs, strict=True))
+
+    def distance(a: list[int], b: list[int]) -> NDArray[np.float64]:
+        return np.linalg.norm(predicted[:, a] - truth[:, b], axis=-1)
+
+    straight = distance(first, first) + distance(second, second)
+    crossed = distance(first, second) + distance(second, first)
+    apart = np.linalg.norm(truth[:, first] - truth[:, second], axis=-1) >= np.asarray(apart_px)[:, None]
+    counts = seen[:, first] & seen[:, second] & apart
+    return float((crossed < straight)[counts].mean()) if counts.any() else float("nan")
+
+
+def bone_variation(joints: Joints, joint_set: JointSet) -> NDArray[np.float64]:
+    """How much the length of each bone varies over the poses [F, J, 3] of one person: standard deviation over mean, [B].
+
+    A person's bones keep their lengths, so whatever is above 0 is the estimate's.
+    """
+    near, far = (list(ends) for ends in zip(*joint_set.bones, strict=True))
+    joints = np.asarray(joints, np.float64)
+    lengths = np.linalg.norm(joints[:, far] - joints[:, near], axis=-1)
+    return lengths.std(axis=0) / lengths.mean(axis=0)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from convnextpose.errors import GeometryError
-from convnextpose.metrics import align_rigid, mpjpe, pa_mpjpe, pck, swap_rate
+from convnextpose.metrics import align_rigid, bone_variation, mpjpe, pa_mpjpe, pck, picture_swap_rate, swap_rate
 from convnextpose.skeleton import HUMAN36M
 
 poses = hnp.arrays(np.float64, (3, 18, 3), elements=st.floats(-1000, 1000))
@@ -81,3 +81,27 @@ def test_pck_counts_joints_within_a_fifth_of_the_torso():
 def test_other_shapes_are_refused(shape):
     with pytest.raises(GeometryError, match=r"\[..., 18, 3\]"):
         mpjpe(np.zeros(shape), np.zeros((18, 3)), HUMAN36M)
+
+
+def test_swaps_in_the_picture_count_only_pairs_that_are_seen_and_apart():
+    truth = person()[..., :2]
+    seen, apart = np.ones((5, 18), bool), np.zeros(5)
+    assert picture_swap_rate(truth, truth, HUMAN36M, apart, seen) == 0
+    exchanged = truth[:, list(HUMAN36M.flip_order)]
+    assert picture_swap_rate(exchanged, truth, HUMAN36M, apart, seen) == 1
+    left, right = HUMAN36M.flip_pairs[0]
+    one = truth.copy()
+    one[:, [left, right]] = truth[:, [right, left]]
+    assert picture_swap_rate(one, truth, HUMAN36M, apart, seen) == pytest.approx(1 / len(HUMAN36M.flip_pairs))
+    seen[:, left] = False
+    assert picture_swap_rate(one, truth, HUMAN36M, apart, seen) == 0
+    assert np.isnan(picture_swap_rate(one, truth, HUMAN36M, apart + 1e9, seen))
+
+
+@given(hnp.arrays(np.float64, (4, 3), elements=st.floats(-3, 3)), st.floats(0.1, 10))
+def test_bones_of_a_body_that_only_turns_do_not_vary_and_size_does_not_matter(turns, scale):
+    body = person()[0]
+    assert np.allclose(bone_variation(np.stack([body @ rotation(turn).T for turn in turns]), HUMAN36M), 0, atol=1e-9)
+    poses = person()
+    assert np.allclose(bone_variation(scale * poses, HUMAN36M), bone_variation(poses, HUMAN36M))
+    assert bone_variation(np.stack([body, 3 * body]), HUMAN36M) == pytest.approx(np.full(len(HUMAN36M.bones), 0.5))
