@@ -86,7 +86,7 @@ def build_command(
     library: Annotated[
         str | None, typer.Option(help="tensorrt or tensorrt_rtx.", show_default="what the target prefers")
     ] = None,
-    via: Annotated[str | None, typer.Option(help="torch2trt: for TensorRT 8 (JetPack 5 and 6.0).", show_default=False)] = None,
+    via: Annotated[str | None, typer.Option(help="torch2trt: for TensorRT 8 (JetPack 6.0).", show_default=False)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Build again what is there; replace other files.")] = False,
 ) -> None:
     """Turn checkpoints into TensorRT engines: verify, export, type, prove, build, and write each with its manifest.

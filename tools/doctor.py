@@ -60,7 +60,8 @@ def doctor_command(
 def examine() -> list[Finding]:
     """Everything that is looked at, in the order in which it is told."""
     findings = [_python(), _processor()]
-    findings += [_package(name, "capture, drawing and results") for name in ("numpy", "opencv-python", "av")]
+    findings += [_package(name, "capture, drawing and results") for name in ("numpy", "av")]
+    findings.append(_opencv())
     extra = install_command("build")
     findings += [_package(name, "export", extra, optional=True) for name in ("onnx", "onnxscript", "safetensors")]
     findings += _runtimes()
@@ -93,6 +94,15 @@ def _package(name: str, needed_for: str, mend: str = "", *, optional: bool = Fal
         return Finding(name, "ok", metadata.version(name), needed_for)
     except metadata.PackageNotFoundError:
         return Finding(name, "missing" if optional else "broken", "not installed", needed_for, mend or f"pip install {name}")
+
+
+def _opencv() -> Finding:
+    """Any OpenCV that loads serves: PyPI's, its headless twin, or a Jetson's own."""
+    try:
+        import cv2
+    except ImportError as error:
+        return Finding("OpenCV", "broken", str(error), "capture, drawing and results", "pip install opencv-python")
+    return Finding("OpenCV", "ok", cv2.__version__, "capture, drawing and results")
 
 
 def _runtimes() -> list[Finding]:
