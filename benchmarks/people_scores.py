@@ -1,16 +1,21 @@
 """How surely a search finds a person: the best mean score in pictures and in frames of videos.
 
-    python benchmarks/people_scores.py [--model xs] [--every 50] PICTURE_OR_VIDEO...
+    python benchmarks/people_scores.py [--model xs] [--every 50] [--detector FILE.onnx | --search] PICTURE_OR_VIDEO...
 
-The figures behind MIN_SCORE (pipeline/people.py, docs/people.md); run it on footage of your own, with and without people, to
-choose --min-score for other weights.
+Boxes are the people detector's, or with --search those of windows all over the picture. The figures behind MIN_SCORE
+(pipeline/people.py, docs/people.md); run it on footage of your own, with and without people, to choose --min-score for other
+weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
+from pathlib import Path
 
-from pipeline.people import MIN_SCORE, SinglePerson
+from convnextpose import weights
+from engines.detector import open_detector
+from pipeline.people import MIN_SCORE, DetectedPerson, SinglePerson
 from pipeline.run import open_model
 from pipeline.sources import open_source
 
@@ -21,14 +26,22 @@ def main() -> None:
     parser.add_argument("files", nargs="+")
     parser.add_argument("--model", default="xs")
     parser.add_argument("--every", type=int, default=50, help="search every n-th frame of a video")
+    parser.add_argument("--detector", type=Path, default=weights.detector(), help="an exported detector of your own")
+    parser.add_argument("--search", action="store_true", help="search with the pose network alone")
     arguments = parser.parse_args()
+    detector = open_detector(arguments.detector) if arguments.detector and not arguments.search else None
+    spent_s = searches = 0
     with open_model(arguments.model, "auto") as runtime:
+        finder = SinglePerson(runtime) if detector is None else DetectedPerson(runtime, detector)
         for file in arguments.files:
             with open_source(file) as source:
                 for frame in source:
                     if frame.index % arguments.every:
                         continue
-                    best = SinglePerson(runtime).search(frame)
+                    began = time.perf_counter()
+                    best = finder.search(frame)
+                    spent_s += time.perf_counter() - began
+                    searches += 1
                     place = f"{source.name:24s} frame {frame.index:4d}"
                     if best is None:
                         print(f"{place}  nobody")
@@ -37,6 +50,7 @@ def main() -> None:
                     box = best.person.box
                     where = f"x={box.x:.0f} y={box.y:.0f} {box.width:.0f}x{box.height:.0f} px"
                     print(f"{place}  {verdict:6s}  score {best.score:.2f}  {where}")
+    print(f"{searches} pictures, {spent_s / max(1, searches) * 1000:.0f} ms each")
 
 
 if __name__ == "__main__":

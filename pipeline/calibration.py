@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from convnextpose.errors import CalibrationError, SinkError
 from engines.calibration import CalibrationSet
 from engines.runtime import Runtime
-from pipeline.people import SinglePerson, see, warp_crop
+from pipeline.people import one_person, see, warp_crop
 from pipeline.sources import open_source
 
 FOLLOW_STEP = 5
@@ -54,7 +54,7 @@ def _crops(path: Path, runtime: Runtime, share: int) -> Iterator[NDArray[np.uint
         with open_source(path) as source:
             frames = sum(1 for _ in source)
     looked_at = {round(index) for index in np.linspace(0, frames - 1, min(share, frames))}
-    finder = SinglePerson(runtime, follows=is_video and frames <= FOLLOW_STEP * share)
+    finder = one_person(runtime, follows=is_video and frames <= FOLLOW_STEP * share)
     with open_source(path) as source:
         for frame in source:
             if frame.index not in looked_at:

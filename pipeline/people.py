@@ -1,4 +1,4 @@
-"""Who is where: given boxes, or one person found from the whole picture and followed from the last pose.
+"""Who is where: given boxes, or one person found in the whole picture and followed from the last pose.
 
 A `PeopleFinder` is the seam for detectors and trackers: it names the boxes of a frame before the network reads them, and
 learns afterwards what the network made of them.
@@ -17,9 +17,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from convnextpose import weights
 from convnextpose.crop import ENLARGEMENT, Box, apply_affine, crop_from_image, crop_region, invert_affine
 from convnextpose.errors import GeometryError, SourceError
 from convnextpose.variants import INPUT_SIZE
+from engines.detector import DETECTOR_RUNTIMES, FRAME_SIZE, PeopleDetector, open_detector, without_duplicates
 from engines.runtime import Runtime
 from pipeline.records import read_poses
 from pipeline.types import Frame
@@ -54,6 +56,18 @@ SEARCH_BATCH = 8
 
 SEARCH_INTERVAL = 25
 """Frames between two searches of the whole picture at least: a search costs as much as about 130 poses."""
+
+DETECTION_SCORE = 0.2
+"""Score of the people detector from which the pose in a box is read. It is low, since the pose has the last word."""
+
+DETECTION_CANDIDATES = 8
+"""How many of a frame's best boxes are read, in one batch."""
+
+DETECTION_AGREEMENT = 0.4
+"""Intersection over union that a detected box and that of the pose in it have at least, if somebody is there."""
+
+DETECTION_INTERVAL = 5
+"""Frames between two detections at least: with the poses that it asks for, one costs as much as about 16 poses."""
 
 BOX_SMOOTHING = 0.5
 """Weight of the last box in the next one: damps the jitter of joints."""
@@ -95,6 +109,19 @@ class Sighting:
     def score(self) -> float:
         """Mean score of the joints, 0..1."""
         return float(self.scores.mean())
+
+
+@dataclass(frozen=True)
+class Detection:
+    """A person whom the detector sees.
+
+    Attributes:
+        box: where, clipped to the picture, px.
+        score: how sure the detector is, 0..1; not comparable with a pose's score.
+    """
+
+    box: Box
+    score: float
 
 
 class PeopleFinder(Protocol):
@@ -142,6 +169,26 @@ def see_regions(runtime: Runtime, image: NDArray[np.uint8], regions: list[tuple[
             in_image = apply_affine(invert_affine(crop_from_image(region)), joints)
             sightings.append(Sighting(person, in_image, scores.astype(np.float64), region))
     return sightings
+
+
+def detect(detector: PeopleDetector, image: NDArray[np.uint8], min_score: float) -> list[Detection]:
+    """The people whom the detector sees in a BGR picture [H, W, 3] uint8, the surest first, without duplicates."""
+    height, width = image.shape[:2]
+    scale = FRAME_SIZE / max(width, height)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    frame = np.zeros((1, FRAME_SIZE, FRAME_SIZE, 3), np.uint8)
+    frame[0, : size[1], : size[0]] = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    boxes, scores = (values[0] for values in detector.run(frame))
+    detections = []
+    for index in without_duplicates(boxes, scores, min_score):
+        x, y, w, h = (boxes[index].astype(np.float64) / scale).tolist()
+        shift = 0.5 / scale - 0.5  # pixel centres are at whole numbers in both
+        try:
+            box = Box(x + shift, y + shift, w, h).clip(width, height)
+        except GeometryError:  # it lies in the frame's black part
+            continue
+        detections.append(Detection(box, float(scores[index])))
+    return detections
 
 
 def box_from_joints(joints: NDArray[np.floating]) -> Box:
@@ -285,6 +332,77 @@ class SinglePerson:
         except GeometryError:  # its joints enclose nothing, or lie outside the picture: no person
             return None
         return sighting
+
+
+class DetectedPerson(SinglePerson):
+    """One person, found by the people detector and then followed from the last pose.
+
+    While nobody is followed, the detector reads every DETECTION_INTERVAL-th frame. The poses in its best boxes decide: the
+    best of them that lies about where its box was counts as a person from the same score as in a search: a detector alone
+    takes some things for people, and so does the pose network alone, but mostly not the same things.
+
+    Args:
+        runtime: reads the poses.
+        detector: proposes boxes.
+        min_score, follows: as for `SinglePerson`.
+    """
+
+    def __init__(
+        self, runtime: Runtime, detector: PeopleDetector, min_score: float = MIN_SCORE, *, follows: bool = True
+    ) -> None:
+        super().__init__(runtime, min_score, follows=follows)
+        self._detector = detector
+
+    def search(self, frame: Frame) -> Sighting | None:
+        """The best sighting in the detector's boxes, whether it counts as a person or not; None if it proposes nobody."""
+        detections = detect(self._detector, frame.image, DETECTION_SCORE)[:DETECTION_CANDIDATES]
+        people = tuple(Person(-1, detection.box) for detection in detections)
+        sightings = sorted(see(self._runtime, frame.image, people), key=lambda s: -s.score)
+        promising = [s for s in sightings[:SEARCH_CANDIDATES] if s.score >= SEARCH_PROMISING * self._found_score]
+        agreeing = [a for a in (self._agreeing(frame, sighting) for sighting in promising) if a is not None]
+        return max(agreeing, key=lambda s: s.score, default=None)
+
+    def _find_box(self, frame: Frame) -> Box | None:
+        if self._frames_since_search <= DETECTION_INTERVAL:
+            return None
+        self._frames_since_search = 0
+        best = self.search(frame)
+        return None if best is None or best.score < self._found_score else box_from_joints(best.joints)
+
+    def _agreeing(self, frame: Frame, sighting: Sighting) -> Sighting | None:
+        """The best of a sighting and closer ones that lies where the detector saw the person, None if none does."""
+        detected, best = sighting.person.box, None
+        try:
+            for left in reversed(range(SEARCH_REFINEMENTS + 1)):
+                box = box_from_joints(sighting.joints).clip(frame.width, frame.height)
+                if box.iou(detected) >= DETECTION_AGREEMENT and (best is None or sighting.score > best.score):
+                    best = sighting
+                if left:
+                    (sighting,) = see(self._runtime, frame.image, (Person(-1, box),))
+        except GeometryError:  # its joints enclose nothing, or lie outside the picture: no person
+            pass
+        return best
+
+
+def one_person(
+    runtime: Runtime, min_score: float = MIN_SCORE, *, follows: bool, where: str = "auto", threads: int | None = None
+) -> SinglePerson:
+    """One person, found by the people detector where the package holds one, otherwise with the pose network alone.
+
+    Args:
+        runtime: reads the poses.
+        min_score, follows: as for `SinglePerson`.
+        where: the runtime that was asked for; the detector runs there, too, if it can.
+        threads: threads of the detector, or None for its runtime's own choice.
+
+    Raises:
+        CheckpointError, ModelError, RuntimeUnavailableError: there is a detector and it cannot be opened.
+    """
+    exported = weights.detector()
+    if exported is None:
+        return SinglePerson(runtime, min_score, follows=follows)
+    detector = open_detector(exported, where if where in DETECTOR_RUNTIMES else "auto", threads=threads)
+    return DetectedPerson(runtime, detector, min_score, follows=follows)
 
 
 class WholePicture:

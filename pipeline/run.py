@@ -9,13 +9,13 @@ from pathlib import Path
 from convnextpose import weights
 from convnextpose.camera import Intrinsics, RootDepthSource
 from convnextpose.checkpoint import VerifiedCheckpoint, verify, verify_state
-from convnextpose.errors import CheckpointError, ModelError, SinkError
+from convnextpose.errors import CheckpointError, ModelError, RuntimeUnavailableError, SinkError, install_command
 from convnextpose.variants import Variant
 from engines.runtime import Runtime
 from engines.select import is_engine, open_runtime
 from pipeline.channels import DropPolicy
 from pipeline.draw import PoseRenderer
-from pipeline.people import MIN_SCORE, GivenBoxes, PeopleFinder, SinglePerson, WholePicture
+from pipeline.people import MIN_SCORE, GivenBoxes, PeopleFinder, WholePicture, one_person
 from pipeline.sinks import RESULT_NAMES, Sink, open_sinks
 from pipeline.sources import open_source
 from pipeline.threads import Pipeline
@@ -102,7 +102,10 @@ def _random_checkpoint(variant: str) -> VerifiedCheckpoint:
     if variant.upper() not in Variant.__members__:
         known = ", ".join(v.name.lower() for v in Variant)
         raise CheckpointError(f"expected one of {known} as the model of random weights, received {variant!r}")
-    from convnextpose.network import random_state  # torch: an extra that only this path needs
+    try:
+        from convnextpose.network import random_state  # torch: an extra that only this path needs
+    except ImportError as error:
+        raise RuntimeUnavailableError(f"random weights need torch: {error}; {install_command('build')}") from error
 
     return verify_state(random_state(Variant[variant.upper()]), source=f"{variant.lower()}-random")
 
@@ -141,7 +144,8 @@ def open_pipeline(config: RunConfig) -> Pipeline:
         if finder is None and config.random_weights:
             finder = WholePicture()
         elif finder is None:  # pictures have no frame rate: one is not what came after another
-            finder = SinglePerson(runtime, config.min_score, follows=source.frame_rate is not None)
+            follows = source.frame_rate is not None
+            finder = one_person(runtime, config.min_score, follows=follows, where=config.runtime, threads=config.threads)
         header = RunHeader(
             source=source.name,
             width=source.width,

@@ -15,7 +15,7 @@ TOP_LEVEL = {
     "pipeline": {"numpy", "av", "cv2"},
     "tools": {"numpy", "typer", "rich"},
 }
-NETWORK_FILES = {"convnextpose/network.py"}
+NETWORK_FILES = {"convnextpose/network.py", "convnextpose/detector.py"}
 """The files that are the network: torch at their top."""
 
 

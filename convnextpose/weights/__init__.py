@@ -1,9 +1,9 @@
 """The default weights, made by this project from synthetic people: free of research-only data.
 
 Each set of weights is three files beside this one: `NAME.safetensors` (FP16 state dict), `NAME.onnx` (the exported model
-that the base install runs) and `NAME.json` (its card: hashes and figures). `detector` is the people detector, the others are
-pose models. `demo.mp4` is a clip of a synthetic person, `demo_truth.json` its true poses, `calibration.npz` a set of crops of
-synthetic people to calibrate and prove INT8 models on.
+that the base install runs) and `NAME.json` (its card: hashes and figures). `detector` is the people detector, an exported model
+and its card alone. `demo.mp4` is a clip of a synthetic person, `demo_truth.json` its true poses, `calibration.npz` a set of
+crops of synthetic people to calibrate and prove INT8 models on.
 """
 
 from __future__ import annotations
@@ -84,13 +84,13 @@ def detector() -> Path | None:
 
 
 def _checked(name: str) -> tuple[dict[str, Any], dict[str, Path]]:
-    """A set's card and its files by suffix.
+    """A set's card and the files that it has hashes of, by suffix.
 
     Raises:
         CheckpointError: a file is not the one that was shipped.
     """
     card = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-    files = {suffix: FOLDER / f"{name}.{suffix}" for suffix in ("onnx", "safetensors")}
+    files = {suffix: FOLDER / f"{name}.{suffix}" for suffix in card["sha256"]}
     for suffix, path in files.items():
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if digest != card["sha256"][suffix]:

@@ -1,4 +1,4 @@
-"""Who is where: search, following, loss, re-acquisition, given boxes."""
+"""Who is where: search, detection, following, loss, re-acquisition, given boxes."""
 
 import numpy as np
 import pytest
@@ -7,16 +7,50 @@ from hypothesis import strategies as st
 
 from convnextpose.crop import Box
 from convnextpose.errors import SourceError
-from pipeline.people import SEARCH_INTERVAL, GivenBoxes, Person, SinglePerson, box_from_joints, search_windows
+from engines.detector import FRAME_SIZE, PeopleDetector
+from pipeline.people import (
+    DETECTION_INTERVAL,
+    SEARCH_INTERVAL,
+    DetectedPerson,
+    GivenBoxes,
+    Person,
+    SinglePerson,
+    box_from_joints,
+    detect,
+    search_windows,
+)
 from pipeline.stages import infer
 from pipeline.types import Frame
 from tests.pipeline.blob import BlobRuntime, picture
 
 
-def follow(boxes, width=640, height=480, runtime=None):
+class BlobDetector(PeopleDetector):
+    """Sees the bright pixels of a frame as one person, and in every frame a person where nobody is."""
+
+    def __init__(self):
+        self.frames = 0
+        super().__init__("blob", self.see)
+
+    def see(self, frames):
+        self.frames += len(frames)
+        boxes = np.tile(np.array([[0, 0, 1, 1], [5, 5, 30, 60]], np.float32), (len(frames), 1, 1))
+        scores = np.tile(np.array([0, 0.3], np.float32), (len(frames), 1))
+        for index, frame in enumerate(frames):
+            ys, xs = np.nonzero(frame[..., 1] > 128)
+            if len(xs):
+                boxes[index, 0] = xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1
+                scores[index, 0] = 0.8
+        return boxes, scores
+
+
+def detected(runtime):
+    return DetectedPerson(runtime, BlobDetector())
+
+
+def follow(boxes, width=640, height=480, runtime=None, finder=SinglePerson):
     """Run the finder over pictures with a blob at each box; returns what was found in each."""
     runtime = runtime or BlobRuntime()
-    finder, found = SinglePerson(runtime), []
+    finder, found = finder(runtime), []
     for index, box in enumerate(boxes):
         frame = Frame(picture(width, height, box), "test", index, index / 25)
         people = finder.find(frame)
@@ -38,9 +72,77 @@ def test_a_person_anywhere_is_found_in_the_first_frame(size, across, down):
     assert box_from_joints(sighting.joints).iou(Box(*box)) > 0.7
 
 
-def test_a_person_is_followed_and_keeps_the_track():
+@settings(max_examples=25, deadline=None)
+@given(st.integers(40, 1500), st.integers(40, 1500), st.floats(0.3, 0.9), st.floats(0, 1), st.floats(0, 1))
+def test_detected_boxes_are_those_of_the_picture(width, height, size, across, down):
+    shape = np.array([width, height])
+    extent = np.maximum(size * shape, 16)
+    (x, y), (w, h) = ((shape - extent) * (across, down)).round(), extent.round()
+    seen = detect(BlobDetector(), picture(width, height, (x, y, w, h)), 0.5)
+    box = seen[0].box
+    pixel = max(width, height) / FRAME_SIZE  # the frame's pixels are this large
+    np.testing.assert_allclose([*box.center, box.width, box.height], [x + w / 2, y + h / 2, w, h], atol=2.5 * max(1, pixel))
+    for detection in seen:
+        detection.box.clip(width, height)  # no part of a box is outside the picture
+        assert detection.box.x >= 0 and detection.box.x + detection.box.width <= width + 1e-6
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.floats(0.1, 0.9), st.floats(0, 1), st.floats(0, 1))
+def test_a_detected_person_anywhere_is_found_in_the_first_frame(size, across, down):
+    height = 480 * size
+    width = height * 0.4
+    box = (across * (636 - width) + 2, down * (476 - height) + 2, width, height)
+    runtime = BlobRuntime()
+    (sighting,) = follow([box], runtime=runtime, finder=detected)
+    assert sighting is not None and box_from_joints(sighting.joints).iou(Box(*box)) > 0.7
+    assert runtime.crops < 12
+
+
+def test_what_the_detector_takes_for_a_person_makes_no_pose():
+    assert follow([None] * 5, finder=detected) == [None] * 5
+
+
+def test_a_pose_elsewhere_than_the_detector_saw_somebody_is_nobody():
+    class Beside(BlobDetector):
+        def see(self, frames):
+            boxes, scores = super().see(frames)
+            boxes[..., 0] += 0.8 * boxes[..., 2]
+            return boxes, scores
+
+    box = (200, 100, 80, 220)
+    assert follow([box], finder=detected) != [None]
+    assert follow([box], finder=lambda runtime: DetectedPerson(runtime, Beside())) == [None]
+
+
+def test_a_followed_person_needs_no_detector():
+    box = (200, 100, 80, 220)
+    finder, runtime = detected(BlobRuntime()), BlobRuntime()
+    before = finder._detector.frames
+    for index in range(5):
+        frame = Frame(picture(640, 480, box), "test", index, index / 25)
+        finder.observe(infer(runtime, frame, finder.find(frame), finder.min_score))
+    assert finder._detector.frames == before + 1
+
+
+def test_whoever_comes_back_is_soon_detected_as_another_track():
+    box = (200, 100, 80, 220)
+    found = follow([box] * 5 + [None] * 4 + [box] * (DETECTION_INTERVAL + 1), finder=detected)
+    assert all(found[:5]) and found[5:9] == [None] * 4
+    assert found[-1] is not None and found[-1].person.track_id == 1
+
+
+def test_an_empty_stream_is_not_read_in_every_frame():
+    runtime = BlobRuntime()
+    frames = 4 * DETECTION_INTERVAL
+    follow([None] * frames, runtime=runtime, finder=detected)
+    assert runtime.crops < 4 * 10  # the detector's ghost is read, and never more often than its turn
+
+
+@pytest.mark.parametrize("finder", [SinglePerson, detected])
+def test_a_person_is_followed_and_keeps_the_track(finder):
     walk = [(40 + 5 * i, 100 + i, 80, 220) for i in range(60)]
-    found = follow(walk)
+    found = follow(walk, finder=finder)
     assert all(found)
     assert {s.person.track_id for s in found} == {0}
     for box, sighting in zip(walk, found, strict=True):
@@ -74,10 +176,11 @@ def test_an_empty_stream_is_not_searched_in_every_frame():
     assert runtime.crops < 5 * 1.2 * one_search
 
 
-def test_pictures_that_do_not_follow_each_other_are_each_searched():
+@pytest.mark.parametrize("with_detector", [False, True])
+def test_pictures_that_do_not_follow_each_other_are_each_searched(with_detector):
     boxes = [(10, 100, 80, 220), (500, 200, 60, 180), None, (300, 10, 100, 300)]
     runtime = BlobRuntime()
-    finder = SinglePerson(runtime, follows=False)
+    finder = DetectedPerson(runtime, BlobDetector(), follows=False) if with_detector else SinglePerson(runtime, follows=False)
     for index, box in enumerate(boxes):
         people = finder.find(Frame(picture(640, 480, box), "folder", index, float(index)))
         assert len(people) == (0 if box is None else 1)

@@ -40,13 +40,15 @@ def test_a_clip_becomes_a_set_with_a_preview(cli, tmp_path):
     code, text, _ = cli(weights.DEMO_CLIP, "--out", out, "--count", 12)
     assert code == 0
     found = CalibrationSet.load(out)
-    assert len(found) == 12
+    count = len(found)
+    assert 8 <= count <= 12
+    assert ("of 12: nobody was found in the other frames" in text) == (count < 12)
     assert found.sources == (weights.DEMO_CLIP.name,)
     assert found.sha256 in text
-    assert len({crop.tobytes() for crop in found.crops}) == 12
+    assert len({crop.tobytes() for crop in found.crops}) == count
     sheet = cv2.imread(str(out.with_suffix(".png")))
-    assert sheet.shape == (96, 12 * 96, 3)
-    for index in (0, 11):
+    assert sheet.shape == (96, count * 96, 3)
+    for index in (0, count - 1):
         tile = sheet[:, 96 * index : 96 * (index + 1)].astype(int)
         assert np.abs(tile - cv2.resize(found.crops[index], (96, 96), interpolation=cv2.INTER_AREA)).max() == 0
 

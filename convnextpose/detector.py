@@ -1,0 +1,129 @@
+"""A small detector of people in whole frames, in PyTorch: a heat-map of people's middles, and a box at each of its cells.
+
+The backbone is the beginning of the XS variant's, a neck adds its maps of strides 16 and 8, and one convolution gives five
+maps of stride 8. Source of the idea: CenterNet (objects as points).
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from convnextpose.errors import CheckpointError
+from convnextpose.network import Backbone, HeadLayer
+from convnextpose.variants import Variant, VariantSpec
+
+STRIDE = 8
+"""Side of a heat-map's cell, px."""
+
+BLOCKS = (2, 2, 4)
+"""Residual blocks of each stage. XS has two more of stride 16 and a fourth stage: most of its parameters."""
+
+NECK_CHANNELS = 64
+
+CANDIDATES = 32
+"""Boxes that the detector gives for each frame, the best first."""
+
+MAPS = 5
+"""What it gives for each cell: the logit of a person's middle, the middle's place from the cell's (x, y, in cells), and the
+logarithms of width and height (in cells)."""
+
+LARGEST_LOG = 6.0
+"""Boxes are at most exp(6) cells wide: an untrained network's are finite, too."""
+
+
+class Detector(nn.Module):
+    """Normalised RGB frames [N, 3, S, S] in, maps [N, 5, S / 8, S / 8] out; S in 16s."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        spec = Variant.XS.spec
+        self.backbone = _trunk(spec)
+        self.coarse = _Lateral(spec.channels[2])
+        self.fine = _Lateral(spec.channels[1])
+        self.neck = nn.Sequential(*(HeadLayer(NECK_CHANNELS, NECK_CHANNELS, upsample=False) for _ in range(2)))
+        self.final_layer = nn.Conv2d(NECK_CHANNELS, MAPS, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The maps, in the order of `MAPS`."""
+        backbone = self.backbone
+        x = images
+        features = []
+        for downsample, stage in zip(backbone.downsample_layers, backbone.stages, strict=True):
+            x = stage(downsample(x))
+            features.append(x)
+        above = F.interpolate(self.coarse(features[2]), scale_factor=2.0, mode="nearest")
+        result: Tensor = self.final_layer(self.neck(torch.relu(self.fine(features[1]) + above)))
+        return result
+
+
+class _Lateral(nn.Module):
+    """A batch norm and a 1x1 convolution to the neck's width."""
+
+    def __init__(self, before: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(before)
+        self.conv = nn.Conv2d(before, NECK_CHANNELS, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, before, H, W] to [N, NECK_CHANNELS, H, W]."""
+        result: Tensor = self.conv(self.norm(x))
+        return result
+
+
+def _trunk(spec: VariantSpec) -> Backbone:
+    """The first BLOCKS of a variant's backbone, under the names that they have there."""
+    backbone = Backbone(spec)
+    backbone.downsample_layers = backbone.downsample_layers[: len(BLOCKS)]
+    backbone.stages = nn.ModuleList(
+        nn.Sequential(*itertools.islice(stage.children(), count)) for stage, count in zip(backbone.stages, BLOCKS, strict=False)
+    )
+    del backbone.norm
+    return backbone
+
+
+def decode(maps: Tensor, count: int = CANDIDATES) -> tuple[Tensor, Tensor]:
+    """Maps [N, 5, H, W] to boxes [N, K, 4] (x, y, width, height, px of the frame) and scores [N, K] in 0..1, the best first.
+
+    Only cells that no neighbour surpasses are candidates; where fewer than K are left, scores of 0 follow. K is `count`, or
+    all cells where there are fewer.
+    """
+    heat = torch.sigmoid(maps[:, :1])
+    peaks = torch.where(F.max_pool2d(heat, 3, 1, 1) == heat, heat, torch.zeros_like(heat))
+    height, width = maps.shape[2:]
+    rows, columns = (torch.arange(n, device=maps.device, dtype=maps.dtype) + 0.5 for n in (height, width))
+    middle = maps[:, 1:3] + torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)])
+    size = maps[:, 3:].clamp(-LARGEST_LOG, LARGEST_LOG).exp()
+    boxes = torch.cat([middle - size / 2, size], 1).flatten(2) * STRIDE
+    scores, index = peaks.flatten(1).topk(min(count, height * width), dim=1)
+    return boxes.gather(2, index[:, None].expand(-1, 4, -1)).transpose(1, 2), scores
+
+
+def build_detector(path: Path) -> Detector:
+    """The detector of a safetensors file (FP16 or FP32) in evaluation mode, FP32 on the CPU.
+
+    Raises:
+        CheckpointError: the file cannot be read, or its tensors are not the detector's.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"expected a safetensors file of a people detector at {path}, it cannot be read: {error}"
+        ) from error
+    network = Detector()
+    own = network.state_dict()
+    wrong = sorted(set(own) ^ set(state)) or sorted(k for k, t in own.items() if t.shape != state[k].shape)
+    if wrong:
+        raise CheckpointError(
+            f"expected the tensors of a people detector in {path}, but {wrong[0]} is missing, too many or too large"
+        )
+    network.load_state_dict(state)
+    return network.float().eval().requires_grad_(False)

@@ -1,0 +1,193 @@
+"""The exported detector says what PyTorch says, wherever it runs; duplicates go, people stay; bad files and frames are told."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from convnextpose import weights as shipped
+from convnextpose.crop import Box
+from convnextpose.errors import CheckpointError, GeometryError, ModelError, RuntimeUnavailableError
+from engines.detector import (
+    DETECTOR_RUNTIMES,
+    FRAME_SIZE,
+    DetectorParity,
+    compare_detector,
+    export_detector,
+    noise_frames,
+    open_detector,
+    overlaps,
+    without_duplicates,
+)
+from pipeline.people import DETECTION_CANDIDATES, DETECTION_SCORE, detect
+from pipeline.sources import open_source
+
+START = Path(__file__).parents[2] / "training" / "start" / "detector.safetensors"
+"""What the shipped detector was exported from."""
+
+
+def boxes_and_scores(seed, count):
+    rng = np.random.default_rng(seed)
+    return np.concatenate([rng.random((count, 2)) * 200, rng.random((count, 2)) * 100 + 5], 1), rng.random(count)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 24), st.floats(0, 1), st.floats(0.1, 0.9))
+def test_of_boxes_that_overlap_the_best_is_left(seed, count, min_score, overlap):
+    boxes, scores = boxes_and_scores(seed, count)
+    kept = without_duplicates(boxes, scores, min_score, overlap)
+    assert (np.diff(scores[kept]) <= 0).all() and (scores[kept] >= min_score).all()
+    shared = overlaps(boxes[kept], boxes[kept])
+    assert (shared[~np.eye(len(kept), dtype=bool)] < overlap).all()
+    for gone in set(np.flatnonzero(scores >= min_score)) - set(kept.tolist()):
+        better = kept[scores[kept] >= scores[gone]]
+        assert (overlaps(boxes[gone][None], boxes[better]) >= overlap).any()
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32 - 1), st.floats(0.1, 10), st.floats(-100, 100))
+def test_overlap_is_of_shapes_and_not_of_units(seed, scale, shift):
+    (a, _), (b, _) = boxes_and_scores(seed, 6), boxes_and_scores(seed + 1, 5)
+    moved = [np.concatenate([p[:, :2] * scale + shift, p[:, 2:] * scale], 1) for p in (a, b)]
+    np.testing.assert_allclose(overlaps(*moved), overlaps(a, b), atol=1e-9)
+    np.testing.assert_allclose(overlaps(a, b), overlaps(b, a).T)
+    np.testing.assert_allclose(np.diag(overlaps(a, a)), 1)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A detector of random weights whose batch norms are not the identity, so that a mistake in folding shows."""
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    from convnextpose.detector import Detector
+
+    network, generator = Detector(), torch.Generator().manual_seed(1)
+    state = network.state_dict()
+    for name, tensor in state.items():
+        noise = torch.randn(tensor.shape, generator=generator) if tensor.is_floating_point() else None
+        if name.endswith("running_var"):
+            state[name] = 0.7 + 0.1 * noise.abs()
+        elif tensor.ndim == 4:
+            state[name] = noise * (2.0 / tensor[0].numel()) ** 0.5 * (0.3 if "pwconv2" in name else 1.0)
+        elif noise is not None:
+            state[name] = 0.1 * noise + (1.0 if "norm.weight" in name or name.endswith("1.weight") else 0.0)
+    path = tmp_path_factory.mktemp("detector") / "detector.safetensors"
+    save_file({name: t.half() if t.is_floating_point() else t for name, t in state.items()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(weights):
+    pytest.importorskip("onnxscript")
+    out = weights.with_suffix(".onnx")
+    export_detector(weights, out)
+    return out
+
+
+@pytest.mark.parametrize("runtime", DETECTOR_RUNTIMES)
+def test_every_runtime_agrees_with_pytorch(weights, exported, runtime):
+    pytest.importorskip(runtime)
+    detector = open_detector(exported, runtime, threads=1)
+    frames = noise_frames(3)
+    parity = compare_detector(weights, detector, frames)
+    parity.check()
+    boxes, scores = detector.run(frames)
+    assert boxes.shape == (3, 32, 4) and scores.shape == (3, 32)
+    assert (np.diff(scores, axis=1) <= 0).all() and scores.max() > 0.01 and (boxes[..., 2:] > 0).all()
+    alone = detector.run(frames[1:2])
+    np.testing.assert_allclose(alone[1][0], scores[1], atol=1e-5)
+
+
+def test_a_detector_that_strays_is_refused(weights, exported):
+    class Wrong:
+        def run(self, frames):
+            boxes, scores = open_detector(exported).run(frames)
+            return boxes + 1, scores
+
+    from convnextpose.errors import ParityError
+
+    with pytest.raises(ParityError, match="strays"):
+        compare_detector(weights, Wrong(), noise_frames(1)).check()
+    with pytest.raises(ParityError):
+        DetectorParity(float("nan"), 0.0).check()
+
+
+def test_tensorrt_reads_the_graph(exported):
+    tensorrt = pytest.importorskip("tensorrt_rtx")
+    logger = tensorrt.Logger(tensorrt.Logger.ERROR)
+    builder = tensorrt.Builder(logger)
+    network = builder.create_network(0)
+    parser = tensorrt.OnnxParser(network, logger)
+    assert parser.parse(exported.read_bytes()), [parser.get_error(k).desc() for k in range(parser.num_errors)]
+    assert [network.get_output(k).name for k in range(network.num_outputs)] == ["boxes", "scores"]
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [np.zeros((1, FRAME_SIZE, FRAME_SIZE, 3), np.float32), np.zeros((1, 256, 256, 3), np.uint8),
+     np.zeros((0, FRAME_SIZE, FRAME_SIZE, 3), np.uint8)],
+)  # fmt: skip
+def test_other_frames_are_refused(exported, frames):
+    with pytest.raises(GeometryError, match="expected frames uint8"):
+        open_detector(exported).run(frames)
+
+
+def test_files_that_are_no_detector_are_refused(tmp_path, exported):
+    with pytest.raises(ModelError, match="cannot be read"):
+        open_detector(tmp_path / "none.onnx")
+    damaged = exported.read_bytes()[:5000]
+    for runtime in DETECTOR_RUNTIMES:
+        pytest.importorskip(runtime)
+        with pytest.raises(ModelError):
+            open_detector(damaged, runtime)
+    with pytest.raises(RuntimeUnavailableError):
+        open_detector(exported, "torch")
+
+
+def test_weights_that_are_no_detector_s_are_refused(tmp_path):
+    pytest.importorskip("torch")
+    from convnextpose.detector import build_detector
+
+    with pytest.raises(CheckpointError, match="people detector"):
+        build_detector(shipped.load("xs").safetensors)
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        build_detector(broken)
+
+
+def test_the_shipped_detector_is_that_of_its_weights():
+    pytest.importorskip("torch")
+    compare_detector(START, open_detector(shipped.detector()), noise_frames(2)).check()
+    card = json.loads((shipped.FOLDER / "detector.json").read_text())
+    assert hashlib.sha256(START.read_bytes()).hexdigest() == card["weights_sha256"]
+    assert shipped.DETECTOR not in shipped.names()
+
+
+def test_the_shipped_detector_sees_the_demo_clip_s_person():
+    detector = open_detector(shipped.detector())
+    truth = json.loads(shipped.DEMO_TRUTH.read_text())["frames"]
+    with open_source(shipped.DEMO_CLIP) as source:
+        frames = [frame for frame in source if frame.index % 50 == 0]
+    for frame in frames:
+        boxes = [detection.box for detection in detect(detector, frame.image, DETECTION_SCORE)[:DETECTION_CANDIDATES]]
+        assert max(box.iou(Box(*truth[frame.index]["box"])) for box in boxes) > 0.5
+
+
+def test_a_shipped_detector_that_was_changed_is_refused(tmp_path, monkeypatch):
+    for path in shipped.FOLDER.glob(f"{shipped.DETECTOR}.*"):
+        shutil.copy(path, tmp_path)
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path)
+    with (tmp_path / "detector.onnx").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(CheckpointError, match="was changed"):
+        shipped.detector()
+    (tmp_path / "detector.json").unlink()
+    assert shipped.detector() is None

@@ -1,0 +1,295 @@
+"""Trains the people detector on rendered frames, with the trainer of the poses: slices, exact resume, small state files.
+
+    python -m training.detector train RUN --init training/start/xs.safetensors --steps 20000 --pictures 0.6 --minutes 55
+    python -m training.detector train RUN --minutes 55          (goes on where the last slice ended)
+    python -m training.detector evaluate FILE.safetensors [--count 128]
+    python -m training.detector ship FILE.safetensors --summary "..."   # into the package
+
+RUN is as for `training.train`. A run at another size begins with the weights of the last: `--init RUN/best.safetensors`;
+`training/start/detector.safetensors` are those of the package's detector.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import math
+import shutil
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from convnextpose import weights
+from convnextpose.detector import STRIDE, Detector, build_detector, decode
+from engines.detector import FRAME_SIZE, export_detector, overlaps, without_duplicates
+from training import train
+from training.dataset import seeded
+from training.evaluate import LOT, SEED, network_input
+from training.frames import MAX_PEOPLE, FrameRenderer, Frames
+from training.plan import Plan
+from training.stream import seeds_of
+
+WEIGHTS = Path(__file__).parent / "start" / "detector.safetensors"
+"""What the package's exported detector was made from: to go on from, and too large to be installed."""
+
+SHOWN = 0.2
+"""People of whom less can be seen are neither wanted nor wrong."""
+
+SMALLEST_PX = 6.0
+"""Nor are people whose box in the picture has a side under this."""
+
+SPREAD = 0.1
+"""Standard deviation of the target around a person's middle, as a share of the root of the box's area."""
+
+REGRESSED = 0.2
+"""Cells with at least this target learn the box."""
+
+FIRST_HEAT = 0.02
+FIRST_SIZE = (30.0, 70.0)
+"""What an untrained network answers: a score, and a box's width and height, px."""
+
+SETS = {"easy": (0.12, False), "hard": (0.85, False), "never": (0.85, True)}
+"""Difficulty, and whether only what is never trained on."""
+
+MIN_SCORE = 0.3
+"""Score from which a box counts in recall and in false positives."""
+
+HEIGHTS_PX = (0, 32, 64, 128, 10**6)
+"""Classes of people's heights in the frame, px."""
+
+
+def targets(frames: Frames) -> Tensor:
+    """[N, P, 5]: boxes clipped to the picture (x, y, width, height, px) and 1 where a person is wanted, 0 where it is neither
+    wanted nor wrong, -1 where nobody is."""
+    low = frames.boxes[..., :2].clamp_min(-0.5)
+    high = (frames.boxes[..., :2] + frames.boxes[..., 2:]).minimum(frames.areas[:, None] - 0.5)
+    size = (high - low).clamp_min(0)
+    wanted = (frames.shown >= SHOWN) & (size.amin(-1) >= SMALLEST_PX)
+    kind = torch.where(frames.there & (size.amin(-1) > 0), wanted.float(), -1.0)
+    return torch.cat([low, size, kind[..., None]], -1)
+
+
+def detection_loss(maps: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss (focal loss of the heat-map, L1 of boxes) and, of it, the mean absolute error of the boxes.
+
+    Args:
+        maps: [N, 5, H, W] as `Detector` gives them.
+        labels: [N, P, 5] as `targets` gives them.
+    """
+    maps = maps.float()
+    height, width = maps.shape[2:]
+    kind = labels[..., 4]
+    middle, size = (labels[..., :2] + labels[..., 2:4] / 2) / STRIDE, (labels[..., 2:4] / STRIDE).clamp_min(0.1)
+    cell = middle.floor()  # of the person's middle
+    rows, columns = (torch.arange(n, device=maps.device, dtype=maps.dtype) for n in (height, width))
+    spread = (SPREAD * size.prod(-1).sqrt()).clamp_min(0.6)[..., None]
+    along_y = torch.exp(-0.5 * ((rows - cell[..., 1:]) / spread).square())
+    along_x = torch.exp(-0.5 * ((columns - cell[..., :1]) / spread).square())
+    each = along_y[..., :, None] * along_x[..., None, :]  # [N, P, H, W]
+    wanted = each * (kind == 1)[..., None, None]
+    heat, owner = wanted.max(1)
+    unclear = (each * (kind == 0)[..., None, None]).amax(1) > 0.2
+
+    logits = maps[:, 0]
+    p = torch.sigmoid(logits)
+    hit = heat > 0.999
+    positive = -F.logsigmoid(logits) * (1 - p).square() * hit
+    negative = -F.logsigmoid(-logits) * p.square() * (1 - heat) ** 4 * ~hit * ~(unclear & (heat < 0.5))
+    people = hit.sum().clamp_min(1)
+    focal = (positive + negative).sum() / people
+
+    weight = heat * (heat >= REGRESSED)
+    grid = torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)])
+    every = torch.cat([middle, size.log()], -1)  # [N, P, 4]
+    truth = every.gather(1, owner.flatten(1)[..., None].expand(-1, -1, 4)).mT.unflatten(2, (height, width))
+    truth = torch.cat([truth[:, :2] - grid - 0.5, truth[:, 2:]], 1)
+    error = ((maps[:, 1:] - truth).abs().mean(1) * weight).sum() / weight.sum().clamp_min(1)
+    return focal + 2 * error, error
+
+
+class FrameChunks:
+    """Frames and where people are in them."""
+
+    label_shape: tuple[int, ...] = (MAX_PEOPLE, 5)
+
+    def __init__(self, device: torch.device | str, size: int) -> None:
+        self._renderer = FrameRenderer(device, size)
+
+    def render(self, plan: Plan, number: int) -> tuple[Tensor, Tensor]:
+        """Images [C, S, S, 3] uint8 and labels [C, P, 5] of a chunk."""
+        generator, share = seeds_of(self._renderer.device, plan, number)
+        frames = self._renderer.batch(plan.chunk, share * plan.hardest(number), generator, pictures=plan.pictures)
+        return frames.images, targets(frames)
+
+
+class DetectorTrainer(train.Trainer):
+    """A run of the detector."""
+
+    chunks = FrameChunks
+
+    def new_network(self, init: Path | None) -> nn.Module:
+        """The detector with what fits of a pose network's or another detector's weights."""
+        network = Detector()
+        train.initialise(network, network.final_layer, self.plan.seed)
+        sizes = [math.log(px / STRIDE) for px in FIRST_SIZE]
+        bias = [math.log(FIRST_HEAT / (1 - FIRST_HEAT)), 0.0, 0.0, *sizes]
+        network.final_layer.bias = nn.Parameter(torch.tensor(bias))
+        if init is not None:
+            own = network.state_dict()
+            given = load_file(init)
+            network.load_state_dict({k: t for k, t in given.items() if k in own and t.shape == own[k].shape}, strict=False)
+        return network
+
+    def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """As `detection_loss`."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            maps = self.network(images)
+        return detection_loss(maps, labels)
+
+    def mirrored(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and labels of the mirrored frames."""
+        turned = labels.clone()
+        turned[..., 0] = images.shape[2] - 1 - labels[..., 0] - labels[..., 2]
+        return images.flip(2), turned
+
+    def judge(self, count: int) -> tuple[dict[str, dict], float]:
+        """Figures on the held-out sets, and the average precision that hard and never lack."""
+        if not self._sets:
+            renderer = FrameRenderer(self.device, self.plan.size)
+            self._sets = {name: held_out(name, count, renderer) for name in SETS}
+        scores = {name: score(predict(self.average, frames.images), frames) for name, frames in self._sets.items()}
+        lacking = 2 - scores["hard"].average_precision - scores["never"].average_precision
+        return {name: rounded(value) for name, value in scores.items()}, lacking
+
+
+@dataclass(frozen=True)
+class Score:
+    """Figures of one set, boxes counting as right from an intersection over union of 0.5.
+
+    Attributes:
+        average_precision: area under precision over recall, 0..1.
+        recall: share of the people who are found from MIN_SCORE up, by classes of height (HEIGHTS_PX); NaN without people.
+        false_positives: boxes from MIN_SCORE up in each frame without people.
+    """
+
+    average_precision: float
+    recall: tuple[float, ...]
+    false_positives: float
+
+
+def held_out(name: str, count: int, renderer: FrameRenderer) -> Frames:
+    """The first `count` frames of a set (rounded up to lots of 32); half stand before real pictures."""
+    difficulty, never = SETS[name]
+    generators = (seeded(renderer.device, SEED + 1, list(SETS).index(name), lot) for lot in range(-(-count // LOT)))
+    return Frames.join([renderer.batch(LOT, difficulty, generator, never, 0.5) for generator in generators])
+
+
+@torch.no_grad()
+def predict(network: Detector, images: Tensor) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Boxes [K, 4] (px) and scores [K] of each of the frames [N, S, S, 3], without duplicates."""
+    found = []
+    for lot in images.split(LOT):
+        with torch.autocast(images.device.type, dtype=torch.bfloat16):
+            maps = network(network_input(lot))
+        for boxes, scores in zip(*(t.cpu().numpy() for t in decode(maps.float())), strict=True):
+            kept = without_duplicates(boxes, scores, 0.02)
+            found.append((boxes[kept], scores[kept]))
+    return found
+
+
+def score(found: list[tuple[NDArray[np.float32], NDArray[np.float32]]], frames: Frames) -> Score:
+    """Compare boxes and scores of each frame with the frames' truth."""
+    labels = targets(frames).cpu().numpy()
+    results: list[tuple[float, bool]] = []
+    people: list[tuple[float, float]] = []  # height, and the score with which each is found
+    empty = wrong = 0
+    for (boxes, scores), truth in zip(found, labels, strict=True):
+        truth = truth[truth[:, 4] >= 0]
+        wanted = truth[:, 4] == 1
+        if not len(truth):
+            empty += 1
+            wrong += int((scores >= MIN_SCORE).sum())
+        best = np.zeros(len(truth))
+        shared = overlaps(boxes, truth[:, :4])
+        for number in np.argsort(-scores, kind="stable"):
+            match = np.where(best == 0, shared[number], 0)
+            if len(match) and match.max() >= 0.5:
+                best[match.argmax()] = scores[number]
+                if wanted[match.argmax()]:
+                    results.append((float(scores[number]), True))
+            else:
+                results.append((float(scores[number]), False))
+        people += list(zip(truth[wanted, 3], best[wanted], strict=True))
+    heights, with_score = np.array(people).reshape(-1, 2).T
+    classes = [(heights >= a) & (heights < b) for a, b in itertools.pairwise(HEIGHTS_PX)]
+    recall = tuple(float((with_score[c] >= MIN_SCORE).mean()) if c.any() else math.nan for c in classes)
+    return Score(_average_precision(results, len(people)), recall, wrong / max(1, empty))
+
+
+def _average_precision(results: Iterable[tuple[float, bool]], people: int) -> float:
+    """Area under the precision, made falling, over the recall; 0 without people."""
+    right = np.array([r for _, r in sorted(results, key=lambda r: -r[0])], float)
+    if not people or not len(right):
+        return 0.0
+    recall, precision = right.cumsum() / people, right.cumsum() / np.arange(1, len(right) + 1)
+    precision = np.maximum.accumulate(precision[::-1])[::-1]
+    return float((np.diff(recall, prepend=0) * precision).sum())
+
+
+def rounded(value: Score) -> dict[str, object]:
+    """Figures as they are logged."""
+    figures = asdict(value)
+    return {name: [round(n, 3) for n in number] if isinstance(number, tuple) else round(number, 4)
+            for name, number in figures.items()}  # fmt: skip
+
+
+def ship(source: Path, summary: str) -> None:
+    """Make `source` (FP16 safetensors) the package's people detector: export, hash, write its card; keep it as WEIGHTS."""
+    onnx = weights.FOLDER / f"{weights.DETECTOR}.onnx"
+    print(export_detector(source, onnx))
+    if source.resolve() != WEIGHTS.resolve():
+        shutil.copyfile(source, WEIGHTS)
+    exported, made_from = (hashlib.sha256(path.read_bytes()).hexdigest() for path in (onnx, WEIGHTS))
+    card = {"name": weights.DETECTOR, "sha256": {"onnx": exported}, "weights_sha256": made_from, "summary": summary}
+    text = json.dumps(card, indent=2) + "\n"
+    (weights.FOLDER / f"{weights.DETECTOR}.json").write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    """Read the command line."""
+    if sys.argv[1:2] == ["train"]:
+        del sys.argv[1]
+        train.main(DetectorTrainer, __doc__)
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["train", "evaluate", "ship"])
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("--count", type=int, default=128, help="frames of each set")
+    parser.add_argument("--size", type=int, default=FRAME_SIZE)
+    parser.add_argument("--summary", help="how good it is, in one line; for `ship`")
+    arguments = parser.parse_args()
+    if arguments.what == "ship":
+        if not arguments.summary:
+            parser.error("expected --summary, one line that says how good the detector is")
+        ship(arguments.weights, arguments.summary)
+        return
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = build_detector(arguments.weights).to(device, memory_format=torch.channels_last)
+    renderer = FrameRenderer(device, arguments.size)
+    for name in SETS:
+        frames = held_out(name, arguments.count, renderer)
+        print(json.dumps({"set": name, "count": len(frames), **rounded(score(predict(network, frames.images), frames))}))
+
+
+if __name__ == "__main__":
+    main()
