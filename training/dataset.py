@@ -111,6 +111,7 @@ class Renderer:
         pictures: float = 0.0,
         held_out_pictures: bool = False,
         wide: float = 0.0,
+        far: float = 0.0,
     ) -> Crops:
         """`count` crops of a difficulty in 0..1.
 
@@ -123,9 +124,11 @@ class Renderer:
                 were pictures: so the older held-out sets stay the same. With more, all crops have what else was mended then.
             held_out_pictures: the pictures are those that training leaves out.
             wide: share of the people who are moved far from their family's pose.
+            far: share of the people who are seen from far off and above, in few pixels, as by a camera on a pole.
         """
         draws = Draws(count, generator)
-        people = render(self.body, draws, self.size, difficulty, never, closed=pictures > 0, wide=wide)
+        distant = draws.chance(far) if far else None
+        people = render(self.body, draws, self.size, difficulty, never, closed=pictures > 0, wide=wide, far=distant)
         if pictures:
             album = self.held_out_pictures if held_out_pictures else self.pictures
             picture = background(draws, people, self.size, difficulty, never, album, pictures)
@@ -139,7 +142,10 @@ class Renderer:
         for _ in range(2):
             picture, mask = add_shape(draws, picture, 0.25 * max(0.0, difficulty - 0.1), 0.7)
             hidden = torch.maximum(hidden, mask)
-        picture, outside = _picture_edge(draws, damage(draws, picture, difficulty), 0.15 * difficulty)
+        picture = damage(draws, picture, difficulty)
+        if distant is not None:
+            picture = _few_pixels(draws, picture, distant)
+        picture, outside = _picture_edge(draws, picture, 0.15 * difficulty)
         hidden = torch.maximum(hidden, outside)
         relative = people.joints_m[..., 2:] - people.joints_m[:, :1, 2:]
         images = (picture.flip(1).permute(0, 2, 3, 1) * 255).round().to(torch.uint8).contiguous()
@@ -186,6 +192,21 @@ def _neighbour(
     picture[chosen] = picture[chosen] * (1 - layer[:, 3:]) + layer[:, :3] * some.uniform(0.6, 1.1, 1, 1, 1)
     covered[chosen] = layer[:, 3:]
     return picture.clamp(0, 1), covered
+
+
+FEW_PIXELS = (56, 80, 112, 160)
+"""Sides of the crops, in the camera's own pixels, of people who are far off: they are 45 to 130 px tall."""
+
+
+def _few_pixels(draws: Draws, picture: Tensor, chosen: Tensor) -> Tensor:
+    """Some of the pictures as they are when so small a part of a camera's picture is enlarged."""
+    size, which, result = picture.shape[-1], draws.integers(len(FEW_PIXELS)), picture
+    for number, pixels in enumerate(FEW_PIXELS):
+        some = (chosen & (which == number)).nonzero()[:, 0]
+        if len(some) and pixels < size:
+            small = F.interpolate(picture[some], size=(pixels, pixels), mode="bilinear", antialias=True)
+            result = result.index_copy(0, some, F.interpolate(small, size=(size, size), mode="bilinear"))
+    return result
 
 
 def _picture_edge(draws: Draws, picture: Tensor, probability: float) -> tuple[Tensor, Tensor]:

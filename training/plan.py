@@ -30,6 +30,7 @@ class Plan:
         ramp: share of the run in which the difficulty rises.
         pictures: share of the crops whose people stand before a real picture.
         wide: share of the people who are moved far from their family's pose, all over the ranges of motion.
+        far: share of the people who are seen from far off and above, in few pixels.
     """
 
     variant: str = "XS"
@@ -52,13 +53,15 @@ class Plan:
     ramp: float = 0.5
     pictures: float = 0.6
     wide: float = 0.35
+    far: float = 0.3
 
     def __post_init__(self) -> None:
         """Check what would fail late or silently."""
         if not 0 < self.filled <= self.kept or self.reuse <= 0 or self.size % 32 or self.seed >= 2**40:
             raise ValueError(f"expected 0 < filled <= kept, reuse > 0, a size in 32s and a seed under 2**40, received {self}")
-        if not (0 <= self.pictures <= 1 and 0 <= self.wide <= 1):
-            raise ValueError(f"expected shares in 0..1, received {self.pictures} (pictures) and {self.wide} (wide)")
+        shares = {"pictures": self.pictures, "wide": self.wide, "far": self.far}
+        if not all(0 <= share <= 1 for share in shares.values()):
+            raise ValueError(f"expected shares in 0..1, received {shares}")
 
     def chunks_before(self, step: int) -> int:
         """Chunks rendered before a step."""

@@ -97,12 +97,13 @@ def render(
     stand: Stand | None = None,
     closed: bool = False,
     wide: float = 0.0,
+    far: Tensor | None = None,
 ) -> People:
     """People of random shape, pose and looks in pictures of `size` px.
 
     Light and camera are random, too, unless `stand` says where each stands; then the pictures just hold the whole person.
     With `closed`, skirts have enough points to be without holes. `wide` is the share of the people who are moved far from
-    their family's pose.
+    their family's pose; where `far` [N] is true, the camera is far off and above.
     """
     surface = body.surface
     limit = MAX_POINTS * 9 // 10 if closed else MAX_POINTS
@@ -120,7 +121,7 @@ def render(
 
     pelvis = joints[:, :1]
     if stand is None:
-        turn, place = _camera(draws, difficulty)
+        turn, place = _camera(draws, difficulty, far)
     else:
         turn = stand.turn
         lowest = (points[:, : len(surface.mean) : 3] - pelvis)[..., 2].amin(1, keepdim=True)
@@ -182,14 +183,18 @@ def _dress(
     return dressed[0], dressed[1], dressed[2]
 
 
-def _camera(draws: Draws, difficulty: float) -> tuple[Tensor, Tensor]:
-    """Camera-from-body rotations [N, 3, 3] and where the pelvis stands [N, 1, 3], m."""
+def _camera(draws: Draws, difficulty: float, far: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Camera-from-body rotations [N, 3, 3] and where the pelvis stands [N, 1, 3], m; cameras on poles where `far` [N]."""
     yaw = draws.uniform(0, 2 * torch.pi)
     pitch = (draws.normal(0.1 + 0.14 * difficulty) + 0.1).clamp(-0.5, 1.0)
+    if far is not None:
+        pitch = torch.where(far, draws.uniform(0.1, 0.8), pitch)
     roll = draws.normal(0.07 + 0.05 * difficulty) + draws.normal(0.6) * draws.chance(0.06 * difficulty)
     base = torch.tensor(CAMERA_FROM_BODY, device=draws.device)
     turn = rotation((0.0, 0.0, 1.0), roll) @ rotation((1.0, 0.0, 0.0), pitch) @ base @ rotation(UP, yaw)
     distance = draws.log_uniform(3.2 - 0.8 * difficulty, 9.0)
+    if far is not None:
+        distance = torch.where(far, draws.log_uniform(8.0, 30.0), distance)
     place = torch.stack([draws.normal(0.15) * distance, draws.normal(0.08) * distance, distance], -1)
     return turn, place[:, None]
 

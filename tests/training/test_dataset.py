@@ -82,6 +82,16 @@ def test_hard_crops_hide_more_than_easy_ones(renderer):
     assert easy > hard
 
 
+def test_people_far_off_are_seen_from_above_in_few_pixels(renderer):
+    near, far = (renderer.batch(16, 0.4, renderer.generator(13), far=share) for share in (0.0, 1.0))
+    assert (far.camera_mm[:, 0, 2] > 8000).all()
+    axis_m = (far.camera_mm[:, 17] - far.camera_mm[:, 0]).mean(0)
+    assert axis_m[2] < 0  # the camera looks down: heads are nearer to it than hips
+    detail = [(c.images.float().diff(dim=2).abs().mean() / c.images.float().std()).item() for c in (near, far)]
+    assert detail[1] < detail[0]
+    test_labels_agree_with_projection(far)
+
+
 def test_too_many_points_are_refused(renderer):
     from training.dataset import Renderer
 

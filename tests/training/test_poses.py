@@ -32,6 +32,13 @@ def test_families_name_known_angles_and_are_rarely_clamped(family):
         assert ((angle < low - 0.15) | (angle > high + 0.15)).float().mean() < 0.12, name
 
 
+def test_wide_poses_reach_farther_within_the_limits():
+    narrow, wide = (poses.sample(draws(400), 0.5, wide=share) for share in (0.0, 1.0))
+    assert (wide >= poses.LIMITS[:, 0]).all() and (wide <= poses.LIMITS[:, 1]).all()
+    trunk = [poses.INDEX[name] for name in poses.TRUNK]
+    assert (wide[:, trunk].std(0) > 1.15 * narrow[:, trunk].std(0)).all()
+
+
 def test_never_trained_families_are_never_trained():
     held_out = [f for f in families.FAMILIES if f.never]
     assert held_out and all(f.easy == f.hard == 0 for f in held_out)
