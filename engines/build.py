@@ -116,6 +116,12 @@ class BuildRequest:
             raise EngineError(f"expected library {' or '.join(LIBRARIES)}, received {self.library!r}")
         if self.via not in (None, TORCH2TRT):
             raise EngineError(f"expected {TORCH2TRT}, received {self.via!r}")
+        batch = self.options.batch
+        if self.options.dla_core is not None and batch.min != batch.max:
+            raise EngineError(
+                f"expected one number of crops for --dla-core, such as --batch 4,4,4, received {batch.min} to {batch.max}: a "
+                "DLA takes no other"
+            )
         for target in self.targets:
             if self.options.dla_core is not None and not (target.dla or target.is_at_hand):
                 raise EngineError(f"expected a target with a DLA for --dla-core, {target.title} has none")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,32 @@ def published(as_published):
         return path
 
     return write
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """A function that runs the command line with some arguments: exit code, what stands on stdout, and on stderr."""
+    pytest.importorskip("av", reason="the command line needs av")
+    from tools.main import main
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["convnextpose", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        return stop.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def no_gpu():
+    """Skips where there is a GPU."""
+    from convnextpose.errors import RuntimeUnavailableError
+    from engines.tensorrt.device import open_device
+
+    try:
+        open_device()
+    except RuntimeUnavailableError:
+        return
+    pytest.skip("this machine has a GPU: tests/gpu runs real engines there")

@@ -154,13 +154,17 @@ def build_engine(
     config = builder.create_builder_config()
     config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
     config.clear_flag(library.builder_flag("TF32"))  # FP32 means FP32
+    if hasattr(module.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # without it a CUDA graph may not record the engine
+        config.set_flag(module.BuilderFlag.REQUIRE_USER_ALLOCATION)
     profile = builder.create_optimization_profile()
     batch = options.batch
     profile.set_shape("crops", *((count, INPUT_SIZE, INPUT_SIZE, 3) for count in (batch.min, batch.typical, batch.max)))
     config.add_optimization_profile(profile)
-    if compute_capability is not None and library.builds_for_absent_gpus:
+    found = compute_capability or (gpu.compute_capability if gpu else "")
+    if library.builds_for_absent_gpus:  # its own default leaves Turing out
         config.num_compute_capabilities = 1
-        config.set_compute_capability(library.compute_capability(compute_capability), 0)
+        if config.set_compute_capability(library.compute_capability(found), 0) is False:
+            raise EngineError(f"{library.name} {library.version} does not build for {found}: {log.errors()}")
     _set_options(library, builder, config, options)
     if library.keeps_timings:
         cache = config.create_timing_cache(timing_cache) or config.create_timing_cache(b"")
@@ -168,7 +172,6 @@ def build_engine(
     data = _run(library, builder, network, config)
     if data is None:
         raise EngineError(f"{library.name} {library.version} could not build the engine: {log.errors()}")
-    found = compute_capability or (gpu.compute_capability if gpu else "")
     timings = config.get_timing_cache() if library.keeps_timings else None
     return BuiltEngine(
         data=bytes(data),
@@ -265,7 +268,12 @@ class _Log:
 
 
 _LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>\w+), (?P<rest>Inputs: .*)$", re.MULTILINE)
-_TENSOR = re.compile(r"Dimensions: \[(?P<dimensions>[-\d,]*)\].*?Datatype: (?P<type>\w+)")
+_TENSOR = re.compile(r"Dimensions: \[(?P<dimensions>[-\d,]*)\].*?Datatype: (?P<type>[^,}]+)")
+_TYPE = re.compile(r"\b(FP32|FP16|Int8)\b")
+"""In a format's description, such as `Row major linear FP32`, as full TensorRT has it."""
+_TYPE_NAMES = {"FP32": "Float", "FP16": "Half"}
+_WEIGHTS = re.compile(r'Weights: \{"Type": "(\w+)", "Count": (\d+)\}')
+"""How full TensorRT tells of weights; TensorRT for RTX has them among the constants."""
 _NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\s*(?:\x1e|\x1f|\[|$))")
 
 
@@ -274,6 +282,7 @@ def read_layers(log: str) -> tuple[EngineLayer, ...]:
     layers = []
     for match in _LAYER.finditer(log):
         inputs, constants, outputs = (_tensors(match["rest"], part) for part in ("Inputs", "Constants", "Outputs"))
+        constants += tuple(EngineTensor(kind, (int(count),)) for kind, count in _WEIGHTS.findall(match["rest"]))
         _, _, metadata = match["rest"].partition("Metadata: ")
         layers.append(EngineLayer(match["name"], match["kind"], tuple(_NODE.findall(metadata)), inputs, constants, outputs))
     return tuple(layers)
@@ -286,7 +295,9 @@ def _tensors(text: str, part: str) -> tuple[EngineTensor, ...]:
     for piece in listed[1].split("{")[1:] if listed else []:
         if found := _TENSOR.search(piece):
             dimensions = tuple(int(size) for size in found["dimensions"].split(",") if size)
-            tensors.append(EngineTensor(found["type"], dimensions))
+            described = _TYPE.search(found["type"])
+            kind = _TYPE_NAMES.get(described[1], described[1]) if described else found["type"].strip()
+            tensors.append(EngineTensor(kind, dimensions))
     return tuple(tensors)
 
 

@@ -11,6 +11,7 @@ import importlib.util
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,6 +33,19 @@ NO_GPU = "the NVIDIA driver finds no GPU: look at `nvidia-smi` and at CUDA_VISIB
 
 LEGACY_STREAM = 1
 """What `__cuda_array_interface__` calls CUDA's default stream, that torch and pycuda work on if nobody says otherwise."""
+
+
+BOARD = Path("/proc/device-tree/model")
+"""Where a Jetson tells which board it is."""
+
+
+def board_name(gpu: str) -> str:
+    """A GPU's name with the board's, where there is one: the driver calls every Orin the same, an engine fits but one."""
+    try:
+        board = BOARD.read_text(encoding="utf-8").strip("\0 \n")
+    except (OSError, UnicodeDecodeError):
+        return gpu
+    return f"{gpu} ({board})" if board else gpu
 
 
 class DeviceError(RuntimeUnavailableError):

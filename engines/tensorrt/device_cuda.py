@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnextpose.errors import RuntimeUnavailableError
-from engines.tensorrt.device import NO_DRIVER, NO_GPU, DeviceError, DeviceMemoryError
+from engines.tensorrt.device import NO_DRIVER, NO_GPU, DeviceError, DeviceMemoryError, board_name
 from engines.tensorrt.module import Gpu
 
 
@@ -62,7 +62,9 @@ class CudaDevice:
         )
         name = self._check(driver.cuDeviceGetName(256, device), "ask the GPU for its name")
         version = self._check(driver.cuDriverGetVersion(), "ask the driver for its version")
-        self.gpu = Gpu(name.split(b"\0")[0].decode(), f"{major}.{minor}", f"CUDA {version // 1000}.{version % 1000 // 10}")
+        self.gpu = Gpu(
+            board_name(name.split(b"\0")[0].decode()), f"{major}.{minor}", f"CUDA {version // 1000}.{version % 1000 // 10}"
+        )
         self._context = self._check(driver.cuDevicePrimaryCtxRetain(device), "take the GPU's context")
 
     @contextmanager
@@ -171,7 +173,8 @@ class _Owned:
         """Give it back; calling it again does nothing."""
         raw, self.raw = self.raw, None
         if raw is not None:
-            self._device.call(self._FREE, "give back what it holds", raw)
+            # It fails where something has failed before, and that is what the caller is told of: not checked.
+            getattr(self._device._driver, self._FREE)(raw)
 
 
 class _Memory(_Owned):

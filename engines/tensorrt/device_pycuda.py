@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnextpose.errors import RuntimeUnavailableError
-from engines.tensorrt.device import LEGACY_STREAM, NO_DRIVER, NO_GPU, DeviceError, DeviceMemoryError, Graph
+from engines.tensorrt.device import LEGACY_STREAM, NO_DRIVER, NO_GPU, DeviceError, DeviceMemoryError, Graph, board_name
 from engines.tensorrt.module import Gpu
 
 _NON_BLOCKING = 1
@@ -58,7 +58,7 @@ class PycudaDevice:
             raise RuntimeUnavailableError(reason) from error
         major, minor = device.compute_capability()
         version = driver.get_driver_version()
-        self.gpu = Gpu(device.name(), f"{major}.{minor}", f"CUDA {version // 1000}.{version % 1000 // 10}")
+        self.gpu = Gpu(board_name(device.name()), f"{major}.{minor}", f"CUDA {version // 1000}.{version % 1000 // 10}")
         with self.errors("take the GPU's context"):
             self._context = device.retain_primary_context()
 
@@ -66,11 +66,13 @@ class PycudaDevice:
     def current(self) -> Iterator[None]:
         """Make it the calling thread's; what was so before, is so again after it."""
         # pycuda frees nothing unless its own note of the context says that it is this thread's: hence its push and pop.
-        self._context.push()
+        with self.errors("make the GPU current"):
+            self._context.push()
         try:
             yield
         finally:
-            self._driver.Context.pop()
+            with self.errors("give the GPU back"):
+                self._driver.Context.pop()
 
     def free_bytes(self) -> int:
         """How much of its memory nobody has."""
@@ -84,7 +86,7 @@ class PycudaDevice:
             DeviceMemoryError: there is not so much.
         """
         with self.errors(f"allocate {size:,} bytes on the GPU"):
-            return _Memory(self._driver.mem_alloc(max(size, 1)), size)
+            return _Memory(self._driver, self._driver.mem_alloc(max(size, 1)), size)
 
     def pin(self, size: int) -> _Pinned:
         """Memory of the host, `size` bytes.
@@ -93,7 +95,7 @@ class PycudaDevice:
             DeviceMemoryError: there is not so much.
         """
         with self.errors(f"pin {size:,} bytes"):
-            return _Pinned(self._driver.pagelocked_empty(size, np.uint8))
+            return _Pinned(self._driver, self._driver.pagelocked_empty(size, np.uint8))
 
     def stream(self) -> _Stream:
         """A new stream, which waits for no other, not even for CUDA's default one."""
@@ -103,7 +105,7 @@ class PycudaDevice:
     def event(self) -> _Event:
         """A new event that takes the time."""
         with self.errors("make an event"):
-            return _Event(self._driver.Event())
+            return _Event(self, self._driver.Event())
 
     def copy_in(self, address: int, host: NDArray[np.uint8], stream: _Stream) -> None:
         """Let a stream copy pinned memory to the GPU."""
@@ -144,26 +146,29 @@ class PycudaDevice:
             raise DeviceError(f"CUDA could not {purpose}: {error}") from error
 
 
-class _Memory:
-    def __init__(self, raw: Any, size: int) -> None:  # noqa: ANN401
-        self._raw = raw
+class _Owned:
+    """Something of pycuda's that is given back once."""
+
+    def __init__(self, driver: Any, raw: Any) -> None:  # noqa: ANN401
+        self._driver, self._raw = driver, raw
+
+    def free(self) -> None:
+        raw, self._raw = self._raw, None
+        if raw is not None:
+            with suppress(self._driver.Error):  # it fails where something has failed before: the caller is told of that
+                raw.free()
+
+
+class _Memory(_Owned):
+    def __init__(self, driver: Any, raw: Any, size: int) -> None:  # noqa: ANN401
+        super().__init__(driver, raw)
         self.address, self.size = int(raw), size
 
-    def free(self) -> None:
-        raw, self._raw = self._raw, None
-        if raw is not None:
-            raw.free()
 
-
-class _Pinned:
-    def __init__(self, array: NDArray[np.uint8]) -> None:
+class _Pinned(_Owned):
+    def __init__(self, driver: Any, array: NDArray[np.uint8]) -> None:  # noqa: ANN401
+        super().__init__(driver, array.base)  # pycuda's PagelockedHostAllocation
         self.array = array
-        self._raw: Any = array.base  # pycuda's PagelockedHostAllocation
-
-    def free(self) -> None:
-        raw, self._raw = self._raw, None
-        if raw is not None:
-            raw.free()
 
 
 class _Stream:
@@ -188,14 +193,17 @@ class _Stream:
 
 
 class _Event:
-    def __init__(self, raw: Any) -> None:  # noqa: ANN401
+    def __init__(self, device: PycudaDevice, raw: Any) -> None:  # noqa: ANN401
+        self._device = device
         self.raw = raw
 
     def record(self, stream: _Stream) -> None:
-        self.raw.record(stream.raw)
+        with self._device.errors("note the time"):
+            self.raw.record(stream.raw)
 
     def milliseconds_since(self, earlier: _Event) -> float:
-        return float(self.raw.time_since(earlier.raw))
+        with self._device.errors("tell the time"):
+            return float(self.raw.time_since(earlier.raw))
 
     def free(self) -> None:
         self.raw = None

@@ -249,7 +249,7 @@ class TensorRTRuntime(LockedRuntime):
         return [times for buffers in self._sets for times in buffers.finish(joints, scores)]
 
     def _shrink(self, count: int, error: DeviceMemoryError) -> None:
-        """Give all buffers back and take half as many crops from now on, or, where that cannot be, one buffer set.
+        """Give all buffers back and go on with one buffer set from now on, or, where there was one, half as many crops.
 
         Raises:
             RuntimeUnavailableError: neither can be.
@@ -257,10 +257,10 @@ class TensorRTRuntime(LockedRuntime):
         two_sets = len(self._sets) > 1
         self._free_sets()
         fewer = max(count // 2, self._opened().min_batch)
-        if fewer < count:
+        if two_sets and self._buffer_sets > 1:
+            self._buffer_sets = 1  # the first set had what it needs: it goes on alone
+        elif fewer < count:
             self._limit = fewer
-        elif two_sets:
-            self._buffer_sets = 1
         else:
             raise RuntimeUnavailableError(
                 f"the GPU's memory does not suffice for a batch of {count}: {error}; end what else uses it, or take a smaller "
@@ -362,7 +362,7 @@ class _Engine:
         except TypeError as error:  # its constructor gave nothing: no driver, or one that is too old
             raise RuntimeUnavailableError(f"{self._called} does not start: {self._said() or error}") from error
         if manifest.options.get(manifests.VERSION_COMPATIBLE):
-            # Such an engine brings code for the host, which only one that was found to be its manifest's may run.
+            # Any engine is native code: the manifest shows that the file is whole, not whose it is (docs/tensorrt.md).
             self._runtime.engine_host_code_allowed = True
         if (core := manifest.options.get("dla_core")) is not None:
             self._runtime.DLA_core = core
@@ -371,6 +371,7 @@ class _Engine:
             raise EngineError(
                 f"{self._called} cannot load the engine: {self._said()}; build it again with `{manifest.command}`"
             )
+        self._compiled: Any = None
         self.joint_count = len(manifest.model.joint_set)
         self._check_contract()
         fewest, _, most = (tuple(shape) for shape in self._engine.get_tensor_profile_shape("crops", 0))
@@ -395,6 +396,9 @@ class _Engine:
             config.set_execution_context_allocation_strategy(module.ExecutionContextAllocationStrategy.USER_MANAGED)
             # RTX would first run makeshift kernels for a new shape, and a graph would keep those for good.
             config.dynamic_shapes_kernel_specialization_strategy = module.DynamicShapesKernelSpecializationStrategy.EAGER
+            if self._compiled is None:
+                self._compiled = config.create_runtime_cache()
+            config.set_runtime_cache(self._compiled)  # what one context compiled, the next need not
             context = engine.create_execution_context(config)
         else:
             context = engine.create_execution_context(module.ExecutionContextAllocationStrategy.USER_MANAGED)
@@ -412,7 +416,10 @@ class _Engine:
     def activations_of(self, context: Any) -> int:  # noqa: ANN401
         """What a context needs for activations with the shape that it was given, bytes."""
         if hasattr(context, "update_device_memory_size_for_shapes"):
-            return int(context.update_device_memory_size_for_shapes())
+            needed = int(context.update_device_memory_size_for_shapes())
+            if needed == 0 and self.activation_bytes:  # its way of saying that something failed
+                raise self.failed("does not tell what memory it needs")
+            return needed
         return self.activation_bytes
 
     def layers(self) -> tuple[LayerInfo, ...]:
@@ -609,7 +616,7 @@ class _BufferSet:
 
     def _execute(self, ready: _Ready) -> bool:
         """Give the inference to the stream; whether as a graph: from the second time on, as TensorRT wants one without."""
-        if ready.runs == 1 and ready.recordable and self._device.has_graphs:
+        if ready.runs == 1 and ready.recordable and self._device.has_graphs and self._capturable(ready.context):
             try:
                 ready.graph = self._device.capture(self._stream, lambda: self._enqueue(ready.context))
             except (DeviceError, EngineError):
@@ -620,6 +627,10 @@ class _BufferSet:
             return True
         self._enqueue(ready.context)
         return False
+
+    def _capturable(self, context: Any) -> bool:  # noqa: ANN401
+        """Whether a graph may record the context's work: TensorRT for RTX tells."""
+        return not hasattr(context, "is_stream_capturable") or bool(context.is_stream_capturable(self._stream.handle))
 
     def _enqueue(self, context: Any) -> None:  # noqa: ANN401
         if not context.execute_async_v3(self._stream.handle):

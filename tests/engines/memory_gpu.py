@@ -586,6 +586,12 @@ def tensorrt_module(driver, family="10", *, records=True):
         def set_execution_context_allocation_strategy(self, strategy):
             self.strategy = strategy
 
+        def create_runtime_cache(self):
+            return object()
+
+        def set_runtime_cache(self, cache):
+            assert cache is not None
+
     if family == "8":
         Engine.create_execution_context_without_device_memory = new_context
     else:

@@ -348,7 +348,10 @@ def test_requests_that_cannot_be_met(bundle, tmp_path):
     refused(EngineError, "expected precision fp32, fp16, int8, received fp8", precisions=("fp8",))
     refused(EngineError, "expected library tensorrt or tensorrt_rtx", library="tensorflow")
     refused(EngineError, "expected torch2trt, received 'torch'", via="torch")
-    refused(EngineError, "for --dla-core, GeForce RTX 40 series .* has none", options=BuildOptions(dla_core=0))
+    refused(
+        EngineError, "for --dla-core, GeForce RTX 40 series .* has none", options=BuildOptions(BatchRange(4, 4, 4), dla_core=0)
+    )
+    refused(EngineError, "one number of crops for --dla-core, .* received 1 to 8", options=BuildOptions(dla_core=0))
     refused(CheckpointError, "nothing.tar", source=str(tmp_path / "nothing.tar"))
     refused(CalibrationError, "there is no", calibration=tmp_path / "none.npz", precisions=("int8",))
     refused(EngineError, "there is no", source=str(tmp_path / "none.bundle.zip"))

@@ -19,7 +19,7 @@ from engines.manifest import BatchRange, EngineManifest
 from engines.parity import LIMITS, Differences, ParityReport, noise_crops
 from engines.runtime import ModelInfo, RuntimeDescription
 from engines.tensorrt import runtime as tensorrt_runtime
-from engines.tensorrt.device import binding_installed, open_device
+from engines.tensorrt.device import binding_installed
 from engines.tensorrt.device_cuda import CudaDevice
 from engines.tensorrt.device_pycuda import PycudaDevice
 from engines.tensorrt.module import Library, load_library
@@ -212,18 +212,29 @@ def test_small_runs_need_one_set():
 
 
 def test_a_batch_that_is_too_large_for_the_memory_is_halved_and_that_is_said_once():
-    fits_two = 2 * (2 * (256 * 256 * 3 + 18 * 16) + 3 * 10**6) + 10**6  # an odd one out needs three
-    bench = Bench(memory=fits_two)
+    fits_four = 4 * (256 * 256 * 3 + 18 * 16) + 7 * 10**6  # in one buffer set: two of them have no place
+    bench = Bench(memory=fits_four)
     with bench.open(most=16, activations=10**6) as runtime:
-        with pytest.warns(RuntimeWarning, match="does not suffice for 16 crops at once: going on with 2") as told:
+        with pytest.warns(RuntimeWarning, match="does not suffice for 16 crops at once: going on with 4") as told:
             assert_is(runtime.run(CROPS[:20]), 0, 20)
         assert len(told) == 1
-        assert runtime.limit == 2
+        assert runtime.limit == 4
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             for _ in range(3):
                 assert_is(runtime.run(CROPS[:20]), 0, 20)
                 assert_is(runtime.run(CROPS[:1]), 0, 1)
+    bench.check()
+
+
+def test_without_memory_for_a_second_set_the_first_keeps_its_size():
+    crops = 8 * (256 * 256 * 3 + 18 * 16)
+    bench = Bench(memory=crops + 9 * 10**6)
+    with bench.open(most=8, activations=10**6) as runtime:
+        assert_is(runtime.run(CROPS[:10]), 0, 10)
+        assert runtime.limit == 8
+        assert_is(runtime.run(CROPS[:8]), 0, 8)
+        assert runtime.times.batches == 1
     bench.check()
 
 
@@ -281,7 +292,7 @@ def test_memory_for_one_set_is_enough():
             with bench.open(most=most, activations=400_000) as runtime:
                 for _ in range(2):
                     assert_is(runtime.run(CROPS[:6]), 0, 6)
-                assert runtime.limit == 1
+                assert runtime.limit == min(most, 2)
         bench.check()
 
 
@@ -464,15 +475,6 @@ def real_engine(exported, tmp_path_factory):
     )
     manifests.path_of(path).write_text(made.to_json())
     return path
-
-
-@pytest.fixture
-def no_gpu():
-    try:
-        open_device()
-    except RuntimeUnavailableError:
-        return
-    pytest.skip("this machine has a GPU: tests/gpu runs real engines there")
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ class Built:
 
 
 @pytest.fixture(scope="session")
-def builds(tmp_path_factory):
+def builds(tmp_path_factory, pytestconfig):
     """A function that builds an engine for this GPU once, of the default weights of a variant or else of random numbers."""
     torch = pytest.importorskip("torch", reason="building needs torch")
     pytest.importorskip("onnx", reason="building needs onnx")
@@ -83,6 +83,8 @@ def builds(tmp_path_factory):
             except RuntimeUnavailableError as error:
                 if "does not build for compute capability" not in str(error):
                     raise
+                if pytestconfig.getoption("--require-gpu", default=False):
+                    pytest.fail(f"--require-gpu was given: {error}", pytrace=False)
                 pytest.skip(f"no engine for this GPU: {error}")
             made[key] = Built(result.path, verify(source))
         return made[key]

@@ -1,7 +1,6 @@
 """Engines that are built and run on this GPU: parity, batches, graphs, memory, threads, and the commands."""
 
 import json
-import sys
 import threading
 import warnings
 from dataclasses import replace
@@ -18,23 +17,8 @@ from engines.parity import LIMITS, compare, noise_crops
 from engines.runtime import PRECISIONS
 from engines.select import open_runtime
 from engines.tensorrt.runtime import CROP_BYTES, open_engine
-from tools.main import main
 
 CROPS = noise_crops(40, seed=5)
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    pytest.importorskip("av", reason="the command line needs av")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["convnextpose", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        captured = capsys.readouterr()
-        return stop.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 def assert_close(found, expected):

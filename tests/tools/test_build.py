@@ -27,17 +27,9 @@ from engines.tensorrt.builder import BuildOptions
 from tools.main import main
 
 
-def run(capsys, monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["convnextpose", "build", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    captured = capsys.readouterr()
-    return stop.value.code or 0, captured.out, captured.err
-
-
 @pytest.fixture
-def cli(monkeypatch, capsys):
-    return lambda *arguments: run(capsys, monkeypatch, *arguments)
+def cli(cli):
+    return lambda *arguments: cli("build", *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -1,26 +1,16 @@
 """`convnextpose calibrate` from a clip to a set of crops and its preview sheet."""
 
-import sys
-
 import cv2
 import numpy as np
 import pytest
 
 from convnextpose import weights
 from engines.calibration import CalibrationSet
-from tools.main import main
 
 
 @pytest.fixture
-def cli(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["convnextpose", "calibrate", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        captured = capsys.readouterr()
-        return stop.value.code or 0, captured.out, captured.err
-
-    return run
+def cli(cli):
+    return lambda *arguments: cli("calibrate", *arguments)
 
 
 @pytest.fixture

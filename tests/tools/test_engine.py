@@ -8,29 +8,15 @@ import cv2
 import pytest
 
 from convnextpose import weights
-from convnextpose.errors import RuntimeUnavailableError
 from engines import manifest as manifests
 from engines.runtimes.torch_gpu import TorchGpuRuntime
 from engines.tensorrt import runtime as tensorrt_runtime
-from engines.tensorrt.device import NO_DRIVER, NO_GPU, open_device
+from engines.tensorrt.device import NO_DRIVER, NO_GPU
 from engines.tensorrt.device_cuda import CudaDevice
 from engines.tensorrt.module import Library
 from engines.timing import RunTimes
 from tests.engines.memory_gpu import Driver, engine_bytes, predict, tensorrt_module
 from tests.engines.test_tensorrt_runtime import manifest_of
-from tools.main import main
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["convnextpose", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        captured = capsys.readouterr()
-        return stop.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture
@@ -55,15 +41,6 @@ def gpu(monkeypatch):
     monkeypatch.setattr(tensorrt_runtime, "load_library", lambda name: Library("tensorrt", module.__version__, module))
     monkeypatch.setattr(tensorrt_runtime, "open_device", lambda binding: CudaDevice(driver, "cuda-python in memory"))
     return driver
-
-
-@pytest.fixture
-def no_gpu():
-    try:
-        open_device()
-    except RuntimeUnavailableError:
-        return
-    pytest.skip("this machine has a GPU: tests/gpu runs real engines there")
 
 
 def test_inspecting_prints_the_manifest_and_what_is_inside(cli, engine, gpu):

@@ -1,7 +1,6 @@
 """`convnextpose export` from a checkpoint on disk to a file that runs."""
 
 import hashlib
-import sys
 
 import pytest
 
@@ -12,7 +11,6 @@ from convnextpose.network import random_state  # noqa: E402
 from convnextpose.variants import Variant  # noqa: E402
 from engines.parity import noise_crops  # noqa: E402
 from engines.select import open_runtime  # noqa: E402
-from tools.main import main  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -22,18 +20,6 @@ def checkpoint(tmp_path_factory):
     state = {f"module.{name}": tensor for name, tensor in random_state(Variant.XS).items()}
     torch.save({"epoch": 1, "network": state, "optimizer": {}}, path)
     return path
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["convnextpose", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        captured = capsys.readouterr()
-        return stop.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 def test_it_writes_a_file_that_runs_and_says_what_it_wrote(cli, checkpoint, tmp_path):
