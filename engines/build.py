@@ -51,6 +51,9 @@ from engines.tensorrt.module import LIBRARIES, Gpu, Library, find_gpu, load_libr
 CHECKPOINT_SUFFIXES = (".tar", ".pth", ".pt", ".ckpt", ".zip", ".safetensors")
 """What a folder is searched for; a checkpoint that is named by itself may be called anything."""
 
+UNTOLD = "a type that the log does not tell"
+"""In a count of convolutions: those that the library's log leaves out."""
+
 BUNDLE_SUFFIX = ".bundle.zip"
 
 BUNDLE_GRAPH, BUNDLE_DRAFT, BUNDLE_PROOF = "model.onnx", "draft.json", "proof.npz"
@@ -531,7 +534,8 @@ class _Job:
             cache = self._request.out / f"{library.name}-{library.version}-{self._plan.compute_capability}.timing"
             built = self._built(library, typed, cache)
             types = _count_types(built, typed)
-            if typed.info.precision == "int8" and types and not types["Int8"]:
+            # Only where the log tells of every convolution: what it leaves out may well be in INT8.
+            if typed.info.precision == "int8" and types and not types["Int8"] and not types[UNTOLD]:
                 raise EngineError(
                     f"{library.name} {library.version} computes no convolution of this INT8 graph in INT8 on "
                     f"{self._plan.compute_capability}, but in {', '.join(types)}: build it in FP16"
@@ -708,11 +712,15 @@ def _runs_here(found: EngineManifest) -> bool:
 
 
 def _count_types(built: BuiltEngine, typed: TypedModel) -> Counter[str]:
-    """How many convolutions compute in which type; none where neither the library nor a missing `onnx` lets it be known."""
+    """How many convolutions compute in which type, or UNTOLD; none where the library, or a missing `onnx`, tells nothing."""
     try:
-        return Counter(weights for _, weights in convolution_types(built.layers, typed.onnx).values())
+        import onnx
+
+        found = convolution_types(built.layers, typed.onnx)
     except ImportError:  # a machine that builds from a bundle need not have it
         return Counter()
+    untold = sum(node.op_type == "Conv" for node in onnx.load_from_string(typed.onnx).graph.node) - len(found)
+    return Counter(weights for _, weights in found.values()) + Counter({UNTOLD: untold if found else 0})
 
 
 @contextmanager
