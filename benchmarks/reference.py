@@ -2,9 +2,9 @@
 
 It is no dependency of this project. An environment of its own runs the benchmarks that compare with it:
 
-    python3.11 -m venv /tmp/reference
-    /tmp/reference/bin/pip install mediapipe==0.10.14 'av>=17'
-    PYTHONPATH=. /tmp/reference/bin/python benchmarks/accuracy.py agreement VIDEO RESULTS/poses.npz
+    python3.11 -m venv reference-env
+    reference-env/bin/pip install mediapipe==0.10.14 'av>=17'
+    PYTHONPATH=. reference-env/bin/python benchmarks/accuracy.py agreement VIDEO RESULTS/poses.npz
 """
 
 from __future__ import annotations

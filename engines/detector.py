@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from convnextpose.crop import RGB_MEAN, RGB_STD
 from convnextpose.errors import ExportError, GeometryError, ModelError, ParityError, RuntimeUnavailableError, install_command
-from engines.export import IR_VERSION, OPSET, _quiet_exporter, _strip, put_in_place
+from engines.export import graph_of, put_in_place
 from engines.select import choose_runtime
 
 if TYPE_CHECKING:
@@ -225,24 +225,7 @@ def export_detector(weights: Path, out: Path) -> DetectorParity:
             f"exporting a detector needs torch, onnx and onnxscript: {error}; {install_command('build')}"
         ) from error
     example = torch.zeros(2, FRAME_SIZE, FRAME_SIZE, 3, dtype=torch.uint8)
-    try:
-        with _quiet_exporter():
-            program = torch.onnx.export(
-                contract_detector(build_detector(weights)),
-                (example,),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=["frames"],
-                output_names=["boxes", "scores"],
-                dynamic_shapes=({0: torch.export.Dim("N")},),
-                verbose=False,
-            )
-    except torch.onnx.OnnxExporterError as error:
-        raise ExportError(f"torch {torch.__version__} could not export the detector: {error.__cause__ or error}") from error
-    assert program is not None
-    model: Any = program.model_proto
-    _strip(model)
-    model.ir_version = IR_VERSION
+    model = graph_of(contract_detector(build_detector(weights)), example, "frames", ("boxes", "scores"))
     onnx.helper.set_model_props(model, {"convnextpose.detector": "1"})
     onnx.checker.check_model(model, full_check=True)
     data: bytes = model.SerializeToString(deterministic=True)

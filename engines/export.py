@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,8 @@ from engines.runtime import ModelInfo
 from engines.select import open_runtime
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from convnextpose.checkpoint import VerifiedCheckpoint
 
 OPSET = 18
@@ -108,8 +110,26 @@ def _export_model(checkpoint: VerifiedCheckpoint, info: ModelInfo) -> Any:  # no
         raise ExportError(
             f"exporting a checkpoint needs torch, onnx and onnxscript: {error}; {install_command('build')}"
         ) from error
-    # Two crops: torch.export takes a dimension of one for a constant.
     example = torch.zeros(2, INPUT_SIZE, INPUT_SIZE, 3, dtype=torch.uint8)
+    model = graph_of(network, example, "crops", ("joints", "scores"))
+    onnx.helper.set_model_props(model, write_metadata(info))
+    _check(model, info)
+    return model
+
+
+def graph_of(network: nn.Module, example: Tensor, takes: str, gives: Sequence[str]) -> Any:  # noqa: ANN401
+    """The ONNX ModelProto of a network with one input of any batch size, without the exporter's notes for debugging.
+
+    Args:
+        network: in evaluation mode.
+        example: an input, of two items or more: torch.export takes a dimension of one for a constant.
+        takes, gives: names of the input and of the outputs.
+
+    Raises:
+        ExportError: torch could not export it.
+    """
+    import torch
+
     try:
         with _quiet_exporter():
             program = torch.onnx.export(
@@ -117,8 +137,8 @@ def _export_model(checkpoint: VerifiedCheckpoint, info: ModelInfo) -> Any:  # no
                 (example,),
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=["crops"],
-                output_names=["joints", "scores"],
+                input_names=[takes],
+                output_names=list(gives),
                 dynamic_shapes=({0: torch.export.Dim("N")},),
                 verbose=False,
             )
@@ -129,8 +149,6 @@ def _export_model(checkpoint: VerifiedCheckpoint, info: ModelInfo) -> Any:  # no
     model = program.model_proto
     _strip(model)
     model.ir_version = IR_VERSION
-    onnx.helper.set_model_props(model, write_metadata(info))
-    _check(model, info)
     return model
 
 
