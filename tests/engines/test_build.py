@@ -31,7 +31,8 @@ from convnextpose.network import random_state
 from convnextpose.variants import Variant
 from engines import build as building
 from engines import manifest
-from engines.build import BuildRequest, RecordedRuntime, build, find_checkpoints, plan, read_bundle
+from engines.build import BuildRequest, build, find_checkpoints, plan
+from engines.bundle import RecordedRuntime, read_bundle
 from engines.calibration import MAX_PROOF_CROPS, MIN_CROPS, CalibrationSet, hash_crops
 from engines.manifest import BatchRange, EngineManifest
 from engines.parity import LIMITS, noise_crops
