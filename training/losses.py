@@ -12,32 +12,59 @@ TARGET_WIDTH = 1 / 16
 """Standard deviation of the target marginals, as a share of the axis."""
 
 
+CACHED = 2**18
+"""Numbers of a volume to work on at a time on a CPU: a megabyte in FP32, so that they stay in its cache."""
+
+
 class _Marginals(torch.autograd.Function):
     """The softmax over each joint's volume, summed to a plane and to the depth axis.
 
-    Autograd would keep several copies of the volume, the largest tensor by far; this keeps one.
+    Autograd would keep several copies of the volume, the largest tensor by far; this keeps the logits and works, on a CPU, on
+    as few pictures at a time as its cache holds.
     """
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, maps: Tensor, joints: int) -> tuple[Tensor, Tensor]:
         """[N, J * D, H, W] logits to planes [N, H, W, J] and depths [N, J, D], float32."""
-        volume = maps.permute(0, 2, 3, 1).unflatten(3, (joints, -1)).float()
-        volume = (volume - volume.amax((1, 2, 4), keepdim=True)).exp_()
-        plane, depth = volume.sum(4), volume.sum((1, 2))
-        scale = 1 / depth.sum(2)
-        plane, depth = plane * scale[:, None, None], depth * scale[..., None]
-        ctx.save_for_backward(volume, scale, plane, depth)
-        ctx.dtype = maps.dtype
+        planes, depths, greatest, scales = [], [], [], []
+        for volume in _lots(maps, joints):
+            volume = volume.float()
+            top = volume.amax((1, 2, 4), keepdim=True)
+            volume = (volume - top).exp_()
+            plane, depth = volume.sum(4), volume.sum((1, 2))
+            scale = 1 / depth.sum(2)
+            planes.append(plane * scale[:, None, None])
+            depths.append(depth * scale[..., None])
+            greatest.append(top)
+            scales.append(scale)
+        plane, depth = torch.cat(planes), torch.cat(depths)
+        ctx.save_for_backward(maps, torch.cat(greatest), torch.cat(scales), plane, depth)
         return plane, depth
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, d_plane: Tensor, d_depth: Tensor) -> tuple[Tensor, None]:
         """The softmax's derivative: p * (g - sum of p * g), with g the sum of both gradients."""
-        volume, scale, plane, depth = ctx.saved_tensors
+        maps, top, scale, plane, depth = ctx.saved_tensors
         mean = (d_plane * plane).sum((1, 2)) + (d_depth * depth).sum(2)
-        d_plane = (d_plane - mean[:, None, None]) * scale[:, None, None]
-        gradient = (d_plane[..., None] + (d_depth * scale[..., None])[:, None, None]) * volume
-        return gradient.flatten(3).permute(0, 3, 1, 2).to(ctx.dtype), None
+        d_plane = ((d_plane - mean[:, None, None]) * scale[:, None, None])[..., None]
+        d_depth = (d_depth * scale[..., None])[:, None, None]
+        gradient = torch.empty_like(maps)
+        joints = plane.shape[3]
+        parts = (top, d_plane, d_depth)
+        lots = zip(_lots(maps, joints), _lots(gradient, joints), *(t.split(_lot(maps)) for t in parts), strict=True)
+        for volume, result, peak, along_plane, along_depth in lots:
+            result.copy_((volume.float() - peak).exp_().mul_(along_plane + along_depth))
+        return gradient, None
+
+
+def _lots(maps: Tensor, joints: int) -> list[Tensor]:
+    """Views [M, H, W, J, D] of maps [N, J * D, H, W], M pictures each."""
+    return list(maps.permute(0, 2, 3, 1).unflatten(3, (joints, -1)).split(_lot(maps)))
+
+
+def _lot(maps: Tensor) -> int:
+    """Pictures to work on at a time."""
+    return max(1, CACHED // maps[0].numel()) if maps.device.type == "cpu" else max(1, len(maps))
 
 
 def marginals(maps: Tensor, joints: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,7 +88,9 @@ def joints_from_shares(shares: Tensor, size: int) -> Tensor:
     return torch.cat([shares[..., :2] * size, (shares[..., 2:] - 0.5) * DEPTH_EXTENT_MM], -1)
 
 
-def pose_loss(maps: Tensor, joints: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def pose_loss(
+    maps: Tensor, joints: Tensor, size: int, l1: float = L1_WEIGHT, entropy: float = 1.0, width: float = TARGET_WIDTH
+) -> tuple[Tensor, Tensor]:
     """The loss and, of it, the mean absolute error as a share of the axes.
 
     Args:
@@ -69,15 +98,18 @@ def pose_loss(maps: Tensor, joints: Tensor, size: int) -> tuple[Tensor, Tensor]:
         joints: [N, J, 3] the truth, x and y in px of a crop of `size` px, z in mm from the pelvis. Joints outside the volume
             do not count.
         size: side of the crops, px.
+        l1: weight of the mean absolute error.
+        entropy: weight of the marginals' cross-entropy.
+        width: standard deviation of the target marginals, as a share of the axis.
     """
     axes = marginals(maps, joints.shape[1])
     target = shares_from_joints(joints, size)
     counts = ((target >= 0) & (target < 1)).all(-1).float()
     total = counts.sum().clamp_min(1)
     error = ((expectations(axes) - target).abs().mean(-1) * counts).sum() / total
-    loss = L1_WEIGHT * error
+    loss = l1 * error
     for axis, p in enumerate(axes):
         bins = torch.arange(p.shape[2], dtype=p.dtype, device=p.device) / p.shape[2]
-        wanted = torch.softmax(-0.5 * ((bins - target[..., axis : axis + 1]) / TARGET_WIDTH).square(), 2)
-        loss = loss - ((wanted * (p + 1e-8).log()).sum(2) * counts).sum() / total / len(axes)
+        wanted = torch.softmax(-0.5 * ((bins - target[..., axis : axis + 1]) / width).square(), 2)
+        loss = loss - entropy * ((wanted * (p + 1e-8).log()).sum(2) * counts).sum() / total / len(axes)
     return loss, error

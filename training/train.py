@@ -4,8 +4,9 @@
     python -m training.train RUN --minutes 55          (goes on where the last slice ended)
 
 RUN is a folder: `state.json` and `state-*.safetensors` (at most 16 MiB each) are all that a slice needs to go on exactly as if
-it had never stopped, on the same device with the same count of threads; `log.jsonl` is the log; `last.safetensors` and
-`best.safetensors` are the averaged weights in FP16, as `convnextpose verify` and `training.ship` take them.
+it had never stopped, on the same device with the same count of threads; `log.jsonl` is the log and `plot.svg` its picture;
+`last.safetensors` and `best.safetensors` are the averaged weights in FP16, as `convnextpose verify` and `training.ship` take
+them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import copy
 import json
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -27,9 +28,11 @@ from convnextpose.network import PoseNetwork
 from convnextpose.variants import Variant
 from training import state
 from training.dataset import Renderer, mirror
+from training.depthwise import quicken
 from training.evaluate import SETS, evaluate, held_out, network_input, rounded
 from training.losses import pose_loss
 from training.plan import Plan
+from training.plot import draw, read
 from training.stream import Chunks, PoseChunks, Stream
 
 
@@ -58,12 +61,16 @@ class Trainer:
     """One run: its network, the average of it, and the optimiser, at a step."""
 
     chunks: type[Chunks] = PoseChunks
+    weighting: Mapping[str, float] = {}
+    """What `pose_loss` is given in place of its own weights."""
 
     def __init__(self, plan: Plan, device: torch.device, init: Path | None = None) -> None:
         self.plan, self.device, self.step = plan, device, 0
         self.best: float | None = None
         self._sets: dict = {}
         network = self.new_network(init)
+        if device.type == "cpu":
+            quicken(network)
         self.network = network.to(device, memory_format=torch.channels_last).train()
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
         weights = [p for p in self.network.parameters() if p.ndim > 1]
@@ -83,7 +90,7 @@ class Trainer:
         """The loss of normalised images and, of it, the mean absolute error."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             maps = self.network.head(self.network.backbone(images))
-        return pose_loss(maps, labels, self.plan.size)
+        return pose_loss(maps, labels, self.plan.size, **self.weighting)
 
     def mirrored(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Images [N, S, S, 3] and labels of the mirrored pictures."""
@@ -211,6 +218,8 @@ def run(
         if trainer.best is None or figure < trainer.best:
             trainer.best = figure
             state.write_tensors(folder / "best.safetensors", trainer.weights())
+        if trainer.step:
+            (folder / "plot.svg").write_text(draw([read(log_path)]), encoding="utf-8")
 
     with Stream(plan, device, workers, trainer.chunks) as stream:
         saved = judged = reported = time.monotonic()

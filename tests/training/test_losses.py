@@ -14,11 +14,16 @@ def maps():
     return torch.randn(2, 18 * 8, 6, 10, generator=torch.Generator().manual_seed(0)).requires_grad_()
 
 
+@pytest.fixture(params=[2**18, 1], ids=["together", "one at a time"])
+def any_lots(request, monkeypatch):
+    monkeypatch.setattr(losses, "CACHED", request.param)
+
+
 def plain(maps):
     return network.marginals(maps.unflatten(1, (18, 8)))
 
 
-def test_marginals_and_their_gradient_are_the_softmax_s(maps):
+def test_marginals_and_their_gradient_are_the_softmax_s(maps, any_lots):
     ours, theirs = losses.marginals(maps, 18), plain(maps)
     weights = [torch.randn(p.shape, generator=torch.Generator().manual_seed(k)) for k, p in enumerate(theirs)]
     for p, q in zip(ours, theirs, strict=True):
@@ -60,3 +65,12 @@ def test_a_perfect_answer_has_no_error():
     maps[person, joint, cell[..., 2], cell[..., 1], cell[..., 0]] = 100.0
     joints = losses.joints_from_shares(cell / 32, 256)
     assert losses.pose_loss(maps.flatten(1, 2), joints, 256)[1] < 1e-6
+
+
+def test_each_part_of_the_loss_counts_by_its_weight(maps):
+    joints = torch.rand(2, 18, 3, generator=torch.Generator().manual_seed(2)) * 250
+    (whole, error), (l1, _), (entropy, _) = (
+        losses.pose_loss(maps, joints, 256, **weights) for weights in ({}, {"entropy": 0.0}, {"l1": 0.0})
+    )
+    torch.testing.assert_close(whole, l1 + entropy)
+    torch.testing.assert_close(l1, losses.L1_WEIGHT * error)

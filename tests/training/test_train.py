@@ -93,6 +93,12 @@ def test_the_log_forgets_what_was_lost(tmp_path):
     assert kept == [0, 1]
 
 
+def test_every_evaluation_draws_the_log(tmp_path):
+    run(tmp_path, replace(PLAN, size=128), CPU, steps=1, held_out_count=32)
+    picture = (tmp_path / "plot.svg").read_text()
+    assert all(f"{name}, mpjpe (mm)" in picture for name in SETS) and "4 images" in picture
+
+
 def test_a_stop_is_answered_and_saved(tmp_path):
     asked = iter([False, False, True])
     assert run(tmp_path, PLAN, CPU, held_out_count=0, stop=lambda: next(asked)).step == 2
