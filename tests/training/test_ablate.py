@@ -1,0 +1,88 @@
+"""Each choice changes what it says it changes, and the runs are comparable."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+torch = pytest.importorskip("torch")
+from training import ablate  # noqa: E402
+from training.ablate import BASE, CHOICES, Base, Choice, KeptChunks, measure, table  # noqa: E402
+from training.dataset import Renderer  # noqa: E402
+from training.evaluate import SETS, held_out  # noqa: E402
+from training.plan import Plan  # noqa: E402
+from training.stream import PoseChunks  # noqa: E402
+
+CPU = torch.device("cpu")
+PLAN = Plan(size=64, steps=2, batch=4, chunk=4, filled=1, kept=1, warmup=1)
+
+
+@pytest.fixture(scope="module")
+def sets():
+    renderer = Renderer(CPU, 64)
+    return {name: held_out(name, 4, renderer)[:4] for name in SETS}
+
+
+def test_the_same_choice_gives_the_same_figures(sets):
+    assert measure(CHOICES[BASE], PLAN, CPU, sets) == measure(CHOICES[BASE], PLAN, CPU, sets)
+
+
+@pytest.mark.parametrize("name", [name for name, choice in CHOICES.items() if choice.trainer is not Base])
+def test_another_trainer_is_another_run(sets, name):
+    assert measure(CHOICES[name], PLAN, CPU, sets) != measure(CHOICES[BASE], PLAN, CPU, sets)
+
+
+def test_choices_change_the_plan():
+    for choice in CHOICES.values():
+        assert all(getattr(Plan(), name) != value for name, value in choice.plan.items())
+    assert len({(c.trainer, *c.plan.items()) for c in CHOICES.values()}) == len(CHOICES)
+
+
+def test_kept_crops_are_those_of_the_plan():
+    kept, fresh = KeptChunks(CPU, 64), PoseChunks(CPU, 64)
+    for changes in ({}, {"far": 1.0}, {"first_difficulty": 0.9}):
+        plan = Plan(**{"size": 64, "chunk": 4, **changes})
+        for _ in range(2):
+            assert all(torch.equal(a, b) for a, b in zip(kept.render(plan, 0), fresh.render(plan, 0), strict=True))
+
+
+def test_a_batch_of_another_size_sees_as_many_images(monkeypatch, sets):
+    steps = []
+    monkeypatch.setattr(
+        Base, "update", lambda self, stream: steps.append(self.plan.batch) or setattr(self, "step", self.step + 1)
+    )
+    measure(Choice(plan={"batch": 2}), PLAN, CPU, sets)
+    assert sum(steps) == PLAN.steps * PLAN.batch
+
+
+def test_an_interrupted_call_goes_on(tmp_path, monkeypatch, capsys):
+    results, made = tmp_path / "results.json", []
+
+    def figures(choice, *_):
+        made.append(choice)
+        return {which: dict.fromkeys(SETS, 100.0 + len(made)) for which in ("average", "last")}
+
+    monkeypatch.setattr(ablate, "measure", figures)
+    monkeypatch.setattr(ablate, "held_out", lambda *_: None)
+    for only in (["FP32"], ["FP32", "batch 8"]):
+        monkeypatch.setattr(sys, "argv", ["ablate", str(results), "--only", *only])
+        ablate.main()
+    assert made == [CHOICES[BASE], CHOICES["FP32"], CHOICES["batch 8"]]
+    assert list(json.loads(results.read_text())["results"]) == [BASE, "FP32", "batch 8"]
+    assert "| batch 8 | +2.0 | +2.0 | +2.0 | +2.0 |" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["ablate", str(results), "--images", "320"])
+    with pytest.raises(SystemExit):
+        ablate.main()
+    assert "name another file" in capsys.readouterr().err
+
+
+def test_the_table_tells_what_a_change_adds():
+    base = {"average": dict.fromkeys(SETS, 200.0), "last": dict.fromkeys(SETS, 203.0)}
+    lines = table({BASE: base, "worse": {"average": dict.fromkeys(SETS, 210.5)}}).splitlines()
+    assert lines[2:] == [
+        "| base | 200.0 | 200.0 | 200.0 | 200.0 |",
+        "| base, last weights in place of their average | +3.0 | +3.0 | +3.0 | +3.0 |",
+        "| worse | +10.5 | +10.5 | +10.5 | +10.5 |",
+    ]

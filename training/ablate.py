@@ -1,0 +1,207 @@
+"""Trains the same short run again and again with one choice of the recipe changed, and tells what each change costs.
+
+    python -m training.ablate results.json [--only NAME...] [--size 64] [--images 24000]
+
+The base run and each change begin from the same random weights and see the same crops (but where the crops are the choice).
+`results.json` keeps what is done, so that an interrupted call goes on; the table is printed from it. Two more seeds of the base
+tell how much of a difference is noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from training.dataset import Crops, Renderer
+from training.evaluate import SETS, evaluate, held_out
+from training.losses import pose_loss
+from training.plan import Plan
+from training.stream import PoseChunks, Stream
+from training.train import Trainer
+
+BASE = "base"
+
+RENDERED_BY = ("seed", "size", "chunk", "pictures", "wide", "far")
+"""The plan's numbers that a chunk's crops depend on, beside its difficulty."""
+
+
+class KeptChunks(PoseChunks):
+    """Crops that are rendered once, however many runs train on them."""
+
+    _kept: ClassVar[dict[tuple, tuple[Tensor, Tensor]]] = {}
+
+    def render(self, plan: Plan, number: int) -> tuple[Tensor, Tensor]:
+        """A chunk's images and joints, as `PoseChunks` has them."""
+        key = (number, plan.hardest(number), *(getattr(plan, name) for name in RENDERED_BY))
+        if key not in self._kept:
+            self._kept[key] = super().render(plan, number)
+        return self._kept[key]
+
+
+class Base(Trainer):
+    """The recipe as it is."""
+
+    chunks = KeptChunks
+
+
+class Unmirrored(Base):
+    """No picture is mirrored."""
+
+    def mirrored(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Both as they are."""
+        return images, labels
+
+
+class PlainBranches(Base):
+    """Residual branches begin with Kaiming's weights, as all else does, not at zero."""
+
+    def new_network(self, init: Path | None) -> nn.Module:
+        """The network as a new run begins with it."""
+        network, generator = super().new_network(init), torch.Generator().manual_seed(self.plan.seed)
+        for name, module in network.named_modules():
+            if name.endswith("pwconv2"):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+        return network
+
+
+class FullPrecision(Base):
+    """FP32 in place of BF16."""
+
+    def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss and the mean absolute error."""
+        return pose_loss(self.network.head(self.network.backbone(images)), labels, self.plan.size)
+
+
+class OneError(Base):
+    """The mean absolute error alone."""
+
+    weighting: ClassVar[Mapping[str, float]] = {"entropy": 0.0}
+
+
+class Entropy(Base):
+    """The marginals' cross-entropy alone."""
+
+    weighting: ClassVar[Mapping[str, float]] = {"l1": 0.0}
+
+
+class Narrow(Base):
+    """Target marginals half as wide."""
+
+    weighting: ClassVar[Mapping[str, float]] = {"width": 1 / 32}
+
+
+class Broad(Base):
+    """Target marginals twice as wide."""
+
+    weighting: ClassVar[Mapping[str, float]] = {"width": 1 / 8}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One change of the recipe: another trainer, other numbers of the plan, or both."""
+
+    trainer: type[Base] = Base
+    plan: dict[str, Any] = field(default_factory=dict)
+
+
+CHOICES = {
+    BASE: Choice(),
+    "base, seed 2": Choice(plan={"seed": 2}),
+    "base, seed 3": Choice(plan={"seed": 3}),
+    "rate 1e-3": Choice(plan={"rate": 1e-3}),
+    "rate 4e-3": Choice(plan={"rate": 4e-3}),
+    "batch 8": Choice(plan={"batch": 8}),
+    "batch 32": Choice(plan={"batch": 32}),
+    "no mirrored pictures": Choice(Unmirrored),
+    "mean absolute error alone": Choice(OneError),
+    "cross-entropy alone": Choice(Entropy),
+    "target half as wide": Choice(Narrow),
+    "target twice as wide": Choice(Broad),
+    "residual branches not at zero": Choice(PlainBranches),
+    "no weight decay": Choice(plan={"decay": 0.0}),
+    "weight decay 0.1": Choice(plan={"decay": 0.1}),
+    "gradient not clipped": Choice(plan={"clip": 1e9}),
+    "each crop once": Choice(plan={"reuse": 1.0}),
+    "each crop eight times": Choice(plan={"reuse": 8.0}),
+    "hard crops from the start": Choice(plan={"first_difficulty": 0.95}),
+    "easy crops only": Choice(plan={"last_difficulty": 0.12}),
+    "no real pictures": Choice(plan={"pictures": 0.0}),
+    "no wide poses": Choice(plan={"wide": 0.0}),
+    "nobody far off": Choice(plan={"far": 0.0}),
+    "FP32": Choice(FullPrecision),
+}
+
+
+def measure(choice: Choice, plan: Plan, device: torch.device, sets: dict[str, Crops]) -> dict[str, dict[str, float]]:
+    """Train with one choice; MPJPE (mm, true root depth) on each set, of the average and of the last weights.
+
+    The count of images stays the plan's, whatever the batch.
+    """
+    images = plan.steps * plan.batch
+    changed = replace(plan, **choice.plan)
+    changed = replace(changed, steps=images // changed.batch, kept=math.ceil(images / plan.chunk))
+    trainer = choice.trainer(changed, device)
+    with Stream(changed, device, kind=trainer.chunks) as stream:
+        while trainer.step < changed.steps:
+            trainer.update(stream)
+    networks = {"average": trainer.average, "last": trainer.network}
+    return {
+        which: {name: round(score.mpjpe_mm, 1) for name, score in evaluate(network, sets).items()}
+        for which, network in networks.items()
+    }
+
+
+def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Markdown: MPJPE of the base, and what is added to it by each change."""
+    names = list(SETS)
+    lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    base = results[BASE]["average"]
+    rows = {BASE: base, "base, last weights in place of their average": results[BASE]["last"]}
+    rows |= {name: result["average"] for name, result in results.items() if name != BASE}
+    for title, figures in rows.items():
+        numbers = [f"{figures[n]:.1f}" if title == BASE else f"{figures[n] - base[n]:+.1f}" for n in names]
+        lines.append(f"| {title} | {' | '.join(numbers)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--only", nargs="+", choices=CHOICES, default=list(CHOICES), metavar="NAME", help="some of the changes")
+    parser.add_argument("--size", type=int, default=64, help="side of the crops, px")
+    parser.add_argument("--images", type=int, default=24_000, help="crops trained on in a run")
+    parser.add_argument("--held-out", type=int, default=256, help="crops of each held-out set")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    plan = Plan(size=arguments.size, steps=arguments.images // Plan.batch)
+    kept = json.loads(arguments.results.read_text(encoding="utf-8")) if arguments.results.exists() else {}
+    setting = {"size": plan.size, "images": arguments.images, "held_out": arguments.held_out}
+    if kept and kept["setting"] != setting:
+        parser.error(
+            f"expected results of {setting} in {arguments.results}, found those of {kept['setting']}: name another file"
+        )
+    results = kept.get("results", {})
+    missing = [name for name in dict.fromkeys([BASE, *arguments.only]) if name not in results]
+    if missing:
+        renderer = Renderer(device, plan.size)
+        sets = {name: held_out(name, arguments.held_out, renderer) for name in SETS}
+    for name in missing:
+        results[name] = measure(CHOICES[name], plan, device, sets)
+        print(name, results[name], flush=True)
+        text = json.dumps({"setting": setting, "results": results}, indent=2) + "\n"
+        arguments.results.write_text(text, encoding="utf-8")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
