@@ -29,9 +29,6 @@ from training.train import Trainer
 
 BASE = "base"
 
-RENDERED_BY = ("seed", "size", "chunk", "pictures", "wide", "far")
-"""The plan's numbers that a chunk's crops depend on, beside its difficulty."""
-
 
 class KeptChunks(PoseChunks):
     """Crops that are rendered once, however many runs train on them."""
@@ -40,7 +37,7 @@ class KeptChunks(PoseChunks):
 
     def render(self, plan: Plan, number: int) -> tuple[Tensor, Tensor]:
         """A chunk's images and joints, as `PoseChunks` has them."""
-        key = (number, plan.hardest(number), *(getattr(plan, name) for name in RENDERED_BY))
+        key = (number, plan.hardest(number), plan.seed, plan.size, plan.chunk, *plan.shares().values())
         if key not in self._kept:
             self._kept[key] = super().render(plan, number)
         return self._kept[key]
@@ -136,6 +133,7 @@ CHOICES = {
     "no real pictures": Choice(plan={"pictures": 0.0}),
     "no wide poses": Choice(plan={"wide": 0.0}),
     "nobody far off": Choice(plan={"far": 0.0}),
+    "no coats": Choice(plan={"coats": 0.0}),
     "FP32": Choice(FullPrecision),
 }
 

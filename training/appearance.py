@@ -34,11 +34,13 @@ def random_colour(draws: Draws, difficulty: float = 1.0, saturation: float = 0.9
     return value[:, None] * (1 - strength[:, None] * drop)
 
 
-def dress_up(draws: Draws, surface: Surface, difficulty: float) -> Appearance:
-    """An appearance for each of the people drawn for."""
+def dress_up(draws: Draws, surface: Surface, difficulty: float, coats: float = 0.0) -> Appearance:
+    """An appearance for each of the people drawn for; a share `coats` of them wears a jacket or a coat over the rest."""
     wardrobe = _Wardrobe(draws, surface, difficulty)
     wardrobe.skin()
     wardrobe.clothes()
+    if coats:
+        wardrobe.coat(coats)
     wardrobe.head()
     return wardrobe.finish()
 
@@ -159,6 +161,24 @@ class _Wardrobe:
         self.paint(shoes & (surface.mean[:, 2] < surface.mean[:, 2].min() + 0.022), random_colour(draws, difficulty, 0.2))
         bend = torch.stack([upper[..., 1], lower[..., 2], upper[..., 0]], -1)
         self.folds = bend * ((top | trousers) * self.each(0, 0.22))[..., None]
+
+    def coat(self, share: float) -> None:
+        """Thick and dark more often than not: the outline is no longer the body's."""
+        surface, draws = self.surface, self.draws
+        arm, leg, trunk, parts = surface.along_arm, surface.along_leg, surface.trunk, surface.parts
+        on_trunk = (arm < -5) & (leg < -5) & ~parts["head"]
+        short = self.maybe(0.6)
+        on_trunk = on_trunk & (trunk > torch.where(short, self.each(-0.1, 0.15), -1.0)) & (trunk < self.each(1.0, 1.2))
+        sleeves = (arm > -5) & (arm < self.each(1.75, 2.02)) & ~parts["hand"]
+        skirts = ~short & (leg > -5) & (leg < self.each(0.15, 1.1))
+        worn = (on_trunk | sleeves | skirts) & self.maybe(share)
+        waves = self.waves(4, draws.log_uniform(10, 90, 1, 1))
+        opened = (surface.mean[:, 1] < 0) & (surface.mean[:, 0].abs() < self.each(0.02, 0.07)) & (arm < -5) & self.maybe(0.3)
+        worn = worn & ~opened
+        thick = self.each(0.012, 0.055) * (1 + 0.25 * waves[..., 3]) * torch.where(arm > -5, 0.7, 1.0)
+        dark = torch.where(self.maybe(0.6), self.each(0.15, 0.5), 1.0)
+        self.paint(worn, random_colour(draws, self.difficulty, 0.7) * dark, thick, self.pattern(waves))
+        self.folds = torch.where(worn[..., None], waves[..., :3] * self.each(0.05, 0.35)[..., None], self.folds)
 
     def head(self) -> None:
         surface, draws, difficulty = self.surface, self.draws, self.difficulty

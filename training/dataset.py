@@ -112,6 +112,7 @@ class Renderer:
         held_out_pictures: bool = False,
         wide: float = 0.0,
         far: float = 0.0,
+        coats: float = 0.0,
     ) -> Crops:
         """`count` crops of a difficulty in 0..1.
 
@@ -125,10 +126,13 @@ class Renderer:
             held_out_pictures: the pictures are those that training leaves out.
             wide: share of the people who are moved far from their family's pose.
             far: share of the people who are seen from far off and above, in few pixels, as by a camera on a pole.
+            coats: share of the people who wear a jacket or a coat.
         """
         draws = Draws(count, generator)
         distant = draws.chance(far) if far else None
-        people = render(self.body, draws, self.size, difficulty, never, closed=pictures > 0, wide=wide, far=distant)
+        people = render(
+            self.body, draws, self.size, difficulty, never, closed=pictures > 0, wide=wide, far=distant, coats=coats
+        )
         if pictures:
             album = self.held_out_pictures if held_out_pictures else self.pictures
             picture = background(draws, people, self.size, difficulty, never, album, pictures)

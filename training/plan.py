@@ -31,6 +31,7 @@ class Plan:
         pictures: share of the crops whose people stand before a real picture.
         wide: share of the people who are moved far from their family's pose, all over the ranges of motion.
         far: share of the people who are seen from far off and above, in few pixels.
+        coats: share of the people who wear a jacket or a coat.
     """
 
     variant: str = "XS"
@@ -54,14 +55,18 @@ class Plan:
     pictures: float = 0.6
     wide: float = 0.35
     far: float = 0.3
+    coats: float = 0.35
 
     def __post_init__(self) -> None:
         """Check what would fail late or silently."""
         if not 0 < self.filled <= self.kept or self.reuse <= 0 or self.size % 32 or self.seed >= 2**40:
             raise ValueError(f"expected 0 < filled <= kept, reuse > 0, a size in 32s and a seed under 2**40, received {self}")
-        shares = {"pictures": self.pictures, "wide": self.wide, "far": self.far}
-        if not all(0 <= share <= 1 for share in shares.values()):
-            raise ValueError(f"expected shares in 0..1, received {shares}")
+        if not all(0 <= share <= 1 for share in self.shares().values()):
+            raise ValueError(f"expected shares in 0..1, received {self.shares()}")
+
+    def shares(self) -> dict[str, float]:
+        """What `Renderer.batch` is told of the people, by name."""
+        return {"pictures": self.pictures, "wide": self.wide, "far": self.far, "coats": self.coats}
 
     def chunks_before(self, step: int) -> int:
         """Chunks rendered before a step."""

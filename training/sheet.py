@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from convnextpose.skeleton import HUMAN36M
 from training.dataset import Crops, Renderer
+from training.plan import Plan
 
 SIDES = {"left": (255, 140, 0), "right": (60, 60, 255), "middle": (60, 220, 60)}
 """BGR."""
@@ -35,7 +36,8 @@ def sheet(columns: int, rows: int, difficulty: float, seed: int, never: bool, pi
     renderer = Renderer()
     lines = []
     for row in range(rows):
-        crops = renderer.batch(columns, difficulty, renderer.generator(seed, row), never, pictures, held_out_pictures=never)
+        shares = {**({} if never else Plan().shares()), "pictures": pictures}
+        crops = renderer.batch(columns, difficulty, renderer.generator(seed, row), never, held_out_pictures=never, **shares)
         drawn = [draw(crops, k) if (k + row) % 2 else crops.images[k].numpy() for k in range(columns)]
         lines.append(np.concatenate(drawn, 1))
     return np.concatenate(lines)

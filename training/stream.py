@@ -44,8 +44,7 @@ class PoseChunks:
 def render_chunk(renderer: Renderer, plan: Plan, number: int) -> tuple[Tensor, Tensor]:
     """Images [C, S, S, 3] uint8 and joints [C, 18, 3] of a chunk."""
     generator, share = seeds_of(renderer.body.device, plan, number)
-    shares = {"pictures": plan.pictures, "wide": plan.wide, "far": plan.far}
-    crops = renderer.batch(plan.chunk, share * plan.hardest(number), generator, **shares)
+    crops = renderer.batch(plan.chunk, share * plan.hardest(number), generator, **plan.shares())
     return crops.images, crops.joints
 
 

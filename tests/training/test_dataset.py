@@ -11,6 +11,7 @@ from convnextpose.crop import encode_bins  # noqa: E402
 from convnextpose.skeleton import HUMAN36M  # noqa: E402
 from convnextpose.variants import Variant  # noqa: E402
 from training import losses  # noqa: E402
+from training.appearance import dress_up  # noqa: E402
 from training.dataset import Crops, mirror  # noqa: E402
 from training.draws import Draws  # noqa: E402
 from training.render import MAX_POINTS, render  # noqa: E402
@@ -90,6 +91,18 @@ def test_people_far_off_are_seen_from_above_in_few_pixels(renderer):
     detail = [(c.images.float().diff(dim=2).abs().mean() / c.images.float().std()).item() for c in (near, far)]
     assert detail[1] < detail[0]
     test_labels_agree_with_projection(far)
+
+
+def test_coats_stand_off_the_body_and_leave_head_and_hands_alone(renderer):
+    surface = renderer.body.surface
+    bare, coated = (dress_up(Draws(64, renderer.generator(14)), surface, 0.5, coats=share) for share in (0.0, 1.0))
+    chest = (surface.trunk > 0.4) & (surface.trunk < 0.9) & (surface.mean[:, 1] > 0) & (surface.along_arm < -5)
+    assert coated.thickness_m[:, chest].mean() > bare.thickness_m[:, chest].mean() + 0.01
+    assert coated.thickness_m[:, chest].max() < 0.1
+    assert torch.equal(coated.thickness_m[:, surface.parts["hand"]], bare.thickness_m[:, surface.parts["hand"]])
+    some = dress_up(Draws(400, renderer.generator(15)), surface, 0.5, coats=0.3).thickness_m
+    none = dress_up(Draws(400, renderer.generator(15)), surface, 0.5, coats=1e-9).thickness_m
+    assert 0.2 < (some != none)[:, surface.trunk > 0.5].any(1).float().mean() < 0.4
 
 
 def test_too_many_points_are_refused(renderer):
