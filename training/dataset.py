@@ -209,8 +209,19 @@ def _few_pixels(draws: Draws, picture: Tensor, chosen: Tensor) -> Tensor:
         some = (chosen & (which == number)).nonzero()[:, 0]
         if len(some) and pixels < size:
             small = F.interpolate(picture[some], size=(pixels, pixels), mode="bilinear", antialias=True)
+            small = _by_a_camera(draws.of(len(some)), small)
             result = result.index_copy(0, some, F.interpolate(small, size=(size, size), mode="bilinear"))
     return result
+
+
+def _by_a_camera(draws: Draws, picture: Tensor) -> Tensor:
+    """Colour at half the resolution, as video has it, and edges that the camera has made sharper, with their bright rims."""
+    size = picture.shape[-1]
+    grey = picture.mean(1, keepdim=True)
+    colour = F.interpolate(F.avg_pool2d(picture - grey, 2), size=(size, size), mode="bilinear")
+    smooth = F.avg_pool2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    sharper = draws.uniform(0, 1.8, 1, 1, 1) * draws.chance(0.6, 1, 1, 1)
+    return (grey + colour + sharper * (grey - smooth)).clamp(0, 1)
 
 
 def _picture_edge(draws: Draws, picture: Tensor, probability: float) -> tuple[Tensor, Tensor]:

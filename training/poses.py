@@ -13,7 +13,7 @@ from torch import Tensor
 
 from training.body import FORWARD, PARENTS, RIGHT, SEGMENT, SEGMENTS, UP, align, rotation
 from training.draws import Draws
-from training.families import FAMILIES, relaxed
+from training.families import FAMILIES, gait, relaxed, stand
 
 TRUNK = ("root_lean", "root_roll", "spine_flex", "spine_side", "spine_twist", "neck_flex", "neck_side", "neck_twist")
 LIMB = ("arm_flex", "arm_abd", "arm_twist", "elbow", "wrist_flex", "wrist_side",
@@ -43,14 +43,20 @@ WIDE_LIMB, WIDE_SPINE, WIDE_ROOT = 0.3, 0.25, 0.6
 """Standard deviations, rad, of what moves people far from their family's pose."""
 
 
-def sample(draws: Draws, difficulty: float, never: bool = False, wide: float = 0.0) -> Tensor:
+PASSING = {gait: 0.6, stand: 0.4}
+"""What people do who just pass, and its shares."""
+
+
+def sample(draws: Draws, difficulty: float, never: bool = False, wide: float = 0.0, passing: Tensor | None = None) -> Tensor:
     """[N, A] poses, rad, of families by their shares at this difficulty (0..1), or of those that are never trained on.
 
     A share `wide` of them is moved far from its family, all over the ranges of motion: the families alone leave trunks upright,
-    and a network that knows no others is lost on whatever tips over.
+    and a network that knows no others is lost on whatever tips over. Those of `passing` [N] walk or stand.
     """
     shares = [f.never if never else (1 - difficulty) * f.easy + difficulty * f.hard for f in FAMILIES]
     chosen = draws.choice(shares)
+    if passing is not None:
+        chosen = torch.where(passing, draws.choice([PASSING.get(f.draw, 0.0) for f in FAMILIES]), chosen)
     angles = torch.empty(draws.count, len(ANGLES), device=draws.device)
     for number, family in enumerate(FAMILIES):
         members = (chosen == number).nonzero()[:, 0]
@@ -62,7 +68,8 @@ def sample(draws: Draws, difficulty: float, never: bool = False, wide: float = 0
     if wide:
         spread = [WIDE_ROOT if "root" in n else WIDE_SPINE if n in TRUNK else WIDE_LIMB for n in ANGLES]
         far = draws.normal(torch.tensor(spread, device=draws.device), len(ANGLES)) * draws.uniform(0.3, 1.4, 1)
-        angles = angles + far * draws.chance(wide)[:, None]
+        moved = draws.chance(wide) if passing is None else draws.chance(wide) & ~passing
+        angles = angles + far * moved[:, None]
     angles = torch.where(draws.chance(0.5)[:, None], mirror(angles), angles)
     limits = LIMITS.to(draws.device)
     return angles.clamp(limits[:, 0], limits[:, 1])

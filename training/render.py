@@ -26,6 +26,10 @@ SKIRT_POINTS = 1 / 8
 
 MAX_POINTS = 58000
 """On the skin; with a skirt they must fit into 16 bits: where `closed`, nine tenths as many."""
+
+PASSING = 0.5
+"""Share of the people seen from far off who walk or stand, as people before such cameras mostly do."""
+
 EMPTY = 2**31 - 1
 SHADOW_CELLS = 96
 SHADOW_EXTENT_M = 2.4
@@ -112,7 +116,9 @@ def render(
         raise ValueError(f"expected at most {limit} points on the body, received {len(surface.mean)}")
     rest, skeleton = body.shaped(body.sample_shapes(draws.count, draws.generator, held_out=never))
     angles = stand.angles if stand is not None else None
-    angles = poses.sample(draws, difficulty, never, wide) if angles is None else angles
+    if angles is None:
+        passing = None if far is None else far & draws.chance(PASSING)
+        angles = poses.sample(draws, difficulty, never, wide, passing)
     motion, joints = poses.move_skeleton(angles, skeleton)
     looks = dress_up(draws, surface, difficulty, coats)
     rest = torch.addcmul(rest, surface.normals, looks.thickness_m[..., None])

@@ -32,6 +32,14 @@ def test_families_name_known_angles_and_are_rarely_clamped(family):
         assert ((angle < low - 0.15) | (angle > high + 0.15)).float().mean() < 0.12, name
 
 
+def test_who_passes_walks_or_stands():
+    passing = torch.arange(400) < 200
+    angles = poses.sample(draws(400), 1.0, wide=1.0, passing=passing)
+    lean = angles[:, poses.INDEX["root_lean"]].abs()
+    assert lean[passing].max() < 0.7 < lean[~passing].max()
+    assert (angles[passing][:, [poses.INDEX["R.leg_flex"], poses.INDEX["L.leg_flex"]]] < 1.3).all()
+
+
 def test_wide_poses_reach_farther_within_the_limits():
     narrow, wide = (poses.sample(draws(400), 0.5, wide=share) for share in (0.0, 1.0))
     assert (wide >= poses.LIMITS[:, 0]).all() and (wide <= poses.LIMITS[:, 1]).all()
