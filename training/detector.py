@@ -1,6 +1,6 @@
 """Trains the people detector on rendered frames, with the trainer of the poses: slices, exact resume, small state files.
 
-    python -m training.detector train RUN --init training/start/xs.safetensors --steps 20000 --pictures 0.6 --minutes 55
+    python -m training.detector train RUN --init convnextpose/weights/xs.safetensors --steps 20000 --pictures 0.6 --minutes 55
     python -m training.detector train RUN --minutes 55          (goes on where the last slice ended)
     python -m training.detector evaluate FILE.safetensors [--count 128]
     python -m training.detector ship FILE.safetensors --summary "..."   # into the package
