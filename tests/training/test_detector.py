@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
+from convnextpose import weights  # noqa: E402
 from convnextpose.detector import STRIDE, build_detector, decode  # noqa: E402
 from training import state  # noqa: E402
 from training.dataset import seeded  # noqa: E402
@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 PLAN = Plan(size=64, steps=4, batch=4, chunk=4, kept=3, filled=2, reuse=1.5, warmup=2)
 MIDDLE = st.integers(8, 119).map(lambda px: px + 0.3)
 """A person's middle, px: not on the line between two cells, where rounding decides."""
-START = Path(__file__).parents[2] / "training" / "start" / "xs.safetensors"
+START = weights.FOLDER / "xs.safetensors"
 
 
 @pytest.fixture(scope="module")
