@@ -1,8 +1,9 @@
 """Trains the same short run again and again with one choice of the recipe changed, and tells what each change costs.
 
-    python -m training.ablate results.json [--only NAME...] [--size 64] [--images 24000]
+    python -m training.ablate results.json [--only NAME...] [--size 64] [--images 24000] [--init FILE.safetensors]
 
-The base run and each change begin from the same random weights and see the same crops (but where the crops are the choice).
+The base run and each change begin from the same weights, random ones without `--init`, and see the same crops (but where the
+crops are the choice).
 `results.json` keeps what is done, so that an interrupted call goes on; the table is printed from it. Two more seeds of the base
 tell how much of a difference is noise.
 """
@@ -14,6 +15,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -134,11 +136,14 @@ CHOICES = {
     "no wide poses": Choice(plan={"wide": 0.0}),
     "nobody far off": Choice(plan={"far": 0.0}),
     "no coats": Choice(plan={"coats": 0.0}),
+    "no turned pictures": Choice(plan={"turned": 0.0}),
     "FP32": Choice(FullPrecision),
 }
 
 
-def measure(choice: Choice, plan: Plan, device: torch.device, sets: dict[str, Crops]) -> dict[str, dict[str, float]]:
+def measure(
+    choice: Choice, plan: Plan, device: torch.device, sets: dict[str, Crops], init: Path | None = None
+) -> dict[str, dict[str, float]]:
     """Train with one choice; MPJPE (mm, true root depth) on each set, of the average and of the last weights.
 
     The count of images stays the plan's, whatever the batch.
@@ -146,7 +151,7 @@ def measure(choice: Choice, plan: Plan, device: torch.device, sets: dict[str, Cr
     images = plan.steps * plan.batch
     changed = replace(plan, **choice.plan)
     changed = replace(changed, steps=images // changed.batch, kept=math.ceil(images / plan.chunk))
-    trainer = choice.trainer(changed, device)
+    trainer = choice.trainer(changed, device, init)
     with Stream(changed, device, kind=trainer.chunks) as stream:
         while trainer.step < changed.steps:
             trainer.update(stream)
@@ -177,13 +182,16 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=CHOICES, default=list(CHOICES), metavar="NAME", help="some of the changes")
     parser.add_argument("--size", type=int, default=64, help="side of the crops, px")
     parser.add_argument("--images", type=int, default=24_000, help="crops trained on in a run")
+    parser.add_argument("--init", type=Path, help="weights to begin with; the crops are then hard from the start")
     parser.add_argument("--held-out", type=int, default=256, help="crops of each held-out set")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    plan = Plan(size=arguments.size, steps=arguments.images // Plan.batch)
+    first = Plan.last_difficulty if arguments.init else Plan.first_difficulty
+    plan = Plan(size=arguments.size, steps=arguments.images // Plan.batch, first_difficulty=first)
     kept = json.loads(arguments.results.read_text(encoding="utf-8")) if arguments.results.exists() else {}
-    setting = {"size": plan.size, "images": arguments.images, "held_out": arguments.held_out}
+    init = sha256(arguments.init.read_bytes()).hexdigest()[:12] if arguments.init else None
+    setting = {"size": plan.size, "images": arguments.images, "held_out": arguments.held_out, "init": init}
     if kept and kept["setting"] != setting:
         parser.error(
             f"expected results of {setting} in {arguments.results}, found those of {kept['setting']}: name another file"
@@ -194,7 +202,7 @@ def main() -> None:
         renderer = Renderer(device, plan.size)
         sets = {name: held_out(name, arguments.held_out, renderer) for name in SETS}
     for name in missing:
-        results[name] = measure(CHOICES[name], plan, device, sets)
+        results[name] = measure(CHOICES[name], plan, device, sets, arguments.init)
         print(name, results[name], flush=True)
         text = json.dumps({"setting": setting, "results": results}, indent=2) + "\n"
         arguments.results.write_text(text, encoding="utf-8")

@@ -69,6 +69,30 @@ def mirror(images: Tensor, joints: Tensor) -> tuple[Tensor, Tensor]:
     return images.flip(2), mirrored
 
 
+def turn(images: Tensor, joints: Tensor, angles: Tensor, zoom: Tensor) -> tuple[Tensor, Tensor]:
+    """Pictures turned in their plane and enlarged, about their middle; what was beyond an edge is mirrored in.
+
+    It is what a camera rolled about its axis sees, so the depths of the joints stay true.
+
+    Args:
+        images: [N, S, S, 3] float.
+        joints: [N, 18, 3], px, px, mm.
+        angles: [N] rad, clockwise in the picture.
+        zoom: [N] above 1 enlarges.
+
+    Returns:
+        Images [N, S, S, 3] and joints [N, 18, 3].
+    """
+    cos, sin = angles.cos(), angles.sin()
+    middle = (images.shape[2] - 1) / 2
+    forward = torch.stack([cos, -sin, sin, cos], 1).unflatten(1, (2, 2)) * zoom[:, None, None]
+    places = (joints[..., :2] - middle) @ forward.mT + middle
+    back = F.pad(torch.linalg.inv(forward), (0, 1))
+    grid = F.affine_grid(back, [len(images), 3, *images.shape[1:3]], align_corners=True)
+    turned = F.grid_sample(images.permute(0, 3, 1, 2), grid, padding_mode="reflection", align_corners=True)
+    return turned.permute(0, 2, 3, 1), torch.cat([places, joints[..., 2:]], -1)
+
+
 def seeded(device: torch.device, *seeds: int) -> torch.Generator:
     """A generator on a device for a tuple of seeds."""
     number = 0

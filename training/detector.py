@@ -162,6 +162,10 @@ class DetectorTrainer(train.Trainer):
         turned[..., 0] = images.shape[2] - 1 - labels[..., 0] - labels[..., 2]
         return images.flip(2), turned
 
+    def turned(self, images: Tensor, labels: Tensor, angles: Tensor, zoom: Tensor) -> tuple[Tensor, Tensor]:
+        """Both as they are: boxes do not turn."""
+        return images, labels
+
     def judge(self, count: int) -> tuple[dict[str, dict], float]:
         """Figures on the held-out sets, and the average precision that hard and never lack."""
         if not self._sets:

@@ -32,6 +32,7 @@ class Plan:
         wide: share of the people who are moved far from their family's pose, all over the ranges of motion.
         far: share of the people who are seen from far off and above, in few pixels.
         coats: share of the people who wear a jacket or a coat.
+        turned: share of a batch's crops that are turned in their plane and zoomed a little, anew each time.
     """
 
     variant: str = "XS"
@@ -56,13 +57,14 @@ class Plan:
     wide: float = 0.35
     far: float = 0.3
     coats: float = 0.35
+    turned: float = 0.5
 
     def __post_init__(self) -> None:
         """Check what would fail late or silently."""
         if not 0 < self.filled <= self.kept or self.reuse <= 0 or self.size % 32 or self.seed >= 2**40:
             raise ValueError(f"expected 0 < filled <= kept, reuse > 0, a size in 32s and a seed under 2**40, received {self}")
-        if not all(0 <= share <= 1 for share in self.shares().values()):
-            raise ValueError(f"expected shares in 0..1, received {self.shares()}")
+        if not all(0 <= share <= 1 for share in (*self.shares().values(), self.turned)):
+            raise ValueError(f"expected shares in 0..1, received {self.shares()} and {self.turned} turned")
 
     def shares(self) -> dict[str, float]:
         """What `Renderer.batch` is told of the people, by name."""

@@ -27,13 +27,16 @@ from convnextpose.checkpoint import verify
 from convnextpose.network import PoseNetwork
 from convnextpose.variants import Variant
 from training import state
-from training.dataset import Renderer, mirror
+from training.dataset import Renderer, mirror, turn
 from training.depthwise import quicken
 from training.evaluate import SETS, evaluate, held_out, network_input, rounded
 from training.losses import pose_loss
 from training.plan import Plan
 from training.plot import draw, read
 from training.stream import Chunks, PoseChunks, Stream
+
+TURN_RAD, ZOOM = 0.4, 0.1
+"""Standard deviations of the angle by which a crop is turned, cut off at twice that, and of the logarithm of its zoom."""
 
 
 def initialise(network: nn.Module, last: nn.Conv2d, seed: int) -> None:
@@ -96,6 +99,10 @@ class Trainer:
         """Images [N, S, S, 3] and labels of the mirrored pictures."""
         return mirror(images, labels)
 
+    def turned(self, images: Tensor, labels: Tensor, angles: Tensor, zoom: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [N, S, S, 3] and labels of the pictures turned by angles [N] (rad) and enlarged."""
+        return turn(images, labels, angles, zoom)
+
     def judge(self, count: int) -> tuple[dict[str, dict], float]:
         """Figures of the average on held-out sets of `count` pictures, and one figure that is lower for better weights."""
         if not self._sets:
@@ -122,7 +129,8 @@ class Trainer:
         return loss.detach(), error.detach()
 
     def _batch(self, stream: Stream) -> tuple[Tensor, Tensor]:
-        """Normalised images and labels drawn from the stream, half of them mirrored, each a little brighter or darker."""
+        """Normalised images and labels drawn from the stream, half of them mirrored, some turned, each a little brighter or
+        darker."""
         plan = self.plan
         generator = torch.Generator().manual_seed(plan.seed * 2**22 + self.step)
         chosen = torch.randint(0, len(stream), (plan.batch,), generator=generator).to(self.device)
@@ -133,6 +141,11 @@ class Trainer:
         mirrored_images, mirrored_labels = self.mirrored(images, labels)
         images = torch.where(flipped[:, None, None, None], mirrored_images, images).float()
         labels = torch.where(flipped[:, None, None], mirrored_labels, labels)
+        if plan.turned:
+            some = torch.rand(plan.batch, generator=generator) < plan.turned
+            angles = TURN_RAD * torch.randn(plan.batch, generator=generator).clamp(-2, 2) * some
+            zoom = (ZOOM * torch.randn(plan.batch, generator=generator).clamp(-2, 2) * some).exp()
+            images, labels = self.turned(images, labels, angles.to(self.device), zoom.to(self.device))
         return network_input((images * gain + tint).clamp(0, 255)), labels
 
     @torch.no_grad()

@@ -9,10 +9,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from training import ablate  # noqa: E402
-from training.ablate import BASE, CHOICES, Base, Choice, KeptChunks, measure, table  # noqa: E402
+from training.ablate import BASE, CHOICES, Base, Choice, KeptChunks, PlainBranches, measure, table  # noqa: E402
 from training.dataset import Renderer  # noqa: E402
 from training.evaluate import SETS, held_out  # noqa: E402
 from training.plan import Plan  # noqa: E402
+from training.state import write_tensors  # noqa: E402
 from training.stream import PoseChunks  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -72,10 +73,18 @@ def test_an_interrupted_call_goes_on(tmp_path, monkeypatch, capsys):
     assert made == [CHOICES[BASE], CHOICES["FP32"], CHOICES["batch 8"]]
     assert list(json.loads(results.read_text())["results"]) == [BASE, "FP32", "batch 8"]
     assert "| batch 8 | +2.0 | +2.0 | +2.0 | +2.0 |" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", ["ablate", str(results), "--images", "320"])
-    with pytest.raises(SystemExit):
-        ablate.main()
-    assert "name another file" in capsys.readouterr().err
+    (tmp_path / "weights").write_bytes(b"others")
+    for other in (["--images", "320"], ["--init", str(tmp_path / "weights")]):
+        monkeypatch.setattr(sys, "argv", ["ablate", str(results), *other])
+        with pytest.raises(SystemExit):
+            ablate.main()
+        assert "name another file" in capsys.readouterr().err
+
+
+def test_weights_to_begin_with_count(sets, tmp_path):
+    fresh = measure(CHOICES[BASE], PLAN, CPU, sets)
+    write_tensors(tmp_path / "w.safetensors", PlainBranches(Plan(size=64, seed=7), CPU).weights())
+    assert measure(CHOICES[BASE], PLAN, CPU, sets, tmp_path / "w.safetensors") != fresh
 
 
 def test_the_table_tells_what_a_change_adds():

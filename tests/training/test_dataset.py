@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 from convnextpose.camera import Intrinsics  # noqa: E402
@@ -12,7 +16,7 @@ from convnextpose.skeleton import HUMAN36M  # noqa: E402
 from convnextpose.variants import Variant  # noqa: E402
 from training import losses  # noqa: E402
 from training.appearance import dress_up  # noqa: E402
-from training.dataset import Crops, mirror  # noqa: E402
+from training.dataset import Crops, mirror, turn  # noqa: E402
 from training.draws import Draws  # noqa: E402
 from training.render import MAX_POINTS, render  # noqa: E402
 
@@ -76,6 +80,45 @@ def test_mirroring_twice_changes_nothing_and_agrees_with_the_joint_set(crops):
     np.testing.assert_allclose(joints.numpy(), expected, atol=1e-4)
     back = mirror(images, joints)
     assert torch.equal(back[0], crops.images) and torch.allclose(back[1], crops.joints, atol=1e-4)
+
+
+@given(st.floats(-3.2, 3.2), st.floats(0.9, 1.5), st.floats(24, 40), st.floats(24, 40))
+@settings(max_examples=60, deadline=None)
+def test_what_lies_at_a_joint_turns_with_it(angle, zoom, x, y):
+    rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    spot = torch.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 8)[None, ..., None].expand(1, 64, 64, 3)
+    joints = torch.tensor([[[x, y, 123.0]]])
+    image, moved = turn(spot, joints, torch.tensor([angle]), torch.tensor([zoom]))
+    weight = image[0, ..., 0] / image[0, ..., 0].sum()
+    assert torch.allclose(torch.stack([(weight * columns).sum(), (weight * rows).sum()]), moved[0, 0, :2], atol=0.1)
+    assert moved[0, 0, 2] == 123
+
+
+@given(st.floats(-3.2, 3.2), st.floats(0.5, 2.0))
+@settings(max_examples=20, deadline=None)
+def test_turning_back_brings_the_joints_back(crops, angle, zoom):
+    angles, zooms = torch.full((16,), angle), torch.full((16,), zoom)
+    images, joints = turn(crops.images.float(), crops.joints, angles, zooms)
+    _, back = turn(images, joints, -angles, 1 / zooms)
+    assert torch.allclose(back, crops.joints, atol=0.01)
+
+
+def test_no_turn_changes_nothing(crops):
+    images, joints = turn(crops.images.float(), crops.joints, torch.zeros(16), torch.ones(16))
+    assert torch.allclose(images, crops.images.float(), atol=0.01) and torch.allclose(joints, crops.joints, atol=1e-4)
+
+
+def test_a_turned_picture_is_what_a_rolled_camera_sees(crops):
+    """Turned about the middle of a crop, not its principal point: still a pinhole's picture, with the depths of before."""
+    angle = 0.4
+    _, joints = turn(crops.images.float(), crops.joints, torch.full((16,), angle), torch.ones(16))
+    roll = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    middle = (crops.images.shape[2] - 1) / 2
+    rolled = torch.cat([crops.camera_mm[..., :2] @ roll.T, crops.camera_mm[..., 2:]], -1)
+    center = (crops.intrinsics[:, 2:] - middle) @ roll.T + middle
+    pixels = rolled[..., :2] / rolled[..., 2:] * crops.intrinsics[:, None, :2] + center[:, None]
+    assert torch.allclose(joints[..., :2], pixels, atol=0.05)
+    assert torch.equal(joints[..., 2], crops.joints[..., 2])
 
 
 def test_hard_crops_hide_more_than_easy_ones(renderer):
