@@ -75,10 +75,14 @@ def pictures(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
 
     parser.add_argument("--weights", default="xs", help="what to measure; mediapipe for the other detector")
     parser.add_argument("--pictures", type=Path, nargs="+", default=[], help="more folders to look for the pictures in")
+    parser.add_argument("--only", nargs="+", metavar="FILE", help="some of the labelled files, by name")
     parser.add_argument("--overlays", type=Path, help="folder for pictures of labels and predictions side by side")
     parser.add_argument("--no-finding", action="store_true", help="leave out whom the finder finds, which takes longest")
     arguments = parser.parse_args()
     files, people = read_labels()
+    if unknown := sorted({*(arguments.only or ())} - files.keys()):
+        parser.error(f"expected names of labelled files, received {', '.join(unknown)}: there are {', '.join(sorted(files))}")
+    files = {name: facts for name, facts in files.items() if not arguments.only or name in arguments.only}
     found = find_files(files, arguments.pictures)
     for name in sorted(files.keys() - found.keys()):
         print(f"not measured: {name} is not there ({files[name]['get']}); --pictures FOLDER names where it is", file=sys.stderr)

@@ -136,7 +136,10 @@ CHOICES = {
     "no wide poses": Choice(plan={"wide": 0.0}),
     "nobody far off": Choice(plan={"far": 0.0}),
     "no coats": Choice(plan={"coats": 0.0}),
+    "nobody bare": Choice(plan={"bare": 0.0}),
+    "no clutter": Choice(plan={"clutter": 0.0}),
     "no turned pictures": Choice(plan={"turned": 0.0}),
+    "colours as rendered": Choice(plan={"recoloured": 0.0}),
     "FP32": Choice(FullPrecision),
 }
 

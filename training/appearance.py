@@ -34,11 +34,16 @@ def random_colour(draws: Draws, difficulty: float = 1.0, saturation: float = 0.9
     return value[:, None] * (1 - strength[:, None] * drop)
 
 
-def dress_up(draws: Draws, surface: Surface, difficulty: float, coats: float = 0.0) -> Appearance:
-    """An appearance for each of the people drawn for; a share `coats` of them wears a jacket or a coat over the rest."""
+def dress_up(draws: Draws, surface: Surface, difficulty: float, coats: float = 0.0, bare: float = 0.0) -> Appearance:
+    """An appearance for each of the people drawn for.
+
+    A share `bare` of them has bare arms and legs, as for sport; a share `coats` wears a jacket or a coat over the rest.
+    """
     wardrobe = _Wardrobe(draws, surface, difficulty)
     wardrobe.skin()
     wardrobe.clothes()
+    if bare:
+        wardrobe.undress(bare)
     if coats:
         wardrobe.coat(coats)
     wardrobe.head()
@@ -161,6 +166,20 @@ class _Wardrobe:
         self.paint(shoes & (surface.mean[:, 2] < surface.mean[:, 2].min() + 0.022), random_colour(draws, difficulty, 0.2))
         bend = torch.stack([upper[..., 1], lower[..., 2], upper[..., 0]], -1)
         self.folds = bend * ((top | trousers) * self.each(0, 0.22))[..., None]
+
+    def undress(self, share: float) -> None:
+        """Skin where sleeves and trouser legs were, often on the trunk, too, and sometimes on the feet."""
+        surface, parts = self.surface, self.surface.parts
+        arm, leg, trunk = surface.along_arm, surface.along_leg, surface.trunk
+        on_trunk = (arm < -5) & (leg < -5) & ~parts["head"]
+        topless = self.maybe(0.45)
+        arms = (arm > -5) & (topless | (arm > self.each(-0.2, 0.6)))
+        legs = (leg > self.each(0.05, 1.1)) & (~parts["foot"] | self.maybe(0.5))
+        chest = on_trunk & (trunk > self.each(-0.05, 0.3)) & topless
+        bare = (arms | legs | chest) & self.maybe(share)
+        shade = 1 + 0.06 * self.waves(1, self.draws.log_uniform(20, 120, 1, 1))[..., 0]
+        self.paint(bare, self.skin_colour, 0.0, shade=shade)
+        self.folds = torch.where(bare[..., None], 0.0, self.folds)
 
     def coat(self, share: float) -> None:
         """Thick and dark more often than not: the outline is no longer the body's."""

@@ -13,6 +13,9 @@ from training.draws import Draws
 from training.pictures import DETAIL_PX, Pictures, developed
 from training.render import People
 
+THINGS = 14
+"""Boxes, bars and ellipses at most in a cluttered background: edges that are no limb's."""
+
 
 def pixel_grid(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Rows and columns [S, S], px."""
@@ -150,10 +153,12 @@ def background(
     never: bool = False,
     pictures: Pictures | None = None,
     share: float = 0.0,
+    clutter: float = 0.0,
 ) -> Tensor:
     """[N, 3, S, S] in 0..1: wall, floor and things, or a real picture, with the people's shadows on the ground.
 
-    With `pictures`, a share of the people stands before one of them; without, nothing is drawn at random for them.
+    With `pictures`, a share of the people stands before one of them; without, nothing is drawn at random for them. A share
+    `clutter` has many more things around.
     """
     if pictures is None:
         picture, level = _by_procedure(draws, people, size, difficulty, never)
@@ -164,6 +169,12 @@ def background(
             picture[some], level[some] = _by_procedure(draws.of(len(some)), people[some], size, difficulty, never)
         if len(some := real.nonzero()[:, 0]):
             picture[some], level[some] = _real(draws.of(len(some)), people[some], size, difficulty, pictures)
+    if clutter and len(some := draws.chance(clutter).nonzero()[:, 0]):
+        full, things = draws.of(len(some)), picture[some]
+        for _ in range(THINGS):
+            things, thing = add_shape(full, things, full.uniform(0.2, 1.0, 1, 1), 1.3)
+            level[some] = level[some] * (1 - thing)
+        picture[some] = things
     darkness = draws.uniform(0.15, 0.6, 1, 1, 1) * people.ground_shadow * (0.35 + 0.65 * level)
     return (picture * (1 - darkness)).clamp(0, 1)
 

@@ -69,6 +69,20 @@ def mirror(images: Tensor, joints: Tensor) -> tuple[Tensor, Tensor]:
     return images.flip(2), mirrored
 
 
+def recolour(images: Tensor, left: Tensor, gamma: Tensor) -> Tensor:
+    """Pictures in other colours and tones.
+
+    Args:
+        images: [N, S, S, 3] in 0..255.
+        left: [N, 1, 1, 1] how much of their colour is left; 0 makes them grey.
+        gamma: [N, 1, 1, 3] each channel's exponent; under 1 brightens.
+
+    Returns:
+        [N, S, S, 3] in 0..255.
+    """
+    return 255 * (torch.lerp(images.mean(3, keepdim=True), images, left) / 255).clamp(0, 1) ** gamma
+
+
 def turn(images: Tensor, joints: Tensor, angles: Tensor, zoom: Tensor) -> tuple[Tensor, Tensor]:
     """Pictures turned in their plane and enlarged, about their middle; what was beyond an edge is mirrored in.
 
@@ -137,6 +151,8 @@ class Renderer:
         wide: float = 0.0,
         far: float = 0.0,
         coats: float = 0.0,
+        bare: float = 0.0,
+        clutter: float = 0.0,
     ) -> Crops:
         """`count` crops of a difficulty in 0..1.
 
@@ -151,18 +167,20 @@ class Renderer:
             wide: share of the people who are moved far from their family's pose.
             far: share of the people who are seen from far off and above, in few pixels, as by a camera on a pole.
             coats: share of the people who wear a jacket or a coat.
+            bare: share of the people with bare arms and legs, as for sport.
+            clutter: share of the people who stand before many things.
         """
         draws = Draws(count, generator)
         distant = draws.chance(far) if far else None
         people = render(
-            self.body, draws, self.size, difficulty, never, closed=pictures > 0, wide=wide, far=distant, coats=coats
+            self.body, draws, self.size, difficulty, never, closed=pictures > 0, wide=wide, far=distant, coats=coats, bare=bare
         )
         if pictures:
             album = self.held_out_pictures if held_out_pictures else self.pictures
-            picture = background(draws, people, self.size, difficulty, never, album, pictures)
+            picture = background(draws, people, self.size, difficulty, never, album, pictures, clutter)
             people = in_its_light(draws, people, picture)
         else:
-            picture = background(draws, people, self.size, difficulty, never)
+            picture = background(draws, people, self.size, difficulty, never, clutter=clutter)
         picture, _ = _neighbour(draws, people, picture, 0.35 * difficulty, (0.4, 1.2))
         picture, _ = _neighbour(draws, people, picture, 0.2 * difficulty, (0.5, 1.3))
         picture = torch.lerp(picture, people.rgb, people.alpha)

@@ -32,7 +32,10 @@ class Plan:
         wide: share of the people who are moved far from their family's pose, all over the ranges of motion.
         far: share of the people who are seen from far off and above, in few pixels.
         coats: share of the people who wear a jacket or a coat.
+        bare: share of the people with bare arms and legs, as for sport.
+        clutter: share of the people who stand before many things.
         turned: share of a batch's crops that are turned in their plane and zoomed a little, anew each time.
+        recoloured: share of them that lose colour, more than a third of these all of it, and share that have other tones.
     """
 
     variant: str = "XS"
@@ -57,18 +60,29 @@ class Plan:
     wide: float = 0.35
     far: float = 0.3
     coats: float = 0.35
+    bare: float = 0.25
+    clutter: float = 0.3
     turned: float = 0.5
+    recoloured: float = 0.5
 
     def __post_init__(self) -> None:
         """Check what would fail late or silently."""
         if not 0 < self.filled <= self.kept or self.reuse <= 0 or self.size % 32 or self.seed >= 2**40:
             raise ValueError(f"expected 0 < filled <= kept, reuse > 0, a size in 32s and a seed under 2**40, received {self}")
-        if not all(0 <= share <= 1 for share in (*self.shares().values(), self.turned)):
-            raise ValueError(f"expected shares in 0..1, received {self.shares()} and {self.turned} turned")
+        shares = {**self.shares(), "turned": self.turned, "recoloured": self.recoloured}
+        if not all(0 <= share <= 1 for share in shares.values()):
+            raise ValueError(f"expected shares in 0..1, received {shares}")
 
     def shares(self) -> dict[str, float]:
         """What `Renderer.batch` is told of the people, by name."""
-        return {"pictures": self.pictures, "wide": self.wide, "far": self.far, "coats": self.coats}
+        return {
+            "pictures": self.pictures,
+            "wide": self.wide,
+            "far": self.far,
+            "coats": self.coats,
+            "bare": self.bare,
+            "clutter": self.clutter,
+        }
 
     def chunks_before(self, step: int) -> int:
         """Chunks rendered before a step."""

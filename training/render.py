@@ -103,12 +103,14 @@ def render(
     wide: float = 0.0,
     far: Tensor | None = None,
     coats: float = 0.0,
+    bare: float = 0.0,
 ) -> People:
     """People of random shape, pose and looks in pictures of `size` px.
 
     Light and camera are random, too, unless `stand` says where each stands; then the pictures just hold the whole person.
     With `closed`, skirts have enough points to be without holes. `wide` is the share of the people who are moved far from
-    their family's pose, `coats` of those who wear one; where `far` [N] is true, the camera is far off and above.
+    their family's pose, `coats` of those who wear one, `bare` of those with bare arms and legs; where `far` [N] is true, the
+    camera is far off and above.
     """
     surface = body.surface
     limit = MAX_POINTS * 9 // 10 if closed else MAX_POINTS
@@ -120,7 +122,7 @@ def render(
         passing = None if far is None else far & draws.chance(PASSING)
         angles = poses.sample(draws, difficulty, never, wide, passing)
     motion, joints = poses.move_skeleton(angles, skeleton)
-    looks = dress_up(draws, surface, difficulty, coats)
+    looks = dress_up(draws, surface, difficulty, coats, bare)
     rest = torch.addcmul(rest, surface.normals, looks.thickness_m[..., None])
     points, normals = skin(rest, F.normalize(surface.normals + looks.folds, dim=-1), surface.weights, motion)
     skirt = int(points.shape[1] * SKIRT_POINTS) * (2 if closed else 1)

@@ -27,7 +27,7 @@ from convnextpose.checkpoint import verify
 from convnextpose.network import PoseNetwork
 from convnextpose.variants import Variant
 from training import state
-from training.dataset import Renderer, mirror, turn
+from training.dataset import Renderer, mirror, recolour, turn
 from training.depthwise import quicken
 from training.evaluate import SETS, evaluate, held_out, network_input, rounded
 from training.losses import pose_loss
@@ -37,6 +37,9 @@ from training.stream import Chunks, PoseChunks, Stream
 
 TURN_RAD, ZOOM = 0.4, 0.1
 """Standard deviations of the angle by which a crop is turned, cut off at twice that, and of the logarithm of its zoom."""
+
+GAMMA, CAST = 0.35, 0.15
+"""Standard deviations of the logarithm of a tone curve's exponent: what the channels share, and what each has of its own."""
 
 
 def initialise(network: nn.Module, last: nn.Conv2d, seed: int) -> None:
@@ -129,8 +132,8 @@ class Trainer:
         return loss.detach(), error.detach()
 
     def _batch(self, stream: Stream) -> tuple[Tensor, Tensor]:
-        """Normalised images and labels drawn from the stream, half of them mirrored, some turned, each a little brighter or
-        darker."""
+        """Normalised images and labels drawn from the stream, half of them mirrored, some turned, some in other colours, each a
+        little brighter or darker."""
         plan = self.plan
         generator = torch.Generator().manual_seed(plan.seed * 2**22 + self.step)
         chosen = torch.randint(0, len(stream), (plan.batch,), generator=generator).to(self.device)
@@ -141,6 +144,12 @@ class Trainer:
         mirrored_images, mirrored_labels = self.mirrored(images, labels)
         images = torch.where(flipped[:, None, None, None], mirrored_images, images).float()
         labels = torch.where(flipped[:, None, None], mirrored_labels, labels)
+        if plan.recoloured:
+            some, toned = (torch.rand(plan.batch, 1, 1, 1, generator=generator) < plan.recoloured for _ in range(2))
+            left = torch.where(some, (1.6 * torch.rand(plan.batch, 1, 1, 1, generator=generator) - 0.6).clamp_min(0), 1.0)
+            curve = torch.randn(plan.batch, 1, 1, 4, generator=generator) * toned
+            gamma = (GAMMA * curve[..., :1] + CAST * curve[..., 1:]).exp()
+            images = recolour(images, left.to(self.device), gamma.to(self.device))
         if plan.turned:
             some = torch.rand(plan.batch, generator=generator) < plan.turned
             angles = TURN_RAD * torch.randn(plan.batch, generator=generator).clamp(-2, 2) * some

@@ -16,7 +16,7 @@ from convnextpose.skeleton import HUMAN36M  # noqa: E402
 from convnextpose.variants import Variant  # noqa: E402
 from training import losses  # noqa: E402
 from training.appearance import dress_up  # noqa: E402
-from training.dataset import Crops, mirror, turn  # noqa: E402
+from training.dataset import Crops, mirror, recolour, turn  # noqa: E402
 from training.draws import Draws  # noqa: E402
 from training.render import MAX_POINTS, render  # noqa: E402
 
@@ -121,6 +121,19 @@ def test_a_turned_picture_is_what_a_rolled_camera_sees(crops):
     assert torch.equal(joints[..., 2], crops.joints[..., 2])
 
 
+@given(st.floats(0, 1), st.floats(0.4, 2.5))
+@settings(max_examples=20, deadline=None)
+def test_other_colours_keep_the_order_of_brightness(crops, left, gamma):
+    images = crops.images[:4].float()
+    changed = recolour(images, torch.full((4, 1, 1, 1), left), torch.full((4, 1, 1, 3), gamma))
+    assert changed.min() >= 0 and changed.max() <= 255
+    grey = recolour(images, torch.zeros(4, 1, 1, 1), torch.full((4, 1, 1, 3), gamma))
+    assert torch.equal(grey[..., 0], grey[..., 2])
+    assert (grey[..., 0].flatten()[images.mean(3).flatten().argsort()].diff() >= -1e-3).all()
+    same = recolour(images, torch.ones(4, 1, 1, 1), torch.ones(4, 1, 1, 3))
+    assert torch.allclose(same, images, atol=0.01)
+
+
 def test_hard_crops_hide_more_than_easy_ones(renderer):
     easy, hard = (renderer.batch(48, h, renderer.generator(2)).visible.float().mean() for h in (0.0, 1.0))
     assert easy > hard
@@ -134,6 +147,27 @@ def test_people_far_off_are_seen_from_above_in_few_pixels(renderer):
     detail = [(c.images.float().diff(dim=2).abs().mean() / c.images.float().std()).item() for c in (near, far)]
     assert detail[1] < detail[0]
     test_labels_agree_with_projection(far)
+
+
+def test_bare_arms_and_legs_are_of_the_faces_skin(renderer):
+    surface = renderer.body.surface
+    dressed, bare = (dress_up(Draws(64, renderer.generator(15)), surface, 0.2, bare=share) for share in (0.0, 1.0))
+    forearm = (surface.along_arm > 1.1) & (surface.along_arm < 1.7)
+    shin = (surface.along_leg > 1.2) & (surface.along_leg < 1.8)
+    for part in (forearm, shin):
+        assert (bare.thickness_m[:, part] == 0).all() and (bare.folds[:, part] == 0).all()
+        assert dressed.thickness_m[:, part].mean() > 0.003
+    apart = (bare.colours[:, forearm].mean(1) - bare.colours[:, shin].mean(1)).abs().mean()
+    assert apart < 0.2 * (dressed.colours[:, forearm].mean(1) - dressed.colours[:, shin].mean(1)).abs().mean()
+
+
+def test_things_stand_behind_people_and_hide_nobody(renderer):
+    plain, full = (renderer.batch(16, 0.4, renderer.generator(16), clutter=share) for share in (0.0, 1.0))
+    assert torch.equal(full.camera_mm, plain.camera_mm)
+    edges = [c.images.float().diff(dim=2).abs().gt(25).float().mean().item() for c in (plain, full)]
+    assert edges[1] > 1.1 * edges[0]
+    nowhere = renderer.batch(16, 0.4, renderer.generator(16))
+    assert torch.equal(nowhere.images, plain.images)
 
 
 def test_coats_stand_off_the_body_and_leave_head_and_hands_alone(renderer):

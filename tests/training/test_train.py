@@ -132,7 +132,7 @@ def test_the_schedule_rises_then_falls():
 
 
 def test_a_few_crops_can_be_learnt():
-    once = {"kept": 1, "filled": 1, "reuse": 1e9, "turned": 0.0}
+    once = {"kept": 1, "filled": 1, "reuse": 1e9, "turned": 0.0, "recoloured": 0.0}
     plan = Plan(size=64, steps=120, batch=8, chunk=8, warmup=5, average=0.9, seed=3, **once)
     trainer = Trainer(plan, CPU)
     with Stream(plan, CPU) as stream:
