@@ -16,10 +16,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from convnextpose.crop import Box
 from convnextpose.errors import PoseError
@@ -35,6 +37,16 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # for `benchmarks` and `t
 
 Figures = dict[str, float | int | str]
 """What is printed, by name and unit."""
+
+Picture = NDArray[np.uint8]
+
+CHANGES: dict[str, Callable[[Picture], Picture]] = {
+    "grey": lambda image: np.repeat(image.mean(2, keepdims=True), 3, 2).astype(np.uint8),
+    "brighter (gamma 0.5)": lambda image: (255 * (image / 255) ** 0.5).astype(np.uint8),
+    "darker (gamma 2)": lambda image: (255 * (image / 255) ** 2).astype(np.uint8),
+    "red and blue exchanged": lambda image: np.ascontiguousarray(image[..., ::-1]),
+}
+"""What pictures are changed to, to see how far poses hang on colours and tones."""
 
 MIN_TRACK = 25
 """Frames that a person has to be followed for steadiness to be measured."""
@@ -75,6 +87,7 @@ def pictures(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
 
     parser.add_argument("--weights", default="xs", help="what to measure; mediapipe for the other detector")
     parser.add_argument("--pictures", type=Path, nargs="+", default=[], help="more folders to look for the pictures in")
+    parser.add_argument("--changed", action="store_true", help="also how many limbs are right in other colours and tones")
     parser.add_argument("--only", nargs="+", metavar="FILE", help="some of the labelled files, by name")
     parser.add_argument("--overlays", type=Path, help="folder for pictures of labels and predictions side by side")
     parser.add_argument("--no-finding", action="store_true", help="leave out whom the finder finds, which takes longest")
@@ -99,12 +112,18 @@ def pictures(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
         with open_model(arguments.weights, "auto") as runtime:
             if runtime.model.joint_set is not HUMAN36M:
                 parser.error(f"expected weights with Human3.6M's joints, received {runtime.model.joint_set.name}'s")
-            predicted = [
-                sighting.joints
-                for frame, those in frames
-                for sighting in see(runtime, frame.image, tuple(Person(k, p.box) for k, p in enumerate(those)))
-            ]
+
+            def predict(change: Callable[[Picture], Picture] = lambda image: image) -> list[NDArray[np.float64]]:
+                return [
+                    sighting.joints
+                    for frame, those in frames
+                    for sighting in see(runtime, change(frame.image), tuple(Person(k, p.box) for k, p in enumerate(those)))
+                ]
+
+            predicted = predict()
             figures = _picture_figures(score_pictures(people, predicted))
+            for name, change in CHANGES.items() if arguments.changed else ():
+                figures[f"limbs, PCK, {name}, %"] = 100 * score_pictures(people, predict(change)).pck
             figures["an average pose for all, PCK, %"] = 100 * score_pictures(people, average_pose(people)).pck
             if not arguments.no_finding:
                 figures |= _finding_figures(runtime, frames)
