@@ -2,8 +2,8 @@
 
     python -m training.ablate results.json [--only NAME...] [--size 64] [--images 24000] [--init FILE.safetensors]
 
-The base run and each change begin from the same weights, random ones without `--init`, and see the same crops (but where the
-crops are the choice).
+The base run and each change begin from the same weights, random ones without `--init`, and see the same crops, but where
+weights, crops or seed are the choice.
 `results.json` keeps what is done, so that an interrupted call goes on; the table is printed from it. Two more seeds of the base
 tell how much of a difference is noise.
 """
@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,7 +23,6 @@ from torch import Tensor, nn
 
 from training.dataset import Crops, Renderer
 from training.evaluate import SETS, evaluate, held_out
-from training.losses import pose_loss
 from training.plan import Plan
 from training.stream import PoseChunks, Stream
 from training.train import Trainer
@@ -33,15 +31,22 @@ BASE = "base"
 
 
 class KeptChunks(PoseChunks):
-    """Crops that are rendered once, however many runs train on them."""
+    """Crops that are rendered once, however many runs train on them: those of the first run, in the CPU's memory."""
 
+    _first: ClassVar[tuple | None] = None
     _kept: ClassVar[dict[tuple, tuple[Tensor, Tensor]]] = {}
 
     def render(self, plan: Plan, number: int) -> tuple[Tensor, Tensor]:
         """A chunk's images and joints, as `PoseChunks` has them."""
-        key = (number, plan.hardest(number), plan.seed, plan.size, plan.chunk, *plan.shares().values())
+        run = (plan.seed, plan.size, plan.chunk, plan.reuse, *plan.shares().values())
+        if KeptChunks._first is None:
+            KeptChunks._first = run
+        if run != self._first:
+            return super().render(plan, number)
+        key = (number, plan.hardest(number))
         if key not in self._kept:
-            self._kept[key] = super().render(plan, number)
+            images, joints = super().render(plan, number)
+            self._kept[key] = images.cpu(), joints.cpu()
         return self._kept[key]
 
 
@@ -64,7 +69,7 @@ class PlainBranches(Base):
 
     def new_network(self, init: Path | None) -> nn.Module:
         """The network as a new run begins with it."""
-        network, generator = super().new_network(init), torch.Generator().manual_seed(self.plan.seed)
+        network, generator = super().new_network(init), torch.Generator().manual_seed(self.plan.seed + 1)
         for name, module in network.named_modules():
             if name.endswith("pwconv2"):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
@@ -74,9 +79,7 @@ class PlainBranches(Base):
 class FullPrecision(Base):
     """FP32 in place of BF16."""
 
-    def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss and the mean absolute error."""
-        return pose_loss(self.network.head(self.network.backbone(images)), labels, self.plan.size)
+    half = False
 
 
 class OneError(Base):
@@ -105,10 +108,11 @@ class Broad(Base):
 
 @dataclass(frozen=True)
 class Choice:
-    """One change of the recipe: another trainer, other numbers of the plan, or both."""
+    """One change of the recipe: another trainer, other numbers of the plan, or both; some only of runs from random weights."""
 
     trainer: type[Base] = Base
     plan: dict[str, Any] = field(default_factory=dict)
+    from_random: bool = False
 
 
 CHOICES = {
@@ -124,14 +128,14 @@ CHOICES = {
     "cross-entropy alone": Choice(Entropy),
     "target half as wide": Choice(Narrow),
     "target twice as wide": Choice(Broad),
-    "residual branches not at zero": Choice(PlainBranches),
+    "residual branches not at zero": Choice(PlainBranches, from_random=True),
     "no weight decay": Choice(plan={"decay": 0.0}),
     "weight decay 0.1": Choice(plan={"decay": 0.1}),
     "gradient not clipped": Choice(plan={"clip": 1e9}),
     "each crop once": Choice(plan={"reuse": 1.0}),
     "each crop eight times": Choice(plan={"reuse": 8.0}),
-    "hard crops from the start": Choice(plan={"first_difficulty": 0.95}),
-    "easy crops only": Choice(plan={"last_difficulty": 0.12}),
+    "hard crops from the start": Choice(plan={"first_difficulty": 0.95}, from_random=True),
+    "easy crops only": Choice(plan={"first_difficulty": 0.12, "last_difficulty": 0.12}),
     "no real pictures": Choice(plan={"pictures": 0.0}),
     "no wide poses": Choice(plan={"wide": 0.0}),
     "nobody far off": Choice(plan={"far": 0.0}),
@@ -153,7 +157,7 @@ def measure(
     """
     images = plan.steps * plan.batch
     changed = replace(plan, **choice.plan)
-    changed = replace(changed, steps=images // changed.batch, kept=math.ceil(images / plan.chunk))
+    changed = replace(changed, steps=images // changed.batch)
     trainer = choice.trainer(changed, device, init)
     with Stream(changed, device, kind=trainer.chunks) as stream:
         while trainer.step < changed.steps:
@@ -194,21 +198,23 @@ def main() -> None:
     plan = Plan(size=arguments.size, steps=arguments.images // Plan.batch, first_difficulty=first)
     kept = json.loads(arguments.results.read_text(encoding="utf-8")) if arguments.results.exists() else {}
     init = sha256(arguments.init.read_bytes()).hexdigest()[:12] if arguments.init else None
-    setting = {"size": plan.size, "images": arguments.images, "held_out": arguments.held_out, "init": init}
+    setting = {"plan": asdict(plan), "held_out": arguments.held_out, "init": init}
     if kept and kept["setting"] != setting:
         parser.error(
-            f"expected results of {setting} in {arguments.results}, found those of {kept['setting']}: name another file"
+            f"expected results of this plan, count and first weights in {arguments.results}, found others: name another file"
         )
     results = kept.get("results", {})
-    missing = [name for name in dict.fromkeys([BASE, *arguments.only]) if name not in results]
+    wanted = [name for name in arguments.only if not (arguments.init and CHOICES[name].from_random)]
+    missing = [name for name in dict.fromkeys([BASE, *wanted]) if name not in results]
     if missing:
         renderer = Renderer(device, plan.size)
         sets = {name: held_out(name, arguments.held_out, renderer) for name in SETS}
     for name in missing:
         results[name] = measure(CHOICES[name], plan, device, sets, arguments.init)
         print(name, results[name], flush=True)
-        text = json.dumps({"setting": setting, "results": results}, indent=2) + "\n"
-        arguments.results.write_text(text, encoding="utf-8")
+        new = arguments.results.with_name(arguments.results.name + ".new")
+        new.write_text(json.dumps({"setting": setting, "results": results}, indent=2) + "\n", encoding="utf-8")
+        new.replace(arguments.results)
     print(table(results))
 
 

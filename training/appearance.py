@@ -60,6 +60,7 @@ class _Wardrobe:
     def __init__(self, draws: Draws, surface: Surface, difficulty: float) -> None:
         self.draws, self.surface, self.difficulty = draws, surface, difficulty
         shape = (draws.count, len(surface.mean))
+        self.on_trunk = (surface.along_arm < -5) & (surface.along_leg < -5) & ~surface.parts["head"]
         self.palette: list[tuple[Tensor, Tensor]] = []
         self.material = torch.zeros(shape, dtype=torch.uint8, device=draws.device)
         self.mix = torch.zeros(shape, device=draws.device)
@@ -132,7 +133,6 @@ class _Wardrobe:
     def clothes(self) -> None:
         surface, draws, difficulty = self.surface, self.draws, self.difficulty
         arm, leg, trunk, parts = surface.along_arm, surface.along_leg, surface.trunk, surface.parts
-        on_trunk = (arm < -5) & (leg < -5) & ~parts["head"]
         frequency = draws.log_uniform(12, 180, 1, 1)
         upper, lower = self.waves(4, frequency), self.waves(4, draws.log_uniform(12, 180, 1, 1))
 
@@ -141,7 +141,7 @@ class _Wardrobe:
             kind < 0.6, self.each(1.75, 2.05), torch.where(kind < 0.85, self.each(0.35, 1.2), self.each(0.1, 0.4))
         )
         waist = self.each(-0.12, 0.25)
-        trousers = ((leg > -5) & (leg < hem) & ~parts["foot"]) | (on_trunk & (trunk < waist + 0.02))
+        trousers = ((leg > -5) & (leg < hem) & ~parts["foot"]) | (self.on_trunk & (trunk < waist + 0.02))
         dark = torch.where(self.maybe(0.55), 0.45, 1.0)
         flare = self.each(0, 0.05) * self.maybe(0.35) * (leg - 0.6).clamp(0, 1.4)
         loose = self.each(0.003, 0.02) * (1 + 0.2 * lower[..., 3])
@@ -152,7 +152,7 @@ class _Wardrobe:
             kind < 0.45, self.each(1.7, 2.02), torch.where(kind < 0.85, self.each(0.3, 0.9), self.each(-0.1, 0.2))
         )
         neckline = self.each(0.93, 1.1) - 0.12 * self.maybe(0.3)
-        top = ((arm > -5) & (arm < sleeve)) | (on_trunk & (trunk > waist) & (trunk < neckline))
+        top = ((arm > -5) & (arm < sleeve)) | (self.on_trunk & (trunk > waist) & (trunk < neckline))
         top &= ~parts["hand"] | ((sleeve > 1.9) & (arm < 1.98))
         top &= ~self.maybe(0.05 * difficulty)
         top |= self.maybe(0.08) & (leg > -5) & (leg < self.each(0.3, 1.6))
@@ -171,11 +171,10 @@ class _Wardrobe:
         """Skin where sleeves and trouser legs were, often on the trunk, too, and sometimes on the feet."""
         surface, parts = self.surface, self.surface.parts
         arm, leg, trunk = surface.along_arm, surface.along_leg, surface.trunk
-        on_trunk = (arm < -5) & (leg < -5) & ~parts["head"]
         topless = self.maybe(0.45)
         arms = (arm > -5) & (topless | (arm > self.each(-0.2, 0.6)))
         legs = (leg > self.each(0.05, 1.1)) & (~parts["foot"] | self.maybe(0.5))
-        chest = on_trunk & (trunk > self.each(-0.05, 0.3)) & topless
+        chest = self.on_trunk & (trunk > self.each(-0.05, 0.3)) & topless
         bare = (arms | legs | chest) & self.maybe(share)
         shade = 1 + 0.06 * self.waves(1, self.draws.log_uniform(20, 120, 1, 1))[..., 0]
         self.paint(bare, self.skin_colour, 0.0, shade=shade)
@@ -185,9 +184,8 @@ class _Wardrobe:
         """Thick and dark more often than not: the outline is no longer the body's."""
         surface, draws = self.surface, self.draws
         arm, leg, trunk, parts = surface.along_arm, surface.along_leg, surface.trunk, surface.parts
-        on_trunk = (arm < -5) & (leg < -5) & ~parts["head"]
         short = self.maybe(0.6)
-        on_trunk = on_trunk & (trunk > torch.where(short, self.each(-0.1, 0.15), -1.0)) & (trunk < self.each(1.0, 1.2))
+        on_trunk = self.on_trunk & (trunk > torch.where(short, self.each(-0.1, 0.15), -1.0)) & (trunk < self.each(1.0, 1.2))
         sleeves = (arm > -5) & (arm < self.each(1.75, 2.02)) & ~parts["hand"]
         skirts = ~short & (leg > -5) & (leg < self.each(0.15, 1.1))
         worn = (on_trunk | sleeves | skirts) & self.maybe(share)

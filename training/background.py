@@ -171,8 +171,9 @@ def background(
             picture[some], level[some] = _real(draws.of(len(some)), people[some], size, difficulty, pictures)
     if clutter and len(some := draws.chance(clutter).nonzero()[:, 0]):
         full, things = draws.of(len(some)), picture[some]
+        many = full.uniform(0.2, 1.0, 1, 1)
         for _ in range(THINGS):
-            things, thing = add_shape(full, things, full.uniform(0.2, 1.0, 1, 1), 1.3)
+            things, thing = add_shape(full, things, many, 1.3)
             level[some] = level[some] * (1 - thing)
         picture[some] = things
     darkness = draws.uniform(0.15, 0.6, 1, 1, 1) * people.ground_shadow * (0.35 + 0.65 * level)

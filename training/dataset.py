@@ -20,6 +20,9 @@ from training.render import People, render
 POINTS = 40960
 """Points on a body for a picture of 256 px; smaller pictures need fewer."""
 
+OUTSIDE_PX = -1e4
+"""Where joints lie that are in no picture."""
+
 HIDDEN_MM = 200.0
 """A joint is hidden where a surface is this much nearer to the camera: joints lie inside the body."""
 
@@ -86,7 +89,8 @@ def recolour(images: Tensor, left: Tensor, gamma: Tensor) -> Tensor:
 def turn(images: Tensor, joints: Tensor, angles: Tensor, zoom: Tensor) -> tuple[Tensor, Tensor]:
     """Pictures turned in their plane and enlarged, about their middle; what was beyond an edge is mirrored in.
 
-    It is what a camera rolled about its axis sees, so the depths of the joints stay true.
+    It is what a camera rolled about its axis sees, so the depths of the joints stay true. Joints that were outside the picture
+    are put far outside: what is mirrored in is not them.
 
     Args:
         images: [N, S, S, 3] float.
@@ -99,10 +103,12 @@ def turn(images: Tensor, joints: Tensor, angles: Tensor, zoom: Tensor) -> tuple[
     """
     cos, sin = angles.cos(), angles.sin()
     middle = (images.shape[2] - 1) / 2
-    forward = torch.stack([cos, -sin, sin, cos], 1).unflatten(1, (2, 2)) * zoom[:, None, None]
-    places = (joints[..., :2] - middle) @ forward.mT + middle
-    back = F.pad(torch.linalg.inv(forward), (0, 1))
-    grid = F.affine_grid(back, [len(images), 3, *images.shape[1:3]], align_corners=True)
+    turned_from_image = torch.stack([cos, -sin, sin, cos], 1).unflatten(1, (2, 2)) * zoom[:, None, None]
+    places = (joints[..., :2] - middle) @ turned_from_image.mT + middle
+    inside = ((joints[..., :2] >= 0) & (joints[..., :2] < images.shape[2])).all(-1, keepdim=True)
+    places = torch.where(inside, places, OUTSIDE_PX)
+    image_from_turned = F.pad(torch.linalg.inv(turned_from_image), (0, 1))
+    grid = F.affine_grid(image_from_turned, [len(images), 3, *images.shape[1:3]], align_corners=True)
     turned = F.grid_sample(images.permute(0, 3, 1, 2), grid, padding_mode="reflection", align_corners=True)
     return turned.permute(0, 2, 3, 1), torch.cat([places, joints[..., 2:]], -1)
 
@@ -227,10 +233,10 @@ def _neighbour(
         return picture, covered
     some = draws.of(len(chosen))
     other = (chosen + 1 + some.integers(draws.count - 1)) % draws.count
-    zoom, turn, side = some.log_uniform(0.75, 1.8), some.sign(), some.sign()
+    zoom, mirrored, side = some.log_uniform(0.75, 1.8), some.sign(), some.sign()
     move = torch.zeros(len(chosen), 2, 3, device=draws.device)
-    move[:, 0, 0], move[:, 1, 1] = zoom * turn, zoom
-    move[:, 0, 2] = -side * some.uniform(*reach) * zoom * turn
+    move[:, 0, 0], move[:, 1, 1] = zoom * mirrored, zoom
+    move[:, 0, 2] = -side * some.uniform(*reach) * zoom * mirrored
     move[:, 1, 2] = -some.uniform(-0.4, 0.5) * zoom
     source = torch.cat([people.rgb * people.alpha, people.alpha], 1)[other]
     layer = F.grid_sample(source, F.affine_grid(move, [len(chosen), 4, size, size], align_corners=False), align_corners=False)

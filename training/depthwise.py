@@ -72,7 +72,11 @@ def quicken(network: nn.Module) -> None:
     """Give a network's wide depthwise convolutions the quick gradient, in place."""
     for module in list(network.modules()):
         for name, child in module.named_children():
-            if isinstance(child, nn.Conv2d) and child.groups == child.in_channels and child.kernel_size[0] > STRIP:
+            if not isinstance(child, nn.Conv2d) or child.bias is None or child.kernel_size[0] <= STRIP:
+                continue
+            same_size = child.padding == tuple(side // 2 for side in child.kernel_size) and child.padding_mode == "zeros"
+            plain = child.stride == child.dilation == (1, 1) and child.kernel_size[0] == child.kernel_size[1]
+            if same_size and plain and child.groups == child.in_channels == child.out_channels:
                 quick = StripConv2d(
                     child.in_channels, child.out_channels, child.kernel_size, padding=child.padding, groups=child.groups
                 )

@@ -136,6 +136,7 @@ class DetectorTrainer(train.Trainer):
     """A run of the detector."""
 
     chunks = FrameChunks
+    unused = frozenset({"variant", "wide", "far", "coats", "bare", "clutter", "turned"})
 
     def new_network(self, init: Path | None) -> nn.Module:
         """The detector with what fits of a pose network's or another detector's weights."""
@@ -158,13 +159,9 @@ class DetectorTrainer(train.Trainer):
 
     def mirrored(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Images and labels of the mirrored frames."""
-        turned = labels.clone()
-        turned[..., 0] = images.shape[2] - 1 - labels[..., 0] - labels[..., 2]
-        return images.flip(2), turned
-
-    def turned(self, images: Tensor, labels: Tensor, angles: Tensor, zoom: Tensor) -> tuple[Tensor, Tensor]:
-        """Both as they are: boxes do not turn."""
-        return images, labels
+        mirrored = labels.clone()
+        mirrored[..., 0] = images.shape[2] - 1 - labels[..., 0] - labels[..., 2]
+        return images.flip(2), mirrored
 
     def judge(self, count: int) -> tuple[dict[str, dict], float]:
         """Figures on the held-out sets, and the average precision that hard and never lack."""

@@ -128,11 +128,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", type=Path)
     parser.add_argument("--count", type=int, default=256, help="crops of each set")
+    parser.add_argument("--size", type=int, default=INPUT_SIZE, help="side of the crops, px")
     parser.add_argument("--flip", action="store_true", help="average with the mirrored picture")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = build_network(verify(arguments.weights)).to(device, memory_format=torch.channels_last)
-    renderer = Renderer(device, INPUT_SIZE)
+    renderer = Renderer(device, arguments.size)
     for name in SETS:
         crops = held_out(name, arguments.count, renderer)
         print(json.dumps({"set": name, "count": len(crops), **rounded(evaluate(network, {name: crops}, arguments.flip)[name])}))

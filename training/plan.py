@@ -35,7 +35,8 @@ class Plan:
         bare: share of the people with bare arms and legs, as for sport.
         clutter: share of the people who stand before many things.
         turned: share of a batch's crops that are turned in their plane and zoomed a little, anew each time.
-        recoloured: share of them that lose colour, more than a third of these all of it, and share that have other tones.
+        recoloured: share of a batch's crops that lose colour, three in eight of these all of it; the same share, drawn apart,
+            has other tones.
     """
 
     variant: str = "XS"

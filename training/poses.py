@@ -43,7 +43,7 @@ WIDE_LIMB, WIDE_SPINE, WIDE_ROOT = 0.3, 0.25, 0.6
 """Standard deviations, rad, of what moves people far from their family's pose."""
 
 
-PASSING = {gait: 0.6, stand: 0.4}
+PASSING_FAMILIES = {gait: 0.6, stand: 0.4}
 """What people do who just pass, and its shares."""
 
 
@@ -56,7 +56,7 @@ def sample(draws: Draws, difficulty: float, never: bool = False, wide: float = 0
     shares = [f.never if never else (1 - difficulty) * f.easy + difficulty * f.hard for f in FAMILIES]
     chosen = draws.choice(shares)
     if passing is not None:
-        chosen = torch.where(passing, draws.choice([PASSING.get(f.draw, 0.0) for f in FAMILIES]), chosen)
+        chosen = torch.where(passing, draws.choice([PASSING_FAMILIES.get(f.draw, 0.0) for f in FAMILIES]), chosen)
     angles = torch.empty(draws.count, len(ANGLES), device=draws.device)
     for number, family in enumerate(FAMILIES):
         members = (chosen == number).nonzero()[:, 0]

@@ -27,7 +27,7 @@ SKIRT_POINTS = 1 / 8
 MAX_POINTS = 58000
 """On the skin; with a skirt they must fit into 16 bits: where `closed`, nine tenths as many."""
 
-PASSING = 0.5
+PASSING_SHARE = 0.5
 """Share of the people seen from far off who walk or stand, as people before such cameras mostly do."""
 
 EMPTY = 2**31 - 1
@@ -119,7 +119,7 @@ def render(
     rest, skeleton = body.shaped(body.sample_shapes(draws.count, draws.generator, held_out=never))
     angles = stand.angles if stand is not None else None
     if angles is None:
-        passing = None if far is None else far & draws.chance(PASSING)
+        passing = None if far is None else far & draws.chance(PASSING_SHARE)
         angles = poses.sample(draws, difficulty, never, wide, passing)
     motion, joints = poses.move_skeleton(angles, skeleton)
     looks = dress_up(draws, surface, difficulty, coats, bare)

@@ -67,10 +67,15 @@ class Trainer:
     """One run: its network, the average of it, and the optimiser, at a step."""
 
     chunks: type[Chunks] = PoseChunks
+    unused: frozenset[str] = frozenset()
+    """Numbers of the plan that mean nothing to this kind of training; shares among them are 0."""
     weighting: Mapping[str, float] = {}
     """What `pose_loss` is given in place of its own weights."""
+    half: bool = True
+    """Whether the network computes in BF16."""
 
     def __init__(self, plan: Plan, device: torch.device, init: Path | None = None) -> None:
+        plan = replace(plan, **{name: 0.0 for name in self.unused if isinstance(getattr(plan, name), float)})
         self.plan, self.device, self.step = plan, device, 0
         self.best: float | None = None
         self._sets: dict = {}
@@ -94,17 +99,13 @@ class Trainer:
 
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of normalised images and, of it, the mean absolute error."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
             maps = self.network.head(self.network.backbone(images))
         return pose_loss(maps, labels, self.plan.size, **self.weighting)
 
     def mirrored(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Images [N, S, S, 3] and labels of the mirrored pictures."""
         return mirror(images, labels)
-
-    def turned(self, images: Tensor, labels: Tensor, angles: Tensor, zoom: Tensor) -> tuple[Tensor, Tensor]:
-        """Images [N, S, S, 3] and labels of the pictures turned by angles [N] (rad) and enlarged."""
-        return turn(images, labels, angles, zoom)
 
     def judge(self, count: int) -> tuple[dict[str, dict], float]:
         """Figures of the average on held-out sets of `count` pictures, and one figure that is lower for better weights."""
@@ -154,7 +155,7 @@ class Trainer:
             some = torch.rand(plan.batch, generator=generator) < plan.turned
             angles = TURN_RAD * torch.randn(plan.batch, generator=generator).clamp(-2, 2) * some
             zoom = (ZOOM * torch.randn(plan.batch, generator=generator).clamp(-2, 2) * some).exp()
-            images, labels = self.turned(images, labels, angles.to(self.device), zoom.to(self.device))
+            images, labels = turn(images, labels, angles.to(self.device), zoom.to(self.device))
         return network_input((images * gain + tint).clamp(0, 255)), labels
 
     @torch.no_grad()
@@ -240,8 +241,8 @@ def run(
         if trainer.best is None or figure < trainer.best:
             trainer.best = figure
             state.write_tensors(folder / "best.safetensors", trainer.weights())
-        if trainer.step:
-            (folder / "plot.svg").write_text(draw([read(log_path)]), encoding="utf-8")
+        if (read_log := read(log_path)).series:
+            (folder / "plot.svg").write_text(draw([read_log]), encoding="utf-8")
 
     with Stream(plan, device, workers, trainer.chunks) as stream:
         saved = judged = reported = time.monotonic()
@@ -293,13 +294,18 @@ def main(kind: type[Trainer] = Trainer, description: str | None = __doc__) -> No
     parser.add_argument("--evaluate-minutes", type=float, default=15.0)
     parser.add_argument("--held-out", type=int, default=128, help="crops of each held-out set")
     types = {"str": str, "int": int, "float": float}
-    for field in fields(Plan):
+    for field in (f for f in fields(Plan) if f.name not in kind.unused):
         choices = [v.name for v in Variant] if field.name == "variant" else None
         option, convert = f"--{field.name.replace('_', '-')}", types[str(field.type)]
         parser.add_argument(option, type=convert, choices=choices, help=f"default {field.default}")
     arguments = parser.parse_args()
-    given = {f.name: getattr(arguments, f.name) for f in fields(Plan) if getattr(arguments, f.name) is not None}
+    given = {f.name: value for f in fields(Plan) if (value := getattr(arguments, f.name, None)) is not None}
     facts = state.load_facts(arguments.run)
+    if facts and (missing := sorted({f.name for f in fields(Plan)} - facts["plan"].keys())):
+        parser.error(
+            f"expected a run of this version in {arguments.run}, found one without {', '.join(missing)}: "
+            "begin a new one in another folder with --init last.safetensors"
+        )
     plan = Plan(**facts["plan"]) if facts else Plan(**given)
     if facts and replace(plan, **given) != plan:
         parser.error(f"the run in {arguments.run} has the plan {plan}: leave its options out, or name another folder")

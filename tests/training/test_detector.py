@@ -97,6 +97,11 @@ def test_targets_lie_in_the_picture(frames):
     assert (labels[there][:, :2] >= -0.5).all() and (high[there] <= areas[there] - 0.5 + 1e-3).all()
 
 
+def test_numbers_of_poses_mean_nothing_to_it():
+    trainer = DetectorTrainer(replace(PLAN, turned=1.0, coats=0.5), CPU)
+    assert trainer.plan == replace(PLAN, **{n: 0.0 for n in DetectorTrainer.unused - {"variant"}})
+
+
 def test_mirroring_twice_changes_nothing(frames):
     trainer = DetectorTrainer(PLAN, CPU)
     labels = targets(frames)

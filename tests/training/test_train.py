@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import replace
 
 import pytest
@@ -16,7 +17,7 @@ from training import state  # noqa: E402
 from training.evaluate import SETS, evaluate, held_out, score  # noqa: E402
 from training.plan import Plan  # noqa: E402
 from training.stream import Stream  # noqa: E402
-from training.train import Trainer, load_matching, run  # noqa: E402
+from training.train import Trainer, load_matching, main, run  # noqa: E402
 
 CPU = torch.device("cpu")
 PLAN = Plan(size=64, steps=8, batch=4, chunk=4, kept=3, filled=2, reuse=1.5, warmup=2)
@@ -129,6 +130,36 @@ def test_the_schedule_rises_then_falls():
     assert plan.hardest(0) == plan.first_difficulty and plan.hardest(10**9) == plan.last_difficulty
     with pytest.raises(ValueError, match="filled"):
         Plan(filled=65)
+
+
+def batches(trainer, count):
+    with Stream(trainer.plan, CPU, kind=trainer.chunks) as stream:
+        stream.advance(2)
+        for trainer.step in range(count):
+            yield trainer._batch(stream)
+
+
+def test_crops_are_turned_and_recoloured_in_their_shares():
+    plain = list(batches(Trainer(replace(PLAN, turned=0, recoloured=0), CPU), 20))
+    for name, moved in (("turned", True), ("recoloured", False)):
+        some = list(batches(Trainer(replace(PLAN, **{"turned": 0, "recoloured": 0, name: 0.5}), CPU), 20))
+        changed = sum((a[0] != b[0]).flatten(1).any(1).sum().item() for a, b in zip(plain, some, strict=True))
+        assert changed > 20
+        assert moved != all(torch.equal(a[1], b[1]) for a, b in zip(plain, some, strict=True))
+    turned = list(batches(Trainer(replace(PLAN, turned=0.5, recoloured=0), CPU), 20))
+    kept = sum(torch.equal(x, y) for a, b in zip(plain, turned, strict=True) for x, y in zip(a[1], b[1], strict=True))
+    assert 10 < kept < 70
+
+
+def test_a_run_of_another_version_is_not_gone_on_with(tmp_path, monkeypatch, capsys):
+    run(tmp_path, PLAN, CPU, steps=1, held_out_count=0)
+    index = json.loads((tmp_path / "state.json").read_text())
+    del index["facts"]["plan"]["turned"]
+    (tmp_path / "state.json").write_text(json.dumps(index))
+    monkeypatch.setattr(sys, "argv", ["train", str(tmp_path), "--minutes", "0"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "without turned" in capsys.readouterr().err
 
 
 def test_a_few_crops_can_be_learnt():
