@@ -79,7 +79,7 @@ class PlainBranches(Base):
 class FullPrecision(Base):
     """FP32 in place of BF16."""
 
-    half = False
+    bfloat16 = False
 
 
 class OneError(Base):

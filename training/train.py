@@ -71,7 +71,7 @@ class Trainer:
     """Numbers of the plan that mean nothing to this kind of training; shares among them are 0."""
     weighting: Mapping[str, float] = {}
     """What `pose_loss` is given in place of its own weights."""
-    half: bool = True
+    bfloat16: bool = True
     """Whether the network computes in BF16."""
 
     def __init__(self, plan: Plan, device: torch.device, init: Path | None = None) -> None:
@@ -99,7 +99,7 @@ class Trainer:
 
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of normalised images and, of it, the mean absolute error."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
             maps = self.network.head(self.network.backbone(images))
         return pose_loss(maps, labels, self.plan.size, **self.weighting)
 
@@ -241,8 +241,8 @@ def run(
         if trainer.best is None or figure < trainer.best:
             trainer.best = figure
             state.write_tensors(folder / "best.safetensors", trainer.weights())
-        if (read_log := read(log_path)).series:
-            (folder / "plot.svg").write_text(draw([read_log]), encoding="utf-8")
+        if (log_so_far := read(log_path)).series:
+            (folder / "plot.svg").write_text(draw([log_so_far]), encoding="utf-8")
 
     with Stream(plan, device, workers, trainer.chunks) as stream:
         saved = judged = reported = time.monotonic()
