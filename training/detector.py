@@ -128,7 +128,9 @@ class FrameChunks:
     def render(self, plan: Plan, number: int) -> tuple[Tensor, Tensor]:
         """Images [C, S, S, 3] uint8 and labels [C, P, 5] of a chunk."""
         generator, share = seeds_of(self._renderer.device, plan, number)
-        frames = self._renderer.batch(plan.chunk, share * plan.hardest(number), generator, pictures=plan.pictures)
+        frames = self._renderer.batch(
+            plan.chunk, share * plan.hardest(number), generator, pictures=plan.pictures, clutter=plan.clutter
+        )
         return frames.images, targets(frames)
 
 
@@ -136,7 +138,7 @@ class DetectorTrainer(train.Trainer):
     """A run of the detector."""
 
     chunks = FrameChunks
-    unused = frozenset({"variant", "wide", "far", "coats", "bare", "clutter", "turned"})
+    unused = frozenset({"variant", "wide", "far", "coats", "bare", "turned"})
 
     def new_network(self, init: Path | None) -> nn.Module:
         """The detector with what fits of a pose network's or another detector's weights."""

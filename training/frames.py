@@ -134,7 +134,13 @@ class FrameRenderer:
 
     @torch.no_grad()
     def batch(
-        self, count: int, difficulty: float, generator: torch.Generator, never: bool = False, pictures: float = 0.5
+        self,
+        count: int,
+        difficulty: float,
+        generator: torch.Generator,
+        never: bool = False,
+        pictures: float = 0.5,
+        clutter: float = 0.0,
     ) -> Frames:
         """`count` frames of a difficulty in 0..1.
 
@@ -144,6 +150,7 @@ class FrameRenderer:
             generator: decides everything else.
             never: draw bodies, poses, procedural backgrounds and real pictures that training leaves out.
             pictures: share of the frames before a real picture.
+            clutter: share of the frames with many things behind the people.
         """
         draws, size = Draws(count, generator), self.size
         scene = _scene(draws, size, difficulty)
@@ -160,7 +167,7 @@ class FrameRenderer:
             before[each, slot] = free[:, 0]
             free = free * (1 - layer[:, 3:])
         people = _stand_in(scene, rgb, 1 - free, layers.shadow.amax(1))
-        picture = background(draws, people, size, difficulty, never, self.pictures(never), pictures)
+        picture = background(draws, people, size, difficulty, never, self.pictures(never), pictures, clutter)
         people = in_its_light(draws, people, picture)
         picture = people.rgb + free * picture
         covered = torch.zeros_like(free)

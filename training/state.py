@@ -62,4 +62,4 @@ def load_facts(folder: Path) -> dict | None:
 def load_tensors(folder: Path, device: torch.device) -> dict[str, Tensor]:
     """All tensors of the state in a folder."""
     names = json.loads((folder / INDEX).read_text(encoding="utf-8"))["parts"]
-    return {key: tensor for name in names for key, tensor in load_file(folder / name, device=str(device)).items()}
+    return {key: tensor.to(device) for name in names for key, tensor in load_file(folder / name).items()}
