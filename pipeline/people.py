@@ -57,8 +57,9 @@ SEARCH_BATCH = 8
 SEARCH_INTERVAL = 25
 """Frames between two searches of the whole picture at least: a search costs as much as about 130 poses."""
 
-DETECTION_SCORE = 0.2
-"""Score of the people detector from which the pose in a box is read. It is low, since the pose has the last word."""
+DETECTION_SCORE = 0.3
+"""Score of the people detector from which the pose in a box is read. It is low, since the pose has the last word; in boxes of
+lower scores are things that the pose network, too, takes for people (docs/people.md)."""
 
 DETECTION_CANDIDATES = 8
 """How many of a frame's best boxes are read, in one batch."""
