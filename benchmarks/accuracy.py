@@ -30,7 +30,7 @@ from convnextpose.skeleton import HUMAN36M
 
 if TYPE_CHECKING:
     from benchmarks.pictures import LabelledPerson, PictureScore
-    from engines.runtime import Runtime
+    from engines.pose import PoseModel
     from pipeline.types import Frame
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for `benchmarks` and `training`, which are not installed
@@ -82,8 +82,9 @@ def pictures(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
     """Joints in crops of the labelled boxes against the labels, and whom the pipeline's own finder finds."""
     from benchmarks.pictures import average_pose, draw_overlays, find_files, labelled_frames, read_labels, score_pictures
     from benchmarks.reference import Reference
-    from pipeline.people import Person, see
     from pipeline.run import open_model
+    from pipeline.stages import TrackedBox
+    from pipeline.stages import predict as read
 
     parser.add_argument("--weights", default="xs", help="what to measure; mediapipe for the other detector")
     parser.add_argument("--pictures", type=Path, nargs="+", default=[], help="more folders to look for the pictures in")
@@ -111,47 +112,44 @@ def pictures(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
         predicted = [nobody if one is None else one[0] for one in seen]
         figures = _picture_figures(score_pictures(people, predicted))
     else:
-        with open_model(arguments.weights, "auto") as runtime:
-            if runtime.model.joint_set is not HUMAN36M:
-                parser.error(f"expected weights with Human3.6M's joints, received {runtime.model.joint_set.name}'s")
+        model = open_model(arguments.weights)
+        if model.info.joint_set is not HUMAN36M:
+            parser.error(f"expected weights with Human3.6M's joints, received {model.info.joint_set.name}'s")
 
-            def predict(change: Callable[[Picture], Picture] = lambda image: image) -> list[NDArray[np.float64]]:
-                return [
-                    sighting.joints
-                    for frame, those in frames
-                    for sighting in see(runtime, change(frame.image), tuple(Person(k, p.box) for k, p in enumerate(those)))
-                ]
+        def predict(change: Callable[[Picture], Picture] = lambda image: image) -> list[NDArray[np.float64]]:
+            return [
+                pose.joints
+                for frame, those in frames
+                for pose in read(model, change(frame.image), [TrackedBox(k, p.box) for k, p in enumerate(those)])
+            ]
 
-            predicted = predict()
-            figures = _picture_figures(score_pictures(people, predicted))
-            for name, change in CHANGES.items() if arguments.changed else ():
-                figures[f"limbs, PCK at 0.2 torso, {name}, %"] = 100 * score_pictures(people, predict(change)).pck
-            figures["an average pose for all, PCK, %"] = 100 * score_pictures(people, average_pose(people)).pck
-            if not arguments.no_finding:
-                figures |= _finding_figures(runtime, frames)
+        predicted = predict()
+        figures = _picture_figures(score_pictures(people, predicted))
+        for name, change in CHANGES.items() if arguments.changed else ():
+            figures[f"limbs, PCK at 0.2 torso, {name}, %"] = 100 * score_pictures(people, predict(change)).pck
+        figures["an average pose for all, PCK, %"] = 100 * score_pictures(people, average_pose(people)).pck
+        if not arguments.no_finding:
+            figures |= _finding_figures(model, frames)
     if arguments.overlays:
         draw_overlays(frames, predicted, arguments.overlays)
     return f"accuracy of {arguments.weights} on labelled real pictures", figures
 
 
-def _finding_figures(runtime: Runtime, frames: list[tuple[Frame, list[LabelledPerson]]]) -> Figures:
-    """Whom the finder that a run uses finds: one person in each picture, and the boxes of the detector if there is one."""
+def _finding_figures(model: PoseModel, frames: list[tuple[Frame, list[LabelledPerson]]]) -> Figures:
+    """Whom a run finds: one person in each picture, and the boxes of the detector."""
     from benchmarks.pictures import count_found
-    from convnextpose import weights
-    from engines.detector import open_detector
-    from pipeline.people import DETECTION_SCORE, DetectedPerson, SinglePerson, detect
+    from pipeline.people.detection import detect
+    from pipeline.people.tracks import DETECTION_SCORE, SinglePerson
+    from pipeline.run import open_detector
+    from pipeline.timeline import Stopwatch
 
-    exported = weights.detector()
-    if exported is None:
-        finder = SinglePerson(runtime, follows=False)
-    else:
-        finder = DetectedPerson(runtime, detector := open_detector(exported), follows=False)
-    _, frames_with = count_found(frames, lambda frame: [person.box for person in finder.find(frame)])
-    figures: Figures = {"frames whose found person is labelled": f"{frames_with} of {len(frames)}"}
-    if exported is not None:
-        boxed, _ = count_found(frames, lambda frame: [d.box for d in detect(detector, frame.image, DETECTION_SCORE)])
-        figures["labelled people in detected boxes"] = f"{boxed} of {sum(len(people) for _, people in frames)}"
-    return figures
+    finder = SinglePerson(model, detector := open_detector(), follows=False)
+    _, frames_with = count_found(frames, lambda frame: [person.box for person in finder.find(frame, Stopwatch())])
+    boxed, _ = count_found(frames, lambda frame: [d.box for d in detect(detector, frame.image, DETECTION_SCORE)])
+    return {
+        "frames whose found person is labelled": f"{frames_with} of {len(frames)}",
+        "labelled people in detected boxes": f"{boxed} of {sum(len(people) for _, people in frames)}",
+    }
 
 
 def _picture_figures(result: PictureScore) -> Figures:

@@ -1,9 +1,9 @@
-"""How surely a search finds a person: the best mean score in pictures and in frames of videos.
+"""How surely a person is found: the best mean score in pictures and in frames of videos.
 
-    python benchmarks/people_scores.py [--model xs] [--every 50] [--detector FILE.onnx | --search] PICTURE_OR_VIDEO...
+    python benchmarks/people_scores.py [--model xs] [--every 50] [--detector FILE.onnx] PICTURE_OR_VIDEO...
 
-Boxes are the people detector's, or with --search those of windows all over the picture. The figures behind MIN_SCORE
-(pipeline/people.py, docs/people.md); run it on footage of your own, with and without people, to choose --min-score for other
+Boxes are the people detector's. The figures behind MIN_SCORE
+(pipeline/people/__init__.py, docs/people.md); run it on footage of your own, with and without people, to choose --min-score for other
 weights.
 """
 
@@ -14,10 +14,12 @@ import time
 from pathlib import Path
 
 from convnextpose import weights
-from engines.detector import open_detector
-from pipeline.people import MIN_SCORE, DetectedPerson, SinglePerson
+from engines.opening import open_people_detector
+from pipeline.people import MIN_SCORE
+from pipeline.people.tracks import SinglePerson
 from pipeline.run import open_model
 from pipeline.sources import open_source
+from pipeline.types import Frame
 
 
 def main() -> None:
@@ -27,29 +29,27 @@ def main() -> None:
     parser.add_argument("--model", default="xs")
     parser.add_argument("--every", type=int, default=50, help="search every n-th frame of a video")
     parser.add_argument("--detector", type=Path, default=weights.detector(), help="an exported detector of your own")
-    parser.add_argument("--search", action="store_true", help="search with the pose network alone")
     arguments = parser.parse_args()
-    detector = open_detector(arguments.detector) if arguments.detector and not arguments.search else None
+    detector = open_people_detector(arguments.detector)
     spent_s = searches = 0
-    with open_model(arguments.model, "auto") as runtime:
-        finder = SinglePerson(runtime) if detector is None else DetectedPerson(runtime, detector)
-        for file in arguments.files:
-            with open_source(file) as source:
-                for frame in source:
-                    if frame.index % arguments.every:
-                        continue
-                    began = time.perf_counter()
-                    best = finder.search(frame)
-                    spent_s += time.perf_counter() - began
-                    searches += 1
-                    place = f"{source.name:24s} frame {frame.index:4d}"
-                    if best is None:
-                        print(f"{place}  nobody")
-                        continue
-                    verdict = "found" if best.score >= MIN_SCORE else "nobody"
-                    box = best.person.box
-                    where = f"x={box.x:.0f} y={box.y:.0f} {box.width:.0f}x{box.height:.0f} px"
-                    print(f"{place}  {verdict:6s}  score {best.score:.2f}  {where}")
+    finder = SinglePerson(open_model(arguments.model), detector)
+    for file in arguments.files:
+        with open_source(file) as source:
+            for frame in source:
+                if not isinstance(frame, Frame) or frame.index % arguments.every:
+                    continue
+                began = time.perf_counter()
+                best = finder.best(frame)
+                spent_s += time.perf_counter() - began
+                searches += 1
+                place = f"{source.info.id:24s} frame {frame.index:4d}"
+                if best is None:
+                    print(f"{place}  nobody")
+                    continue
+                verdict = "found" if best.score >= MIN_SCORE else "nobody"
+                box = best.box
+                where = f"x={box.x:.0f} y={box.y:.0f} {box.width:.0f}x{box.height:.0f} px"
+                print(f"{place}  {verdict:6s}  score {best.score:.2f}  {where}")
     print(f"{searches} pictures, {spent_s / max(1, searches) * 1000:.0f} ms each")
 
 

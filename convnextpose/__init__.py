@@ -1,5 +1,43 @@
-"""The network, its variants, checkpoints, skeletons, the camera and the crop, scores, and the default weights.
+"""The network, its variants, checkpoints, skeletons, the camera and the crop, scores, and the default weights; and the public names.
 
 May import numpy; torch only inside `network.py`, and when used inside `containers.py` and `checkpoint.py`. Imports nothing of
-`engines`, `pipeline` or `tools`.
+`engines`, `pipeline` or `tools`: the public names below are looked up there when somebody asks for them.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_PUBLIC = {
+    "Box": "convnextpose.crop",
+    "Intrinsics": "convnextpose.camera",
+    "PoseError": "convnextpose.errors",
+    "verify": "convnextpose.checkpoint",
+    "export": "engines.export",
+    "open_pose_model": "engines.opening",
+    "Estimator": "pipeline.estimator",
+    "Frame": "pipeline.types",
+    "Pipeline": "pipeline.streams",
+    "Pose": "pipeline.types",
+    "PosedFrame": "pipeline.types",
+    "RunConfig": "pipeline.run",
+    "open_pipeline": "pipeline.run",
+    "open_source": "pipeline.sources",
+    "read_poses": "pipeline.formats.records",
+}
+"""The public names and the modules that they stand in."""
+
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401  # whatever stands there
+    """A public name, imported when it is asked for."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'convnextpose' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
-from pipeline.run import RunConfig, open_pipeline
+import convnextpose
 
 
-def main(clip: Path) -> None:
+def main(clip: str) -> None:
     """Run the default model and print each pelvis."""
-    with open_pipeline(RunConfig(clip)) as poses:
-        for frame in poses:
-            for pose in frame.poses:
-                pelvis_mm = pose.joints_mm[poses.header.joint_set.root]
-                print(f"{frame.frame.time_s:.3f} s  person {pose.track_id}  pelvis at {pelvis_mm.round()} mm")
-        print(poses.ledger.counts())
+    with convnextpose.open_pipeline(convnextpose.RunConfig(clip)) as pipeline:
+        root = pipeline.header.joint_set.root
+        for posed in pipeline:
+            for pose in posed.poses:
+                place_mm = pose.joints_mm[root].round()
+                print(f"{posed.frame.time_s:.3f} s  person {pose.track_id}  pelvis at {place_mm} mm")
+        print(pipeline.streams[0].ledger.counts())
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(sys.argv[1])

@@ -38,7 +38,7 @@ from pipeline.strokes import (
     text_image,
 )
 from pipeline.types import Frame, Pose
-from pipeline.view3d import FAR_MM, Stage, View, draw_camera, draw_grid, draw_shadows, turned
+from pipeline.view3d import FAR_MM, Floor, View, draw_camera, draw_grid, draw_shadows, turned
 
 LOW_SCORE = 0.3
 """Below this score a joint is drawn hollow, and the bones that end at it thin and dashed."""
@@ -67,7 +67,7 @@ class PoseRenderer:
         """Prepare to draw poses of `joint_set`."""
         self._joint_set = joint_set
         self._skeleton = _Skeleton.of(joint_set)
-        self._stage = Stage(joint_set.root)
+        self._floor = Floor(joint_set.root)
         self._view: View | None = None
 
     def render(self, frame: Frame, poses: tuple[Pose, ...], camera: Intrinsics, *, caption: str | None = None) -> Picture:
@@ -109,7 +109,7 @@ class PoseRenderer:
 
         if self._view is None or (self._view.height, self._view.width) != panel.shape[:2]:
             self._view = View.of_size(panel.shape[1], panel.shape[0])
-        self._stage.follow(frame, poses)
+        self._floor.follow(frame, poses)
         self._draw_panel(panel, self._view, frame, poses, camera)
         return canvas
 
@@ -124,11 +124,11 @@ class PoseRenderer:
 
     def _draw_panel(self, panel: Picture, view: View, frame: Frame, poses: tuple[Pose, ...], camera: Intrinsics) -> None:
         """Draw the 3D view: floor, shadows, camera mark, people."""
-        stage = self._stage
+        floor = self._floor
         turn = math.radians((START_DEGREES + TURN_DEGREES_PER_S * frame.time_s) % 360.0)
-        step_mm = 500.0 if stage.zoom < 2.5 else 1000.0
+        step_mm = 500.0 if floor.zoom < 2.5 else 1000.0
         panel[:] = view.backdrop
-        draw_grid(panel, view, stage, turn, step_mm)
+        draw_grid(panel, view, floor, turn, step_mm)
         note = text_image(f"grid {step_mm / 1000:g} m", view.text_px, MUTED_BGR)
         blend(panel, note, view.margin, view.height - view.margin - note.height)
         if not poses:
@@ -136,21 +136,21 @@ class PoseRenderer:
             blend(panel, words, (view.width - words.width) / 2, view.height / 2)
             return
 
-        places = [turned(stage.stand(pose), turn) for pose in poses]
+        places = [turned(floor.stand(pose), turn) for pose in poses]
         on_floor = [view.project(place * (1, 0, 1))[:, :2] for place in places]
         draw_shadows(
             panel,
             view,
             np.concatenate([points[self._skeleton.bones] for points in on_floor]),
-            _SHADOW_RADIUS_MM / stage.zoom * view.scale,
+            _SHADOW_RADIUS_MM / floor.zoom * view.scale,
         )
-        draw_camera(panel, view, stage, turn, math.atan(frame.width / 2 / camera.fx))
+        draw_camera(panel, view, floor, turn, math.atan(frame.width / 2 / camera.fx))
         people = [view.project(place) for place in places]
         parts = []
         for pose, points in zip(poses, people, strict=True):
             nearness = points[:, 2]
             # More than perspective alone would, width and brightness tell near from far.
-            radius = np.maximum(_BONE_RADIUS_MM / stage.zoom * view.scale * nearness**1.5, 0.9 * view.unit)
+            radius = np.maximum(_BONE_RADIUS_MM / floor.zoom * view.scale * nearness**1.5, 0.9 * view.unit)
             shade = np.clip(0.94 + 1.5 * (nearness - 1.0), 0.6, 1.0)
             parts.append(self._skeleton.strokes(points[:, :2], radius, -nearness, shade, pose.scores))
         paint(panel, Strokes.joined(parts), max(1.0, 0.9 * view.unit))
@@ -158,7 +158,7 @@ class PoseRenderer:
             for pose, points in zip(poses, people, strict=True):
                 label = text_image(f"#{pose.track_id}", view.text_px, TEXT_BGR)
                 x, y, nearness_there = points[np.argmin(points[:, 1])]
-                gap = 2 * _BONE_RADIUS_MM / stage.zoom * view.scale * nearness_there + 2 * view.unit
+                gap = 2 * _BONE_RADIUS_MM / floor.zoom * view.scale * nearness_there + 2 * view.unit
                 blend(panel, label, x - label.width / 2, y - gap - label.height)
 
 

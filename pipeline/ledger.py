@@ -1,4 +1,4 @@
-"""The frame ledger: every captured frame ends exactly once as processed, dropped or failed."""
+"""The frame ledger of one source: every received frame ends exactly once as posed, dropped or failed."""
 
 from __future__ import annotations
 
@@ -7,97 +7,120 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+KEPT_REASONS = 50
+"""Different reasons that are kept apart; the rest is counted together, so that a source of days stays in bounded memory."""
+
+OTHER_REASONS = "other reasons"
+
+Reasons = tuple[tuple[str, int], ...]
+"""Reasons and how often each was given, the most frequent first."""
+
 
 @dataclass(frozen=True)
 class LedgerCounts:
-    """What became of the frames so far.
+    """What became of a source's frames so far.
 
     Attributes:
-        captured: frames that the source gave.
-        processed: frames that went through every stage.
+        received: frames that the source gave.
+        posed: frames that every recorder has that must have them.
         with_person: those of them that show at least one pose.
-        dropped: frames that the drop policy gave up.
-        failed: frames that a stage could not work on, or that a stopped run left unfinished.
-        reasons: how often each reason for failing was given.
-        problems: how often each reason was given why a person in a processed frame has no pose.
+        dropped: frames that were given up for newer ones.
+        failed: frames that could not be read or worked on, or that a stopped run left unfinished.
+        drop_reasons: how often each reason for dropping was given.
+        failures: how often each reason for failing was given.
+        problems: how often each reason was given why a person in a posed frame has no pose.
     """
 
-    captured: int
-    processed: int
+    received: int
+    posed: int
     with_person: int
     dropped: int
     failed: int
-    reasons: tuple[tuple[str, int], ...]
-    problems: tuple[tuple[str, int], ...]
+    drop_reasons: Reasons = ()
+    failures: Reasons = ()
+    problems: Reasons = ()
 
     @property
     def in_flight(self) -> int:
-        """Frames that are still on their way; 0 once the pipeline has ended."""
-        return self.captured - self.processed - self.dropped - self.failed
+        """Frames that are still on their way; 0 once the source has ended."""
+        return self.received - self.posed - self.dropped - self.failed
 
     def __str__(self) -> str:
         """The account in one line."""
-        text = f"captured {self.captured} = processed {self.processed} + dropped {self.dropped} + failed {self.failed}"
+        text = f"received {self.received} = posed {self.posed} + dropped {self.dropped} + failed {self.failed}"
         return text + (f" (+ {self.in_flight} on their way)" if self.in_flight else "")
 
 
 class FrameLedger:
-    """Counts frames; safe to use from every thread. An end that has no captured frame to end is a bug and raises."""
+    """Counts the frames of one source; safe to use from every thread. Ending a frame that was not received is a bug and raises."""
 
-    def __init__(self) -> None:
+    def __init__(self, source_id: str = "") -> None:
+        self.source_id = source_id
         self._lock = threading.Lock()
-        self._captured = 0
+        self._received = 0
         self._open: set[int] = set()
-        self._processed = 0
+        self._posed = 0
         self._with_person = 0
-        self._dropped = 0
-        self._reasons: Counter[str] = Counter()
+        self._drops: Counter[str] = Counter()
+        self._failures: Counter[str] = Counter()
         self._problems: Counter[str] = Counter()
 
-    def capture(self, index: int) -> None:
+    def receive(self, index: int) -> None:
         """A frame came in."""
         with self._lock:
             if index in self._open:
-                raise ValueError(f"frame {index} was captured twice")
+                raise ValueError(f"frame {index} of {self.source_id} was received twice")
             self._open.add(index)
-            self._captured += 1
+            self._received += 1
 
-    def process(self, index: int, *, with_person: bool = False, problems: Iterable[str] = ()) -> None:
-        """A frame went through every stage; `problems` say why people in it have no pose."""
+    def pose(self, index: int, *, with_person: bool = False, problems: Iterable[str] = ()) -> None:
+        """Every recorder has a frame; `problems` say why people in it have no pose."""
         with self._lock:
             self._end(index)
-            self._processed += 1
+            self._posed += 1
             self._with_person += with_person
-            self._problems.update(problems)
+            for problem in problems:
+                _count(self._problems, problem)
 
-    def drop(self, index: int) -> None:
-        """The drop policy gave a frame up."""
+    def drop(self, index: int, reason: str) -> None:
+        """A frame was given up for a newer one."""
         with self._lock:
             self._end(index)
-            self._dropped += 1
+            _count(self._drops, reason)
 
     def fail(self, index: int, reason: str) -> None:
-        """A stage could not work on a frame."""
+        """A frame could not be read or worked on."""
         with self._lock:
             self._end(index)
-            self._reasons[reason] += 1
+            _count(self._failures, reason)
 
     def fail_rest(self, reason: str) -> None:
         """The run stopped: every frame still on its way fails for `reason`."""
         with self._lock:
             if self._open:
-                self._reasons[reason] += len(self._open)
+                _count(self._failures, reason, len(self._open))
                 self._open.clear()
 
     def counts(self) -> LedgerCounts:
         """The account as it stands."""
         with self._lock:
-            reasons = tuple(self._reasons.most_common())
-            failed = sum(count for _, count in reasons)
-            problems = tuple(self._problems.most_common())
-            return LedgerCounts(self._captured, self._processed, self._with_person, self._dropped, failed, reasons, problems)
+            return LedgerCounts(
+                received=self._received,
+                posed=self._posed,
+                with_person=self._with_person,
+                dropped=self._drops.total(),
+                failed=self._failures.total(),
+                drop_reasons=tuple(self._drops.most_common()),
+                failures=tuple(self._failures.most_common()),
+                problems=tuple(self._problems.most_common()),
+            )
 
     def _end(self, index: int) -> None:
         if index not in self._open:
-            raise ValueError(f"frame {index} was ended twice, or never captured")
+            raise ValueError(f"frame {index} of {self.source_id} was ended twice, or never received")
         self._open.discard(index)
+
+
+def _count(reasons: Counter[str], reason: str, times: int = 1) -> None:
+    known = reason in reasons or len(reasons) < KEPT_REASONS
+    reasons[reason if known else OTHER_REASONS] += times

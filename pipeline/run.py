@@ -1,29 +1,48 @@
-"""From a config to a running pipeline: which model, which runtime, which source, which people, which sinks."""
+"""From a config to a running pipeline: which model, which sources, which people, which results."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from convnextpose import weights
 from convnextpose.camera import Intrinsics, RootDepthSource
 from convnextpose.checkpoint import VerifiedCheckpoint, verify, verify_state
-from convnextpose.errors import CheckpointError, ModelError, RuntimeUnavailableError, SinkError, install_command
+from convnextpose.errors import (
+    CheckpointError,
+    GeometryError,
+    ModelError,
+    RuntimeUnavailableError,
+    SinkError,
+    install_command,
+)
 from convnextpose.variants import Variant
-from engines.runtime import Runtime
-from engines.select import is_engine, open_runtime
-from pipeline.channels import DropPolicy
+from engines.manifest import is_engine
+from engines.opening import open_people_detector, open_pose_model
+from engines.people import PeopleDetector
+from engines.pose import PoseModel
+from engines.sessions.registry import DETECTOR_RUNTIMES
 from pipeline.draw import PoseRenderer
-from pipeline.people import MIN_SCORE, GivenBoxes, PeopleFinder, WholePicture, one_person
-from pipeline.sinks import RESULT_NAMES, Sink, open_sinks
-from pipeline.sources import open_source
-from pipeline.threads import Pipeline
-from pipeline.timeline import TraceWriter
+from pipeline.estimator import Estimator
+from pipeline.formats.table import DEFAULT_FORMATS, FORMATS, open_recorders
+from pipeline.formats.trace import TraceRecorder
+from pipeline.people import MIN_SCORE, PeopleFinder, WholePicture
+from pipeline.people.given import GivenBoxes
+from pipeline.people.tracks import SinglePerson
+from pipeline.sources import OnDamage, Source, SourceInfo, open_source
+from pipeline.streams import Pipeline, Stream
+from pipeline.summary import NAME as SUMMARY_NAME
+from pipeline.summary import check_summary, write_summary
 from pipeline.types import RunHeader
 
 RANDOM_CAPTION = "RANDOM WEIGHTS"
 """Stamped on every picture of a run whose poses mean nothing."""
+
+MAX_BATCH = 16
+"""Crops of several sources that go through the network at once at most."""
 
 
 @dataclass(frozen=True)
@@ -31,25 +50,30 @@ class RunConfig:
     """What a run is to do.
 
     Attributes:
-        source: a video, a picture or a folder of pictures.
+        sources: one or several videos, pictures or folders of pictures, as `open_source` takes them.
         model: a name of default weights, a checkpoint in any container that `verify` reads, an exported `.onnx` file, or an
             `.engine` file with its manifest beside it.
         runtime: `auto`, `openvino`, `onnxruntime`, `torch` or `tensorrt`.
-        out: folder for the results, or None to write none.
+        precision: `auto`, `fp32`, `bf16`, `fp16` or `int8`: what the network computes in on a CPU; an engine has its own.
+        out: folder for the results, or None to write none; with several sources each has a folder of its own in it.
+        formats: names of the formats that results are written in (`pipeline.formats.table.FORMATS`).
         overwrite: whether results that are there already may be replaced.
         boxes: file of the people's boxes, or None to find and follow one person.
         camera: the true intrinsics, or None to assume a field of view.
         trace: file for the timeline of every frame, or None.
         random_weights: replace the model's weights by random numbers, for benchmarks.
         min_score: mean joint score from which a person counts as found, 0..1.
-        threads: threads of the runtime, or None for its own choice.
-        engine: an engine that runs in place of `model`, or None.
+        threads: threads of the network's library, or None for its own choice.
+        video_stream: which of a file's video streams is read, from 0, or None for the one that players show.
+        on_damage: what is done where a recording is damaged: `stop` ends it there, `skip` goes on behind it.
     """
 
-    source: Path
+    sources: str | Path | Sequence[str | Path]
     model: str = "xs"
     runtime: str = "auto"
+    precision: str = "auto"
     out: Path | None = None
+    formats: tuple[str, ...] = DEFAULT_FORMATS
     overwrite: bool = False
     boxes: Path | None = None
     camera: Intrinsics | None = None
@@ -57,36 +81,54 @@ class RunConfig:
     random_weights: bool = False
     min_score: float = MIN_SCORE
     threads: int | None = None
-    engine: Path | None = None
+    video_stream: int | None = None
+    on_damage: str = OnDamage.STOP.value
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check what can be checked without touching a file."""
+        if not self.source_list:
+            raise ValueError("expected at least one source, received none")
         if not 0 <= self.min_score <= 1:
             raise ValueError(f"expected a minimum score in 0..1, received {self.min_score}")
-        if self.engine is not None and self.random_weights:
-            raise ValueError(
-                f"expected a model to replace the weights of, received engine {self.engine}, whose weights are in it"
-            )
+        if unknown := [name for name in self.formats if name not in FORMATS]:
+            raise ValueError(f"expected formats among {', '.join(FORMATS)}, received {unknown[0]!r}")
+        if self.random_weights and is_engine(Path(self.model)):
+            raise ValueError(f"expected a model to replace the weights of, received the engine {self.model}: its weights are in it")
+        if self.boxes is not None and len(self.source_list) > 1:
+            raise ValueError(f"expected one source where boxes are given, received {len(self.source_list)}: run them one by one")
 
     @property
-    def network(self) -> str:
-        """What runs: the engine if there is one, otherwise the model."""
-        return self.model if self.engine is None else str(self.engine)
+    def source_list(self) -> tuple[str | Path, ...]:
+        """The sources, one or several."""
+        return (self.sources,) if isinstance(self.sources, (str, Path)) else tuple(self.sources)
 
 
-def open_model(model: str, runtime: str, *, random_weights: bool = False, threads: int | None = None) -> Runtime:
+def open_model(
+    model: str,
+    runtime: str = "auto",
+    *,
+    precision: str = "auto",
+    random_weights: bool = False,
+    threads: int | None = None,
+    max_batch: int | None = None,
+) -> PoseModel:
     """Open a model by the name of default weights, or by the path of a checkpoint, an exported file or an engine.
+
+    Args:
+        model, runtime, precision, random_weights, threads: as in `RunConfig`.
+        max_batch: crops of several callers that go through the network at once at most; None for one caller.
 
     Raises:
         CheckpointError, ModelError: it is none of these, or not a ConvNeXtPose model.
         RuntimeUnavailableError: the runtime cannot start here.
     """
+    opened = partial(open_pose_model, runtime=runtime, precision=precision, threads=threads, max_batch=max_batch)
     if random_weights:
-        return open_runtime(_random_checkpoint(model), runtime, threads=threads, name=f"{model.lower()}-random", random=True)
+        return opened(_random_checkpoint(model), name=f"{model.lower()}-random", random=True)
     if model.lower() in weights.names():
         shipped = weights.load(model.lower())
         what: Path | VerifiedCheckpoint = verify(shipped.safetensors) if runtime == "torch" else shipped.onnx
-        return open_runtime(what, runtime, threads=threads, name=shipped.name)
+        return opened(what, name=shipped.name)
     path = Path(model)
     if not path.exists():
         raise ModelError(
@@ -94,8 +136,8 @@ def open_model(model: str, runtime: str, *, random_weights: bool = False, thread
             f".engine file; received {model!r}, which is none of them"
         )
     if is_engine(path):  # its manifest has the model's own name
-        return open_runtime(path, runtime, threads=threads)
-    return open_runtime(path if path.suffix == ".onnx" else verify(path), runtime, threads=threads, name=path.name)
+        return opened(path)
+    return opened(path if path.suffix == ".onnx" else verify(path), name=path.name)
 
 
 def _random_checkpoint(variant: str) -> VerifiedCheckpoint:
@@ -110,14 +152,55 @@ def _random_checkpoint(variant: str) -> VerifiedCheckpoint:
     return verify_state(random_state(Variant[variant.upper()]), source=f"{variant.lower()}-random")
 
 
-def _keep_apart(config: RunConfig) -> None:
+def open_detector(runtime: str = "auto", *, threads: int | None = None, max_batch: int | None = None) -> PeopleDetector:
+    """Open the package's people detector, in the runtime of the pose network where that runs it.
+
+    Raises:
+        CheckpointError, ModelError, RuntimeUnavailableError: it cannot be opened.
+    """
+    where = runtime if runtime in DETECTOR_RUNTIMES else "auto"
+    return open_people_detector(weights.detector(), where, threads=threads, max_batch=max_batch)
+
+
+def result_folders(out: Path, names: Sequence[str]) -> list[Path]:
+    """The folder of each source's results: `out` itself for one source, otherwise one in it named as the source."""
+    return [out] if len(names) == 1 else [out / name for name in names]
+
+
+def source_names(infos: Sequence[SourceInfo]) -> list[str]:
+    """A name for each source that is a file's name, too: its id without a suffix, numbered where two would be the same."""
+    names: list[str] = []
+    for info in infos:
+        plain = "".join(c if c.isalnum() or c in "-_. " else "_" for c in info.id)
+        stem = Path(plain).stem.strip(" .") or "source"
+        name, number = stem, 2
+        while name.casefold() in {taken.casefold() for taken in names}:
+            name, number = f"{stem}-{number}", number + 1
+        names.append(name)
+    return names
+
+
+def unique_ids(infos: Sequence[SourceInfo]) -> list[str]:
+    """An id for each source: its own, numbered where two have the same."""
+    seen: dict[str, int] = {}
+    ids = []
+    for info in infos:
+        seen[info.id] = seen.get(info.id, 0) + 1
+        ids.append(info.id if seen[info.id] == 1 else f"{info.id} ({seen[info.id]})")
+    return ids
+
+
+def _keep_apart(config: RunConfig, folders: Sequence[Path]) -> None:
     """Refuse results that would replace what they are made from, or each other.
 
     Raises:
         SinkError: naming the file.
     """
-    read = {path.resolve() for path in (config.source, config.boxes, Path(config.network)) if path is not None}
-    written = [config.out / name for name in RESULT_NAMES] if config.out else []
+    inputs = [*config.source_list, *([config.boxes] if config.boxes else []), config.model]
+    read = {Path(path).resolve() for path in inputs}
+    names = [FORMATS[name].file_name for name in config.formats]
+    written = [folder / name for folder in folders for name in names] if config.out else []
+    written += [config.out / SUMMARY_NAME] if config.out else []
     for path in [*written, *([config.trace] if config.trace else [])]:
         if path.resolve() in read:
             raise SinkError(
@@ -127,49 +210,87 @@ def _keep_apart(config: RunConfig) -> None:
         raise SinkError(f"expected a trace file apart from the results, received {config.trace}: name another")
 
 
+def _check_camera(camera: Intrinsics, info: SourceInfo) -> None:
+    """Refuse a principal point outside the picture: it belongs to pictures of another size."""
+    if info.width and info.height and not (0 <= camera.cx <= info.width and 0 <= camera.cy <= info.height):
+        raise GeometryError(
+            f"expected the camera's principal point inside the {info.width}x{info.height} px pictures of {info.id}, received "
+            f"cx={camera.cx:g}, cy={camera.cy:g}: give the intrinsics for pictures of this size"
+        )
+
+
 def open_pipeline(config: RunConfig) -> Pipeline:
-    """Make the pipeline that a config describes; iterate over it to run it.
+    """Make the pipeline that a config describes; iterate over it, or call its `run`, to run it.
 
     Everything that can be wrong with the config is found here, before a frame is read and before a result is touched.
 
     Raises:
-        PoseError: source, model, runtime, boxes or results cannot be had; says which and what to do.
+        PoseError: sources, model, runtime, boxes or results cannot be had; says which and what to do.
     """
     with ExitStack() as opened:
-        source = open_source(config.source)
-        opened.callback(source.close)
-        finder: PeopleFinder | None = GivenBoxes.read(config.boxes) if config.boxes else None
-        runtime = open_model(config.network, config.runtime, random_weights=config.random_weights, threads=config.threads)
-        opened.callback(runtime.close)
-        if finder is None and config.random_weights:
-            finder = WholePicture()
-        elif finder is None:  # pictures have no frame rate: one is not what came after another
-            follows = source.frame_rate is not None
-            finder = one_person(runtime, config.min_score, follows=follows, where=config.runtime, threads=config.threads)
-        header = RunHeader(
-            source=source.name,
-            width=source.width,
-            height=source.height,
-            frame_rate=source.frame_rate,
-            frame_count=source.frame_count,
-            camera=config.camera or Intrinsics.assumed(source.width, source.height),
-            root_depth_source=RootDepthSource.INTRINSICS if config.camera else RootDepthSource.ASSUMED_FOV,
-            model=runtime.model,
-            runtime=runtime.describe(),
+        sources: list[Source] = []
+        for uri in config.source_list:
+            sources.append(open_source(uri, stream=config.video_stream, on_damage=config.on_damage))
+            opened.callback(sources[-1].close)
+        infos = [source.info for source in sources]
+        if config.camera is not None:
+            for info in infos:
+                _check_camera(config.camera, info)
+        names = source_names(infos)
+        folders = result_folders(config.out, names) if config.out else []
+        _keep_apart(config, folders)
+        given = GivenBoxes.read(config.boxes) if config.boxes else None
+        if given is not None and config.boxes is not None and infos[0].width and infos[0].height:
+            given.check(config.boxes, infos[0].width, infos[0].height)
+        several = MAX_BATCH if len(sources) > 1 else None
+        model = open_model(
+            config.model,
+            config.runtime,
+            precision=config.precision,
+            random_weights=config.random_weights,
+            threads=config.threads,
+            max_batch=several,
         )
-        _keep_apart(config)
-        trace = TraceWriter(config.trace, overwrite=config.overwrite) if config.trace else None
-        sinks: list[Sink] = [] if config.out is None else open_sinks(config.out, header, overwrite=config.overwrite)
+        opened.callback(model.close)
+        models = [model.close]
+        detector = None
+        if given is None and not config.random_weights:
+            detector = open_detector(config.runtime, threads=config.threads, max_batch=several)
+            opened.callback(detector.close)
+            models.append(detector.close)
+        trace = TraceRecorder(config.trace, overwrite=config.overwrite) if config.trace else None
+        if config.out is not None:
+            check_summary(config.out, overwrite=config.overwrite)
+        streams = []
+        places = folders or [None] * len(sources)
+        for source, info, source_id, folder in zip(sources, infos, unique_ids(infos), places, strict=True):
+            header = RunHeader(
+                source=source_id,
+                width=info.width or 0,
+                height=info.height or 0,
+                frame_rate=info.frame_rate,
+                frame_count=info.frame_count,
+                camera=config.camera or Intrinsics.assumed(info.width or 16, info.height or 9),
+                root_depth_source=RootDepthSource.INTRINSICS if config.camera else RootDepthSource.ASSUMED_FOV,
+                model=model.info,
+                runtime=model.describe(),
+            )
+            recorders = [] if folder is None else open_recorders(folder, config.formats, header, overwrite=config.overwrite)
+            people: PeopleFinder = given or WholePicture()
+            if detector is not None:  # pictures have no frame rate: one is not what came after another
+                people = SinglePerson(model, detector, config.min_score, follows=info.live or info.frame_rate is not None)
+            streams.append(
+                Stream(
+                    source,
+                    Estimator(model, people, camera=config.camera),
+                    header,
+                    recorders=recorders,
+                    renderer=PoseRenderer(model.info.joint_set) if any(r.needs_picture for r in recorders) else None,
+                    caption=RANDOM_CAPTION if model.info.random else None,
+                )
+            )
+        at_end = None
+        if config.out is not None:
+            at_end = partial(write_summary, out=config.out, overwrite=config.overwrite)
         opened.pop_all()
-    return Pipeline(
-        source,
-        runtime,
-        finder,
-        header=header,
-        camera=config.camera,
-        renderer=PoseRenderer(runtime.model.joint_set) if config.out else None,
-        sinks=sinks,
-        trace=trace,
-        policy=DropPolicy.BLOCK,
-        caption=RANDOM_CAPTION if runtime.model.random else None,
-    )
+    return Pipeline(streams, models=models, trace=trace, at_end=at_end)

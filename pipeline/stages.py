@@ -1,49 +1,134 @@
-"""What the stages do, as plain functions that know no thread: infer and lift.
-
-People are named by `people.py`, pictures drawn by `draw.py`, results written by `sinks.py`.
-"""
+"""What happens to a frame's people, as plain functions that know no thread: crops, predictions, and the lift to camera space."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-from convnextpose.camera import Intrinsics, RootDepthSource
+from convnextpose.camera import Intrinsics, RootDepthSource, root_depth_from_bones_mm
+from convnextpose.crop import Box, apply_affine, crop_from_image, crop_region, invert_affine
 from convnextpose.errors import GeometryError
-from engines.runtime import Runtime
-from pipeline.people import Person, Sighting, see
-from pipeline.types import Frame, Pose
+from convnextpose.skeleton import JointSet
+from convnextpose.variants import INPUT_SIZE
+from engines.pose import PoseModel
+from pipeline.timeline import Stopwatch
+from pipeline.types import Pose
+
+BATCH = 8
+"""Crops that are given to the network at once: bounds memory."""
+
+EDGE_FRACTION = 0.01
+"""A box reaches the picture's edge if it comes nearer to it than this fraction of the picture's side."""
 
 
-def infer(runtime: Runtime, frame: Frame, people: tuple[Person, ...], min_score: float) -> tuple[Sighting, ...]:
-    """Read the people of a frame; those whose mean score is under `min_score` are nobody and left out.
+@dataclass(frozen=True)
+class TrackedBox:
+    """Where a person is to be read from a frame.
+
+    Attributes:
+        track_id: the same number for the same person in the frames of a run.
+        box: the person's box, px.
+    """
+
+    track_id: int
+    box: Box
+
+
+@dataclass(frozen=True)
+class RelativePose:
+    """A pose as the network gives it: in the picture, with depths from the pelvis.
+
+    Attributes:
+        track_id: as in the `TrackedBox`.
+        box: the box that it was read from, px.
+        joints: [J, 3] x px and y px in the picture, z mm from the pelvis.
+        scores: [J] in 0..1.
+        region: the square of the picture that the network read, px.
+    """
+
+    track_id: int
+    box: Box
+    joints: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    region: Box
+
+    @property
+    def score(self) -> float:
+        """Mean score of the joints, 0..1."""
+        return float(self.scores.mean())
+
+
+def warp_crop(image: NDArray[np.uint8], region: Box) -> NDArray[np.uint8]:
+    """Cut a square region out of a BGR picture [H, W, 3] uint8 as a crop [256, 256, 3] uint8 (bilinear, black outside)."""
+    matrix = crop_from_image(region)
+    crop = cv2.warpAffine(image, matrix, (INPUT_SIZE, INPUT_SIZE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+    return np.asarray(crop, np.uint8)
+
+
+def predict(
+    model: PoseModel, image: NDArray[np.uint8], boxes: Sequence[TrackedBox], stopwatch: Stopwatch | None = None
+) -> tuple[RelativePose, ...]:
+    """Read the people in boxes of a BGR picture [H, W, 3] uint8, BATCH at a time.
 
     Raises:
         GeometryError: a box lies outside the picture.
     """
-    return tuple(s for s in see(runtime, frame.image, people) if s.score >= min_score)
+    stopwatch = stopwatch or Stopwatch()
+    height, width = image.shape[:2]
+    poses = []
+    for begin in range(0, len(boxes), BATCH):
+        batch = boxes[begin : begin + BATCH]
+        with stopwatch.span("preprocess"):
+            regions = [crop_region(tracked.box, width, height) for tracked in batch]
+            crops = np.stack([warp_crop(image, region) for region in regions])
+        with stopwatch.span("infer"):
+            predictions = model.run(crops)
+        for tracked, region, joints, scores in zip(batch, regions, predictions.joints, predictions.scores, strict=True):
+            in_picture = apply_affine(invert_affine(crop_from_image(region)), joints)
+            poses.append(RelativePose(tracked.track_id, tracked.box, in_picture, scores.astype(np.float64), region))
+    return tuple(poses)
 
 
-def in_picture(frame: Frame, people: tuple[Person, ...], problems: list[str]) -> tuple[Person, ...]:
-    """The people whose boxes overlap the picture; why the others can't be read is added to `problems`."""
-    seen = []
-    for person in people:
-        try:
-            person.box.clip(frame.width, frame.height)
-        except GeometryError as error:
-            problems.append(str(error))
-        else:
-            seen.append(person)
-    return tuple(seen)
+def reaches_edge(box: Box, width: int, height: int) -> bool:
+    """Whether a person's box comes to the edge of a `width` x `height` px picture, so that the person may be cut by it."""
+    x_margin, y_margin = EDGE_FRACTION * width, EDGE_FRACTION * height
+    return (
+        box.x <= x_margin
+        or box.y <= y_margin
+        or box.x + box.width >= width - x_margin
+        or box.y + box.height >= height - y_margin
+    )
 
 
-def lift(sighting: Sighting, camera: Intrinsics, source: RootDepthSource) -> Pose:
-    """A sighting to a pose in camera space, with the root depth estimated from the region that the network read.
+def lift(
+    pose: RelativePose, size: tuple[int, int], camera: Intrinsics, source: RootDepthSource, joint_set: JointSet
+) -> Pose:
+    """A pose to camera space, with the root depth estimated from the region that the network read.
+
+    Where the picture's edge cuts the person, that region is smaller than the person's and would put the pelvis too far off:
+    there the depth is estimated from the lengths of the bones that are in sight.
+
+    Args:
+        pose: the pose in the picture.
+        size: the picture's width and height, px.
+        camera: its intrinsics.
+        source: whether they are true or assumed.
+        joint_set: the joints' names and bones.
 
     Raises:
         GeometryError: a joint would lie behind the camera, so that the camera and the box cannot both be right.
     """
-    root_depth_mm = camera.estimate_root_depth_mm(sighting.region.area)
-    points = sighting.joints.copy()
+    root_depth_mm, cut = camera.estimate_root_depth_mm(pose.region.area), reaches_edge(pose.box, *size)
+    if cut:
+        inside = ((pose.joints[:, :2] >= 0) & (pose.joints[:, :2] < size)).all(axis=1)
+        by_bones_mm = root_depth_from_bones_mm(camera, pose.joints, inside, joint_set)
+        if by_bones_mm is not None:
+            root_depth_mm, source = by_bones_mm, RootDepthSource.BONE_LENGTHS
+    points = pose.joints.copy()
     points[:, 2] += root_depth_mm
     if points[:, 2].min() <= 0:
         raise GeometryError(
@@ -51,11 +136,12 @@ def lift(sighting: Sighting, camera: Intrinsics, source: RootDepthSource) -> Pos
             f"at {points[:, 2].min():.0f} mm: check the camera's intrinsics and the box"
         )
     return Pose(
-        track_id=sighting.person.track_id,
-        box=sighting.person.box,
+        track_id=pose.track_id,
+        box=pose.box,
         joints_px=np.ascontiguousarray(points[:, :2]),
         joints_mm=camera.unproject(points),
-        scores=sighting.scores,
+        scores=pose.scores,
         root_depth_mm=root_depth_mm,
         root_depth_source=source,
+        cut_by_edge=cut,
     )

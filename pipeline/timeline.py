@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,8 +18,8 @@ import numpy as np
 
 from convnextpose.errors import OutputExistsError, SinkError
 
-STAGES = ("capture", "people", "infer", "lift", "render", "sinks")
-"""The pipeline's stages in order."""
+STAGES = ("capture", "detect", "preprocess", "infer", "lift", "track", "render", "write")
+"""The stages of a frame in order. A stage that did not happen to a frame has no span."""
 
 KEPT_FRAMES = 20_000
 """Timelines that percentiles are taken over: the newest ones, so that a stream of days stays in bounded memory."""
@@ -30,12 +34,14 @@ class Span:
         enter_ns: when the frame came to the stage.
         start_ns: when the stage began to work on it; until then it waited.
         end_ns: when the stage was done with it.
+        part: which of several that work on the stage at once, e.g. the format that is written; empty where there is one.
     """
 
     stage: str
     enter_ns: int
     start_ns: int
     end_ns: int
+    part: str = ""
 
     def __post_init__(self) -> None:
         """Refuse spans that run backwards."""
@@ -53,22 +59,59 @@ class Span:
         return self.start_ns - self.enter_ns
 
 
-@dataclass(frozen=True, slots=True)
-class Timeline:
-    """A frame's spans, in the order in which they happened.
+class Stopwatch:
+    """Takes the spans of one frame on its way through the stages. Any thread may use it.
 
     Attributes:
-        index: the frame's number in its source.
-        spans: one for each stage that the frame went through.
+        stage: the stage that was begun last.
     """
 
+    def __init__(self) -> None:
+        self.stage = STAGES[0]
+        self._spans: list[Span] = []
+        self._last_ns = time.perf_counter_ns()
+
+    @contextmanager
+    def span(self, stage: str, *, enter_ns: int | None = None, part: str = "") -> Iterator[None]:
+        """Time a stage's work, also if it fails.
+
+        Args:
+            stage: one of STAGES.
+            enter_ns: when the frame came to the stage, perf_counter_ns; None where that was the end of the span before.
+            part: as in `Span`.
+        """
+        self.stage = stage
+        start_ns = time.perf_counter_ns()
+        try:
+            yield
+        finally:
+            end_ns = time.perf_counter_ns()
+            self._spans.append(Span(stage, self._last_ns if enter_ns is None else enter_ns, start_ns, end_ns, part))
+            self._last_ns = end_ns
+
+    def timeline(self, source_id: str, index: int) -> Timeline:
+        """The spans taken so far, as a frame's timeline."""
+        return Timeline(source_id, index, tuple(self._spans))
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """A frame's spans, in the order in which they ended.
+
+    Attributes:
+        source_id: the frame's source.
+        index: the frame's number in its source.
+        spans: one or more for each stage that happened to the frame.
+    """
+
+    source_id: str
     index: int
     spans: tuple[Span, ...]
 
     @property
     def latency_ns(self) -> int:
         """From the start of its capture to the end of its last stage, ns."""
-        return self.spans[-1].end_ns - self.spans[0].start_ns
+        return max(span.end_ns for span in self.spans) - self.spans[0].start_ns
 
 
 @dataclass(frozen=True)
@@ -77,12 +120,14 @@ class StageStatistics:
 
     Attributes:
         stage: its name.
-        p50_ms, p95_ms, p99_ms: percentiles of the time worked on one frame, ms.
+        frames: how many frames went through it.
+        p50_ms, p95_ms, p99_ms: percentiles of the time worked on one of these frames, ms.
         wait_p50_ms: median of the time that a frame waited before the stage, ms.
         share: the stage's part of the time that all stages worked, 0..1.
     """
 
     stage: str
+    frames: int
     p50_ms: float
     p95_ms: float
     p99_ms: float
@@ -91,21 +136,23 @@ class StageStatistics:
 
 
 class TimingTable:
-    """The timelines of a run, reduced to percentiles when asked."""
+    """The timelines of a source, reduced to percentiles when asked. Any thread may add and ask."""
 
     def __init__(self) -> None:
         self._timelines: deque[Timeline] = deque(maxlen=KEPT_FRAMES)
+        self._lock = threading.Lock()
         self._first_ns: int | None = None
         self._last_ns = 0
         self._count = 0
 
     def add(self, timeline: Timeline) -> None:
         """Take in one finished frame."""
-        self._timelines.append(timeline)
-        start = timeline.spans[0].start_ns
-        self._first_ns = start if self._first_ns is None else min(self._first_ns, start)
-        self._last_ns = max(self._last_ns, timeline.spans[-1].end_ns)
-        self._count += 1
+        with self._lock:
+            self._timelines.append(timeline)
+            start = timeline.spans[0].start_ns
+            self._first_ns = start if self._first_ns is None else min(self._first_ns, start)
+            self._last_ns = max(self._last_ns, *(span.end_ns for span in timeline.spans))
+            self._count += 1
 
     @property
     def frames_per_second(self) -> float:
@@ -119,23 +166,31 @@ class TimingTable:
 
     def latency_ms(self, percentile: float) -> float:
         """A percentile of the frames' latency, ms; NaN before any frame is finished."""
-        values = [t.latency_ns for t in tuple(self._timelines)]
+        values = [t.latency_ns for t in self._kept()]
         return float(np.percentile(values, percentile)) / 1e6 if values else float("nan")
 
     def statistics(self) -> list[StageStatistics]:
-        """One row for each stage that any frame went through, in the pipeline's order."""
+        """One row for each stage that happened to any frame, in the order of STAGES."""
         work: dict[str, list[int]] = {}
         wait: dict[str, list[int]] = {}
-        for span in (s for t in tuple(self._timelines) for s in t.spans):  # a copy: the pipeline may be adding to it
-            work.setdefault(span.stage, []).append(span.work_ns)
-            wait.setdefault(span.stage, []).append(span.wait_ns)
+        for timeline in self._kept():
+            worked: dict[str, int] = {}
+            for span in timeline.spans:
+                worked[span.stage] = worked.get(span.stage, 0) + span.work_ns
+                wait.setdefault(span.stage, []).append(span.wait_ns)
+            for stage, value in worked.items():
+                work.setdefault(stage, []).append(value)
         total = sum(sum(values) for values in work.values()) or 1
         rows = []
         for stage, values in sorted(work.items(), key=lambda item: STAGES.index(item[0])):
-            p50, p95, p99 = np.percentile(values, [50, 95, 99]) / 1e6
+            p50, p95, p99 = (float(value) for value in np.percentile(values, [50, 95, 99]) / 1e6)
             waited = float(np.median(wait[stage])) / 1e6
-            rows.append(StageStatistics(stage, float(p50), float(p95), float(p99), waited, sum(values) / total))
+            rows.append(StageStatistics(stage, len(values), p50, p95, p99, waited, sum(values) / total))
         return rows
+
+    def _kept(self) -> tuple[Timeline, ...]:
+        with self._lock:
+            return tuple(self._timelines)
 
 
 class TraceWriter:

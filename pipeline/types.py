@@ -59,6 +59,7 @@ class Pose:
         scores: [J] in 0..1.
         root_depth_mm: distance of the pelvis from the camera along z, mm.
         root_depth_source: where that distance came from.
+        cut_by_edge: whether the box reaches the picture's edge, so that a part of the person may be out of sight.
     """
 
     track_id: int
@@ -68,6 +69,7 @@ class Pose:
     scores: NDArray[np.float64]
     root_depth_mm: float
     root_depth_source: RootDepthSource
+    cut_by_edge: bool = False
 
     def __post_init__(self) -> None:
         """Check that the shapes fit each other and every number is finite."""
@@ -89,6 +91,7 @@ class PosedFrame:
         frame: the captured picture, its number and its time.
         poses: the people in it, none if nobody was found.
         camera: the intrinsics that its poses were lifted with.
+        problems: why people in it have no pose, one sentence each.
         picture: BGR uint8 [H2, W2, 3], the drawn result, or None where drawing is off.
         timeline: where the frame's time went; None until every stage is done with it.
     """
@@ -96,6 +99,7 @@ class PosedFrame:
     frame: Frame
     poses: tuple[Pose, ...]
     camera: Intrinsics
+    problems: tuple[str, ...] = ()
     picture: NDArray[np.uint8] | None = None
     timeline: Timeline | None = None
 

@@ -1,4 +1,4 @@
-"""The 3D view's stage: a round floor that turns slowly, where the people stand on it, the real camera's place, the shadows."""
+"""The 3D view's floor: a round floor that turns slowly, where the people stand on it, the real camera's place, the shadows."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ FAR_MM = 1e5
 
 
 @dataclass
-class Stage:
+class Floor:
     """Where people stand on the 3D view's floor: what is remembered from frame to frame, in camera space, mm.
 
     Attributes:
@@ -188,12 +188,12 @@ def turned(points_mm: Array, turn: float) -> Array:
     return np.stack([c * x + s * z, y, c * z - s * x], axis=-1)
 
 
-def draw_grid(panel: Picture, view: View, stage: Stage, turn: float, step_mm: float) -> None:
+def draw_grid(panel: Picture, view: View, floor: Floor, turn: float, step_mm: float) -> None:
     """Draw the floor's grid: it stays in its place in camera space while people walk, and fades towards the floor's edge."""
-    radius, step = _FLOOR_RADIUS_MM, step_mm / stage.zoom
+    radius, step = _FLOOR_RADIUS_MM, step_mm / floor.zoom
     pieces = []
     for axis in (0, 1):
-        across = np.arange(-radius // step, radius // step + 2) * step - stage.centre[axis] / stage.zoom % step
+        across = np.arange(-radius // step, radius // step + 2) * step - floor.centre[axis] / floor.zoom % step
         across = across[np.abs(across) < radius]
         along = np.sqrt(radius**2 - across**2)[:, None] * np.linspace(-1.0, 1.0, 9)
         points = np.zeros((*along.shape, 3))
@@ -208,12 +208,12 @@ def draw_grid(panel: Picture, view: View, stage: Stage, turn: float, step_mm: fl
         cv2.polylines(panel, list(points[levels == level]), False, bgr, line_width(0.8 * view.unit), cv2.LINE_AA, SHIFT)
 
 
-def draw_camera(panel: Picture, view: View, stage: Stage, turn: float, half_angle: float) -> None:
+def draw_camera(panel: Picture, view: View, floor: Floor, turn: float, half_angle: float) -> None:
     """Draw a wedge flat on the floor where the real camera is, or towards it, as wide as its angle of view."""
-    distance = math.hypot(*stage.centre)
+    distance = math.hypot(*floor.centre)
     if distance == 0.0:
         return
-    x, z = -stage.centre / distance * min(distance / stage.zoom, 0.86 * _FLOOR_RADIUS_MM)
+    x, z = -floor.centre / distance * min(distance / floor.zoom, 0.86 * _FLOOR_RADIUS_MM)
     wide = 230.0 * min(math.tan(half_angle), 1.2)
     wedge = np.array([[x, 0, z], [x + wide, 0, z + 230.0], [x - wide, 0, z + 230.0]])
     points = view.project(turned(wedge, turn))[:, :2]

@@ -15,7 +15,7 @@ from rich.markup import escape
 from convnextpose.errors import OutputExistsError
 from engines.calibration import MIN_CROPS
 from pipeline.calibration import collect_crops, write_preview
-from pipeline.run import open_model
+from pipeline.run import open_detector, open_model
 
 
 def calibrate_command(
@@ -42,8 +42,7 @@ def calibrate_command(
     for path in (out, preview):
         if path.exists() and not overwrite:
             raise OutputExistsError(f"{path} exists; allow overwriting it with --overwrite, or name another file")
-    with open_model(model, "auto") as runtime:
-        found = collect_crops(sources, runtime, count)
+    found = collect_crops(sources, open_model(model), open_detector(), count)
     found.save(out, overwrite=overwrite)
     write_preview(found.crops, preview)
     console = Console(highlight=False, soft_wrap=True)

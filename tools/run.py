@@ -1,9 +1,10 @@
-"""`convnextpose run`: a video, a picture or a folder in, 3D poses out."""
+"""`convnextpose run`: videos, pictures or folders in, 3D poses out."""
 
 from __future__ import annotations
 
 import signal
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -16,10 +17,21 @@ from convnextpose import weights
 from convnextpose.camera import Intrinsics
 from convnextpose.checkpoint import claimed_variant
 from convnextpose.errors import GeometryError, StageError
-from engines.select import ENGINE_SUFFIX, choose_runtime, is_engine
+from engines.manifest import is_engine
+from engines.sessions.registry import choose_runtime, runtime_help
+from pipeline.formats.table import DEFAULT_FORMATS, FORMATS
+from pipeline.ledger import Reasons
 from pipeline.people import MIN_SCORE
 from pipeline.run import RunConfig, open_pipeline
-from pipeline.threads import Pipeline
+from pipeline.streams import Pipeline, Stream
+from pipeline.summary import NAME as SUMMARY_NAME
+
+_STOP_SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+if hasattr(signal, "SIGHUP"):
+    _STOP_SIGNALS[signal.SIGHUP] = "SIGHUP"
+
+_SHOWN_REASONS = 5
+"""Reasons of a kind that the console lists."""
 
 
 def _camera(text: str) -> Intrinsics:
@@ -30,26 +42,31 @@ def _camera(text: str) -> Intrinsics:
 
 
 def run_command(
-    source: Annotated[Path, typer.Argument(help="A video file, a picture, or a folder of pictures.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", help="Folder for poses.mp4, poses.ndjson and poses.npz.", show_default=False)],
+    sources: Annotated[
+        list[str], typer.Argument(help="Video files, pictures, or folders of pictures.", show_default=False, metavar="SOURCE...")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", help="Folder for the results; with several sources each gets a folder of its own in it.", show_default=False
+        ),
+    ],
+    formats: Annotated[
+        str, typer.Option(help=f"What to write, with commas between: {', '.join(FORMATS)}.")
+    ] = ",".join(DEFAULT_FORMATS),
     model: Annotated[
         str,
         typer.Option(help="Default weights by name (xs), a checkpoint of the authors, an exported .onnx, or an .engine file."),
     ] = "xs",
-    engine: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.engine",
-            help="A TensorRT engine of `convnextpose build` to run in place of a model.",
-            show_default=False,
-        ),
-    ] = None,
-    runtime: Annotated[str, typer.Option(help="auto, openvino, onnxruntime, torch, or tensorrt for an engine.")] = "auto",
+    runtime: Annotated[str, typer.Option(help=runtime_help())] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="What the network computes in on a CPU: auto, fp32, bf16, fp16 or int8; an engine has its own.")
+    ] = "auto",
     boxes: Annotated[
         Path | None,
         typer.Option(
-            help="The people's boxes, px: CSV with frame,x,y,width,height[,track_id], or an earlier poses.ndjson. "
-            "Without it one person is found and followed."
+            help="The people's boxes, px: CSV with frame,x,y,width,height[,track_id], MOTChallenge's lines, or an earlier "
+            "poses.ndjson. Without it one person is found and followed."
         ),
     ] = None,
     camera: Annotated[
@@ -70,48 +87,63 @@ def run_command(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of the runtime; its own choice if not given.", show_default=False)
     ] = None,
+    video_stream: Annotated[
+        int | None,
+        typer.Option("--stream", min=0, help="Which of a file's video streams; the one that players show if not given."),
+    ] = None,
+    on_damage: Annotated[
+        str, typer.Option(help="Where a recording is damaged: `stop` ends it there, `skip` goes on and counts what was lost.")
+    ] = "stop",
     weights_kind: Annotated[
         str, typer.Option("--weights", help="`trained`, or `random` for benchmarks: poses then mean nothing, and say so.")
     ] = "trained",
 ) -> None:
-    """Turn a video into 3D poses: an annotated MP4, poses as NDJSON and NPZ, and the time of every stage.
+    """Turn videos into 3D poses: an annotated MP4, poses as NDJSON and NPZ, a summary, and the time of every stage.
 
-    Exit codes: 0 done; 1 the source, the model or a stage failed (what was finished before is kept); 2 wrong use;
-    130 stopped by Ctrl-C (what was finished is kept).
+    Exit codes: 0 done; 1 a source, the model or a stage failed (what was finished before is kept); 2 wrong use;
+    130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP (what was finished is kept).
     """
     if weights_kind not in ("trained", "random"):
         raise typer.BadParameter(f"expected trained or random, received {weights_kind!r}", param_hint="--weights")
-    if engine is not None and (weights_kind == "random" or model != "xs"):
-        other = "--weights random" if weights_kind == "random" else f"--model {model}"
-        raise typer.BadParameter(f"expected an engine or a model, received {engine} and {other}", param_hint="--engine")
-    if engine is not None and engine.suffix != ENGINE_SUFFIX:
-        raise typer.BadParameter(f"expected a file named *{ENGINE_SUFFIX}, received {engine}", param_hint="--engine")
-    config = RunConfig(
-        source=source,
-        model=model,
-        runtime=runtime,
-        out=out,
-        overwrite=overwrite,
-        boxes=boxes,
-        camera=camera,
-        trace=trace,
-        random_weights=weights_kind == "random",
-        min_score=min_score,
-        threads=threads,
-        engine=engine,
-    )
-    console = Console(highlight=False)
+    try:
+        config = RunConfig(
+            sources=tuple(sources),
+            model=model,
+            runtime=runtime,
+            precision=precision,
+            out=out,
+            formats=tuple(name.strip() for name in formats.split(",") if name.strip()),
+            overwrite=overwrite,
+            boxes=boxes,
+            camera=camera,
+            trace=trace,
+            random_weights=weights_kind == "random",
+            min_score=min_score,
+            threads=threads,
+            video_stream=video_stream,
+            on_damage=on_damage,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    console = Console(highlight=False, emoji=False)
     console.soft_wrap = not console.is_terminal
     pipeline = open_pipeline(config)
     _print_head(console, pipeline, config)
     failure: StageError | None = None
-    interrupted = False
+    stopped_by: list[int] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        stopped_by.append(number)
+        raise KeyboardInterrupt
+
+    for number in _STOP_SIGNALS:
+        signal.signal(number, stop)
     try:
         _follow(pipeline)
     except KeyboardInterrupt:
-        interrupted = True
-        # Closing is bounded in time; a second Ctrl-C would cost the results that it finishes.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # Closing is bounded in time; a second signal would cost the results that it finishes.
+        for number in _STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
     except StageError as error:
         failure = error
     try:
@@ -119,13 +151,13 @@ def run_command(
     except StageError as error:
         failure = failure or error
     _print_end(console, pipeline, config)
-    if interrupted:
-        console.print("[yellow]stopped by Ctrl-C[/]: what was finished before it is kept")
-        raise typer.Exit(130)
+    if stopped_by:
+        console.print(f"[yellow]stopped by {_STOP_SIGNALS[stopped_by[0]]}[/]: what was finished before it is kept")
+        raise typer.Exit(128 + stopped_by[0])
     if failure is not None:
         raise failure
-    counts = pipeline.ledger.counts()
-    if counts.failed and not counts.processed:
+    counts = [stream.ledger.counts() for stream in pipeline.streams]
+    if any(each.failed and not each.posed for each in counts):
         raise typer.Exit(1)
 
 
@@ -140,17 +172,28 @@ def _follow(pipeline: Pipeline) -> None:
     )
     screen = Console(stderr=True)
     with Progress(*columns, console=screen, disable=not screen.is_terminal, transient=True) as progress:
-        task = progress.add_task("frames", total=pipeline.header.frame_count, fps=0.0)
-        for _ in pipeline:
-            progress.update(task, advance=1, fps=pipeline.timing.frames_per_second)
+        tasks = {
+            stream.header.source: progress.add_task(
+                escape(stream.header.source) if len(pipeline.streams) > 1 else "frames", total=stream.header.frame_count, fps=0.0
+            )
+            for stream in pipeline.streams
+        }
+        timing = {stream.header.source: stream.timing for stream in pipeline.streams}
+        for posed in pipeline:
+            source = posed.frame.source_id
+            progress.update(tasks[source], advance=1, fps=timing[source].frames_per_second)
 
 
 def _print_head(console: Console, pipeline: Pipeline, config: RunConfig) -> None:
+    for stream in pipeline.streams:
+        header = stream.header
+        size = f"{header.width}x{header.height}"
+        rate = f", {header.frame_rate:.4g} fps" if header.frame_rate else ""
+        frames = f", {header.frame_count} frames" if header.frame_count else ""
+        console.print(f"source   {escape(header.source)} ({size}{rate}{frames})")
+        for note in stream.source.info.notes:
+            console.print(f"         {escape(note)}")
     header = pipeline.header
-    size = f"{header.width}x{header.height}"
-    rate = f", {header.frame_rate:.4g} fps" if header.frame_rate else ""
-    frames = f", {header.frame_count} frames" if header.frame_count else ""
-    console.print(f"source   {escape(header.source)} ({size}{rate}{frames})")
     if header.model.random:
         quality = "[bold red]random weights: these poses mean nothing[/]"
     elif shipped := weights.by_checkpoint(header.model.checkpoint_sha256):
@@ -158,9 +201,9 @@ def _print_head(console: Console, pipeline: Pipeline, config: RunConfig) -> None
     else:
         quality = f"your own weights, not measured here; checkpoint {header.model.checkpoint_sha256[:12]}"
     console.print(f"weights  {escape(header.model.name)} (variant {header.model.variant.name}): {quality}")
-    claim = claimed_variant(Path(config.network).name)
+    claim = claimed_variant(Path(config.model).name)
     if claim is not None and claim is not header.model.variant:
-        wrong = f"the name of {config.network} claims variant {claim.name}, its tensors are variant {header.model.variant.name}"
+        wrong = f"the name of {config.model} claims variant {claim.name}, its tensors are variant {header.model.variant.name}"
         console.print(f"[bold red]WRONG NAME[/]  {escape(wrong)}")
     console.print(f"runtime  {escape(str(header.runtime))}{_why(config)}")
     depth = "the given camera" if config.camera else "an assumed field of view: depths and scale are a guess"
@@ -170,36 +213,55 @@ def _print_head(console: Console, pipeline: Pipeline, config: RunConfig) -> None
 def _why(config: RunConfig) -> str:
     if config.runtime != "auto":
         return ", as asked for"
-    return f", chosen because {choose_runtime(engine=is_engine(Path(config.network))).reason}"
+    return f", chosen because {choose_runtime(engine=is_engine(Path(config.model))).reason}"
 
 
 def _print_end(console: Console, pipeline: Pipeline, config: RunConfig) -> None:
+    for stream in pipeline.streams:
+        console.print()
+        if len(pipeline.streams) > 1:
+            console.print(f"[bold]{escape(stream.header.source)}[/]")
+        _print_stream(console, stream, config)
+    for path in pipeline.outputs:
+        console.print(f"wrote    {escape(str(path))}")
+
+
+def _print_stream(console: Console, stream: Stream, config: RunConfig) -> None:
     table = Table(title=None, box=None, pad_edge=False)
     for heading in ("stage", "p50 ms", "p95 ms", "p99 ms", "waiting ms", "share"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
-    for row in pipeline.timing.statistics():
+    for row in stream.timing.statistics():
         numbers = (row.p50_ms, row.p95_ms, row.p99_ms, row.wait_p50_ms)
         table.add_row(row.stage, *(f"{n:.2f}" for n in numbers), f"{row.share:.0%}")
-    console.print()
     console.print(table)
-    timing, counts = pipeline.timing, pipeline.ledger.counts()
+    timing, counts = stream.timing, stream.ledger.counts()
     console.print()
-    if counts.processed:
+    if counts.posed:
         console.print(
             f"speed    {timing.frames_per_second:.1f} frames a second over {timing.elapsed_s:.2f} s; "
             f"latency p50 {timing.latency_ms(50):.1f} ms, p99 {timing.latency_ms(99):.1f} ms"
         )
     console.print(f"frames   {counts}")
-    for reason, count in counts.reasons:
-        console.print(f"         {count} failed: {escape(reason)}")
-    console.print(f"people   a pose in {counts.with_person} of {counts.processed} frames")
-    for reason, count in counts.problems:
-        console.print(f"         {count} without a pose: {escape(reason)}")
-    if counts.processed and not counts.with_person and not counts.problems:
+    _print_reasons(console, counts.drop_reasons, "dropped")
+    _print_reasons(console, counts.failures, "failed")
+    for name, count in stream.missed.items():
+        if count:
+            console.print(f"         {count} missed by {escape(name)}, which was behind")
+    console.print(f"people   a pose in {counts.with_person} of {counts.posed} frames")
+    _print_reasons(console, counts.problems, "without a pose")
+    if counts.posed and not counts.with_person and not counts.problems:
         if config.boxes:
             advice = f"no frame has a box in {config.boxes}: its frames count from 0"
         else:
-            advice = f"nobody was found: give --boxes, or lower --min-score (now {config.min_score:g}) if someone is there"
+            advice = (
+                f"nobody was found: turn the picture upright if it is not, give --boxes, or lower --min-score (now "
+                f"{config.min_score:g}) if someone is there"
+            )
         console.print(f"         {escape(advice)}")
-    for path in pipeline.outputs:
-        console.print(f"wrote    {escape(str(path))}")
+
+
+def _print_reasons(console: Console, reasons: Reasons, what: str) -> None:
+    for reason, count in reasons[:_SHOWN_REASONS]:
+        console.print(f"         {count} {what}: {escape(reason)}")
+    if rest := reasons[_SHOWN_REASONS:]:
+        console.print(f"         {sum(count for _, count in rest)} {what} for {len(rest)} reasons more: see {SUMMARY_NAME}")

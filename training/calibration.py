@@ -12,8 +12,8 @@ import numpy as np
 
 from convnextpose import weights
 from engines.calibration import CalibrationSet
-from engines.select import open_runtime
 from pipeline.calibration import collect_crops
+from pipeline.run import open_detector, open_model
 from training.dataset import Renderer
 
 SEED = 2026
@@ -35,8 +35,7 @@ def main() -> None:
             for index, difficulty in enumerate(DIFFICULTIES)
         ]
     )
-    with open_runtime(weights.load("xs").onnx) as runtime:
-        filmed = collect_crops([weights.DEMO_CLIP], runtime, EACH).crops
+    filmed = collect_crops([weights.DEMO_CLIP], open_model("xs"), open_detector(), EACH).crops
     # In turn, so that every part of the set has both.
     crops = np.stack([rendered, filmed], axis=1).reshape(-1, *rendered.shape[1:])
     CalibrationSet(crops, ("training.dataset.Renderer", weights.DEMO_CLIP.name)).save(out, overwrite=True)

@@ -1,4 +1,4 @@
-"""A runtime that any machine can run exactly: it sees one bright blob in a crop as a person.
+"""A pose model and a people detector that any machine can run exactly: it sees one bright blob in a crop as a person.
 
 The pipeline's laws (who is followed, what is lost, what is counted) need a network whose answers are known. This one finds the
 bright pixels of the crop: its joints lie on their bounding box, its scores are high if the blob fills the crop as a person's
@@ -9,16 +9,18 @@ import numpy as np
 
 from convnextpose.skeleton import HUMAN36M
 from convnextpose.variants import Variant
-from engines.runtime import ModelInfo, Predictions, RuntimeDescription, check_crops
+from engines.people import DetectedBoxes
+from engines.pose import ModelInfo, Predictions, check_crops
+from engines.session import SessionDescription
 
 LAYOUT = np.random.default_rng(7).random((18, 2))
 LAYOUT[10], LAYOUT[3], LAYOUT[13], LAYOUT[16] = (0.5, 0.0), (0.5, 1.0), (0.0, 0.5), (1.0, 0.5)
 
 
-class BlobRuntime:
-    """Implements `engines.runtime.Runtime`."""
+class BlobModel:
+    """Behaves as an `engines.pose.PoseModel`."""
 
-    model = ModelInfo("blob", Variant.XS, HUMAN36M, "0" * 64)
+    info = ModelInfo("blob", Variant.XS, HUMAN36M, "0" * 64)
 
     def __init__(self):
         self.crops = 0
@@ -41,16 +43,31 @@ class BlobRuntime:
         return Predictions(joints, scores)
 
     def describe(self):
-        return RuntimeDescription("blob", "1", "CPU", "exact", 1)
+        return SessionDescription("blob", "1", "CPU", "exact", 1)
 
     def close(self):
         self.closed += 1
 
-    def __enter__(self):
-        return self
 
-    def __exit__(self, *exc):
-        self.close()
+class BlobDetector:
+    """Behaves as an `engines.people.PeopleDetector`: sees the bright pixels of a frame as one person, and in every frame a person
+    where nobody is."""
+
+    frame_size = 384
+
+    def __init__(self):
+        self.frames = 0
+
+    def run(self, frames):
+        self.frames += len(frames)
+        boxes = np.tile(np.array([[0, 0, 1, 1], [5, 5, 30, 60]], np.float32), (len(frames), 1, 1))
+        scores = np.tile(np.array([0, 0.3], np.float32), (len(frames), 1))
+        for index, frame in enumerate(frames):
+            ys, xs = np.nonzero(frame[..., 1] > 128)
+            if len(xs):
+                boxes[index, 0] = xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1
+                scores[index, 0] = 0.8
+        return DetectedBoxes(boxes, scores)
 
 
 def picture(width, height, box=None):

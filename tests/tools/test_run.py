@@ -9,11 +9,13 @@ import time
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 
 from benchmarks.accuracy import score
 from convnextpose import weights
+from pipeline.timeline import STAGES
 
 ROOT = Path(__file__).parent.parent.parent
 CAMERA = "620,620,319.5,239.5"
@@ -64,12 +66,12 @@ def test_the_demo_clip_becomes_poses(demo_run):
     out, result = demo_run
     assert result.returncode == 0, result.stderr
     assert result.stderr == "", "no progress bar where nobody watches"
-    assert "captured 250 = processed 250 + dropped 0 + failed 0" in result.stdout
+    assert "received 250 = posed 250 + dropped 0 + failed 0" in result.stdout
     assert "experimental" in result.stdout and "openvino" in result.stdout
-    for stage in ("capture", "people", "infer", "lift", "render", "sinks"):
+    for stage in STAGES:
         assert stage in result.stdout
-    for name in ("poses.mp4", "poses.ndjson", "poses.npz"):
-        assert str(out / name) in result.stdout and (out / name).stat().st_size > 10_000
+    for name in ("poses.mp4", "poses.ndjson", "poses.npz", "summary.json"):
+        assert str(out / name) in result.stdout and (out / name).stat().st_size > 1000
 
 
 def test_its_video_has_the_clips_times(demo_run):
@@ -100,7 +102,25 @@ def test_its_poses_are_near_the_true_ones(demo_run):
 def test_its_trace_holds_every_frame(demo_run):
     events = json.loads((demo_run[0] / "trace.json").read_text())
     spans = [e for e in events if e["ph"] == "X"]
-    assert len(spans) == 6 * 250
+    assert {event["name"] for event in spans} == set(STAGES)
+    for stage in ("capture", "infer", "lift", "render"):
+        assert len({event["args"]["frame"] for event in spans if event["name"] == stage}) == 250
+
+
+def test_its_summary_says_what_the_console_says(demo_run):
+    out, result = demo_run
+    (source,) = json.loads((out / "summary.json").read_text())["sources"]
+    assert source["name"] == weights.DEMO_CLIP.name and source["error"] is None
+    ledger = source["ledger"]
+    assert (ledger["received"], ledger["posed"], ledger["dropped"], ledger["failed"]) == (250, 250, 0, 0)
+    assert [row["stage"] for row in source["stages"]] == list(STAGES)
+    assert sum(row["share"] for row in source["stages"]) == pytest.approx(1, abs=0.01)
+    assert f"speed    {source['frames_per_second']:.1f} frames a second" in result.stdout
+    assert [state["state"] for state in source["states"]] == ["open", "running", "ended"]
+    assert {file["path"]: file["frames"] for file in source["files"]} == dict.fromkeys(
+        ("poses.mp4", "poses.ndjson", "poses.npz"), 250
+    )
+    assert all((out / file["path"]).stat().st_size == file["bytes"] for file in source["files"])
 
 
 def test_results_are_not_overwritten_unless_allowed(demo_run, short_clip):
@@ -120,7 +140,7 @@ def test_a_clip_that_is_cut_short_keeps_what_came_before(tmp_path):
     kept = len((out / "poses.ndjson").read_text().splitlines()) - 1
     assert 20 < kept < 200
     assert f"broke at frame {kept} of 250" in message
-    assert f"captured {kept} = processed {kept} + dropped 0 + failed 0" in result.stdout
+    assert f"received {kept} = posed {kept} + dropped 0 + failed 0" in result.stdout
     assert f"a pose in {kept} of {kept} frames" in result.stdout
     assert len(frames_of(out / "poses.mp4")) == kept
 
@@ -131,7 +151,7 @@ def test_the_example_runs(short_clip):
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=120, env=environment)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("pelvis at") == 40
-    assert "captured 40 = processed 40" in result.stdout
+    assert "received 40 = posed 40" in result.stdout
 
 
 def test_an_earlier_result_serves_as_boxes(demo_run, short_clip, tmp_path):
@@ -215,6 +235,8 @@ def test_what_cannot_be_done_is_said_in_one_sentence(tmp_path, arguments, told):
         ("run", "CLIP", "--out", "OUT", "--min-score", "2"),
         ("run", "CLIP", "--out", "OUT", "--weights", "other"),
         ("run", "CLIP", "--out", "OUT", "--threads", "0"),
+        ("run", "CLIP", "--out", "OUT", "--formats", "vhs"),
+        ("run", "CLIP", "CLIP", "--out", "OUT", "--boxes", "boxes.csv"),
         ("fly",),
     ],
 )
@@ -225,7 +247,10 @@ def test_wrong_use_is_exit_code_2(tmp_path, arguments):
     assert not (tmp_path / "OUT").exists()
 
 
-def test_ctrl_c_keeps_what_was_finished(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "told"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM"), (signal.SIGHUP, "SIGHUP")]
+)
+def test_a_signal_keeps_what_was_finished(tmp_path, number, told):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "tools.main", "run", str(weights.DEMO_CLIP), "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
@@ -234,17 +259,55 @@ def test_ctrl_c_keeps_what_was_finished(tmp_path):
     while not (lines.exists() and lines.read_bytes().count(b"\n") > 5):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     stdout, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130, stderr
+    assert process.returncode == 128 + number, stderr
     assert "Traceback" not in stderr
-    assert "stopped by Ctrl-C" in stdout
+    assert f"stopped by {told}" in stdout
     finished = len(lines.read_text().splitlines()) - 1
     assert 5 <= finished < 250
-    assert f"captured {finished} = processed {finished} + dropped 0 + failed 0" in stdout
+    assert f"received {finished} = posed {finished} + dropped 0 + failed 0" in stdout
     assert len(frames_of(out / "poses.mp4")) == finished
     with np.load(out / "poses.npz") as arrays:
         assert len(arrays["frame_index"]) == finished
+    (source,) = json.loads((out / "summary.json").read_text())["sources"]
+    assert source["ledger"]["posed"] == finished and source["states"][-1]["state"] == "stopped"
+
+
+def test_several_sources_give_what_each_gives_alone(short_clip, tmp_path):
+    """Two clips of one name and a folder of pictures, in one run: a folder of results each, with the poses of a run of its own."""
+    twin, pictures = tmp_path / "other" / short_clip.name, tmp_path / "pictures"
+    twin.parent.mkdir()
+    twin.write_bytes(short_clip.read_bytes())
+    pictures.mkdir()
+    with av.open(str(short_clip)) as container:
+        for index, frame in enumerate(container.decode(video=0)):
+            if index % 20 == 0:
+                cv2.imwrite(str(pictures / f"{index}.png"), frame.to_ndarray(format="bgr24"))
+    together = tmp_path / "together"
+    result = convnextpose("run", short_clip, twin, pictures, "--out", together, "--formats", "ndjson")
+    assert result.returncode == 0, result.stderr
+    assert sorted(p.name for p in together.iterdir()) == ["pictures", "short", "short-2", "summary.json"]
+    for source, name in ((short_clip, "short"), (twin, "short-2"), (pictures, "pictures")):
+        alone = tmp_path / f"alone-{name}"
+        assert convnextpose("run", source, "--out", alone, "--formats", "ndjson").returncode == 0
+        assert sorted(p.name for p in alone.iterdir()) == ["poses.ndjson", "summary.json"]
+        mine, its = ([json.loads(line) for line in (f / "poses.ndjson").read_text().splitlines()] for f in (together / name, alone))
+        assert len(mine) == len(its)
+        for a, b in zip(mine[1:], its[1:], strict=True):
+            assert [p["track_id"] for p in a["poses"]] == [p["track_id"] for p in b["poses"]]
+            for one, other in zip(a["poses"], b["poses"], strict=True):
+                assert np.allclose(one["joints_px"], other["joints_px"], atol=0.05)
+
+
+def test_a_damaged_source_costs_the_others_nothing(short_clip, tmp_path):
+    cut = tmp_path / "cut.mp4"
+    data = weights.DEMO_CLIP.read_bytes()
+    cut.write_bytes(data[: len(data) // 3])
+    result = convnextpose("run", cut, short_clip, "--out", tmp_path / "out", "--formats", "ndjson")
+    assert "broke at frame" in one_sentence(result)
+    assert "received 40 = posed 40 + dropped 0 + failed 0" in result.stdout
+    assert len((tmp_path / "out" / "short" / "poses.ndjson").read_text().splitlines()) == 41
 
 
 @pytest.mark.parametrize("command", ["run", "verify", "export", "doctor"])

@@ -1,0 +1,64 @@
+"""One source's frames to poses, one plain function after another: boxes, crops, predictions, lift, tracks.
+
+It knows no thread. A run, the calibration, the benchmarks and the tests call the very same `Estimator.step`. All that is
+remembered from frame to frame of a source lives in its people finder.
+"""
+
+from __future__ import annotations
+
+from convnextpose.camera import Intrinsics, RootDepthSource
+from convnextpose.errors import GeometryError
+from engines.pose import PoseModel
+from pipeline.people import PeopleFinder
+from pipeline.stages import RelativePose, lift, predict
+from pipeline.timeline import Stopwatch
+from pipeline.types import Frame, PosedFrame
+
+
+class Estimator:
+    """Makes the poses of one source's frames. Frames come in order, one at a time.
+
+    Args:
+        model: reads the poses; several estimators may share it.
+        people: names the boxes of each frame.
+        camera: the true intrinsics, or None to assume a field of view for each picture's size.
+    """
+
+    def __init__(self, model: PoseModel, people: PeopleFinder, *, camera: Intrinsics | None = None) -> None:
+        self._model = model
+        self._people = people
+        self._camera = camera
+
+    def step(self, frame: Frame, stopwatch: Stopwatch | None = None) -> PosedFrame:
+        """The poses of a frame; where its time went is added to the stopwatch.
+
+        Raises:
+            GeometryError: the frame cannot be worked on; the next one can.
+        """
+        stopwatch = stopwatch or Stopwatch()
+        size, problems = (frame.width, frame.height), []
+        boxes = []
+        for tracked in self._people.find(frame, stopwatch):
+            try:
+                tracked.box.clip(*size)
+            except GeometryError as error:  # one person: the others of the frame still have poses
+                problems.append(str(error))
+            else:
+                boxes.append(tracked)
+        seen: tuple[RelativePose, ...] = ()
+        try:
+            read = predict(self._model, frame.image, boxes, stopwatch)
+            seen = tuple(pose for pose in read if pose.score >= self._people.min_score)
+        finally:  # also of a frame that fails: whoever was followed was not seen in it
+            with stopwatch.span("track"):
+                self._people.observe(seen)
+        camera = self._camera or Intrinsics.assumed(*size)
+        source = RootDepthSource.INTRINSICS if self._camera else RootDepthSource.ASSUMED_FOV
+        poses = []
+        with stopwatch.span("lift"):
+            for pose in seen:
+                try:
+                    poses.append(lift(pose, size, camera, source, self._model.info.joint_set))
+                except GeometryError as error:
+                    problems.append(str(error))
+        return PosedFrame(frame, tuple(poses), camera, tuple(problems))

@@ -1,0 +1,46 @@
+"""Where a stream stops being one take: a hard cut, or a jump in time. Whoever was followed before it is not known behind it."""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.types import Frame
+
+JUMP_S = 2.0
+"""Time between two frames of a take at most, s: nobody is known again by place after a longer gap."""
+
+_GRID = (32, 18)
+_CHANGE = 26.0
+"""Mean change of a cut's thumbnail, in grey levels: docs/people.md has how cuts and takes differ in it."""
+
+_LIKENESS = 0.35
+"""Correlation of the thumbnails before and behind a cut at most: a light that is switched on keeps the picture's structure."""
+
+
+class CutDetector:
+    """Tells, frame by frame, whether a new take begins. The first frame begins none."""
+
+    def __init__(self) -> None:
+        self._thumbnail: NDArray[np.float32] | None = None
+        self._time_s = -math.inf
+
+    def begins_take(self, frame: Frame) -> bool:
+        """Whether a hard cut or a jump in time lies between the last frame that was given and this one."""
+        step = max(1, min(frame.height // (4 * _GRID[1]), frame.width // (4 * _GRID[0])))
+        small = np.ascontiguousarray(frame.image[::step, ::step])
+        thumbnail = cv2.resize(small, _GRID, interpolation=cv2.INTER_AREA).astype(np.float32)
+        before, elapsed_s = self._thumbnail, frame.time_s - self._time_s
+        self._thumbnail, self._time_s = thumbnail, frame.time_s
+        if before is None:
+            return False
+        if not 0 <= elapsed_s <= JUMP_S:
+            return True
+        if float(np.abs(thumbnail - before).mean()) < _CHANGE:
+            return False
+        a, b = thumbnail - thumbnail.mean((0, 1)), before - before.mean((0, 1))
+        likeness = float((a * b).sum() / (math.sqrt(float((a * a).sum()) * float((b * b).sum())) + 1e-6))
+        return likeness < _LIKENESS

@@ -1,0 +1,100 @@
+"""What a run came to, for programs: `summary.json` beside the results says what the console says at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convnextpose.errors import OutputExistsError
+from convnextpose.files import write_whole
+from pipeline.formats.base import written_files
+from pipeline.ledger import LedgerCounts, Reasons
+from pipeline.streams import Pipeline, Stream
+
+NAME = "summary.json"
+FORMAT = "convnextpose-summary-1"
+
+
+def summary_record(pipeline: Pipeline, out: Path) -> dict[str, Any]:
+    """A run's summary as plain JSON values; paths are relative to the folder `out`."""
+    return {
+        "format": FORMAT,
+        "error": None if pipeline.error is None else str(pipeline.error),
+        "sources": [_source_record(stream, out) for stream in pipeline.streams],
+    }
+
+
+def check_summary(out: Path, *, overwrite: bool) -> None:
+    """Refuse a summary that could not be written at the end of a run.
+
+    Raises:
+        OutputExistsError: one is there already and may not be replaced.
+    """
+    if not overwrite and os.path.lexists(out / NAME):
+        raise OutputExistsError(f"{out / NAME} is there already: choose another folder, or allow it with --overwrite")
+
+
+def write_summary(pipeline: Pipeline, out: Path, *, overwrite: bool) -> Path:
+    """Write the summary of a run that has ended; returns its path.
+
+    Raises:
+        SinkError: it cannot be written.
+        OutputExistsError: it is there already and may not be replaced.
+    """
+    text = json.dumps(summary_record(pipeline, out), indent=2, allow_nan=False) + "\n"
+    write_whole(out / NAME, text.encode(), overwrite=overwrite)
+    return out / NAME
+
+
+def _source_record(stream: Stream, out: Path) -> dict[str, Any]:
+    counts = stream.ledger.counts()
+    files = written_files(stream.recorders)
+    return {
+        "name": stream.header.source,
+        "error": None if stream.error is None else str(stream.error),
+        "ledger": _ledger_record(counts),
+        "missed": {name: count for name, count in stream.missed.items() if count},
+        "states": [{"utc": state.utc, "state": state.state, "cause": state.cause} for state in stream.states],
+        "stages": [
+            {
+                "stage": row.stage,
+                "frames": row.frames,
+                "p50_ms": round(row.p50_ms, 3),
+                "p95_ms": round(row.p95_ms, 3),
+                "p99_ms": round(row.p99_ms, 3),
+                "wait_p50_ms": round(row.wait_p50_ms, 3),
+                "share": round(row.share, 4),
+            }
+            for row in stream.timing.statistics()
+        ],
+        "frames_per_second": round(stream.timing.frames_per_second, 3),
+        "latency_ms": _percentiles([stream.timing.latency_ms(p) for p in (50, 95, 99)]) if counts.posed else None,
+        "age_ms": _percentiles(np.percentile(stream.ages_ns, [50, 95, 99]) / 1e6) if stream.ages_ns else None,
+        "people": {"frames_with_a_pose": counts.with_person, "tracks": len(stream.track_ids)},
+        "files": [
+            {"path": file.path.relative_to(out).as_posix(), "frames": file.frames, "bytes": file.size_bytes} for file in files
+        ],
+    }
+
+
+def _ledger_record(counts: LedgerCounts) -> dict[str, Any]:
+    def reasons(values: Reasons) -> list[dict[str, Any]]:
+        return [{"reason": reason, "count": count} for reason, count in values]
+
+    return {
+        "received": counts.received,
+        "posed": counts.posed,
+        "dropped": counts.dropped,
+        "failed": counts.failed,
+        "drop_reasons": reasons(counts.drop_reasons),
+        "failures": reasons(counts.failures),
+        "without_a_pose": reasons(counts.problems),
+    }
+
+
+def _percentiles(values: Any) -> dict[str, float]:  # noqa: ANN401
+    return {name: round(float(value), 3) for name, value in zip(("p50", "p95", "p99"), values, strict=True)}
