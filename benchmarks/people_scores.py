@@ -42,7 +42,7 @@ def main() -> None:
                     best = finder.search(frame)
                     spent_s += time.perf_counter() - began
                     searches += 1
-                    place = f"{source.name:24s} frame {frame.index:4d}"
+                    place = f"{source.info.id:24s} frame {frame.index:4d}"
                     if best is None:
                         print(f"{place}  nobody")
                         continue

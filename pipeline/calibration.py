@@ -14,6 +14,7 @@ from engines.calibration import CalibrationSet
 from engines.runtime import Runtime
 from pipeline.people import one_person, see, warp_crop
 from pipeline.sources import open_source
+from pipeline.types import Frame
 
 FOLLOW_STEP = 5
 """Mean frames between two looks up to which a person is followed; in frames farther apart each is searched anew."""
@@ -48,8 +49,8 @@ def collect_crops(sources: Sequence[Path], runtime: Runtime, count: int) -> Cali
 
 def _crops(path: Path, runtime: Runtime, share: int) -> Iterator[NDArray[np.uint8]]:
     with open_source(path) as source:
-        frames = source.frame_count
-        is_video = source.frame_rate is not None
+        frames = source.info.frame_count
+        is_video = source.info.frame_rate is not None
     if frames is None:  # its container does not say: count them
         with open_source(path) as source:
             frames = sum(1 for _ in source)
@@ -57,7 +58,7 @@ def _crops(path: Path, runtime: Runtime, share: int) -> Iterator[NDArray[np.uint
     finder = one_person(runtime, follows=is_video and frames <= FOLLOW_STEP * share)
     with open_source(path) as source:
         for frame in source:
-            if frame.index not in looked_at:
+            if not isinstance(frame, Frame) or frame.index not in looked_at:
                 continue
             seen = tuple(s for s in see(runtime, frame.image, finder.find(frame)) if s.score >= finder.min_score)
             finder.observe(seen)

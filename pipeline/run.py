@@ -9,7 +9,7 @@ from pathlib import Path
 from convnextpose import weights
 from convnextpose.camera import Intrinsics, RootDepthSource
 from convnextpose.checkpoint import VerifiedCheckpoint, verify, verify_state
-from convnextpose.errors import CheckpointError, ModelError, RuntimeUnavailableError, SinkError, install_command
+from convnextpose.errors import CheckpointError, ModelError, RuntimeUnavailableError, SinkError, SourceError, install_command
 from convnextpose.variants import Variant
 from engines.runtime import Runtime
 from engines.select import is_engine, open_runtime
@@ -138,21 +138,24 @@ def open_pipeline(config: RunConfig) -> Pipeline:
     with ExitStack() as opened:
         source = open_source(config.source)
         opened.callback(source.close)
+        info = source.info
+        if info.width is None or info.height is None:
+            raise SourceError(f"expected a source that says its size, received {info.id}")
         finder: PeopleFinder | None = GivenBoxes.read(config.boxes) if config.boxes else None
         runtime = open_model(config.network, config.runtime, random_weights=config.random_weights, threads=config.threads)
         opened.callback(runtime.close)
         if finder is None and config.random_weights:
             finder = WholePicture()
         elif finder is None:  # pictures have no frame rate: one is not what came after another
-            follows = source.frame_rate is not None
+            follows = info.frame_rate is not None
             finder = one_person(runtime, config.min_score, follows=follows, where=config.runtime, threads=config.threads)
         header = RunHeader(
-            source=source.name,
-            width=source.width,
-            height=source.height,
-            frame_rate=source.frame_rate,
-            frame_count=source.frame_count,
-            camera=config.camera or Intrinsics.assumed(source.width, source.height),
+            source=info.id,
+            width=info.width,
+            height=info.height,
+            frame_rate=info.frame_rate,
+            frame_count=info.frame_count,
+            camera=config.camera or Intrinsics.assumed(info.width, info.height),
             root_depth_source=RootDepthSource.INTRINSICS if config.camera else RootDepthSource.ASSUMED_FOV,
             model=runtime.model,
             runtime=runtime.describe(),

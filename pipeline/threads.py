@@ -29,7 +29,7 @@ from pipeline.sinks import Sink
 from pipeline.sources import Source
 from pipeline.stages import in_picture, infer, lift
 from pipeline.timeline import Span, Timeline, TimingTable, TraceWriter
-from pipeline.types import Frame, PosedFrame, RunHeader
+from pipeline.types import Frame, PosedFrame, RunHeader, UnreadableFrame
 
 CHANNEL_CAPACITY = 4
 """Frames that wait between two stages at most: enough to level out uneven stages, few enough for 4K pictures."""
@@ -227,9 +227,12 @@ class Pipeline:
                 frame = next(frames, None)
                 if frame is None:
                     break
+                self.ledger.capture(frame.index)
+                if isinstance(frame, UnreadableFrame):
+                    self.ledger.fail(frame.index, frame.reason)
+                    continue
                 item = _Item(frame, start_ns)
                 item.leave("capture", start_ns)
-                self.ledger.capture(frame.index)
                 self._pass_on(item, outlet)
         except Closed:
             pass

@@ -16,7 +16,7 @@ from pipeline.draw import PoseRenderer
 from pipeline.people import GivenBoxes, Person, SinglePerson
 from pipeline.threads import CHANNEL_CAPACITY, Pipeline
 from pipeline.timeline import STAGES
-from pipeline.types import Frame, RunHeader
+from pipeline.types import Frame, RunHeader, SourceInfo
 from tests.pipeline.blob import BlobRuntime, picture
 
 BOX = (200, 100, 80, 220)
@@ -25,20 +25,18 @@ BOX = (200, 100, 80, 220)
 class Pictures:
     """A source of pictures with a blob in each; can break, and can be slow to follow a live rate."""
 
-    name, width, height, frame_rate = "pictures", 640, 480, 25.0
-
     def __init__(self, count, breaks_at=None, pause_s=0.0):
-        self.frame_count = count
+        self.info = SourceInfo("pictures", False, 640, 480, frame_rate=25.0, frame_count=count)
         self.breaks_at = breaks_at
         self.pause_s = pause_s
         self.closed = 0
 
     def __iter__(self):
-        for index in range(self.frame_count):
+        for index in range(self.info.frame_count):
             if index == self.breaks_at:
                 raise SourceError(f"broke at frame {index}")
             time.sleep(self.pause_s)
-            yield Frame(picture(640, 480, (BOX[0] + index % 40, *BOX[1:])), self.name, index, index / 25)
+            yield Frame(picture(640, 480, (BOX[0] + index % 40, *BOX[1:])), self.info.id, index, index / 25)
 
     def close(self):
         self.closed += 1
@@ -68,7 +66,7 @@ class Collect:
 def make(source, finder=None, sinks=(), **options):
     runtime = BlobRuntime()
     header = RunHeader(
-        source.name, 640, 480, 25.0, source.frame_count, Intrinsics.assumed(640, 480), RootDepthSource.ASSUMED_FOV,
+        source.info.id, 640, 480, 25.0, source.info.frame_count, Intrinsics.assumed(640, 480), RootDepthSource.ASSUMED_FOV,
         runtime.model, runtime.describe(),
     )  # fmt: skip
     return Pipeline(source, runtime, finder or SinglePerson(runtime), header=header, sinks=sinks, **options), runtime
