@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from pipeline.sources import heif
 
-
 MALFORMED = (ValueError, IndexError, KeyError, struct.error)
 """What reading a broken header raises."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain, islice
@@ -18,6 +18,7 @@ from typing import Any
 import av
 import numpy as np
 from av.container import InputContainer
+from av.packet import Packet
 from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video.frame import PictureType, VideoFrame
@@ -38,6 +39,9 @@ _TEXT_CODECS = frozenset({"ansi", "bintext", "idf", "xbin"})
 _BEGIN_ANYWHERE = frozenset({"mpegts", "mpeg", "h264", "hevc"})
 """Formats of recordings that may begin between key frames: what comes before their first whole picture is no break."""
 
+_WITHOUT_CLOCK = frozenset({"h264", "hevc"})
+"""Formats without time stamps: FFmpeg takes 25 frames a second for granted, though the stream itself may say how many."""
+
 _PACKETS_VANISH = frozenset({"mpegts", "mpeg"})
 """Formats in which damage takes whole packets away; in others each packet is there, damaged or not."""
 
@@ -50,6 +54,9 @@ _ASSUMED_FRAME_RATE = 25
 
 _PACKETS_AHEAD, _BYTES_AHEAD = 32, 1 << 23
 """How far packets are read ahead of the pictures, so that their time stamps are known: whichever bound comes first."""
+
+_AVI_CHUNK_HEAD = 8
+"""Bytes before a chunk's data: the index gives the place of the one, packets that of the other."""
 
 _MOST_LOST = 10_000
 """Lost frames that are told one by one at most, as a time stamp may claim any number."""
@@ -90,6 +97,7 @@ class _Gap:
         packets: those of it that gave no picture.
         awaits_key_packet: whether packets are passed over until one that can be decoded without others.
         awaits_key_picture: whether pictures are passed over in the same way.
+        regular: whether pictures have come one step after another so far.
     """
 
     def __init__(self, step: Fraction, *, packets_count: bool) -> None:
@@ -99,7 +107,7 @@ class _Gap:
         self._step = step
         self._packets_count = packets_count  # whether every lost frame has left a packet
         self._last: Fraction | None = None
-        self._regular = True  # whether pictures have come one step after another so far
+        self.regular = True
 
     def open(self, reason: str) -> None:
         """Something was lost."""
@@ -108,13 +116,13 @@ class _Gap:
     def follow(self, time: Fraction) -> None:
         """A picture came."""
         if self._last is not None and self.reason is None:
-            self._regular = self._regular and abs(time - self._last - self._step) < self._step / 4
+            self.regular = self.regular and abs(time - self._last - self._step) < self._step / 4
         self._last = time
 
     def close(self, time: Fraction | None) -> _Loss:
         """The next picture came at `time`, or the stream ended."""
         count = self.packets if self._packets_count else None
-        if self._regular and time is not None and self._last is not None:
+        if self.regular and time is not None and self._last is not None:
             count = max(round((time - self._last) / self._step) - 1, count or 0)
         loss = _Loss(self.reason or _DAMAGED, count if count is None else max(1, count))
         self.reason, self.packets, self.awaits_key_picture = None, 0, False
@@ -146,9 +154,14 @@ class VideoSource(FileSource):
 
     def _begin(self, notes: tuple[str, ...]) -> None:
         rate = self._stream.average_rate or self._stream.guessed_rate
+        if self._container.format.name in _WITHOUT_CLOCK:
+            rate = self._stream.codec_context.framerate or rate
         self._time_base = self._stream.time_base or Fraction(1, 90_000)
         self._step = 1 / ((rate or _ASSUMED_FRAME_RATE) * self._time_base)
         self._clock = PresentationClock(self._step, 1 / self._time_base)
+        self._seen = 0  # packets of an AVI, those that are missing included
+        self._shift = 0  # by which their numbers are too low
+        self._numbers: dict[int, int] | None = None  # of an AVI's packets, by their places in the file
         self._gap = _Gap(self._step, packets_count=self._container.format.name not in _PACKETS_VANISH)
         super().__init__()
         self._decoded = self._decode()
@@ -201,7 +214,6 @@ class VideoSource(FileSource):
         """The pictures in the order in which they are shown; where the stream breaks, SourceError or a _Loss."""
         gap, decoder = self._gap, self._stream.codec_context
         count = lost = 0
-        seen = 0
         for packet in self._packets():
             if self._closing.is_set():
                 return
@@ -209,8 +221,6 @@ class VideoSource(FileSource):
             try:
                 if isinstance(packet, av.FFmpegError):
                     raise packet
-                if packet.dts is not None:
-                    seen = packet.dts + 1
                 if gap.awaits_key_packet and packet.size and not packet.is_keyframe:
                     gap.packets += 1
                     continue
@@ -245,14 +255,11 @@ class VideoSource(FileSource):
                 gap.open(_reason(error))
                 gap.packets += 1
                 gap.awaits_key_packet = True
-        # In AVI, which is searched for the next whole picture behind damage, pictures go missing without a word. Its time
-        # stamps number what is there, empty chunks that repeat the picture before them included.
         missing = self._stream.frames - count - lost
-        if self._container.format.name == "avi" and seen < self._stream.frames:
-            missing = self._stream.frames - seen
+        if is_cut_short(self._path) and (missing > 0 or not self._stream.frames):
+            gap.reason = _CUT_SHORT
+        elif self._container.format.name == "avi" and (self._seen < self._stream.frames or (self._shift and not self._skips)):
             gap.open(_DAMAGED)
-        elif is_cut_short(self._path) and count + lost < (self._stream.frames or count + lost + 1):
-            gap.open(_CUT_SHORT)
         if gap.reason is None:
             return
         if not self._skips:
@@ -260,7 +267,7 @@ class VideoSource(FileSource):
         loss = gap.close(None)
         yield replace(loss, count=missing) if missing > 0 else loss
 
-    def _packets(self) -> Generator[Any, None, None]:
+    def _packets(self) -> Generator[Packet[VideoStream] | av.FFmpegError, None, None]:
         """The stream's packets, the last one empty; an FFmpegError in place of one that came incomplete or cannot be read.
 
         In transport streams the mark may stand on the packet before. Where a key frame follows, it is the seam of streams that
@@ -268,7 +275,7 @@ class VideoSource(FileSource):
         """
         trusted = self._container.format.name != "mpeg"
         demuxed = self._container.demux(self._stream)
-        ahead: deque[Any] = deque()
+        ahead: deque[Packet[VideoStream] | av.FFmpegError] = deque()
         size = 0
         failed = ended = False
         while ahead or not ended:
@@ -285,6 +292,8 @@ class VideoSource(FileSource):
                 if packet is None:
                     ended = True
                     continue
+                if self._container.format.name == "avi" and self._misses(packet) and (self._skips or not packet.is_keyframe):
+                    ahead.append(av.InvalidDataError(_INVALID_DATA, _DAMAGED))
                 ahead.append(packet)
                 size += packet.size
                 if packet.size and packet.pts is not None:
@@ -296,11 +305,42 @@ class VideoSource(FileSource):
                 yield first
                 continue
             size -= first.size
-            key_follows = any(not isinstance(packet, av.FFmpegError) and packet.is_keyframe for packet in islice(ahead, 2))
-            if trusted and first.is_corrupt and not key_follows:
+            if trusted and first.is_corrupt and not self._is_seam(first, islice(ahead, 2)):
                 yield av.InvalidDataError(_INVALID_DATA, _DAMAGED)
             else:
                 yield first
+
+    def _is_seam(self, first: Packet[VideoStream], following: Iterable[Packet[VideoStream] | av.FFmpegError]) -> bool:
+        """Whether a key frame follows, and no time is missing before it."""
+        for distance, packet in enumerate(following, 1):
+            if not isinstance(packet, av.FFmpegError) and packet.is_keyframe:
+                if first.dts is None or packet.dts is None or not self._gap.regular:
+                    return True
+                return bool(packet.dts - first.dts < (distance + 0.5) * self._step)
+        return False
+
+    def _misses(self, packet: Packet[VideoStream]) -> bool:
+        """Whether pictures are missing before a packet of an AVI; their numbers, which are its stamps, are mended.
+
+        An AVI is searched for the next whole picture behind damage, so that pictures go missing without a word. Its stamps
+        number what is there, empty chunks that repeat the picture before them included. Its index has the true numbers.
+        """
+        if packet.dts is None:
+            return False
+        entries = self._stream.index_entries
+        if self._numbers is None:
+            near = entries.search_timestamp(packet.dts, any_frame=True)
+            if near < 0 or entries[near].pos + _AVI_CHUNK_HEAD != packet.pos:
+                self._numbers = {entry.pos + _AVI_CHUNK_HEAD: entry.timestamp for entry in entries}
+        shift = self._shift
+        if self._numbers is not None and packet.pos in self._numbers:
+            shift = max(shift, self._numbers[packet.pos] - packet.dts)
+        misses, self._shift = shift > self._shift, shift
+        packet.dts += shift
+        if packet.pts is not None:
+            packet.pts += shift
+        self._seen = packet.dts + 1
+        return misses
 
     def _timed(self, picture: VideoFrame) -> _Picture:
         key, bidirectional = bool(picture.key_frame), picture.pict_type == PictureType.B
