@@ -238,7 +238,7 @@ def agreement(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
             for index, box, joints in poses:
                 seen = reference.see(frame.image, box) if index == frame.index else None
                 if seen is not None:
-                    compared.append(LabelledPerson(source.name, index, box, False, *seen))
+                    compared.append(LabelledPerson(source.info.id, index, box, False, *seen))
                     frames.append((frame, compared[-1:]))
                     predicted.append(joints)
     figures: Figures = {"poses asked about": len(poses), "in which MediaPipe sees a person": len(compared)}

@@ -32,7 +32,7 @@ from pipeline.sinks import NdjsonSink, VideoSink
 from pipeline.sources import open_source
 from pipeline.stages import lift
 from pipeline.threads import Pipeline
-from pipeline.types import Frame, PosedFrame, RunHeader
+from pipeline.types import Frame, PosedFrame, RunHeader, SourceInfo
 
 T = TypeVar("T")
 WIDTH, HEIGHT = 1280, 720
@@ -42,15 +42,12 @@ class Repeated:
     """A source that gives the same frames over and over, `count` in all."""
 
     def __init__(self, frames: list[Frame], count: int) -> None:
-        self.name = "repeated"
-        self.width, self.height = frames[0].width, frames[0].height
-        self.frame_rate: float | None = 25.0
-        self.frame_count: int | None = count
+        self.info = SourceInfo("repeated", False, frames[0].width, frames[0].height, frame_rate=25.0, frame_count=count)
         self._frames = frames
 
     def __iter__(self) -> Iterator[Frame]:
         """The frames, with running numbers and times."""
-        for index, frame in zip(range(self.frame_count or 0), itertools.cycle(self._frames), strict=False):
+        for index, frame in zip(range(self.info.frame_count or 0), itertools.cycle(self._frames), strict=False):
             yield replace(frame, index=index, time_s=index / 25)
 
     def close(self) -> None:

@@ -52,10 +52,11 @@ def run_alone(config: RunConfig, out: Path) -> Alone:
     """Run the clip in this thread."""
     stage_s = dict.fromkeys(STAGES, 0.0)
     with open_model(config.model, config.runtime, threads=config.threads) as runtime, open_source(config.source) as source:
-        camera = config.camera or Intrinsics.assumed(source.width, source.height)
+        info = source.info
+        camera = config.camera or Intrinsics.assumed(info.width, info.height)
         depth_source = RootDepthSource.INTRINSICS if config.camera else RootDepthSource.ASSUMED_FOV
         header = RunHeader(
-            source.name, source.width, source.height, source.frame_rate, source.frame_count, camera, depth_source,
+            info.id, info.width, info.height, info.frame_rate, info.frame_count, camera, depth_source,
             runtime.model, runtime.describe(),
         )  # fmt: skip
         finder, renderer = SinglePerson(runtime), PoseRenderer(runtime.model.joint_set)
