@@ -23,7 +23,7 @@ from convnextpose.errors import GeometryError, SourceError
 from convnextpose.variants import INPUT_SIZE
 from engines.detector import DETECTOR_RUNTIMES, FRAME_SIZE, PeopleDetector, open_detector, without_duplicates
 from engines.runtime import Runtime
-from pipeline.records import read_poses
+from pipeline.formats.records import read_poses
 from pipeline.types import Frame
 
 MIN_SCORE = 0.51

@@ -1,4 +1,4 @@
-"""From a config to a running pipeline: which model, which runtime, which source, which people, which sinks."""
+"""From a config to a running pipeline: which model, which runtime, which source, which people, which formats."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from engines.runtime import Runtime
 from engines.select import is_engine, open_runtime
 from pipeline.channels import DropPolicy
 from pipeline.draw import PoseRenderer
+from pipeline.formats.base import Recorder
+from pipeline.formats.table import DEFAULT_FORMATS, FORMATS, open_recorders
+from pipeline.formats.trace import TraceRecorder
 from pipeline.people import MIN_SCORE, GivenBoxes, PeopleFinder, WholePicture, one_person
-from pipeline.sinks import RESULT_NAMES, Sink, open_sinks
 from pipeline.sources import open_source
 from pipeline.threads import Pipeline
-from pipeline.timeline import TraceWriter
 from pipeline.types import RunHeader
 
 RANDOM_CAPTION = "RANDOM WEIGHTS"
@@ -117,7 +118,7 @@ def _keep_apart(config: RunConfig) -> None:
         SinkError: naming the file.
     """
     read = {path.resolve() for path in (config.source, config.boxes, Path(config.network)) if path is not None}
-    written = [config.out / name for name in RESULT_NAMES] if config.out else []
+    written = [config.out / FORMATS[name].file_name for name in DEFAULT_FORMATS] if config.out else []
     for path in [*written, *([config.trace] if config.trace else [])]:
         if path.resolve() in read:
             raise SinkError(
@@ -158,8 +159,10 @@ def open_pipeline(config: RunConfig) -> Pipeline:
             runtime=runtime.describe(),
         )
         _keep_apart(config)
-        trace = TraceWriter(config.trace, overwrite=config.overwrite) if config.trace else None
-        sinks: list[Sink] = [] if config.out is None else open_sinks(config.out, header, overwrite=config.overwrite)
+        trace = TraceRecorder(config.trace, overwrite=config.overwrite) if config.trace else None
+        recorders: list[Recorder] = []
+        if config.out is not None:
+            recorders = open_recorders(config.out, DEFAULT_FORMATS, header, overwrite=config.overwrite)
         opened.pop_all()
     return Pipeline(
         source,
@@ -168,7 +171,7 @@ def open_pipeline(config: RunConfig) -> Pipeline:
         header=header,
         camera=config.camera,
         renderer=PoseRenderer(runtime.model.joint_set) if config.out else None,
-        sinks=sinks,
+        sinks=recorders,
         trace=trace,
         policy=DropPolicy.BLOCK,
         caption=RANDOM_CAPTION if runtime.model.random else None,

@@ -1,6 +1,6 @@
 """What the stages do, as plain functions that know no thread: infer and lift.
 
-People are named by `people.py`, pictures drawn by `draw.py`, results written by `sinks.py`.
+People are named by `people.py`, pictures drawn by `draw.py`, results written by `formats/`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import TracebackType
 
 from convnextpose.camera import Intrinsics, RootDepthSource
@@ -23,12 +22,13 @@ from convnextpose.errors import GeometryError, PoseError, StageError
 from engines.runtime import Runtime
 from pipeline.channels import Channel, Closed, DropPolicy
 from pipeline.draw import PoseRenderer
+from pipeline.formats.base import Recorder, WrittenFile, written_files
+from pipeline.formats.trace import TraceRecorder
 from pipeline.ledger import FrameLedger
 from pipeline.people import PeopleFinder, Person, Sighting
-from pipeline.sinks import Sink
 from pipeline.sources import Source
 from pipeline.stages import in_picture, infer, lift
-from pipeline.timeline import Span, Timeline, TimingTable, TraceWriter
+from pipeline.timeline import Span, Timeline, TimingTable
 from pipeline.types import Frame, PosedFrame, RunHeader
 
 CHANNEL_CAPACITY = 4
@@ -89,8 +89,8 @@ class Pipeline:
         header: RunHeader,
         camera: Intrinsics | None = None,
         renderer: PoseRenderer | None = None,
-        sinks: Sequence[Sink] = (),
-        trace: TraceWriter | None = None,
+        sinks: Sequence[Recorder] = (),
+        trace: TraceRecorder | None = None,
         policy: DropPolicy = DropPolicy.BLOCK,
         caption: str | None = None,
     ) -> None:
@@ -130,10 +130,10 @@ class Pipeline:
             self._threads.append(threading.Thread(target=self._work, args=arguments, name=name, daemon=True))
 
     @property
-    def outputs(self) -> list[Path]:
-        """The files that it has begun to write."""
-        begun = [sink.path for sink in self._sinks if sink.begun]
-        return begun + ([self._trace.path] if self._trace and self._trace.begun else [])
+    def outputs(self) -> list[WrittenFile]:
+        """The files that it has written and that are there."""
+        recorders: list[Recorder | TraceRecorder] = [*self._sinks, *([self._trace] if self._trace else [])]
+        return written_files(recorders)
 
     def __iter__(self) -> Iterator[PosedFrame]:
         """Start the threads, if they are not running, and give every frame that went through all stages.
@@ -335,8 +335,8 @@ class Pipeline:
     def _finish(self, item: _Item) -> None:
         timeline = Timeline(item.frame.index, tuple(item.spans))
         self.timing.add(timeline)
-        if self._trace is not None:
-            self._trace.add(timeline)
         self.ledger.process(item.frame.index, with_person=bool(item.posed and item.posed.poses), problems=item.problems)
+        if self._trace is not None:  # after the account: the frame is in every result
+            self._trace.write(timeline)
         if item.posed is not None:
             item.posed = replace(item.posed, timeline=timeline)

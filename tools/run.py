@@ -201,5 +201,5 @@ def _print_end(console: Console, pipeline: Pipeline, config: RunConfig) -> None:
         else:
             advice = f"nobody was found: give --boxes, or lower --min-score (now {config.min_score:g}) if someone is there"
         console.print(f"         {escape(advice)}")
-    for path in pipeline.outputs:
-        console.print(f"wrote    {escape(str(path))}")
+    for file in pipeline.outputs:
+        console.print(f"wrote    {escape(str(file.path))} ({file.frames} frames)")
