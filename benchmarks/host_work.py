@@ -26,9 +26,10 @@ from convnextpose import weights
 from convnextpose.camera import Intrinsics, RootDepthSource
 from convnextpose.crop import crop_region
 from pipeline.draw import PoseRenderer
+from pipeline.formats.mp4 import Mp4Recorder
+from pipeline.formats.ndjson import NdjsonRecorder
 from pipeline.people import SinglePerson, see, warp_crop
 from pipeline.run import open_model
-from pipeline.sinks import NdjsonSink, VideoSink
 from pipeline.sources import open_source
 from pipeline.stages import lift
 from pipeline.threads import Pipeline
@@ -88,7 +89,7 @@ def main() -> None:
             runtime.model, runtime.describe(),
         )  # fmt: skip
         clip = Path(folder) / "clip.mp4"
-        sink = VideoSink(clip, header)
+        sink = Mp4Recorder(clip, header)
         for frame in large:
             sink.write(PosedFrame(frame, (), header.camera, frame.image))
         sink.close()
@@ -97,7 +98,7 @@ def main() -> None:
         finder, renderer = SinglePerson(runtime), PoseRenderer(runtime.model.joint_set)
         wide = PosedFrame(large[0], (), header.camera)
         first = renderer.render(wide.frame, (), wide.camera)
-        out = VideoSink(Path(folder) / "out.mp4", replace(header, width=first.shape[1], height=first.shape[0]))
+        out = Mp4Recorder(Path(folder) / "out.mp4", replace(header, width=first.shape[1], height=first.shape[0]))
         encode_cpu = 0.0
         with open_source(clip) as source:
             frames = iter(source)
@@ -123,7 +124,7 @@ def main() -> None:
 
         if arguments.flat:
             repeated = Repeated(small, arguments.flat)
-            sinks = [NdjsonSink(Path(folder) / "flat.ndjson", header), VideoSink(Path(folder) / "flat.mp4", header)]
+            sinks = [NdjsonRecorder(Path(folder) / "flat.ndjson", header), Mp4Recorder(Path(folder) / "flat.mp4", header)]
             marks: dict[int, float] = {}
             with Pipeline(
                 repeated, runtime, SinglePerson(runtime), header=header,
