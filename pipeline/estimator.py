@@ -10,7 +10,7 @@ from convnextpose.camera import Intrinsics, RootDepthSource
 from convnextpose.errors import GeometryError
 from engines.pose import PoseModel
 from pipeline.people import PeopleFinder
-from pipeline.stages import RelativePose, lift, predict
+from pipeline.stages import lift, predict
 from pipeline.timeline import Stopwatch
 from pipeline.types import Frame, PosedFrame
 
@@ -45,13 +45,12 @@ class Estimator:
                 problems.append(str(error))
             else:
                 boxes.append(tracked)
-        seen: tuple[RelativePose, ...] = ()
         try:
             read = predict(self._model, frame.image, boxes, stopwatch)
-            seen = tuple(pose for pose in read if pose.score >= self._people.min_score)
-        finally:  # also of a frame that fails: whoever was followed was not seen in it
-            with stopwatch.span("track"):
-                self._people.observe(seen)
+        except GeometryError:
+            self._people.observe(())
+            raise
+        seen = tuple(pose for pose in read if pose.score >= self._people.min_score)
         camera = self._camera or Intrinsics.assumed(*size)
         source = RootDepthSource.INTRINSICS if self._camera else RootDepthSource.ASSUMED_FOV
         poses = []
@@ -61,4 +60,6 @@ class Estimator:
                     poses.append(lift(pose, size, camera, source, self._model.info.joint_set))
                 except GeometryError as error:
                     problems.append(str(error))
+        with stopwatch.span("track"):
+            self._people.observe(seen)
         return PosedFrame(frame, tuple(poses), camera, tuple(problems))

@@ -19,7 +19,8 @@ from convnextpose.crop import Box
 from convnextpose.errors import SourceError
 from convnextpose.skeleton import JOINT_SETS
 from convnextpose.variants import Variant
-from engines.runtime import ModelInfo, RuntimeDescription
+from engines.pose import ModelInfo
+from engines.session import SessionDescription
 from pipeline.types import Pose, PosedFrame, RunHeader
 
 FORMAT = "convnextpose/1"
@@ -153,7 +154,7 @@ def read_poses(path: str | Path) -> PoseFile:
         frames = []
         for number, line in enumerate(lines[1:], 2):  # noqa: B007  # told where reading breaks off
             frames.append(_parse_frame(json.loads(line), header))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise SourceError(f"expected the lines of a poses.ndjson, but line {number} of {path} is none: {what}") from error
     return PoseFile(header, tuple(frames), cut_off=bool(rest) and bool(lines))
@@ -175,7 +176,7 @@ def _parse_header(record: dict[str, Any]) -> RunHeader:
         camera=Intrinsics(**record["camera"]),
         root_depth_source=RootDepthSource(record["root_depth_source"]),
         model=ModelInfo(model["name"], Variant[model["variant"]], joints, model["checkpoint_sha256"], model["random"]),
-        runtime=RuntimeDescription(**record["runtime"]),
+        runtime=SessionDescription(**record["runtime"]),
     )
 
 
