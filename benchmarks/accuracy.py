@@ -30,7 +30,7 @@ from convnextpose.skeleton import HUMAN36M
 
 if TYPE_CHECKING:
     from benchmarks.pictures import LabelledPerson, PictureScore
-    from engines.runtime import Runtime
+    from engines.pose import PoseModel
     from pipeline.types import Frame
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for `benchmarks` and `training`, which are not installed
@@ -111,15 +111,15 @@ def pictures(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
         predicted = [nobody if one is None else one[0] for one in seen]
         figures = _picture_figures(score_pictures(people, predicted))
     else:
-        with open_model(arguments.weights, "auto") as runtime:
-            if runtime.model.joint_set is not HUMAN36M:
-                parser.error(f"expected weights with Human3.6M's joints, received {runtime.model.joint_set.name}'s")
+        with open_model(arguments.weights, "auto") as model:
+            if model.info.joint_set is not HUMAN36M:
+                parser.error(f"expected weights with Human3.6M's joints, received {model.info.joint_set.name}'s")
 
             def predict(change: Callable[[Picture], Picture] = lambda image: image) -> list[NDArray[np.float64]]:
                 return [
                     sighting.joints
                     for frame, those in frames
-                    for sighting in see(runtime, change(frame.image), tuple(Person(k, p.box) for k, p in enumerate(those)))
+                    for sighting in see(model, change(frame.image), tuple(Person(k, p.box) for k, p in enumerate(those)))
                 ]
 
             predicted = predict()
@@ -128,24 +128,24 @@ def pictures(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
                 figures[f"limbs, PCK at 0.2 torso, {name}, %"] = 100 * score_pictures(people, predict(change)).pck
             figures["an average pose for all, PCK, %"] = 100 * score_pictures(people, average_pose(people)).pck
             if not arguments.no_finding:
-                figures |= _finding_figures(runtime, frames)
+                figures |= _finding_figures(model, frames)
     if arguments.overlays:
         draw_overlays(frames, predicted, arguments.overlays)
     return f"accuracy of {arguments.weights} on labelled real pictures", figures
 
 
-def _finding_figures(runtime: Runtime, frames: list[tuple[Frame, list[LabelledPerson]]]) -> Figures:
+def _finding_figures(model: PoseModel, frames: list[tuple[Frame, list[LabelledPerson]]]) -> Figures:
     """Whom the finder that a run uses finds: one person in each picture, and the boxes of the detector if there is one."""
     from benchmarks.pictures import count_found
     from convnextpose import weights
-    from engines.detector import open_detector
+    from engines.opening import open_people_detector
     from pipeline.people import DETECTION_SCORE, DetectedPerson, SinglePerson, detect
 
     exported = weights.detector()
     if exported is None:
-        finder = SinglePerson(runtime, follows=False)
+        finder = SinglePerson(model, follows=False)
     else:
-        finder = DetectedPerson(runtime, detector := open_detector(exported), follows=False)
+        finder = DetectedPerson(model, detector := open_people_detector(exported), follows=False)
     _, frames_with = count_found(frames, lambda frame: [person.box for person in finder.find(frame)])
     figures: Figures = {"frames whose found person is labelled": f"{frames_with} of {len(frames)}"}
     if exported is not None:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from convnextpose import weights
-from engines.detector import open_detector
+from engines.opening import open_people_detector
 from pipeline.people import MIN_SCORE, DetectedPerson, SinglePerson
 from pipeline.run import open_model
 from pipeline.sources import open_source
@@ -29,10 +29,10 @@ def main() -> None:
     parser.add_argument("--detector", type=Path, default=weights.detector(), help="an exported detector of your own")
     parser.add_argument("--search", action="store_true", help="search with the pose network alone")
     arguments = parser.parse_args()
-    detector = open_detector(arguments.detector) if arguments.detector and not arguments.search else None
+    detector = open_people_detector(arguments.detector) if arguments.detector and not arguments.search else None
     spent_s = searches = 0
-    with open_model(arguments.model, "auto") as runtime:
-        finder = SinglePerson(runtime) if detector is None else DetectedPerson(runtime, detector)
+    with open_model(arguments.model, "auto") as model:
+        finder = SinglePerson(model) if detector is None else DetectedPerson(model, detector)
         for file in arguments.files:
             with open_source(file) as source:
                 for frame in source:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from convnextpose import weights
 from convnextpose.camera import Intrinsics, RootDepthSource
-from engines.runtimes.base import usable_cores
+from engines.sessions.base import usable_cores
 from pipeline.draw import PoseRenderer
 from pipeline.people import SinglePerson
 from pipeline.run import RunConfig, open_model, open_pipeline
@@ -51,14 +51,14 @@ class Alone:
 def run_alone(config: RunConfig, out: Path) -> Alone:
     """Run the clip in this thread."""
     stage_s = dict.fromkeys(STAGES, 0.0)
-    with open_model(config.model, config.runtime, threads=config.threads) as runtime, open_source(config.source) as source:
+    with open_model(config.model, config.runtime, threads=config.threads) as model, open_source(config.source) as source:
         camera = config.camera or Intrinsics.assumed(source.width, source.height)
         depth_source = RootDepthSource.INTRINSICS if config.camera else RootDepthSource.ASSUMED_FOV
         header = RunHeader(
             source.name, source.width, source.height, source.frame_rate, source.frame_count, camera, depth_source,
-            runtime.model, runtime.describe(),
+            model.info, model.describe(),
         )  # fmt: skip
-        finder, renderer = SinglePerson(runtime), PoseRenderer(runtime.model.joint_set)
+        finder, renderer = SinglePerson(model), PoseRenderer(model.info.joint_set)
         sinks = open_sinks(out, header, overwrite=True)
         frames = iter(source)
         count = 0
@@ -71,7 +71,7 @@ def run_alone(config: RunConfig, out: Path) -> Alone:
             marks.append(time.perf_counter())
             people = finder.find(frame)
             marks.append(time.perf_counter())
-            sightings = infer(runtime, frame, people, finder.min_score)
+            sightings = infer(model, frame, people, finder.min_score)
             finder.observe(sightings)
             marks.append(time.perf_counter())
             poses = tuple(lift(s, camera, depth_source) for s in sightings)

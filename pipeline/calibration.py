@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from convnextpose.errors import CalibrationError, SinkError
 from engines.calibration import CalibrationSet
-from engines.runtime import Runtime
+from engines.pose import PoseModel
 from pipeline.people import one_person, see, warp_crop
 from pipeline.sources import open_source
 
@@ -22,14 +22,14 @@ SHEET_TILE_PX, SHEET_COLUMNS, SHEET_TILES = 96, 12, 144
 """A preview sheet: side of a crop on it, px; crops in a row; the most crops on it, chosen evenly."""
 
 
-def collect_crops(sources: Sequence[Path], runtime: Runtime, count: int) -> CalibrationSet:
+def collect_crops(sources: Sequence[Path], model: PoseModel, count: int) -> CalibrationSet:
     """Crops of the person in evenly spaced frames of videos, pictures and folders of pictures.
 
     Frames without a person give none, so that there may be fewer crops than asked for.
 
     Args:
         sources: as `open_source` takes them; each gives an equal share.
-        runtime: finds the people.
+        model: finds the people.
         count: how many crops to collect.
 
     Raises:
@@ -40,13 +40,13 @@ def collect_crops(sources: Sequence[Path], runtime: Runtime, count: int) -> Cali
     for index, path in enumerate(sources):
         # What earlier sources gave too little, later ones may make up for.
         share = -(-(count - len(crops)) // (len(sources) - index))
-        crops.extend(_crops(path, runtime, share))
+        crops.extend(_crops(path, model, share))
     if not crops:
         raise CalibrationError(f"nobody was found in {', '.join(map(str, sources))}: give clips with a person in full view")
     return CalibrationSet(np.stack(crops), tuple(path.resolve().name for path in sources))
 
 
-def _crops(path: Path, runtime: Runtime, share: int) -> Iterator[NDArray[np.uint8]]:
+def _crops(path: Path, model: PoseModel, share: int) -> Iterator[NDArray[np.uint8]]:
     with open_source(path) as source:
         frames = source.frame_count
         is_video = source.frame_rate is not None
@@ -54,12 +54,12 @@ def _crops(path: Path, runtime: Runtime, share: int) -> Iterator[NDArray[np.uint
         with open_source(path) as source:
             frames = sum(1 for _ in source)
     looked_at = {round(index) for index in np.linspace(0, frames - 1, min(share, frames))}
-    finder = one_person(runtime, follows=is_video and frames <= FOLLOW_STEP * share)
+    finder = one_person(model, follows=is_video and frames <= FOLLOW_STEP * share)
     with open_source(path) as source:
         for frame in source:
             if frame.index not in looked_at:
                 continue
-            seen = tuple(s for s in see(runtime, frame.image, finder.find(frame)) if s.score >= finder.min_score)
+            seen = tuple(s for s in see(model, frame.image, finder.find(frame)) if s.score >= finder.min_score)
             finder.observe(seen)
             for sighting in seen:
                 yield warp_crop(frame.image, sighting.region)

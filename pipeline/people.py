@@ -21,8 +21,10 @@ from convnextpose import weights
 from convnextpose.crop import ENLARGEMENT, Box, apply_affine, crop_from_image, crop_region, invert_affine
 from convnextpose.errors import GeometryError, SourceError
 from convnextpose.variants import INPUT_SIZE
-from engines.detector import DETECTOR_RUNTIMES, FRAME_SIZE, PeopleDetector, open_detector, without_duplicates
-from engines.runtime import Runtime
+from engines.opening import open_people_detector
+from engines.people import PeopleDetector, without_duplicates
+from engines.pose import PoseModel
+from engines.sessions.registry import EXPORTED, RUNTIMES
 from pipeline.records import read_poses
 from pipeline.types import Frame
 
@@ -150,22 +152,22 @@ def warp_crop(image: NDArray[np.uint8], region: Box) -> NDArray[np.uint8]:
     return np.asarray(crop, np.uint8)
 
 
-def see(runtime: Runtime, image: NDArray[np.uint8], people: tuple[Person, ...]) -> list[Sighting]:
+def see(model: PoseModel, image: NDArray[np.uint8], people: tuple[Person, ...]) -> list[Sighting]:
     """Read people from a picture by their boxes.
 
     Raises:
         GeometryError: a box lies outside the picture.
     """
     height, width = image.shape[:2]
-    return see_regions(runtime, image, [(p, crop_region(p.box, width, height)) for p in people])
+    return see_regions(model, image, [(p, crop_region(p.box, width, height)) for p in people])
 
 
-def see_regions(runtime: Runtime, image: NDArray[np.uint8], regions: list[tuple[Person, Box]]) -> list[Sighting]:
+def see_regions(model: PoseModel, image: NDArray[np.uint8], regions: list[tuple[Person, Box]]) -> list[Sighting]:
     """Read people from the square regions of a picture, SEARCH_BATCH at a time."""
     sightings = []
     for begin in range(0, len(regions), SEARCH_BATCH):
         batch = regions[begin : begin + SEARCH_BATCH]
-        predictions = runtime.run(np.stack([warp_crop(image, region) for _, region in batch]))
+        predictions = model.run(np.stack([warp_crop(image, region) for _, region in batch]))
         for (person, region), joints, scores in zip(batch, predictions.joints, predictions.scores, strict=True):
             in_image = apply_affine(invert_affine(crop_from_image(region)), joints)
             sightings.append(Sighting(person, in_image, scores.astype(np.float64), region))
@@ -175,11 +177,13 @@ def see_regions(runtime: Runtime, image: NDArray[np.uint8], regions: list[tuple[
 def detect(detector: PeopleDetector, image: NDArray[np.uint8], min_score: float) -> list[Detection]:
     """The people whom the detector sees in a BGR picture [H, W, 3] uint8, the surest first, without duplicates."""
     height, width = image.shape[:2]
-    scale = FRAME_SIZE / max(width, height)
+    side = detector.frame_size
+    scale = side / max(width, height)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    frame = np.zeros((1, FRAME_SIZE, FRAME_SIZE, 3), np.uint8)
+    frame = np.zeros((1, side, side, 3), np.uint8)
     frame[0, : size[1], : size[0]] = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    boxes, scores = (values[0] for values in detector.run(frame))
+    found = detector.run(frame)
+    boxes, scores = found.boxes[0], found.scores[0]
     detections = []
     for index in without_duplicates(boxes, scores, min_score):
         x, y, w, h = (boxes[index].astype(np.float64) / scale).tolist()
@@ -235,14 +239,14 @@ class SinglePerson:
     nothing shows that it is the same person.
 
     Args:
-        runtime: reads the windows.
+        model: reads the windows.
         min_score: mean score from which a person counts as found; followed down to KEEP_FRACTION of it.
         follows: whether the frames follow each other in time. If not, as with pictures of a folder, each is searched anew.
     """
 
-    def __init__(self, runtime: Runtime, min_score: float = MIN_SCORE, *, follows: bool = True) -> None:
+    def __init__(self, model: PoseModel, min_score: float = MIN_SCORE, *, follows: bool = True) -> None:
         self.follows = follows
-        self._runtime = runtime
+        self._model = model
         self._found_score = min_score
         self.min_score = min_score * KEEP_FRACTION
         self._box: Box | None = None
@@ -318,7 +322,7 @@ class SinglePerson:
 
     def _best(self, frame: Frame, regions: list[Box]) -> Sighting | None:
         nobody = Person(-1, regions[0])
-        sightings = see_regions(self._runtime, frame.image, [(nobody, region) for region in regions])
+        sightings = see_regions(self._model, frame.image, [(nobody, region) for region in regions])
         candidates = sorted(sightings, key=lambda s: -s.score)[:SEARCH_CANDIDATES]
         promising = [c for c in candidates if c.score >= SEARCH_PROMISING * self._found_score]
         closer = [c for c in (self._look_closer(frame, candidate) for candidate in promising) if c is not None]
@@ -328,7 +332,7 @@ class SinglePerson:
         try:
             for _ in range(SEARCH_REFINEMENTS):
                 person = Person(-1, box_from_joints(sighting.joints))
-                (sighting,) = see(self._runtime, frame.image, (person,))
+                (sighting,) = see(self._model, frame.image, (person,))
             box_from_joints(sighting.joints)
         except GeometryError:  # its joints enclose nothing, or lie outside the picture: no person
             return None
@@ -343,22 +347,22 @@ class DetectedPerson(SinglePerson):
     takes some things for people, and so does the pose network alone, but mostly not the same things.
 
     Args:
-        runtime: reads the poses.
+        model: reads the poses.
         detector: proposes boxes.
         min_score, follows: as for `SinglePerson`.
     """
 
     def __init__(
-        self, runtime: Runtime, detector: PeopleDetector, min_score: float = MIN_SCORE, *, follows: bool = True
+        self, model: PoseModel, detector: PeopleDetector, min_score: float = MIN_SCORE, *, follows: bool = True
     ) -> None:
-        super().__init__(runtime, min_score, follows=follows)
+        super().__init__(model, min_score, follows=follows)
         self._detector = detector
 
     def search(self, frame: Frame) -> Sighting | None:
         """The best sighting in the detector's boxes, whether it counts as a person or not; None if it proposes nobody."""
         detections = detect(self._detector, frame.image, DETECTION_SCORE)[:DETECTION_CANDIDATES]
         people = tuple(Person(-1, detection.box) for detection in detections)
-        sightings = sorted(see(self._runtime, frame.image, people), key=lambda s: -s.score)
+        sightings = sorted(see(self._model, frame.image, people), key=lambda s: -s.score)
         promising = [s for s in sightings[:SEARCH_CANDIDATES] if s.score >= SEARCH_PROMISING * self._found_score]
         agreeing = [a for a in (self._agreeing(frame, sighting) for sighting in promising) if a is not None]
         return max(agreeing, key=lambda s: s.score, default=None)
@@ -379,19 +383,19 @@ class DetectedPerson(SinglePerson):
                 if box.iou(detected) >= DETECTION_AGREEMENT and (best is None or sighting.score > best.score):
                     best = sighting
                 if left:
-                    (sighting,) = see(self._runtime, frame.image, (Person(-1, box),))
+                    (sighting,) = see(self._model, frame.image, (Person(-1, box),))
         except GeometryError:  # its joints enclose nothing, or lie outside the picture: no person
             pass
         return best
 
 
 def one_person(
-    runtime: Runtime, min_score: float = MIN_SCORE, *, follows: bool, where: str = "auto", threads: int | None = None
+    model: PoseModel, min_score: float = MIN_SCORE, *, follows: bool, where: str = "auto", threads: int | None = None
 ) -> SinglePerson:
     """One person, found by the people detector where the package holds one, otherwise with the pose network alone.
 
     Args:
-        runtime: reads the poses.
+        model: reads the poses.
         min_score, follows: as for `SinglePerson`.
         where: the runtime that was asked for; the detector runs there, too, if it can.
         threads: threads of the detector, or None for its runtime's own choice.
@@ -401,9 +405,10 @@ def one_person(
     """
     exported = weights.detector()
     if exported is None:
-        return SinglePerson(runtime, min_score, follows=follows)
-    detector = open_detector(exported, where if where in DETECTOR_RUNTIMES else "auto", threads=threads)
-    return DetectedPerson(runtime, detector, min_score, follows=follows)
+        return SinglePerson(model, min_score, follows=follows)
+    able = where in RUNTIMES and RUNTIMES[where].runs == EXPORTED
+    detector = open_people_detector(exported, where if able else "auto", threads=threads)
+    return DetectedPerson(model, detector, min_score, follows=follows)
 
 
 class WholePicture:

@@ -19,7 +19,8 @@ from convnextpose.crop import Box
 from convnextpose.errors import SourceError
 from convnextpose.skeleton import JOINT_SETS
 from convnextpose.variants import Variant
-from engines.runtime import ModelInfo, RuntimeDescription
+from engines.pose import ModelInfo
+from engines.session import SessionDescription
 from pipeline.types import Pose, PosedFrame, RunHeader
 
 FORMAT = "convnextpose/1"
@@ -175,7 +176,7 @@ def _parse_header(record: dict[str, Any]) -> RunHeader:
         camera=Intrinsics(**record["camera"]),
         root_depth_source=RootDepthSource(record["root_depth_source"]),
         model=ModelInfo(model["name"], Variant[model["variant"]], joints, model["checkpoint_sha256"], model["random"]),
-        runtime=RuntimeDescription(**record["runtime"]),
+        runtime=SessionDescription(**record["runtime"]),
     )
 
 

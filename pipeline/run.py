@@ -11,8 +11,9 @@ from convnextpose.camera import Intrinsics, RootDepthSource
 from convnextpose.checkpoint import VerifiedCheckpoint, verify, verify_state
 from convnextpose.errors import CheckpointError, ModelError, RuntimeUnavailableError, SinkError, install_command
 from convnextpose.variants import Variant
-from engines.runtime import Runtime
-from engines.select import is_engine, open_runtime
+from engines.manifest import is_engine
+from engines.opening import open_pose_model
+from engines.pose import PoseModel
 from pipeline.channels import DropPolicy
 from pipeline.draw import PoseRenderer
 from pipeline.people import MIN_SCORE, GivenBoxes, PeopleFinder, WholePicture, one_person
@@ -35,6 +36,7 @@ class RunConfig:
         model: a name of default weights, a checkpoint in any container that `verify` reads, an exported `.onnx` file, or an
             `.engine` file with its manifest beside it.
         runtime: `auto`, `openvino`, `onnxruntime`, `torch` or `tensorrt`.
+        precision: what the network computes in, as for `engines.opening.choose_precision`.
         out: folder for the results, or None to write none.
         overwrite: whether results that are there already may be replaced.
         boxes: file of the people's boxes, or None to find and follow one person.
@@ -49,6 +51,7 @@ class RunConfig:
     source: Path
     model: str = "xs"
     runtime: str = "auto"
+    precision: str = "auto"
     out: Path | None = None
     overwrite: bool = False
     boxes: Path | None = None
@@ -74,7 +77,9 @@ class RunConfig:
         return self.model if self.engine is None else str(self.engine)
 
 
-def open_model(model: str, runtime: str, *, random_weights: bool = False, threads: int | None = None) -> Runtime:
+def open_model(
+    model: str, runtime: str, *, precision: str = "auto", random_weights: bool = False, threads: int | None = None
+) -> PoseModel:
     """Open a model by the name of default weights, or by the path of a checkpoint, an exported file or an engine.
 
     Raises:
@@ -82,11 +87,18 @@ def open_model(model: str, runtime: str, *, random_weights: bool = False, thread
         RuntimeUnavailableError: the runtime cannot start here.
     """
     if random_weights:
-        return open_runtime(_random_checkpoint(model), runtime, threads=threads, name=f"{model.lower()}-random", random=True)
+        return open_pose_model(
+            _random_checkpoint(model),
+            runtime,
+            precision=precision,
+            threads=threads,
+            name=f"{model.lower()}-random",
+            random=True,
+        )
     if model.lower() in weights.names():
         shipped = weights.load(model.lower())
         what: Path | VerifiedCheckpoint = verify(shipped.safetensors) if runtime == "torch" else shipped.onnx
-        return open_runtime(what, runtime, threads=threads, name=shipped.name)
+        return open_pose_model(what, runtime, precision=precision, threads=threads, name=shipped.name)
     path = Path(model)
     if not path.exists():
         raise ModelError(
@@ -94,8 +106,9 @@ def open_model(model: str, runtime: str, *, random_weights: bool = False, thread
             f".engine file; received {model!r}, which is none of them"
         )
     if is_engine(path):  # its manifest has the model's own name
-        return open_runtime(path, runtime, threads=threads)
-    return open_runtime(path if path.suffix == ".onnx" else verify(path), runtime, threads=threads, name=path.name)
+        return open_pose_model(path, runtime, precision=precision, threads=threads)
+    what = path if path.suffix == ".onnx" else verify(path)
+    return open_pose_model(what, runtime, precision=precision, threads=threads, name=path.name)
 
 
 def _random_checkpoint(variant: str) -> VerifiedCheckpoint:
@@ -139,13 +152,19 @@ def open_pipeline(config: RunConfig) -> Pipeline:
         source = open_source(config.source)
         opened.callback(source.close)
         finder: PeopleFinder | None = GivenBoxes.read(config.boxes) if config.boxes else None
-        runtime = open_model(config.network, config.runtime, random_weights=config.random_weights, threads=config.threads)
-        opened.callback(runtime.close)
+        model = open_model(
+            config.network,
+            config.runtime,
+            precision=config.precision,
+            random_weights=config.random_weights,
+            threads=config.threads,
+        )
+        opened.callback(model.close)
         if finder is None and config.random_weights:
             finder = WholePicture()
         elif finder is None:  # pictures have no frame rate: one is not what came after another
             follows = source.frame_rate is not None
-            finder = one_person(runtime, config.min_score, follows=follows, where=config.runtime, threads=config.threads)
+            finder = one_person(model, config.min_score, follows=follows, where=config.runtime, threads=config.threads)
         header = RunHeader(
             source=source.name,
             width=source.width,
@@ -154,8 +173,8 @@ def open_pipeline(config: RunConfig) -> Pipeline:
             frame_count=source.frame_count,
             camera=config.camera or Intrinsics.assumed(source.width, source.height),
             root_depth_source=RootDepthSource.INTRINSICS if config.camera else RootDepthSource.ASSUMED_FOV,
-            model=runtime.model,
-            runtime=runtime.describe(),
+            model=model.info,
+            runtime=model.describe(),
         )
         _keep_apart(config)
         trace = TraceWriter(config.trace, overwrite=config.overwrite) if config.trace else None
@@ -163,13 +182,13 @@ def open_pipeline(config: RunConfig) -> Pipeline:
         opened.pop_all()
     return Pipeline(
         source,
-        runtime,
+        model,
         finder,
         header=header,
         camera=config.camera,
-        renderer=PoseRenderer(runtime.model.joint_set) if config.out else None,
+        renderer=PoseRenderer(model.info.joint_set) if config.out else None,
         sinks=sinks,
         trace=trace,
         policy=DropPolicy.BLOCK,
-        caption=RANDOM_CAPTION if runtime.model.random else None,
+        caption=RANDOM_CAPTION if model.info.random else None,
     )

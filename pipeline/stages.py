@@ -9,18 +9,18 @@ import numpy as np
 
 from convnextpose.camera import Intrinsics, RootDepthSource
 from convnextpose.errors import GeometryError
-from engines.runtime import Runtime
+from engines.pose import PoseModel
 from pipeline.people import Person, Sighting, see
 from pipeline.types import Frame, Pose
 
 
-def infer(runtime: Runtime, frame: Frame, people: tuple[Person, ...], min_score: float) -> tuple[Sighting, ...]:
+def infer(model: PoseModel, frame: Frame, people: tuple[Person, ...], min_score: float) -> tuple[Sighting, ...]:
     """Read the people of a frame; those whose mean score is under `min_score` are nobody and left out.
 
     Raises:
         GeometryError: a box lies outside the picture.
     """
-    return tuple(s for s in see(runtime, frame.image, people) if s.score >= min_score)
+    return tuple(s for s in see(model, frame.image, people) if s.score >= min_score)
 
 
 def in_picture(frame: Frame, people: tuple[Person, ...], problems: list[str]) -> tuple[Person, ...]:

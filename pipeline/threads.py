@@ -20,7 +20,7 @@ from types import TracebackType
 
 from convnextpose.camera import Intrinsics, RootDepthSource
 from convnextpose.errors import GeometryError, PoseError, StageError
-from engines.runtime import Runtime
+from engines.pose import PoseModel
 from pipeline.channels import Channel, Closed, DropPolicy
 from pipeline.draw import PoseRenderer
 from pipeline.ledger import FrameLedger
@@ -60,11 +60,11 @@ class _Item:
 class Pipeline:
     """A running pipeline: iterate over it for the posed frames, or use it as a context manager to be sure that it ends.
 
-    It closes everything that it was given: source, runtime, sinks and trace.
+    It closes everything that it was given: source, model, sinks and trace.
 
     Args:
         source: gives the frames.
-        runtime: runs the network.
+        model: reads the poses.
         finder: names the people of each frame.
         header: what the run is.
         camera: the true intrinsics, or None to assume a field of view for each picture's size.
@@ -83,7 +83,7 @@ class Pipeline:
     def __init__(
         self,
         source: Source,
-        runtime: Runtime,
+        model: PoseModel,
         finder: PeopleFinder,
         *,
         header: RunHeader,
@@ -98,7 +98,7 @@ class Pipeline:
         self.ledger = FrameLedger()
         self.timing = TimingTable()
         self._source = source
-        self._runtime = runtime
+        self._model = model
         self._finder = finder
         self._camera = camera
         self._renderer = renderer
@@ -111,7 +111,7 @@ class Pipeline:
         self._error: StageError | None = None
         self._error_lock = threading.Lock()
         self._closed = False
-        self._closers: list[tuple[str, Callable[[], None]]] = [("capture", source.close), ("infer", runtime.close)]
+        self._closers: list[tuple[str, Callable[[], None]]] = [("capture", source.close), ("infer", model.close)]
         self._closers += [("sinks", sink.close) for sink in sinks]
         self._closers += [("sinks", trace.close)] if trace else []
         stages: list[tuple[str, Callable[[_Item], None], Callable[[], None] | None]] = [
@@ -304,7 +304,7 @@ class Pipeline:
     def _infer(self, item: _Item) -> None:
         try:
             people = in_picture(item.frame, item.people, item.problems)
-            item.sightings = infer(self._runtime, item.frame, people, self._finder.min_score)
+            item.sightings = infer(self._model, item.frame, people, self._finder.min_score)
         finally:
             if self._finder.follows:
                 self._feedback.put(item.sightings)

@@ -11,7 +11,8 @@ from convnextpose.camera import Intrinsics, RootDepthSource
 from convnextpose.crop import Box
 from convnextpose.errors import GeometryError
 from convnextpose.skeleton import JointSet
-from engines.runtime import ModelInfo, RuntimeDescription
+from engines.pose import ModelInfo
+from engines.session import SessionDescription
 from pipeline.timeline import Timeline
 
 
@@ -123,7 +124,7 @@ class RunHeader:
     camera: Intrinsics
     root_depth_source: RootDepthSource
     model: ModelInfo
-    runtime: RuntimeDescription
+    runtime: SessionDescription
 
     @property
     def joint_set(self) -> JointSet:

@@ -42,8 +42,8 @@ def calibrate_command(
     for path in (out, preview):
         if path.exists() and not overwrite:
             raise OutputExistsError(f"{path} exists; allow overwriting it with --overwrite, or name another file")
-    with open_model(model, "auto") as runtime:
-        found = collect_crops(sources, runtime, count)
+    with open_model(model, "auto") as finds:
+        found = collect_crops(sources, finds, count)
     found.save(out, overwrite=overwrite)
     write_preview(found.crops, preview)
     console = Console(highlight=False, soft_wrap=True)

@@ -16,7 +16,9 @@ from convnextpose import weights
 from convnextpose.camera import Intrinsics
 from convnextpose.checkpoint import claimed_variant
 from convnextpose.errors import GeometryError, StageError
-from engines.select import ENGINE_SUFFIX, choose_runtime, is_engine
+from engines.manifest import ENGINE_SUFFIX, is_engine
+from engines.opening import CPU_PRECISIONS, choose_precision
+from engines.sessions.registry import Choice, choose_runtime, runtime_help
 from pipeline.people import MIN_SCORE
 from pipeline.run import RunConfig, open_pipeline
 from pipeline.threads import Pipeline
@@ -44,7 +46,14 @@ def run_command(
             show_default=False,
         ),
     ] = None,
-    runtime: Annotated[str, typer.Option(help="auto, openvino, onnxruntime, torch, or tensorrt for an engine.")] = "auto",
+    runtime: Annotated[str, typer.Option(help=runtime_help())] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help=f"What the network computes in on a CPU: auto, {', '.join(CPU_PRECISIONS)}. auto takes bf16 where the CPU "
+            "has it and the model is proven in it, otherwise fp32."
+        ),
+    ] = "auto",
     boxes: Annotated[
         Path | None,
         typer.Option(
@@ -90,6 +99,7 @@ def run_command(
         source=source,
         model=model,
         runtime=runtime,
+        precision=precision,
         out=out,
         overwrite=overwrite,
         boxes=boxes,
@@ -162,15 +172,16 @@ def _print_head(console: Console, pipeline: Pipeline, config: RunConfig) -> None
     if claim is not None and claim is not header.model.variant:
         wrong = f"the name of {config.network} claims variant {claim.name}, its tensors are variant {header.model.variant.name}"
         console.print(f"[bold red]WRONG NAME[/]  {escape(wrong)}")
-    console.print(f"runtime  {escape(str(header.runtime))}{_why(config)}")
+    runtime = choose_runtime(config.runtime, engine=is_engine(Path(config.network)))
+    console.print(f"runtime  {escape(str(header.runtime))}{_because(config.runtime, runtime)}")
+    precision = choose_precision(config.precision, runtime.name, header.model)
+    console.print(f"         {precision.name}{escape(_because(config.precision, precision))}")
     depth = "the given camera" if config.camera else "an assumed field of view: depths and scale are a guess"
     console.print(f"depth    from {depth}")
 
 
-def _why(config: RunConfig) -> str:
-    if config.runtime != "auto":
-        return ", as asked for"
-    return f", chosen because {choose_runtime(engine=is_engine(Path(config.network))).reason}"
+def _because(asked: str, choice: Choice) -> str:
+    return ", as asked for" if asked != "auto" else f", chosen because {choice.reason}"
 
 
 def _print_end(console: Console, pipeline: Pipeline, config: RunConfig) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from convnextpose import weights
 from engines.calibration import CalibrationSet
-from engines.select import open_runtime
+from engines.opening import open_pose_model
 from pipeline.calibration import collect_crops
 from training.dataset import Renderer
 
@@ -35,8 +35,8 @@ def main() -> None:
             for index, difficulty in enumerate(DIFFICULTIES)
         ]
     )
-    with open_runtime(weights.load("xs").onnx) as runtime:
-        filmed = collect_crops([weights.DEMO_CLIP], runtime, EACH).crops
+    with open_pose_model(weights.load("xs").onnx) as model:
+        filmed = collect_crops([weights.DEMO_CLIP], model, EACH).crops
     # In turn, so that every part of the set has both.
     crops = np.stack([rendered, filmed], axis=1).reshape(-1, *rendered.shape[1:])
     CalibrationSet(crops, ("training.dataset.Renderer", weights.DEMO_CLIP.name)).save(out, overwrite=True)

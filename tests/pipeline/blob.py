@@ -9,16 +9,17 @@ import numpy as np
 
 from convnextpose.skeleton import HUMAN36M
 from convnextpose.variants import Variant
-from engines.runtime import ModelInfo, Predictions, RuntimeDescription, check_crops
+from engines.pose import ModelInfo, Predictions, check_crops
+from engines.session import SessionDescription
 
 LAYOUT = np.random.default_rng(7).random((18, 2))
 LAYOUT[10], LAYOUT[3], LAYOUT[13], LAYOUT[16] = (0.5, 0.0), (0.5, 1.0), (0.0, 0.5), (1.0, 0.5)
 
 
 class BlobRuntime:
-    """Implements `engines.runtime.Runtime`."""
+    """What the pipeline uses of an `engines.pose.PoseModel`."""
 
-    model = ModelInfo("blob", Variant.XS, HUMAN36M, "0" * 64)
+    info = ModelInfo("blob", Variant.XS, HUMAN36M, "0" * 64)
 
     def __init__(self):
         self.crops = 0
@@ -41,7 +42,7 @@ class BlobRuntime:
         return Predictions(joints, scores)
 
     def describe(self):
-        return RuntimeDescription("blob", "1", "CPU", "exact", 1)
+        return SessionDescription("blob", "1", "CPU", "exact", 1)
 
     def close(self):
         self.closed += 1

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from convnextpose.crop import Box
 from convnextpose.errors import SourceError
-from engines.detector import FRAME_SIZE, PeopleDetector
+from engines.people import PeopleDetector, people_specs
+from engines.session import SessionDescription
+from engines.sessions.base import LockedSession
 from pipeline.people import (
     DETECTION_INTERVAL,
     SEARCH_INTERVAL,
@@ -23,28 +25,34 @@ from pipeline.stages import infer
 from pipeline.types import Frame
 from tests.pipeline.blob import BlobRuntime, picture
 
+SIDE = 384
+"""Of the frames that the detector below reads, px."""
 
-class BlobDetector(PeopleDetector):
-    """Sees the bright pixels of a frame as one person, and in every frame a person where nobody is."""
+
+class BlobSession(LockedSession):
+    """A detector's session: it sees a frame's bright pixels as one person, and in every frame a person where nobody is."""
 
     def __init__(self):
         self.frames = 0
-        super().__init__("blob", self.see)
+        super().__init__("blob", *people_specs(SIDE, 2), SessionDescription("blob", "1", "CPU", "exact", 1))
 
-    def see(self, frames):
-        self.frames += len(frames)
-        boxes = np.tile(np.array([[0, 0, 1, 1], [5, 5, 30, 60]], np.float32), (len(frames), 1, 1))
-        scores = np.tile(np.array([0, 0.3], np.float32), (len(frames), 1))
-        for index, frame in enumerate(frames):
+    def _infer(self, arrays, count):
+        self.frames += count
+        boxes = np.tile(np.array([[0, 0, 1, 1], [5, 5, 30, 60]], np.float32), (count, 1, 1))
+        scores = np.tile(np.array([0, 0.3], np.float32), (count, 1))
+        for index, frame in enumerate(arrays["frames"]):
             ys, xs = np.nonzero(frame[..., 1] > 128)
             if len(xs):
                 boxes[index, 0] = xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1
                 scores[index, 0] = 0.8
-        return boxes, scores
+        return {"boxes": boxes, "scores": scores}
+
+    def _release(self):
+        pass
 
 
 def detected(runtime):
-    return DetectedPerson(runtime, BlobDetector())
+    return DetectedPerson(runtime, PeopleDetector(BlobSession()))
 
 
 def follow(boxes, width=640, height=480, runtime=None, finder=SinglePerson):
@@ -78,9 +86,9 @@ def test_detected_boxes_are_those_of_the_picture(width, height, size, across, do
     shape = np.array([width, height])
     extent = np.maximum(size * shape, 16)
     (x, y), (w, h) = ((shape - extent) * (across, down)).round(), extent.round()
-    seen = detect(BlobDetector(), picture(width, height, (x, y, w, h)), 0.5)
+    seen = detect(PeopleDetector(BlobSession()), picture(width, height, (x, y, w, h)), 0.5)
     box = seen[0].box
-    pixel = max(width, height) / FRAME_SIZE  # the frame's pixels are this large
+    pixel = max(width, height) / SIDE  # the frame's pixels are this large
     np.testing.assert_allclose([*box.center, box.width, box.height], [x + w / 2, y + h / 2, w, h], atol=2.5 * max(1, pixel))
     for detection in seen:
         detection.box.clip(width, height)  # no part of a box is outside the picture
@@ -104,25 +112,25 @@ def test_what_the_detector_takes_for_a_person_makes_no_pose():
 
 
 def test_a_pose_elsewhere_than_the_detector_saw_somebody_is_nobody():
-    class Beside(BlobDetector):
-        def see(self, frames):
-            boxes, scores = super().see(frames)
-            boxes[..., 0] += 0.8 * boxes[..., 2]
-            return boxes, scores
+    class Beside(BlobSession):
+        def _infer(self, arrays, count):
+            found = super()._infer(arrays, count)
+            found["boxes"][..., 0] += 0.8 * found["boxes"][..., 2]
+            return found
 
     box = (200, 100, 80, 220)
     assert follow([box], finder=detected) != [None]
-    assert follow([box], finder=lambda runtime: DetectedPerson(runtime, Beside())) == [None]
+    assert follow([box], finder=lambda runtime: DetectedPerson(runtime, PeopleDetector(Beside()))) == [None]
 
 
 def test_a_followed_person_needs_no_detector():
     box = (200, 100, 80, 220)
     finder, runtime = detected(BlobRuntime()), BlobRuntime()
-    before = finder._detector.frames
+    before = finder._detector._session.frames
     for index in range(5):
         frame = Frame(picture(640, 480, box), "test", index, index / 25)
         finder.observe(infer(runtime, frame, finder.find(frame), finder.min_score))
-    assert finder._detector.frames == before + 1
+    assert finder._detector._session.frames == before + 1
 
 
 def test_whoever_comes_back_is_soon_detected_as_another_track():
@@ -180,7 +188,11 @@ def test_an_empty_stream_is_not_searched_in_every_frame():
 def test_pictures_that_do_not_follow_each_other_are_each_searched(with_detector):
     boxes = [(10, 100, 80, 220), (500, 200, 60, 180), None, (300, 10, 100, 300)]
     runtime = BlobRuntime()
-    finder = DetectedPerson(runtime, BlobDetector(), follows=False) if with_detector else SinglePerson(runtime, follows=False)
+    finder = (
+        DetectedPerson(runtime, PeopleDetector(BlobSession()), follows=False)
+        if with_detector
+        else SinglePerson(runtime, follows=False)
+    )
     for index, box in enumerate(boxes):
         people = finder.find(Frame(picture(640, 480, box), "folder", index, float(index)))
         assert len(people) == (0 if box is None else 1)

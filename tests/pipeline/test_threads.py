@@ -69,7 +69,7 @@ def make(source, finder=None, sinks=(), **options):
     runtime = BlobRuntime()
     header = RunHeader(
         source.name, 640, 480, 25.0, source.frame_count, Intrinsics.assumed(640, 480), RootDepthSource.ASSUMED_FOV,
-        runtime.model, runtime.describe(),
+        runtime.info, runtime.describe(),
     )  # fmt: skip
     return Pipeline(source, runtime, finder or SinglePerson(runtime), header=header, sinks=sinks, **options), runtime
 
@@ -89,7 +89,7 @@ def no_thread_is_left():
 
 def test_every_frame_comes_out_once_in_order_with_its_pose_and_timeline():
     source, sink = Pictures(60), Collect()
-    pipeline, runtime = make(source, sinks=[sink], renderer=PoseRenderer(BlobRuntime.model.joint_set))
+    pipeline, runtime = make(source, sinks=[sink], renderer=PoseRenderer(BlobRuntime.info.joint_set))
     frames = list(pipeline)
     assert [f.frame.index for f in frames] == list(range(60)) == [f.frame.index for f in sink.frames]
     assert all(len(f.poses) == 1 for f in frames)
