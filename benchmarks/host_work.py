@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=250, help="frames to time each step on")
     parser.add_argument("--flat", type=int, default=10_000, help="frames of the memory run; 0 leaves it out")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, open_model("xs", "auto") as runtime:
+    with tempfile.TemporaryDirectory() as folder, open_model("xs", "auto") as model:
         with open_source(weights.DEMO_CLIP) as source:
             small = list(source)
         large = [
@@ -86,7 +86,7 @@ def main() -> None:
         ]
         header = RunHeader(
             "bench", WIDTH, HEIGHT, 25.0, len(large), Intrinsics.assumed(WIDTH, HEIGHT), RootDepthSource.ASSUMED_FOV,
-            runtime.model, runtime.describe(),
+            model.info, model.describe(),
         )  # fmt: skip
         clip = Path(folder) / "clip.mp4"
         sink = Mp4Recorder(clip, header)
@@ -95,7 +95,7 @@ def main() -> None:
         sink.close()
 
         steps: dict[str, list[float]] = {}
-        finder, renderer = SinglePerson(runtime), PoseRenderer(runtime.model.joint_set)
+        finder, renderer = SinglePerson(model), PoseRenderer(model.info.joint_set)
         wide = PosedFrame(large[0], (), header.camera)
         first = renderer.render(wide.frame, (), wide.camera)
         out = Mp4Recorder(Path(folder) / "out.mp4", replace(header, width=first.shape[1], height=first.shape[0]))
@@ -104,7 +104,7 @@ def main() -> None:
             frames = iter(source)
             while (frame := timed(steps, "decode", lambda frames=frames: next(frames, None))) is not None:
                 people = finder.find(frame)
-                sightings = tuple(s for s in see(runtime, frame.image, people) if s.score >= finder.min_score)
+                sightings = tuple(s for s in see(model, frame.image, people) if s.score >= finder.min_score)
                 finder.observe(sightings)
                 for person, sighting in zip(people, sightings, strict=False):
                     region = crop_region(person.box, WIDTH, HEIGHT)
@@ -127,8 +127,8 @@ def main() -> None:
             sinks = [NdjsonRecorder(Path(folder) / "flat.ndjson", header), Mp4Recorder(Path(folder) / "flat.mp4", header)]
             marks: dict[int, float] = {}
             with Pipeline(
-                repeated, runtime, SinglePerson(runtime), header=header,
-                renderer=PoseRenderer(runtime.model.joint_set), sinks=sinks,
+                repeated, model, SinglePerson(model), header=header,
+                renderer=PoseRenderer(model.info.joint_set), sinks=sinks,
             ) as pipeline:  # fmt: skip
                 for posed in pipeline:
                     if posed.frame.index % (arguments.flat // 10) == arguments.flat // 10 - 1:

@@ -22,7 +22,8 @@ from convnextpose.crop import Box
 from convnextpose.errors import OutputExistsError, SinkError, SourceError
 from convnextpose.skeleton import HUMAN36M, MUCO
 from convnextpose.variants import Variant
-from engines.runtime import ModelInfo, RuntimeDescription
+from engines.pose import ModelInfo
+from engines.session import SessionDescription
 from pipeline.records import read_poses
 from pipeline.sinks import MAX_SIDE, NdjsonSink, NpzSink, VideoSink, open_sinks
 from pipeline.sources import open_source
@@ -33,7 +34,7 @@ CAMERA = Intrinsics.assumed(96, 64)
 HEADER = RunHeader(
     "walk.mp4", 96, 64, 25.0, 250, CAMERA, RootDepthSource.ASSUMED_FOV,
     ModelInfo("xs", Variant.XS, HUMAN36M, "ab" * 32),
-    RuntimeDescription("onnxruntime", "1.17", "CPU", "fp32", 2),
+    SessionDescription("onnxruntime", "1.17", "CPU", "fp32", 2),
 )  # fmt: skip
 NAMES = ["poses.mp4", "poses.ndjson", "poses.npz"]
 

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnextpose.errors import ModelError, ParityError
-from engines.runtime import ModelInfo, RuntimeDescription
-from engines.runtimes.base import LockedRuntime, Outputs
+from engines.graph import layer_name, specs_of
+from engines.session import Arrays, SessionDescription
+from engines.sessions.base import LockedSession
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,44 +22,46 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 BATCH = 4
-"""Crops that are computed at once: every node's result of a batch is held."""
+"""Items that are computed at once: every node's result of a batch is held."""
 
 
-def layer_name(weight: str) -> str:
-    """A convolution's name, as checkpoints have it, from the name of its weight in an exported graph."""
-    return weight.removeprefix("network.").partition(".weight")[0]
+class TypedSession(LockedSession):
+    """Runs an ONNX file's bytes in ONNX's reference evaluator, with its slow operators replaced.
 
-
-class TypedRuntime(LockedRuntime):
-    """Runs an exported model's bytes in ONNX's reference evaluator, with its slow operators replaced.
+    Args:
+        onnx: the file.
+        name: what error messages call the network.
+        precision: what the file's types are called.
 
     Raises:
-        ParityError: a layer's values leave the range of its type; names it. `run` raises it, too.
+        ModelError: the file is damaged.
+        ParityError: a layer's values leave the range of its type; names it. `run` raises it.
     """
 
-    def __init__(self, onnx: bytes, model: ModelInfo, *, threads: int | None = None) -> None:
+    def __init__(self, onnx: bytes, name: str, *, precision: str) -> None:
         import onnx as library
         import torch
         from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
         from onnx.reference import ReferenceEvaluator
 
-        if threads is not None:
-            torch.set_num_threads(threads)  # torch has one number of threads for the whole process
         try:
-            self._evaluator: Any = ReferenceEvaluator(library.load_from_string(onnx), new_ops=_fast_operators())
+            model = library.load_from_string(onnx)
+            self._evaluator: Any = ReferenceEvaluator(model, new_ops=_fast_operators())
         except DecodeError as error:
-            raise ModelError(f"expected an ONNX model, model {model.name} is damaged: {error}") from error
-        description = RuntimeDescription("onnx", library.__version__, "CPU", model.precision, torch.get_num_threads())
-        super().__init__(model, description)
+            raise ModelError(f"expected an ONNX model, {name} is damaged: {error}") from error
+        inputs, outputs = specs_of(model.graph.input), specs_of(model.graph.output)
+        description = SessionDescription("onnx", library.__version__, "CPU", precision, torch.get_num_threads())
+        super().__init__(name, inputs, outputs, description)
 
-    def _infer(self, crops: NDArray[np.uint8]) -> Outputs:
+    def _infer(self, arrays: Arrays, count: int) -> Arrays:
+        names = [spec.name for spec in self._outputs]
         # What does not fit its type becomes infinite, and the next convolution says so.
         with np.errstate(over="ignore", invalid="ignore"):
             batches = [
-                self._evaluator.run(["joints", "scores"], {"crops": crops[begin : begin + BATCH]})
-                for begin in range(0, len(crops), BATCH)
+                self._evaluator.run(names, {name: array[begin : begin + BATCH] for name, array in arrays.items()})
+                for begin in range(0, count, BATCH)
             ]
-        return np.concatenate([b[0] for b in batches]), np.concatenate([b[1] for b in batches])
+        return {name: np.concatenate([batch[index] for batch in batches]) for index, name in enumerate(names)}
 
     def _release(self) -> None:
         del self._evaluator

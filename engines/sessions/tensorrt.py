@@ -1,7 +1,7 @@
-"""An engine on the GPU: by tensor names, from pinned memory, with two batches in flight and a graph for what recurs.
+"""TensorRT, the full one or for RTX: from pinned memory, with two batches in flight and a graph for what recurs.
 
 Each of two buffer sets has a stream, its buffers, and an execution context for each batch size that it has run. A run of more
-crops than the engine takes at once alternates between the sets, so that one's copies overlap the other's inference; a smaller
+items than the engine takes at once alternates between the sets, so that one's copies overlap the other's inference; a smaller
 run needs one set. TensorRT forbids to change a context whose work is in a CUDA graph: hence a context for each batch size. The
 contexts of a set share one block of memory for activations, as they never run at the same time.
 """
@@ -9,35 +9,34 @@ contexts of a set share one block of memory for activations, as they never run a
 from __future__ import annotations
 
 import json
+import math
 import time
 import warnings
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from convnextpose.errors import EngineError, GeometryError, RuntimeUnavailableError
-from convnextpose.variants import INPUT_SIZE
+from convnextpose.errors import EngineError, RuntimeUnavailableError
 from engines import manifest as manifests
 from engines.manifest import EngineManifest, Machine
-from engines.runtime import Predictions, RuntimeDescription
-from engines.runtimes.base import LockedRuntime, Outputs
-from engines.tensorrt.device import LEGACY_STREAM, Device, DeviceError, DeviceMemoryError, open_device
+from engines.session import Arrays, ArraySpec, SessionDescription
+from engines.sessions.base import LockedSession
+from engines.tensorrt.device import Device, DeviceError, DeviceMemoryError, open_device
 from engines.tensorrt.module import LIBRARIES, Library, load_library
 from engines.timing import RunTimes
-
-CROP_BYTES = INPUT_SIZE * INPUT_SIZE * 3
 
 CONTEXTS = 8
 """Execution contexts, and so graphs, of a buffer set: the batch size that was not run for the longest gives way."""
 
-ALIGNMENT = 256
-"""What TensorRT asks of a tensor's address, bytes."""
+_TYPES = {
+    "FLOAT": "float32", "HALF": "float16", "INT8": "int8", "UINT8": "uint8", "INT32": "int32", "INT64": "int64", "BOOL": "bool",
+}  # fmt: skip
+"""Its names for types, and numpy's."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class MemoryUse:
 
     Attributes:
         activations: what its layers need for the largest batch, once for each buffer set in use.
-        held: what this runtime has on the GPU for crops, results and activations; the weights are not in it.
+        held: what this session has on the GPU for inputs, results and activations; the weights are not in it.
         free: what nobody has on the GPU.
     """
 
@@ -71,12 +70,12 @@ class MemoryUse:
     free: int
 
 
-def open_engine(path: Path, name: str | None = None, *, binding: str = "auto") -> TensorRTRuntime:
+def open_engine(path: Path, name: str | None = None, *, binding: str = "auto") -> TensorRTSession:
     """Open an engine file that has its manifest beside it, after both were found to be whole and to fit this machine.
 
     Args:
         path: the engine.
-        name: what to call the model; None for the manifest's name.
+        name: what error messages call the network; None for the manifest's name of the model.
         binding: as for `engines.tensorrt.device.open_device`.
 
     Raises:
@@ -92,7 +91,20 @@ def open_engine(path: Path, name: str | None = None, *, binding: str = "auto") -
         found.check_bytes(data)
     except EngineError as error:
         raise EngineError(f"{path}: {error}") from None
-    return TensorRTRuntime(data, found, _library_for(found), open_device(binding), name=name)
+    return TensorRTSession(data, found, _library_for(found), open_device(binding), name=name)
+
+
+def open_engine_session(path: Path, name: str, *, threads: int | None = None, precision: str = "auto") -> TensorRTSession:
+    """The same, as the registry opens sessions.
+
+    Raises:
+        EngineError, RuntimeUnavailableError: as `open_engine`; or it is told a number of threads or a precision.
+    """
+    if threads is not None:
+        raise RuntimeUnavailableError(f"an engine computes on the GPU and takes no number of threads, received {threads}")
+    if precision != "auto":
+        raise RuntimeUnavailableError(f"an engine has its own precision and takes no other, received {precision!r}")
+    return open_engine(path, name)
 
 
 def _library_for(found: EngineManifest) -> Library:
@@ -108,7 +120,7 @@ def _library_for(found: EngineManifest) -> Library:
         raise missing
 
 
-class TensorRTRuntime(LockedRuntime):
+class TensorRTSession(LockedSession):
     """Runs an engine. Any thread may call it: it works in CUDA's primary context and makes that current for each call.
 
     A batch that the GPU's memory does not suffice for is halved until it does; that is warned of once and remembered.
@@ -118,11 +130,13 @@ class TensorRTRuntime(LockedRuntime):
         manifest: what is known of it.
         library: the TensorRT module that runs it.
         device: the GPU that runs it.
-        name: what to call the model; None for the manifest's name.
+        name: what error messages call the network; None for the manifest's name of the model.
+
+    Attributes:
+        manifest: what is known of the engine.
 
     Raises:
         EngineError: it does not fit the machine or its manifest, or TensorRT does not take it.
-        RuntimeUnavailableError: the GPU's memory does not suffice for the smallest batch.
     """
 
     def __init__(
@@ -131,23 +145,24 @@ class TensorRTRuntime(LockedRuntime):
         manifest.check_bytes(engine)
         gpu = device.gpu
         manifest.check(Machine(library.name, library.version, gpu.compute_capability, gpu.name, gpu.driver))
+        self.manifest = manifest
         self._device = device
         self._sets: list[_BufferSet] = []
         self._times = RunTimes(0.0, 0.0, 0.0, 0.0, 0, 0)
-        self._engine: _Engine | None = None
-        model = manifest.model if name is None else replace(manifest.model, name=name)
         with device.current():
-            self._engine = _Engine(engine, manifest, library)
-        self._limit, self._buffer_sets = self._engine.max_batch, self._engine.buffer_sets
-        try:
-            super().__init__(model, RuntimeDescription(library.name, library.version, gpu.name, model.precision, 1))
-        except BaseException:
-            self._release()
-            raise
+            opened = _Engine(engine, manifest, library)
+        self._engine: _Engine | None = opened
+        self._limit, self._buffer_sets = opened.max_batch, opened.buffer_sets
+        super().__init__(
+            name or f"model {manifest.model.name}",
+            tuple(tensor.spec for tensor in opened.inputs),
+            tuple(tensor.spec for tensor in opened.outputs),
+            SessionDescription(library.name, library.version, gpu.name, manifest.model.precision, 1),
+        )
 
     @property
     def limit(self) -> int:
-        """The most crops that it gives the GPU at once: what the engine takes, or less once memory did not suffice."""
+        """The most items that it gives the GPU at once: what the engine takes, or less once memory did not suffice."""
         return self._limit
 
     @property
@@ -165,24 +180,6 @@ class TensorRTRuntime(LockedRuntime):
         """How long the latest run took; after runs of several threads, one of theirs."""
         return self._times
 
-    def run_device(self, crops: Any) -> Predictions:  # noqa: ANN401 - whatever has the interface
-        """Crops that are on the GPU already to predictions on the host; the crops are not copied to or through the host.
-
-        Args:
-            crops: uint8 [N, 256, 256, 3] BGR of torch, CuPy, pycuda or whoever else has `__cuda_array_interface__`. They are
-                read in place where they begin at a multiple of 256 bytes, and otherwise copied within the GPU. What the
-                stream that they name has been given so far, is waited for; without a name, CUDA's default stream.
-
-        Raises:
-            GeometryError: the crops have another shape or type, or gaps, or are not on a GPU.
-            RuntimeUnavailableError: the runtime is closed.
-        """
-        source = _DeviceCrops.of(crops)
-        with self._lock:
-            self._check_open()
-            joints, scores = self._run(source)
-        return Predictions(joints, scores)
-
     def layers(self) -> tuple[LayerInfo, ...]:
         """The engine's layers, as TensorRT tells of them."""
         with self._lock, self._device.current():
@@ -194,39 +191,34 @@ class TensorRTRuntime(LockedRuntime):
             held = sum(buffers.held_bytes for buffers in self._sets)
             return MemoryUse(self._opened().activation_bytes, held, self._device.free_bytes())
 
-    def _infer(self, crops: NDArray[np.uint8]) -> Outputs:
-        return self._run(crops)
-
-    def _run(self, crops: NDArray[np.uint8] | _DeviceCrops) -> Outputs:
-        """Give all crops to the GPU, batch by batch, the two buffer sets in turn."""
+    def _infer(self, arrays: Arrays, count: int) -> Arrays:
+        """Give all items to the GPU, batch by batch, the two buffer sets in turn."""
         begun, limit = time.perf_counter_ns(), self._limit
-        joint_count = len(self._model.joint_set)
-        joints = np.empty((len(crops), joint_count, 3), np.float32)
-        scores = np.empty((len(crops), joint_count), np.float32)
+        results = {tensor.name: np.empty((count, *tensor.item_shape), tensor.dtype) for tensor in self._opened().outputs}
         finished: list[_BatchTimes] = []
         with self._device.current():
             try:
                 turn = begin = 0
-                while begin < len(crops):
-                    count = min(self._limit, len(crops) - begin)
+                while begin < count:
+                    size = min(self._limit, count - begin)
                     try:
                         buffers = self._buffers(turn)
-                        finished += buffers.finish(joints, scores)
-                        buffers.start(crops, begin, count)
+                        finished += buffers.finish(results)
+                        buffers.start(arrays, begin, size)
                     except DeviceMemoryError as error:
-                        finished += self._finish_all(joints, scores)
-                        self._shrink(count, error)
+                        finished += self._finish_all(results)
+                        self._shrink(size, error)
                         turn = 0
                         continue
-                    begin, turn = begin + count, (turn + 1) % self._buffer_sets
-                finished += self._finish_all(joints, scores)
+                    begin, turn = begin + size, (turn + 1) % self._buffer_sets
+                finished += self._finish_all(results)
             except BaseException:
                 for buffers in self._sets:
                     buffers.abandon()
                 raise
         if self._limit < limit:
             warnings.warn(
-                f"the GPU's memory does not suffice for {limit} crops at once: going on with {self._limit}",
+                f"the GPU's memory does not suffice for {limit} items at once: going on with {self._limit}",
                 RuntimeWarning,
                 stacklevel=4,
             )
@@ -238,18 +230,18 @@ class TensorRTRuntime(LockedRuntime):
             len(finished),
             sum(batch.replayed for batch in finished),
         )
-        return joints, scores
+        return results
 
     def _buffers(self, turn: int) -> _BufferSet:
         while len(self._sets) <= turn:
             self._sets.append(_BufferSet(self._device, self._opened()))
         return self._sets[turn]
 
-    def _finish_all(self, joints: NDArray[np.float32], scores: NDArray[np.float32]) -> list[_BatchTimes]:
-        return [times for buffers in self._sets for times in buffers.finish(joints, scores)]
+    def _finish_all(self, results: Arrays) -> list[_BatchTimes]:
+        return [times for buffers in self._sets for times in buffers.finish(results)]
 
     def _shrink(self, count: int, error: DeviceMemoryError) -> None:
-        """Give all buffers back and go on with one buffer set from now on, or, where there was one, half as many crops.
+        """Give all buffers back and go on with one buffer set from now on, or, where there was one, half as many items.
 
         Raises:
             RuntimeUnavailableError: neither can be.
@@ -272,10 +264,6 @@ class TensorRTRuntime(LockedRuntime):
         assert self._engine is not None
         return self._engine
 
-    def _check_open(self) -> None:
-        if not self._open:
-            raise RuntimeUnavailableError(f"runtime {self._description.name} is closed; open it again to run crops")
-
     def _free_sets(self) -> None:
         while self._sets:
             self._sets.pop().free()
@@ -288,58 +276,36 @@ class TensorRTRuntime(LockedRuntime):
 
 
 @dataclass(frozen=True)
-class _DeviceCrops:
-    """Crops in the GPU's memory.
+class _Tensor:
+    """An input or an output of an engine.
 
     Attributes:
-        owner: what holds the memory.
-        address: where it begins.
-        count: how many crops it has.
-        stream: the stream that makes them.
+        name: its name.
+        dtype: numpy's name for its type.
+        item_shape: its shape without the axis of the batch.
     """
 
-    owner: Any
-    address: int
-    count: int
-    stream: int | None
+    name: str
+    dtype: str
+    item_shape: tuple[int, ...]
 
-    def __len__(self) -> int:
-        return self.count
+    @property
+    def spec(self) -> ArraySpec:
+        """What a session calls it. Any number of items may come: they are split into batches, and padded."""
+        return ArraySpec(self.name, self.dtype, (None, *self.item_shape))
 
-    @classmethod
-    def of(cls, crops: Any) -> _DeviceCrops:  # noqa: ANN401
-        """What `__cuda_array_interface__` tells.
-
-        Raises:
-            GeometryError: it is not there, or tells of something else than crops.
-        """
-        told = getattr(crops, "__cuda_array_interface__", None)
-        if told is None:
-            raise GeometryError(
-                f"expected crops on the GPU, with __cuda_array_interface__, received {type(crops).__name__}; `run` takes those "
-                "of the host"
-            )
-        shape, kind = tuple(told["shape"]), told["typestr"]
-        if kind != "|u1" or len(shape) != 4 or shape[1:] != (INPUT_SIZE, INPUT_SIZE, 3):
-            raise GeometryError(
-                f"expected crops uint8 (|u1) [N, {INPUT_SIZE}, {INPUT_SIZE}, 3] in BGR order, received {kind} {list(shape)}"
-            )
-        gapless: tuple[int, ...] = (CROP_BYTES, INPUT_SIZE * 3, 3, 1)
-        strides = told.get("strides")
-        walked = slice(1 if shape[0] < 2 else 0, None)  # with one crop nobody steps to the next
-        if strides is not None and tuple(strides)[walked] != gapless[walked]:
-            raise GeometryError(
-                f"expected crops without gaps on the GPU, received strides {tuple(strides)}; make them contiguous"
-            )
-        return cls(crops, int(told["data"][0]), shape[0], told.get("stream") or LEGACY_STREAM)
+    @property
+    def item_bytes(self) -> int:
+        """The size of one item."""
+        return math.prod(self.item_shape) * np.dtype(self.dtype).itemsize
 
 
 class _Engine:
-    """TensorRT's engine with the contract checked; asked for what it has, as its families differ.
+    """TensorRT's engine; asked for what it has, as its families differ.
 
     Attributes:
-        min_batch, max_batch: how many crops it takes at once.
-        joint_count: how many joints it gives.
+        inputs, outputs: its tensors.
+        min_batch, max_batch: how many items it takes at once.
         contexts: how many execution contexts a buffer set may have.
         buffer_sets: how many buffer sets there may be. TensorRT before 10 allows one context in all.
         activation_bytes: what its layers need for the largest batch.
@@ -372,9 +338,8 @@ class _Engine:
                 f"{self._called} cannot load the engine: {self._said()}; build it again with `{manifest.command}`"
             )
         self._compiled: Any = None
-        self.joint_count = len(manifest.model.joint_set)
-        self._check_contract()
-        fewest, _, most = (tuple(shape) for shape in self._engine.get_tensor_profile_shape("crops", 0))
+        self.inputs, self.outputs = self._tensors("INPUT"), self._tensors("OUTPUT")
+        fewest, _, most = (tuple(shape) for shape in self._engine.get_tensor_profile_shape(self.inputs[0].name, 0))
         self.min_batch, self.max_batch = int(fewest[0]), int(most[0])
         shares = hasattr(self._module, "ExecutionContextAllocationStrategy")
         self.contexts, self.buffer_sets = (CONTEXTS, 2) if shares else (1, 1)
@@ -434,19 +399,26 @@ class _Engine:
             return DeviceMemoryError(f"{self._called} {what}: {said}")
         return EngineError(f"{self._called} {what}: {said}")
 
-    def _check_contract(self) -> None:
-        engine = self._engine
-        found = {}
+    def _tensors(self, mode: str) -> tuple[_Tensor, ...]:
+        """Its inputs or outputs, by TensorRT's name for which.
+
+        Raises:
+            EngineError: one has a type that numpy has not, or more than the batch is free in its shape; or there is none.
+        """
+        engine, found = self._engine, []
         for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
-            mode, kind = engine.get_tensor_mode(name).name, engine.get_tensor_dtype(name).name
-            found[name] = (mode, kind, *tuple(engine.get_tensor_shape(name))[1:])
-        wanted = {
-            "crops": ("INPUT", "UINT8", INPUT_SIZE, INPUT_SIZE, 3),
-            "joints": ("OUTPUT", "FLOAT", self.joint_count, 3),
-            "scores": ("OUTPUT", "FLOAT", self.joint_count),
-        }
-        if found != wanted:
-            raise EngineError(f"expected an engine with the tensors {wanted}, received {found}; build it again")
+            if engine.get_tensor_mode(name).name != mode:
+                continue
+            kind, shape = engine.get_tensor_dtype(name).name, tuple(engine.get_tensor_shape(name))
+            if kind not in _TYPES or not shape or min(shape[1:], default=1) < 1:
+                raise EngineError(
+                    f"expected tensors of types {', '.join(_TYPES)} in which the batch alone is free, received {name} {kind} "
+                    f"{list(shape)}; build the engine again"
+                )
+            found.append(_Tensor(name, _TYPES[kind], shape[1:]))
+        if not found:
+            raise EngineError(f"expected an engine with an {mode.lower()}, received one without; build it again")
+        return tuple(found)
 
     def _said(self) -> str:
         """Its latest errors, in one line; they are told once."""
@@ -478,6 +450,14 @@ class _Ready:
         self.graph, self.runs = None, 0
 
 
+@dataclass(frozen=True)
+class _Places:
+    """Where a tensor's items are: a block on the GPU and one of the host's pinned memory."""
+
+    device: Any
+    pinned: Any
+
+
 class _BufferSet:
     """What one batch in flight needs. All its methods are called within the device's `current()`."""
 
@@ -485,7 +465,8 @@ class _BufferSet:
         self._device, self._engine = device, engine
         self._blocks: list[Any] = []
         self._activations: Any = None
-        self._ready: OrderedDict[tuple[int, int], _Ready] = OrderedDict()
+        self._places: Mapping[str, _Places] = {}
+        self._ready: OrderedDict[int, _Ready] = OrderedDict()
         self._capacity = 0
         self._pending: tuple[int, int, bool] | None = None
         with ExitStack() as made:
@@ -500,11 +481,12 @@ class _BufferSet:
     @property
     def held_bytes(self) -> int:
         """What it has of the GPU's memory."""
-        device_blocks = self._blocks[:3]
-        return sum(block.size for block in device_blocks) + (self._activations.size if self._activations else 0)
+        return sum(places.device.size for places in self._places.values()) + (
+            self._activations.size if self._activations else 0
+        )
 
-    def start(self, crops: NDArray[np.uint8] | _DeviceCrops, begin: int, count: int) -> None:
-        """Give the GPU `count` crops, from `begin` on; returns before they are done.
+    def start(self, arrays: Arrays, begin: int, count: int) -> None:
+        """Give the GPU `count` items, from `begin` on; returns before they are done.
 
         Raises:
             DeviceMemoryError: memory does not suffice; nothing has been started.
@@ -512,30 +494,27 @@ class _BufferSet:
         """
         size = max(count, self._engine.min_batch)
         self._reserve(size)
-        own = self._crops.address
-        address = own if isinstance(crops, np.ndarray) else crops.address + begin * CROP_BYTES
-        in_place = size == count and address % ALIGNMENT == 0
-        ready = self._prepare(size, address if in_place else own)
+        ready = self._prepare(size)
         stream, events = self._stream, self._events
-        if isinstance(crops, np.ndarray):
-            pinned = self._pinned_crops.array[: count * CROP_BYTES]
-            pinned[:] = crops[begin : begin + count].reshape(-1)
-            events[0].record(stream)
-            self._device.copy_in(own, pinned, stream)
-        else:
-            stream.wait_for(crops.stream)
-            events[0].record(stream)
-            if not in_place:
-                self._device.copy_within(own, address, count * CROP_BYTES, stream)
+        filled = []
+        for tensor in self._engine.inputs:
+            places = self._places[tensor.name]
+            pinned = places.pinned.array[: count * tensor.item_bytes]
+            pinned[:] = arrays[tensor.name][begin : begin + count].reshape(-1).view(np.uint8)
+            filled.append((places.device.address, pinned))
+        events[0].record(stream)
+        for address, pinned in filled:
+            self._device.copy_in(address, pinned, stream)
         events[1].record(stream)
         replayed = self._execute(ready)
         events[2].record(stream)
-        for pinned_block, block, values in self._results:
-            self._device.copy_out(pinned_block.array[: count * values * 4], block.address, stream)
+        for tensor in self._engine.outputs:
+            places = self._places[tensor.name]
+            self._device.copy_out(places.pinned.array[: count * tensor.item_bytes], places.device.address, stream)
         events[3].record(stream)
         self._pending = (begin, count, replayed)
 
-    def finish(self, joints: NDArray[np.float32], scores: NDArray[np.float32]) -> list[_BatchTimes]:
+    def finish(self, results: Arrays) -> list[_BatchTimes]:
         """Wait for the batch in flight and put its results where they belong; nothing where there is none.
 
         Raises:
@@ -546,9 +525,9 @@ class _BufferSet:
         begin, count, replayed = self._pending
         self._stream.synchronize()
         self._pending = None
-        for (pinned, _, values), whole in zip(self._results, (joints, scores), strict=True):
-            found = pinned.array[: count * values * 4].view(np.float32)
-            whole[begin : begin + count] = found.reshape(count, *whole.shape[1:])
+        for tensor in self._engine.outputs:
+            found = self._places[tensor.name].pinned.array[: count * tensor.item_bytes].view(tensor.dtype)
+            results[tensor.name][begin : begin + count] = found.reshape(count, *tensor.item_shape)
         first, second, third, fourth = self._events
         times = second.milliseconds_since(first), third.milliseconds_since(second), fourth.milliseconds_since(third)
         return [_BatchTimes(*times, replayed)]
@@ -567,28 +546,26 @@ class _BufferSet:
             owned.free()
 
     def _reserve(self, size: int) -> None:
-        """Have buffers for `size` crops."""
+        """Have buffers for `size` items."""
         if size <= self._capacity:
             return
         self._free_buffers()
-        joints, device = self._engine.joint_count, self._device
-        sizes = (size * CROP_BYTES, size * joints * 12, size * joints * 4)
-        for allocate in (device.allocate, device.pin):
-            for wanted in sizes:
-                self._blocks.append(allocate(wanted))
-        self._crops, joints_block, scores_block, self._pinned_crops, pinned_joints, pinned_scores = self._blocks
-        self._results: Sequence[tuple[Any, Any, int]] = (
-            (pinned_joints, joints_block, joints * 3),
-            (pinned_scores, scores_block, joints),
-        )
+        blocks = self._blocks
+        tensors = (*self._engine.inputs, *self._engine.outputs)
+        for allocate in (self._device.allocate, self._device.pin):
+            for tensor in tensors:
+                blocks.append(allocate(size * tensor.item_bytes))
+        self._places = {
+            tensor.name: _Places(device, pinned)
+            for tensor, device, pinned in zip(tensors, blocks[: len(tensors)], blocks[len(tensors) :], strict=True)
+        }
         self._capacity = size
 
-    def _prepare(self, size: int, address: int) -> _Ready:
-        """A context for `size` crops at an address, made if there is none; the one that was not used for the longest goes."""
-        key = size, address
-        if key in self._ready:
-            self._ready.move_to_end(key)
-            return self._ready[key]
+    def _prepare(self, size: int) -> _Ready:
+        """A context for `size` items, made if there is none; the one that was not used for the longest goes."""
+        if size in self._ready:
+            self._ready.move_to_end(size)
+            return self._ready[size]
         if len(self._ready) == self._engine.contexts:
             _, ready = self._ready.popitem(last=False)
             ready.forget_graph()
@@ -596,22 +573,19 @@ class _BufferSet:
         else:
             ready = _Ready(self._engine.new_context())
         context = ready.context
-        if not context.set_input_shape("crops", (size, INPUT_SIZE, INPUT_SIZE, 3)):
-            raise self._engine.failed(f"does not take {size} crops")
+        for tensor in self._engine.inputs:
+            if not context.set_input_shape(tensor.name, (size, *tensor.item_shape)):
+                raise self._engine.failed(f"does not take {size} items")
         needed = self._engine.activations_of(context)
         if self._activations is None or needed > self._activations.size:
             # Contexts that know the old block, and graphs that have it in them, go with it.
             self._free_activations()
             self._activations = self._device.allocate(needed)
         self._engine.give_memory(context, self._activations.address, self._activations.size)
-        for name, place in (
-            ("crops", address),
-            ("joints", self._results[0][1].address),
-            ("scores", self._results[1][1].address),
-        ):
-            if not context.set_tensor_address(name, place):
+        for name, places in self._places.items():
+            if not context.set_tensor_address(name, places.device.address):
                 raise self._engine.failed(f"does not take an address for {name}")
-        self._ready[key] = ready
+        self._ready[size] = ready
         return ready
 
     def _execute(self, ready: _Ready) -> bool:
@@ -646,7 +620,7 @@ class _BufferSet:
 
     def _free_buffers(self) -> None:
         self._free_activations()
-        self._capacity = 0
+        self._capacity, self._places = 0, {}
         while self._blocks:
             self._blocks.pop().free()
 

@@ -4,26 +4,26 @@ import threading
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convnextpose.errors import EngineError, GeometryError, RuntimeUnavailableError
+from convnextpose.errors import EngineError, ModelError, RuntimeUnavailableError
 from convnextpose.skeleton import JOINT_SETS
 from convnextpose.variants import Variant
 from engines import manifest as manifests
 from engines.manifest import BatchRange, EngineManifest
 from engines.parity import LIMITS, Differences, ParityReport, noise_crops
-from engines.runtime import ModelInfo, RuntimeDescription
-from engines.tensorrt import runtime as tensorrt_runtime
+from engines.pose import ModelInfo, PoseModel
+from engines.session import SessionDescription
+from engines.sessions import tensorrt as tensorrt_session
+from engines.sessions.tensorrt import CONTEXTS, TensorRTSession, open_engine, read_layers
 from engines.tensorrt.device import binding_installed
 from engines.tensorrt.device_cuda import CudaDevice
 from engines.tensorrt.device_pycuda import PycudaDevice
 from engines.tensorrt.module import Library, load_library
-from engines.tensorrt.runtime import CONTEXTS, TensorRTRuntime, open_engine, read_layers
 from tests.engines.memory_gpu import FAMILIES, Driver, engine_bytes, predict, pycuda_driver, sha256, tensorrt_module
 
 CROPS = noise_crops(24, seed=3)
@@ -36,7 +36,7 @@ DEVICES = {
 
 
 def manifest_of(data, **changes):
-    nothing = RuntimeDescription("onnx", "1", "CPU", "fp16", 1)
+    nothing = SessionDescription("onnx", "1", "CPU", "fp16", 1)
     zero = Differences(0.0, 0.0, 0.0)
     made = EngineManifest(
         model=ModelInfo("tiny", Variant.XS, JOINT_SETS["human36m"], "0" * 64, True, "fp16"),
@@ -59,8 +59,15 @@ def manifest_of(data, **changes):
     return replace(made, **changes)
 
 
+class Opened(PoseModel):
+    """A pose model, and what its session tells beyond any session."""
+
+    def __getattr__(self, name):
+        return getattr(self._session, name)
+
+
 class Bench:
-    """A GPU in memory with a TensorRT on it, and runtimes that are opened there."""
+    """A GPU in memory with a TensorRT on it, and models that are opened there."""
 
     def __init__(self, binding="cuda-python", family="10", memory=1 << 30, seed=0, *, records=True):
         self.driver = Driver(memory, seed=seed)
@@ -71,17 +78,12 @@ class Bench:
     def open(self, **spec):
         data = engine_bytes(**spec)
         here = manifest_of(data, library=self.library.name, library_version=self.library.version)
-        return TensorRTRuntime(data, here, self.library, self.device)
+        return Opened(TensorRTSession(data, here, self.library, self.device), here.model)
 
     def check(self):
         """Nothing happened that a real GPU would not forgive, and everything is given back."""
         assert self.driver.violations == []
         assert self.driver.live == len(self.driver.engines) == 0
-
-
-def on_gpu(bench, crops, shift=0):
-    with bench.device.current():
-        return bench.driver.device_array(crops, shift)
 
 
 def assert_is(found, first, count):
@@ -95,23 +97,15 @@ def assert_is(found, first, count):
     family=st.sampled_from(FAMILIES),
     fewest=st.integers(1, 3),
     more=st.integers(0, 5),
-    runs=st.lists(st.tuples(st.integers(0, 20), st.integers(0, 3), st.sampled_from(["host", "device", "askew"])), max_size=6),
+    runs=st.lists(st.tuples(st.integers(0, 20), st.integers(0, 3)), max_size=6),
     seed=st.integers(0, 2**32),
 )
 def test_any_number_of_crops_gives_what_each_crop_gives(binding, family, fewest, more, runs, seed):
     """The law of splitting, whatever was run before: batches, padding, graphs and the buffer sets change nothing."""
     bench = Bench(binding, family, seed=seed)
     with bench.open(fewest=fewest, most=fewest + more) as runtime:
-        for count, first, place in runs:
-            crops = CROPS[first : first + count]
-            if place == "host" or count == 0:
-                found = runtime.run(crops)
-            else:
-                crops_there = on_gpu(bench, crops, shift=64 if place == "askew" else 0)
-                found = runtime.run_device(crops_there)
-                with bench.device.current():
-                    crops_there.free()
-            assert_is(found, first, count)
+        for count, first in runs:
+            assert_is(runtime.run(CROPS[first : first + count]), first, count)
     bench.check()
 
 
@@ -215,7 +209,7 @@ def test_a_batch_that_is_too_large_for_the_memory_is_halved_and_that_is_said_onc
     fits_four = 4 * (256 * 256 * 3 + 18 * 16) + 7 * 10**6  # in one buffer set: two of them have no place
     bench = Bench(memory=fits_four)
     with bench.open(most=16, activations=10**6) as runtime:
-        with pytest.warns(RuntimeWarning, match="does not suffice for 16 crops at once: going on with 4") as told:
+        with pytest.warns(RuntimeWarning, match="does not suffice for 16 items at once: going on with 4") as told:
             assert_is(runtime.run(CROPS[:20]), 0, 20)
         assert len(told) == 1
         assert runtime.limit == 4
@@ -276,7 +270,7 @@ def test_a_run_that_fails_leaves_the_runtime_usable():
         spec = bench.library.module.engine().spec
         runtime.run(CROPS[:12])
         spec["fewest"] = 4  # what TensorRT takes now differs from what it said
-        with pytest.raises(EngineError, match="does not take 3 crops: shape"):
+        with pytest.raises(EngineError, match="does not take 3 items: shape"):
             runtime.run(CROPS[:7])
         spec["fewest"] = 1
         assert_is(runtime.run(CROPS[9:10]), 9, 1)
@@ -306,8 +300,6 @@ def test_a_thousand_opened_and_closed_leave_nothing(binding):
         assert bench.driver.live == 0
     with pytest.raises(RuntimeUnavailableError, match="closed"):
         runtime.run(CROPS[:1])
-    with pytest.raises(RuntimeUnavailableError, match="closed"):
-        runtime.run_device(on_gpu(bench, CROPS[:1]))
     assert bench.driver.violations == []
 
 
@@ -316,7 +308,6 @@ def test_any_thread_may_run_and_close(binding):
     """The GPU is current where it is used, and nowhere else: this thread and the workers have no context of their own."""
     bench = Bench(binding)
     runtimes, failures = [bench.open(most=4), bench.open(most=3)], []
-    there = [on_gpu(bench, CROPS[index : index + 5]) for index in range(4)]
     start = threading.Barrier(4)
 
     def work(index):
@@ -325,7 +316,6 @@ def test_any_thread_may_run_and_close(binding):
             for turn in range(10):
                 count = 1 + (index * 3 + turn) % 7
                 assert_is(runtimes[index % 2].run(CROPS[index : index + count]), index, count)
-                assert_is(runtimes[index % 2].run_device(there[index]), index, 5)
             assert bench.driver.contexts == []
         except BaseException as error:  # noqa: BLE001
             failures.append(error)
@@ -341,61 +331,7 @@ def test_any_thread_may_run_and_close(binding):
         closer.start()
         closer.join()
     assert bench.driver.contexts == []
-    with bench.device.current():
-        for crops in there:
-            crops.free()
     bench.check()
-
-
-def test_crops_on_the_gpu_are_read_in_place():
-    bench = Bench()
-    with bench.open(most=4) as runtime:
-        there = on_gpu(bench, CROPS[:10])
-        for _ in range(3):
-            assert_is(runtime.run_device(there), 0, 10)
-        assert bench.driver.copies == 0
-        assert runtime.times.replayed == 3
-        askew = on_gpu(bench, CROPS[3:9], shift=64)
-        assert_is(runtime.run_device(askew), 3, 6)
-        assert bench.driver.copies == 2
-    assert bench.driver.violations == []
-
-
-def test_what_another_stream_has_yet_to_do_is_waited_for():
-    bench = Bench()
-    driver = bench.driver
-    with bench.open() as runtime, bench.device.current():
-        _, other = driver.cuStreamCreate(0)
-        for named, stream in ((None, 1), (1, 1), (other, other)):
-            there = on_gpu(bench, np.zeros_like(CROPS[:2]))
-            told = there.__cuda_array_interface__
-            told["stream"] = named
-            address = told["data"][0]
-            for _ in range(5):
-                driver.give(stream, lambda: None)
-            driver.give(stream, lambda address=address: driver.write(address, CROPS[4:6].tobytes()))
-            assert_is(runtime.run_device(there), 4, 2)
-    assert driver.violations == []
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"typestr": "<f4"}, r"uint8 \(\|u1\).*received <f4"),
-        ({"shape": (1, 3, 256, 256)}, r"received \|u1 \[1, 3, 256, 256\]"),
-        ({"shape": (256, 256, 3)}, r"received \|u1 \[256, 256, 3\]"),
-        ({"strides": (256 * 256 * 4, 256 * 4, 4, 1)}, "without gaps on the GPU, received strides"),
-        ({"strides": (256 * 256 * 3 * 2, 256 * 3, 3, 1)}, "without gaps on the GPU, received strides"),
-    ],
-)
-def test_other_things_on_the_gpu_are_refused(change, message):
-    bench = Bench()
-    with bench.open() as runtime:
-        told = {**on_gpu(bench, CROPS[:2]).__cuda_array_interface__, **change}
-        with pytest.raises(GeometryError, match=message):
-            runtime.run_device(SimpleNamespace(__cuda_array_interface__=told))
-        with pytest.raises(GeometryError, match="received ndarray; `run` takes those of the host"):
-            runtime.run_device(CROPS)
 
 
 @pytest.mark.parametrize(
@@ -415,7 +351,7 @@ def test_other_things_on_the_gpu_are_refused(change, message):
 def test_an_engine_that_does_not_fit_is_refused_before_it_is_loaded(changes, message):
     bench, data = Bench(), engine_bytes()
     with pytest.raises(EngineError, match=message):
-        TensorRTRuntime(data, manifest_of(data, **changes), bench.library, bench.device)
+        TensorRTSession(data, manifest_of(data, **changes), bench.library, bench.device)
     assert not hasattr(bench.library.module, "engine")
     bench.check()
 
@@ -425,14 +361,14 @@ def test_bytes_that_tensorrt_does_not_take_are_an_error_with_its_words():
     with pytest.raises(
         EngineError, match=r"tensorrt 10.3.0 cannot load the engine: Magic tag does not match; .*convnextpose build"
     ):
-        TensorRTRuntime(data, manifest_of(data), bench.library, bench.device)
+        TensorRTSession(data, manifest_of(data), bench.library, bench.device)
     bench.check()
 
 
 @pytest.mark.parametrize("spec", [{"joint_count": 21}, {"crops_type": "HALF"}])
 def test_an_engine_with_other_tensors_is_refused(spec):
     bench = Bench()
-    with pytest.raises(EngineError, match="expected an engine with the tensors"):
+    with pytest.raises(ModelError, match=r"expected crops uint8 \[N, 256, 256, 3\].*of model tiny"):
         bench.open(**spec)
     bench.check()
 
@@ -498,7 +434,7 @@ def test_tensorrt_itself_says_why_it_does_not_load_an_engine_without_a_gpu(real_
     data, found = real_engine.read_bytes(), manifests.load(real_engine)
     device = CudaDevice(Driver(), "cuda-python in memory")
     with pytest.raises((EngineError, RuntimeUnavailableError), match=r"(?i)cuda|driver") as told:
-        TensorRTRuntime(data, found, load_library("tensorrt_rtx"), device)
+        TensorRTSession(data, found, load_library("tensorrt_rtx"), device)
     assert "\n" not in str(told.value)
 
 
@@ -535,7 +471,7 @@ def test_half_an_engine_is_told(copied, missing):
 def test_an_engine_of_a_library_that_is_not_here_names_the_library(copied, monkeypatch):
     found = manifests.load(copied)
     manifests.path_of(copied).write_text(replace(found, library="tensorrt").to_json())
-    monkeypatch.setattr(tensorrt_runtime, "open_device", lambda binding: CudaDevice(Driver(), "in memory"))
+    monkeypatch.setattr(tensorrt_session, "open_device", lambda binding: CudaDevice(Driver(), "in memory"))
     if load_or_none("tensorrt"):
         pytest.skip("both families are here")
     with pytest.raises(EngineError, match="library: the engine is of tensorrt, this machine's is tensorrt_rtx"):

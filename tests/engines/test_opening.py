@@ -18,8 +18,9 @@ from convnextpose.errors import EngineError, ModelError, RuntimeUnavailableError
 from convnextpose.skeleton import JOINT_SETS
 from convnextpose.variants import Variant
 from engines.metadata import read_metadata, write_metadata
-from engines.runtime import ModelInfo
-from engines.select import RUNTIMES, Choice, available, choose_runtime, open_runtime
+from engines.opening import open_pose_model
+from engines.pose import ModelInfo
+from engines.sessions.registry import RUNTIMES, Choice, choose_runtime
 
 ROOT = Path(__file__).parent.parent.parent
 LIBRARIES = (
@@ -85,13 +86,13 @@ def test_other_files_are_refused(content, tmp_path):
     path = tmp_path / "other.onnx"
     path.write_bytes(content)
     with pytest.raises(ModelError, match=r"other\.onnx"):
-        open_runtime(path)
+        open_pose_model(path)
 
 
 def test_a_truncated_model_is_refused(onnx_bytes):
     for size in (len(onnx_bytes) - 1, len(onnx_bytes) // 2, 100):
         with pytest.raises(ModelError, match="cut short"):
-            open_runtime(onnx_bytes[:size])
+            open_pose_model(onnx_bytes[:size])
 
 
 @pytest.mark.parametrize(
@@ -116,28 +117,28 @@ def test_foreign_and_incomplete_metadata_is_refused(key, value, message):
 
 def test_a_missing_file_is_told(tmp_path):
     with pytest.raises(ModelError, match=r"none\.onnx"):
-        open_runtime(tmp_path / "none.onnx")
+        open_pose_model(tmp_path / "none.onnx")
 
 
 def test_names_and_randomness_come_from_the_model_or_the_caller(checkpoint, exported):
-    with open_runtime(exported.path) as runtime:
-        assert (runtime.model.name, runtime.model.random) == ("tiny", True)
-    with open_runtime(exported.path, name="mine") as runtime:
-        assert runtime.model.name == "mine"
-    with open_runtime(checkpoint, "torch", random=True) as runtime:
-        assert (runtime.model.name, runtime.model.random) == ("xs", True)
+    with open_pose_model(exported.path) as runtime:
+        assert (runtime.info.name, runtime.info.random) == ("tiny", True)
+    with open_pose_model(exported.path, name="mine") as runtime:
+        assert runtime.info.name == "mine"
+    with open_pose_model(checkpoint, "torch", random=True) as runtime:
+        assert (runtime.info.name, runtime.info.random) == ("xs", True)
 
 
 def test_a_checkpoint_opens_in_any_runtime(checkpoint, crops):
-    with open_runtime(checkpoint, name="direct") as runtime:
-        assert runtime.model.name == "direct"
-        assert not runtime.model.random
+    with open_pose_model(checkpoint, name="direct") as runtime:
+        assert runtime.info.name == "direct"
+        assert not runtime.info.random
         assert len(runtime.run(crops[:2]).scores) == 2
 
 
 def test_torch_needs_a_checkpoint(exported):
     with pytest.raises(RuntimeUnavailableError, match="torch runs checkpoints"):
-        open_runtime(exported.path, "torch")
+        open_pose_model(exported.path, "torch")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_torch_needs_a_checkpoint(exported):
 )
 def test_what_no_runtime_does_is_refused(options, message, onnx_bytes):
     with pytest.raises(RuntimeUnavailableError, match=message):
-        open_runtime(onnx_bytes, **options)
+        open_pose_model(onnx_bytes, **options)
 
 
 @pytest.mark.parametrize(
@@ -198,8 +199,8 @@ def test_either_tensorrt_makes_the_runtime_available(present, told, monkeypatch)
         if module:
             module.__spec__ = importlib.machinery.ModuleSpec(name, None)
     monkeypatch.setattr(metadata, "version", lambda package: f"1 of {package}")
-    found = {found.name: found for found in available()}["tensorrt"]
-    assert found.installed
+    found = RUNTIMES["tensorrt"]
+    assert found.modules
     assert found.version.startswith(f"{told} 1 of tensorrt")
     assert ("rtx" in found.version) == ("tensorrt_rtx" in present)
 
@@ -208,14 +209,14 @@ def test_an_engine_takes_no_threads(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", types.ModuleType("tensorrt"))
     sys.modules["tensorrt"].__spec__ = importlib.machinery.ModuleSpec("tensorrt", None)
     with pytest.raises(RuntimeUnavailableError, match="takes no number of threads, received 2"):
-        open_runtime(tmp_path / "any.engine", threads=2)
+        open_pose_model(tmp_path / "any.engine", threads=2)
 
 
 def test_a_missing_engine_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", types.ModuleType("tensorrt"))
     sys.modules["tensorrt"].__spec__ = importlib.machinery.ModuleSpec("tensorrt", None)
     with pytest.raises(EngineError, match=r"expected an engine at .*none\.engine"):
-        open_runtime(tmp_path / "none.engine")
+        open_pose_model(tmp_path / "none.engine")
 
 
 def test_auto_never_falls_back_to_torch(monkeypatch):
@@ -231,13 +232,12 @@ def test_a_runtime_that_was_asked_for_and_is_missing_is_an_error(name, monkeypat
     assert choose_runtime(name, engine=name == "tensorrt").name == name
     hide(monkeypatch, *(TENSORRT if name == "tensorrt" else (name,)))
     with pytest.raises(RuntimeUnavailableError, match=rf"{name} was asked for and is not installed; pip install "):
-        open_runtime(checkpoint, name)
-    state = {found.name: found for found in available()}
-    assert not state[name].installed
-    assert state[name].version is None
-    assert state[name].what_to_install.startswith("pip install ")
-    others = [found for found in available() if found.name not in (name, "tensorrt")]
-    assert all(found.installed and found.version for found in others)
+        open_pose_model(checkpoint, name)
+    assert not RUNTIMES[name].modules
+    assert RUNTIMES[name].version is None
+    assert RUNTIMES[name].how_to_install.startswith("pip install ")
+    others = [found for found in RUNTIMES.values() if found.name not in (name, "tensorrt")]
+    assert all(found.modules and found.version for found in others)
 
 
 def test_a_runtime_that_is_installed_and_does_not_load_is_an_error(tmp_path, exported):
@@ -249,8 +249,8 @@ def test_a_runtime_that_is_installed_and_does_not_load_is_an_error(tmp_path, exp
         f"sys.path.insert(0, {str(tmp_path)!r})\n"
         "from pathlib import Path\n"
         "from convnextpose.errors import RuntimeUnavailableError\n"
-        "from engines.select import open_runtime\n"
-        f"try: open_runtime(Path({str(exported.path)!r}), 'openvino')\n"
+        "from engines.opening import open_pose_model\n"
+        f"try: open_pose_model(Path({str(exported.path)!r}), 'openvino')\n"
         "except RuntimeUnavailableError as error: print(error)\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
@@ -262,12 +262,12 @@ def test_importing_the_package_loads_no_library():
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         for path in (ROOT / "engines").rglob("*.py")
     )
-    assert "engines.runtimes.openvino" in modules
+    assert "engines.sessions.openvino" in modules
     code = (
         "import importlib, sys\n"
         f"for name in {modules!r}: importlib.import_module(name)\n"
-        "from engines.select import available, choose_runtime\n"
-        "available(), choose_runtime()\n"
+        "from engines.sessions.registry import RUNTIMES, choose_runtime\n"
+        "[runtime.version for runtime in RUNTIMES.values()], choose_runtime()\n"
         f"print([name for name in {LIBRARIES!r} if name in sys.modules])\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

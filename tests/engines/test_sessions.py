@@ -7,8 +7,8 @@ import pytest
 from numpy.testing import assert_allclose
 
 from convnextpose.errors import GeometryError, ModelError, RuntimeUnavailableError
+from engines.opening import open_pose_model
 from engines.parity import FP32_LIMITS, compare
-from engines.select import open_runtime
 
 
 def assert_same(found, expected):
@@ -100,14 +100,14 @@ def test_it_tells_what_it_runs(runtime, checkpoint):
     assert description.name in ("torch", "onnxruntime", "openvino")
     assert (description.precision, description.device, description.threads) == ("fp32", "CPU", 1)
     assert description.version[0].isdigit()
-    assert runtime.model.checkpoint_sha256 == checkpoint.sha256
-    assert (runtime.model.variant, runtime.model.joint_set) == (checkpoint.variant, checkpoint.joint_set)
+    assert runtime.info.checkpoint_sha256 == checkpoint.sha256
+    assert (runtime.info.variant, runtime.info.joint_set) == (checkpoint.variant, checkpoint.joint_set)
 
 
 @pytest.mark.parametrize("name", ["torch", "onnxruntime", "openvino"])
 def test_closing_is_final_and_may_be_repeated(name, checkpoint, onnx_bytes, crops):
     pytest.importorskip(name)
-    with open_runtime(checkpoint if name == "torch" else onnx_bytes, name) as runtime:
+    with open_pose_model(checkpoint if name == "torch" else onnx_bytes, name) as runtime:
         assert runtime.describe().threads >= 1
     runtime.close()
     with pytest.raises(RuntimeUnavailableError, match="closed"):
@@ -160,23 +160,23 @@ def not_a_number(model):
 def test_a_model_that_breaks_the_contract_is_refused(name, change, onnx_bytes):
     pytest.importorskip(name)
     with pytest.raises(ModelError, match="model tiny"):
-        open_runtime(tampered(onnx_bytes, change), name)
+        open_pose_model(tampered(onnx_bytes, change), name)
 
 
 def test_openvino_computes_in_the_precision_that_it_was_asked_for(checkpoint, onnx_bytes, crops):
     openvino = pytest.importorskip("openvino")
     capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    with open_runtime(checkpoint, "torch") as reference:
+    with open_pose_model(checkpoint, "torch") as reference:
         for precision in ("bf16", "fp16"):
             if precision.upper() not in capabilities:
                 with pytest.raises(RuntimeUnavailableError, match=rf"fp32.*'{precision}'"):
-                    open_runtime(onnx_bytes, "openvino", precision=precision)
+                    open_pose_model(onnx_bytes, "openvino", precision=precision)
                 continue
-            with open_runtime(onnx_bytes, "openvino", precision=precision) as runtime:
+            with open_pose_model(onnx_bytes, "openvino", precision=precision) as runtime:
                 assert runtime.describe().precision == precision
                 report = compare(reference, runtime, crops)
             assert not report.passed  # FP32's limits: it really rounds
             assert report.px.max < 5
             assert report.mm.max < 50
-        with open_runtime(onnx_bytes, "openvino") as runtime:
+        with open_pose_model(onnx_bytes, "openvino") as runtime:
             assert compare(reference, runtime, crops, FP32_LIMITS).passed
