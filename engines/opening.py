@@ -84,7 +84,9 @@ def open_pose_model(
     return PoseModel(session if max_batch is None else Batcher(session, max_batch), info)
 
 
-def open_people_detector(model: Path | bytes, runtime: str = "auto", *, threads: int | None = None) -> PeopleDetector:
+def open_people_detector(
+    model: Path | bytes, runtime: str = "auto", *, threads: int | None = None, max_batch: int | None = None
+) -> PeopleDetector:
     """Open a people detector, in FP32 on a CPU. It has run one frame when this returns.
 
     Args:
@@ -92,6 +94,7 @@ def open_people_detector(model: Path | bytes, runtime: str = "auto", *, threads:
             safetensors file.
         runtime: as for `choose_runtime`.
         threads: how many threads it computes on; None leaves that to the library.
+        max_batch: as for `open_pose_model`, frames in place of crops.
 
     Raises:
         ModelError: the file cannot be read, or is no detector.
@@ -113,7 +116,7 @@ def open_people_detector(model: Path | bytes, runtime: str = "auto", *, threads:
         else:
             onnx = model if isinstance(model, bytes) else _read(model, "a people detector")
             session = chosen.open(onnx, called, threads=threads, precision="fp32")
-    return PeopleDetector(session)
+    return PeopleDetector(session if max_batch is None else Batcher(session, max_batch))
 
 
 def choose_precision(precision: str, runtime: str, info: ModelInfo) -> Choice:

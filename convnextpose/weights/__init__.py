@@ -108,13 +108,13 @@ def load(name: str) -> Weights:
     )
 
 
-def detector() -> Path | None:
-    """The exported people detector, its file checked; None where the package holds none.
+def detector() -> Path:
+    """The exported people detector, its file checked.
 
     Raises:
-        CheckpointError: the file is not the one that was shipped.
+        CheckpointError: it is not there, or not the one that was shipped.
     """
-    return _checked(DETECTOR)[1]["onnx"] if (FOLDER / f"{DETECTOR}.json").exists() else None
+    return _checked(DETECTOR)[1]["onnx"]
 
 
 def _checked(name: str) -> tuple[dict[str, Any], dict[str, Path]]:
