@@ -9,8 +9,9 @@ from urllib.parse import unquote, urlsplit
 
 from convnextpose.errors import SourceError
 from pipeline.sources.formats import format_of, is_animated
-from pipeline.sources.pictures import AnimatedWebpSource, PictureSource, read_file
+from pipeline.sources.pictures import AnimatedWebpSource, PictureSource, read_file, size_of
 from pipeline.sources.source import OnDamage, Source
+from pipeline.sources.uri import without_password
 from pipeline.sources.video import VideoSource
 
 PICTURE_SUFFIXES = (
@@ -27,7 +28,8 @@ def open_file(path: Path, stream: int | None, on_damage: OnDamage) -> Source:
         if path.is_dir():
             return _open_folder(path, name)
         if not path.exists():
-            raise SourceError(f"expected a video, a picture or a folder of pictures, but there is no {path}")
+            shown = without_password(str(path))  # it may have been meant as a URI
+            raise SourceError(f"expected a video, a picture or a folder of pictures, but there is no {shown}")
         if not path.is_file():
             raise SourceError(f"expected a video, a picture or a folder of pictures, but {path} is a device or a pipe")
         with path.open("rb") as file:
@@ -41,7 +43,8 @@ def open_file(path: Path, stream: int | None, on_damage: OnDamage) -> Source:
     known = format_of(head)
     if known is None and not _is_picture(path):
         return VideoSource(path, stream, on_damage)
-    if known is not None and is_animated(read_file(path)):
+    if known is not None and is_animated(data := read_file(path)):
+        size_of(data, path)
         return AnimatedWebpSource(path, on_damage) if known.name == "WebP" else VideoSource(path, stream, on_damage)
     return PictureSource(name, (path,))
 
@@ -54,7 +57,7 @@ def open_file_uri(uri: str, stream: int | None, on_damage: OnDamage) -> Source:
     """
     parts = urlsplit(uri)
     if parts.netloc not in ("", "localhost"):
-        raise SourceError(f"expected a file of this machine, such as file:///path, received {uri}: it names {parts.netloc}")
+        raise SourceError("expected a file of this machine, such as file:///path, received a URI that names another machine")
     return open_file(Path(unquote(uri.split("://", 1)[1].removeprefix("localhost"))), stream, on_damage)
 
 

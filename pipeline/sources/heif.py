@@ -1,7 +1,7 @@
-"""HEIF pictures, which HEIC and AVIF are: their size, their orientation, and the tiles that a HEIC is made of.
+"""HEIF pictures, which HEIC and AVIF are: size, orientation, and the tiles that large ones are made of.
 
-A phone's HEIC is a grid of HEVC pictures; read one by one they would pass for whole pictures. AVIF is decoded by OpenCV, which
-leaves its orientation to others.
+A phone's HEIC is a grid of HEVC pictures; read one by one they would pass for whole pictures. OpenCV reads no HEIC, and no AVIF
+whose EXIF data stands behind the picture.
 
 Sources: ISO/IEC 23008-12 (HEIF: items, properties, grids), ISO/IEC 14496-12 (boxes, `iloc`), ISO/IEC 23000-22 (MIAF).
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import av
 import numpy as np
@@ -20,6 +21,9 @@ from pipeline.sources.limits import PIXEL_LIMIT
 
 _STILL = frozenset({b"mif1", b"heic", b"heix", b"heim", b"heis", b"avif"})
 _SEQUENCE = frozenset({b"msf1", b"hevc", b"hevx", b"avis"})
+
+_CODERS = {b"hvc1": ("hevc", b"hvcC"), b"av01": ("libdav1d", b"av1C")}
+"""By the kind of an item: FFmpeg's decoder, and the property that configures it."""
 
 _SMALLEST_TILE = 64
 """Side of a grid's tiles at least, px (MIAF, 7.3.11.4.2): fewer would let a small file claim many thousands."""
@@ -66,7 +70,8 @@ class HeifPicture:
             name and a number.
         exif: its EXIF data from the TIFF header on, or None. Where `turns` is empty its orientation holds.
         rows, columns: of its tiles; one each where it is one picture.
-        tiles: HEVC pictures with their decoder's configuration, in the order of reading; empty if it isn't HEVC.
+        decoder: FFmpeg's name of what decodes them.
+        tiles: their decoder's configuration and data, row by row.
         full_range: whether its luma uses 0..255, None where the file doesn't say.
     """
 
@@ -75,6 +80,7 @@ class HeifPicture:
     exif: bytes | None
     rows: int
     columns: int
+    decoder: str
     tiles: tuple[tuple[bytes, bytes], ...]
     full_range: bool | None = None
 
@@ -100,33 +106,32 @@ def read(data: bytes) -> HeifPicture:
         parts = [items[number] for number in item.references[b"dimg"]]
         if len(parts) != rows * columns:
             raise ValueError(f"it has {len(parts)} of {rows * columns} tiles")
-    elif item.kind not in (b"hvc1", b"av01"):
-        raise ValueError(f"pictures of kind {item.kind.decode('latin-1')!r} are not read here")
+    kind = parts[0].kind
+    if kind not in _CODERS or any(part.kind != kind for part in parts):
+        raise ValueError(f"pictures of kind {kind.decode('latin-1')!r} are not read here: convert it to JPEG")
+    decoder, configures = _CODERS[kind]
     turns: list[tuple[str, int]] = []
-    for kind, body in item.properties:
-        if kind == b"irot":
+    for name, body in item.properties:
+        if name == b"irot":
             turns.append(("turn", body[0] & 3))
-        elif kind == b"imir":
+        elif name == b"imir":
             turns.append(("flip", body[0] & 1))
     tiles: list[tuple[bytes, bytes]] = []
     total = 0
-    if all(part.kind == b"hvc1" for part in parts):
-        for part in parts:
-            configuration = part.find(b"hvcC")
-            tile_size = part.find(b"ispe")
-            if configuration is None or tile_size is None:
-                raise ValueError("a tile lacks its size or its decoder's configuration")
-            tile_width, tile_height = struct.unpack_from(">II", tile_size, 4)
-            if len(parts) > 1 and min(tile_width, tile_height) < _SMALLEST_TILE:
-                raise ValueError(f"its tiles have {tile_width} x {tile_height} pixels")
-            if tile_width * columns >= width + tile_width or tile_height * rows >= height + tile_height:
-                raise ValueError("its tiles are larger than it")
-            tiles.append((bytes(configuration), _content(part, data, inline)))
-            total += len(tiles[-1][1])
-            if total > len(data):
-                raise ValueError("its tiles overlap in the file")
-    elif item.kind == b"grid" and not all(part.kind == b"av01" for part in parts):
-        raise ValueError("its tiles are of a kind that is not read here")
+    for part in parts:
+        configuration = part.find(configures)
+        tile_size = part.find(b"ispe")
+        if configuration is None or tile_size is None:
+            raise ValueError("a tile lacks its size or its decoder's configuration")
+        tile_width, tile_height = struct.unpack_from(">II", tile_size, 4)
+        if len(parts) > 1 and min(tile_width, tile_height) < _SMALLEST_TILE:
+            raise ValueError(f"its tiles have {tile_width} x {tile_height} pixels")
+        if tile_width * columns >= width + tile_width or tile_height * rows >= height + tile_height:
+            raise ValueError("its tiles are larger than it")
+        tiles.append((bytes(configuration), _content(part, data, inline)))
+        total += len(tiles[-1][1])
+        if total > len(data):
+            raise ValueError("its tiles overlap in the file")
     colours = bytes(item.find(b"colr") or parts[0].find(b"colr") or b"")
     full_range = bool(colours[10] & 0x80) if colours[:4] == b"nclx" else None
     exif = None
@@ -134,11 +139,11 @@ def read(data: bytes) -> HeifPicture:
         if other.kind == b"Exif" and primary in other.references.get(b"cdsc", []):
             content = _content(other, data, inline)
             exif = content[4 + int.from_bytes(content[:4], "big") :]
-    return HeifPicture((width, height), tuple(turns), exif, rows, columns, tuple(tiles), full_range)
+    return HeifPicture((width, height), tuple(turns), exif, rows, columns, decoder, tuple(tiles), full_range)
 
 
 def decode(picture: HeifPicture) -> NDArray[np.uint8]:
-    """A HEIC's picture BGR uint8 [H, W, 3] as it is stored, put together from its tiles.
+    """The picture BGR uint8 [H, W, 3] as it is stored, put together from its tiles.
 
     Raises:
         ValueError: a tile does not decode, or is smaller than it has to be.
@@ -150,7 +155,7 @@ def decode(picture: HeifPicture) -> NDArray[np.uint8]:
     for row in range(picture.rows):
         left = 0
         for column in range(picture.columns):
-            tile = _decode_tile(*picture.tiles[row * picture.columns + column], picture.full_range)
+            tile = _decode_tile(picture.decoder, *picture.tiles[row * picture.columns + column], picture.full_range)
             part = image[top : top + len(tile), left : left + tile.shape[1]]
             if 0 in part.shape:
                 raise ValueError("its tiles are larger than it")
@@ -164,8 +169,8 @@ def decode(picture: HeifPicture) -> NDArray[np.uint8]:
     return image
 
 
-def _decode_tile(configuration: bytes, data: bytes, full_range: bool | None) -> NDArray[np.uint8]:
-    decoder = av.CodecContext.create("hevc", "r")
+def _decode_tile(codec: str, configuration: bytes, data: bytes, full_range: bool | None) -> NDArray[np.uint8]:
+    decoder: Any = av.CodecContext.create(codec, "r")
     decoder.extradata = configuration
     decoder.options = {"max_pixels": str(PIXEL_LIMIT - 1)}
     decoder.thread_count = 1

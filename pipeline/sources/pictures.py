@@ -163,14 +163,7 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
 
 def _read_heif(data: bytes) -> NDArray[np.uint8]:
     picture = heif.read(data)
-    if picture.tiles:
-        image = heif.decode(picture)
-    else:
-        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-        if decoded is None:
-            raise ValueError("it is damaged, or this OpenCV does not read AVIF")
-        image = np.asarray(decoded, np.uint8)
+    image = heif.decode(picture)
     for orientation in _heif_orientations(picture):
         image = orientation.apply(image)
     return image

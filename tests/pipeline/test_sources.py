@@ -5,7 +5,6 @@ import os
 import struct
 import threading
 import wave
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -15,62 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from convnextpose.errors import SourceError
 from pipeline.sources import open_source
 from pipeline.types import Frame, UnreadableFrame
-
-RATE = 25
-COUNT = 60
-
-
-def picture(index, width=96, height=64):
-    """A textured picture that differs from frame to frame."""
-    y, x = np.mgrid[0:height, 0:width]
-    noise = np.random.default_rng(index).integers(0, 24, (height, width, 3))
-    return (np.stack([x + 3 * index, 2 * y + index, (x + y) // 2 + 60], -1) % 232 + noise).astype(np.uint8)
-
-
-def write_video(path, codec="libx264", *, times=None, options=None, container_options=None, pictures=None, **muxer):
-    """A video of `picture`s, at `times` in seconds or at 25 frames a second."""
-    pictures = [picture(i) for i in range(COUNT if times is None else len(times))] if pictures is None else pictures
-    pixels = {"mjpeg": "yuvj420p", "gif": "rgb8", "ffv1": "bgr0"}.get(codec, "yuv420p")
-    with av.open(str(path), "w", options=container_options or {}, **muxer) as container:
-        stream = container.add_stream(codec, rate=RATE, options=options or {})
-        stream.height, stream.width = pictures[0].shape[:2]
-        stream.pix_fmt = pixels
-        stream.codec_context.thread_count = 1  # the same bytes on every machine: tests cut and damage them
-        stream.bit_rate = 0 if codec == "libx264" else 2_000_000
-        if times is not None:
-            stream.codec_context.time_base = Fraction(1, 90_000)
-        for index, image in enumerate(pictures):
-            frame = av.VideoFrame.from_ndarray(image, format="bgr24")
-            if times is not None:
-                frame.pts, frame.time_base = round(times[index] * 90_000), Fraction(1, 90_000)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
-
-
-def read(path):
-    """What a source gives and how it ends: (frames, the error or None)."""
-    frames = []
-    with open_source(path) as source:
-        try:
-            frames.extend(source)
-        except SourceError as error:
-            assert list(source) == [], "a source that broke has ended"
-            return frames, error
-    return frames, None
-
-
-def refusal(path):
-    """The one sentence with which a file is refused when it is opened."""
-    with pytest.raises(SourceError) as caught:
-        open_source(path)
-    assert isinstance(caught.value, OSError)
-    message = str(caught.value)
-    assert message and "\n" not in message and len(message) < 400
-    return message
+from tests.pipeline.media import COUNT, RATE, picture, read, refusal, write_video
 
 
 @pytest.fixture(scope="module")
