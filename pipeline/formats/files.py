@@ -38,8 +38,8 @@ def already_there(path: Path) -> OutputExistsError:
     return OutputExistsError(f"{path} is there already: choose another place, or allow it with --overwrite")
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder for results, with the folders above it; one that is there stays as it is.
+def make_folder(folder: Path, purpose: str) -> None:
+    """Make a folder for something, with the folders above it; one that is there stays as it is.
 
     Raises:
         SinkError: it cannot be made or written to.
@@ -47,9 +47,9 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SinkError(f"expected a folder for the results, but {folder} cannot be one: {error.strerror}") from error
+        raise SinkError(f"expected a folder for {purpose}, but {folder} cannot be one: {error.strerror}") from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise SinkError(f"expected a folder for the results, but nothing may be written to {folder}")
+        raise SinkError(f"expected a folder for {purpose}, but nothing may be written to {folder}")
 
 
 def put_in_place(part: Path, path: Path, *, overwrite: bool) -> None:

@@ -26,7 +26,7 @@ class TraceRecorder(FileRecorder[Timeline]):
             SinkError: it cannot be written.
         """
         super().__init__(path, overwrite=overwrite)
-        make_folder(path.parent)
+        make_folder(path.parent, path.name)
 
     def _begin(self, item: Timeline) -> None:
         self._file = GrowingFile.make(self.path, overwrite=self._overwrite)
