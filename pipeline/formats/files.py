@@ -82,10 +82,11 @@ class GrowingFile:
         size: bytes of the parts that it holds.
     """
 
-    def __init__(self, file: IO[bytes]) -> None:
-        """Take an empty file, opened for writing without a buffer."""
+    def __init__(self, file: IO[bytes], path: Path | None = None) -> None:
+        """Take an empty file, opened for writing without a buffer, and its name if it has one."""
         self.size = 0
         self._file = file
+        self._path = path
 
     @classmethod
     def make(cls, path: Path, *, overwrite: bool) -> GrowingFile:
@@ -98,7 +99,7 @@ class GrowingFile:
         if overwrite:
             path.unlink(missing_ok=True)
         try:
-            return cls(path.open("xb", buffering=0))
+            return cls(path.open("xb", buffering=0), path)
         except FileExistsError as error:
             raise already_there(path) from error
 
@@ -133,9 +134,15 @@ class GrowingFile:
         """
         self._write(offset, data)
 
-    def close(self) -> None:
-        """Close it; calling it again does nothing."""
+    def close(self, *, keep: bool = True) -> None:
+        """Close it; one that is not to be kept is removed, unless its name is another file's by now."""
+        stale = None
+        if self._path is not None and not keep:
+            with suppress(OSError):  # nothing has its name any more
+                stale = self._path if os.path.samestat(os.fstat(self.fileno()), self._path.lstat()) else None
         self._file.close()
+        if stale is not None:
+            stale.unlink(missing_ok=True)
 
     def fileno(self) -> int:
         """The system's number of the open file."""

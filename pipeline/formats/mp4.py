@@ -124,8 +124,7 @@ class Mp4Recorder(PoseRecorder):
                 self._store()
                 self.written = self._packets
         finally:
-            self._file.close()
-            self._remove_if_empty()
+            self._file.close(keep=self.written > 0)
 
     def _encode(self, picture: av.VideoFrame | None) -> None:
         packets = self._stream.encode(picture)

@@ -49,5 +49,4 @@ class TraceRecorder(FileRecorder[Timeline]):
             if not self._failed:
                 self._file.append(b"\n]\n")
         finally:
-            self._file.close()
-            self._remove_if_empty()
+            self._file.close(keep=self.written > 0)
