@@ -136,10 +136,6 @@ class FileRecorder(ABC, Generic[T]):
     def _finish(self) -> None:
         """Finish the file that was begun, or if `_failed` only close it."""
 
-    def _remove_if_empty(self) -> None:
-        if self.written == 0:
-            self.path.unlink(missing_ok=True)
-
 
 class PoseRecorder(FileRecorder[PosedFrame]):
     """A recorder of posed frames.

@@ -38,8 +38,8 @@ def already_there(path: Path) -> OutputExistsError:
     return OutputExistsError(f"{path} is there already: choose another place, or allow it with --overwrite")
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder for results, with the folders above it; one that is there stays as it is.
+def make_folder(folder: Path, purpose: str) -> None:
+    """Make a folder for something, with the folders above it; one that is there stays as it is.
 
     Raises:
         SinkError: it cannot be made or written to.
@@ -47,9 +47,9 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SinkError(f"expected a folder for the results, but {folder} cannot be one: {error.strerror}") from error
+        raise SinkError(f"expected a folder for {purpose}, but {folder} cannot be one: {error.strerror}") from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise SinkError(f"expected a folder for the results, but nothing may be written to {folder}")
+        raise SinkError(f"expected a folder for {purpose}, but nothing may be written to {folder}")
 
 
 def put_in_place(part: Path, path: Path, *, overwrite: bool) -> None:
@@ -82,10 +82,11 @@ class GrowingFile:
         size: bytes of the parts that it holds.
     """
 
-    def __init__(self, file: IO[bytes]) -> None:
-        """Take an empty file, opened for writing without a buffer."""
+    def __init__(self, file: IO[bytes], path: Path | None = None) -> None:
+        """Take an empty file, opened for writing without a buffer, and its name if it has one."""
         self.size = 0
         self._file = file
+        self._path = path
 
     @classmethod
     def make(cls, path: Path, *, overwrite: bool) -> GrowingFile:
@@ -98,7 +99,7 @@ class GrowingFile:
         if overwrite:
             path.unlink(missing_ok=True)
         try:
-            return cls(path.open("xb", buffering=0))
+            return cls(path.open("xb", buffering=0), path)
         except FileExistsError as error:
             raise already_there(path) from error
 
@@ -133,9 +134,15 @@ class GrowingFile:
         """
         self._write(offset, data)
 
-    def close(self) -> None:
-        """Close it; calling it again does nothing."""
+    def close(self, *, keep: bool = True) -> None:
+        """Close it; one that is not to be kept is removed, unless its name is another file's by now."""
+        stale = None
+        if self._path is not None and not keep:
+            with suppress(OSError):  # nothing has its name any more
+                stale = self._path if os.path.samestat(os.fstat(self.fileno()), self._path.lstat()) else None
         self._file.close()
+        if stale is not None:
+            stale.unlink(missing_ok=True)
 
     def fileno(self) -> int:
         """The system's number of the open file."""

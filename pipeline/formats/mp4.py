@@ -35,6 +35,9 @@ MAX_SIDE = 8192
 MAX_KEY_FRAME_DISTANCE = 60
 """Frames between key frames where a second has more: how far a player has to read for a jump."""
 
+MAX_GAP_S = 23_860
+"""Longest time between two frames, s: MP4 counts a frame's duration in 31 bits of TIME_BASE; FFmpeg would change the times."""
+
 MOVFLAGS = "hybrid_fragmented+frag_every_frame"
 """FFmpeg's: every frame is a fragment of its own, about 110 bytes each; closing adds one index over all of them."""
 
@@ -66,9 +69,12 @@ class Mp4Recorder(PoseRecorder):
     def _check(self, item: PosedFrame) -> None:
         super()._check(item)
         _picture(item)
-        if not item.frame.time_s > self._time_s:
+        time_s, last_s = item.frame.time_s, self._time_s
+        if not time_s > last_s:
+            raise SinkError(f"expected time stamps that grow, received {time_s} s after {last_s} s for {self.path}")
+        if self._pts >= 0 and time_s - last_s > MAX_GAP_S:
             raise SinkError(
-                f"expected time stamps that grow, received {item.frame.time_s} s after {self._time_s} s for {self.path}"
+                f"expected at most {MAX_GAP_S} s between frames, received {time_s} s after {last_s} s for {self.path}"
             )
 
     def _begin(self, item: PosedFrame) -> None:
@@ -118,8 +124,7 @@ class Mp4Recorder(PoseRecorder):
                 self._store()
                 self.written = self._packets
         finally:
-            self._file.close()
-            self._remove_if_empty()
+            self._file.close(keep=self.written > 0)
 
     def _encode(self, picture: av.VideoFrame | None) -> None:
         packets = self._stream.encode(picture)

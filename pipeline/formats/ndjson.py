@@ -21,5 +21,4 @@ class NdjsonRecorder(PoseRecorder):
         self.written += 1
 
     def _finish(self) -> None:
-        self._file.close()
-        self._remove_if_empty()
+        self._file.close(keep=self.written > 0)

@@ -58,5 +58,5 @@ def open_recorders(out: Path, formats: Sequence[str], header: RunHeader, *, over
         raise SinkError(f"expected formats among {', '.join(FORMATS)}; received {', '.join(map(repr, unknown))}")
     chosen = [FORMATS[name] for name in dict.fromkeys(formats)]
     recorders: list[Recorder] = [kind.recorder(out / kind.file_name, header, overwrite=overwrite) for kind in chosen]
-    make_folder(out)
+    make_folder(out, "the results")
     return recorders

@@ -26,7 +26,7 @@ class TraceRecorder(FileRecorder[Timeline]):
             SinkError: it cannot be written.
         """
         super().__init__(path, overwrite=overwrite)
-        make_folder(path.parent)
+        make_folder(path.parent, path.name)
 
     def _begin(self, item: Timeline) -> None:
         self._file = GrowingFile.make(self.path, overwrite=self._overwrite)
@@ -59,5 +59,4 @@ class TraceRecorder(FileRecorder[Timeline]):
             if not self._failed:
                 self._file.append(b"\n]\n")
         finally:
-            self._file.close()
-            self._remove_if_empty()
+            self._file.close(keep=self.written > 0)
