@@ -1,4 +1,4 @@
-"""Real people who are held out and a recording by calibrated cameras: read and scored, on folders made of the demo clip."""
+"""Held-out people, a recording by calibrated cameras, and whom a search finds: on folders made of the demo clip."""
 
 import argparse
 import json
@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 
 from benchmarks import accuracy
+from benchmarks.people_scores import SCORES, count, known_people
 from benchmarks.pictures import held_out_people, pck_interval, score_pictures
 from benchmarks.recording import TRUTH, read_recording, score_recording
 from convnextpose.errors import SourceError
 from convnextpose.skeleton import HUMAN36M
 from convnextpose.weights import DEMO_CLIP, DEMO_TRUTH
+from pipeline.people import MIN_SCORE, one_person
+from pipeline.run import open_model
 from pipeline.sources import open_source
-from training.real import COCO, is_held_out
+from training.real import COCO, MEDIAPIPE, is_held_out
 
 CLIP = json.loads(DEMO_TRUTH.read_text(encoding="utf-8"))
 FRAMES = range(0, 250, 25)
@@ -187,3 +190,58 @@ def test_a_recording_that_is_not_as_described_is_refused(tmp_path, changes):
 def test_a_missing_recording_is_refused(tmp_path):
     with pytest.raises(SourceError, match="expected a recording in"):
         read_recording(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def more(folder):
+    """The folder with a frame of the demo clip as a source of its own, and a background."""
+    pictures = folder / "real" / "more"
+    pictures.mkdir()
+    truth = CLIP["frames"][FRAMES[4]]
+    with open_source(DEMO_CLIP) as source:
+        frame = next(frame for frame in source if frame.index == FRAMES[4])
+    for name in ("clip__f00000.jpg", "elsewhere__f00000.jpg"):
+        cv2.imwrite(str(pictures / name), frame.image)
+    cv2.imwrite(str(pictures / "backgrounds__wall.jpg"), np.full((240, 320, 3), 90, np.uint8))
+    rows = ["file,people_good", "clip__f00000.jpg,1", "elsewhere__f00000.jpg,1", "backgrounds__wall.jpg,0"]
+    (pictures / "manifest.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    landmarks = np.zeros((2, 33, 4))
+    for number, joint in MEDIAPIPE.items():
+        landmarks[:, number] = *truth["joints_px"][joint], 0, 1
+    np.savez(
+        pictures / "mediapipe_heavy_pseudo.npz",
+        picture=np.array(["clip__f00000.jpg", "elsewhere__f00000.jpg"]),
+        box=np.array([truth["box"], [0, 0, 40, 400]]),  # the second is nowhere near the person
+        iou=np.ones(2),
+        landmarks_px=landmarks,
+        world_m=np.zeros((2, 33, 3)),
+    )
+    return folder
+
+
+def test_a_search_counts_known_people_others_and_false_alarms(more):
+    groups = known_people(more)
+    assert {name: len(people) for name, people in groups.items()} == {
+        "with people, held out": len(FRAMES),
+        "with people, clip": 1,
+        "with people, elsewhere": 1,
+        "without people, backgrounds": 1,
+    }
+    at = SCORES.index(MIN_SCORE)
+    with open_model("xs", "auto") as runtime:
+        counts = {name: count(one_person(runtime, follows=False), people, 1) for name, people in groups.items()}
+    assert counts["with people, held out"]["known"][at] >= 0.8 * len(FRAMES)
+    assert [counts["with people, clip"][kind][at] for kind in ("known", "other", "all")] == [1, 0, 1]
+    assert [counts["with people, elsewhere"][kind][at] for kind in ("known", "other", "all")] == [0, 1, 1]
+    assert [counts["without people, backgrounds"][kind][at] for kind in ("known", "other", "all")] == [0, 0, 1]
+    for found in counts.values():
+        for kind in ("known", "other"):
+            by_score = [number for _, number in sorted(zip(SCORES, found[kind], strict=True))]
+            assert by_score == sorted(by_score, reverse=True), "a higher threshold never finds more"
+
+
+def test_a_manifest_without_its_columns_is_refused(more, tmp_path):
+    shutil.copytree(more / "real", tmp_path / "real")
+    (tmp_path / "real" / "more" / "manifest.csv").write_text("name\na.jpg\n", encoding="utf-8")
+    with pytest.raises(SourceError, match="columns file and people_good"):
+        known_people(tmp_path)
