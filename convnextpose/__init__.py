@@ -1,4 +1,4 @@
-"""The network, its variants, checkpoints, skeletons, the camera and the crop, scores, and the default weights; and the public names.
+"""The network, its checkpoints, skeletons, the camera and the crop, scores, the default weights, and the public names.
 
 May import numpy; torch only inside `network.py`, and when used inside `containers.py` and `checkpoint.py`. Imports nothing of
 `engines`, `pipeline` or `tools`: the public names below are looked up there when somebody asks for them.

@@ -43,17 +43,20 @@ def _camera(text: str) -> Intrinsics:
 
 def run_command(
     sources: Annotated[
-        list[str], typer.Argument(help="Video files, pictures, or folders of pictures.", show_default=False, metavar="SOURCE...")
+        list[str],
+        typer.Argument(help="Video files, pictures, or folders of pictures.", show_default=False, metavar="SOURCE..."),
     ],
     out: Annotated[
         Path,
         typer.Option(
-            "--out", help="Folder for the results; with several sources each gets a folder of its own in it.", show_default=False
+            "--out",
+            help="Folder for the results; with several sources each gets a folder of its own in it.",
+            show_default=False,
         ),
     ],
-    formats: Annotated[
-        str, typer.Option(help=f"What to write, with commas between: {', '.join(FORMATS)}.")
-    ] = ",".join(DEFAULT_FORMATS),
+    formats: Annotated[str, typer.Option(help=f"What to write, with commas between: {', '.join(FORMATS)}.")] = ",".join(
+        DEFAULT_FORMATS
+    ),
     model: Annotated[
         str,
         typer.Option(help="Default weights by name (xs), a checkpoint of the authors, an exported .onnx, or an .engine file."),
@@ -130,10 +133,10 @@ def run_command(
     pipeline = open_pipeline(config)
     _print_head(console, pipeline, config)
     failure: StageError | None = None
-    stopped_by: list[int] = []
+    stopped_by: list[signal.Signals] = []
 
     def stop(number: int, _: FrameType | None) -> None:
-        stopped_by.append(number)
+        stopped_by.append(signal.Signals(number))
         raise KeyboardInterrupt
 
     for number in _STOP_SIGNALS:
@@ -172,11 +175,10 @@ def _follow(pipeline: Pipeline) -> None:
     )
     screen = Console(stderr=True)
     with Progress(*columns, console=screen, disable=not screen.is_terminal, transient=True) as progress:
+        several = len(pipeline.streams) > 1
         tasks = {
-            stream.header.source: progress.add_task(
-                escape(stream.header.source) if len(pipeline.streams) > 1 else "frames", total=stream.header.frame_count, fps=0.0
-            )
-            for stream in pipeline.streams
+            header.source: progress.add_task(escape(header.source) if several else "frames", total=header.frame_count, fps=0.0)
+            for header in pipeline.headers
         }
         timing = {stream.header.source: stream.timing for stream in pipeline.streams}
         for posed in pipeline:
@@ -222,8 +224,10 @@ def _print_end(console: Console, pipeline: Pipeline, config: RunConfig) -> None:
         if len(pipeline.streams) > 1:
             console.print(f"[bold]{escape(stream.header.source)}[/]")
         _print_stream(console, stream, config)
-    for path in pipeline.outputs:
-        console.print(f"wrote    {escape(str(path))}")
+    for file in pipeline.outputs:
+        console.print(f"wrote    {escape(str(file.path))} ({file.frames} frames)")
+    if pipeline.summary is not None:
+        console.print(f"wrote    {escape(str(pipeline.summary))}")
 
 
 def _print_stream(console: Console, stream: Stream, config: RunConfig) -> None:

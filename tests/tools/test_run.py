@@ -275,7 +275,7 @@ def test_a_signal_keeps_what_was_finished(tmp_path, number, told):
 
 
 def test_several_sources_give_what_each_gives_alone(short_clip, tmp_path):
-    """Two clips of one name and a folder of pictures, in one run: a folder of results each, with the poses of a run of its own."""
+    """Two clips of one name and a folder of pictures, in one run: a folder of results each, as of a run of its own."""
     twin, pictures = tmp_path / "other" / short_clip.name, tmp_path / "pictures"
     twin.parent.mkdir()
     twin.write_bytes(short_clip.read_bytes())
@@ -292,7 +292,8 @@ def test_several_sources_give_what_each_gives_alone(short_clip, tmp_path):
         alone = tmp_path / f"alone-{name}"
         assert convnextpose("run", source, "--out", alone, "--formats", "ndjson").returncode == 0
         assert sorted(p.name for p in alone.iterdir()) == ["poses.ndjson", "summary.json"]
-        mine, its = ([json.loads(line) for line in (f / "poses.ndjson").read_text().splitlines()] for f in (together / name, alone))
+        texts = [(folder / "poses.ndjson").read_text() for folder in (together / name, alone)]
+        mine, its = ([json.loads(line) for line in text.splitlines()] for text in texts)
         assert len(mine) == len(its)
         for a, b in zip(mine[1:], its[1:], strict=True):
             assert [p["track_id"] for p in a["poses"]] == [p["track_id"] for p in b["poses"]]
