@@ -62,4 +62,4 @@ class Estimator:
                     problems.append(str(error))
         with stopwatch.span("track"):
             self._people.observe(seen)
-        return PosedFrame(frame, tuple(poses), camera, tuple(problems))
+        return PosedFrame(frame, tuple(poses), camera, problems=tuple(problems))

@@ -56,7 +56,7 @@ def noise(index, width=320, height=240):
 def timeline(index):
     """A frame that took 1 ms in every stage."""
     spans = [Span(stage, n * 10**6, n * 10**6, (n + 1) * 10**6) for n, stage in enumerate(STAGES, index)]
-    return Timeline(index, tuple(spans))
+    return Timeline("clip.mp4", index, tuple(spans))
 
 
 def names(folder):
