@@ -1,7 +1,7 @@
 """What kind of picture a file holds and how large it says that it is, from its first bytes: nothing is decoded.
 
 Sources: PNG and APNG (W3C, third edition), JPEG (ITU-T T.81), WebP (RFC 9649), TIFF 6.0 and BigTIFF, BMP (Microsoft's
-BITMAPFILEHEADER and BITMAPINFOHEADER), JPEG 2000 (ITU-T T.800), Netpbm's manual pages.
+BITMAPFILEHEADER and BITMAPINFOHEADER), GIF89a (CompuServe), JPEG 2000 (ITU-T T.800), Netpbm's manual pages.
 """
 
 from __future__ import annotations
@@ -111,6 +111,7 @@ FORMATS = (
         _jpeg2000_size,
     ),
     PictureFormat("Netpbm", lambda head: re.match(rb"P[1-6][\s#]", head) is not None, _netpbm_size),
+    PictureFormat("GIF", lambda head: head[:6] in (b"GIF87a", b"GIF89a"), lambda data: struct.unpack_from("<HH", data, 6)),
     PictureFormat("HEIF", heif.begins, lambda data: heif.read(data).size),
 )
 
@@ -121,7 +122,9 @@ def format_of(head: bytes) -> PictureFormat | None:
 
 
 def is_animated(data: bytes) -> bool:
-    """Whether a file of one of the formats holds moving pictures: APNG, animated WebP, AVIF and HEIF sequences."""
+    """Whether a file of one of the formats holds moving pictures: GIF, APNG, animated WebP, AVIF and HEIF sequences."""
+    if data.startswith(b"GIF8"):
+        return True
     if data.startswith(b"\x89PNG"):
         at = 8
         while at + 8 <= len(data) and data[at + 4 : at + 8] not in (b"IDAT", b"acTL"):
