@@ -33,18 +33,19 @@ class PictureFormat:
 
 
 def tiff_tags(data: bytes) -> dict[int, int]:
-    """The whole numbers of a TIFF's first directory, by tag; also what EXIF data is. The last value where a tag has several."""
+    """The whole numbers of a TIFF's first directory, by tag; also what EXIF data is. The largest where a tag comes twice."""
     order = {b"II": "<", b"MM": ">"}[data[:2]]
     big = struct.unpack_from(order + "H", data, 2)[0] == 43
     (at,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
     (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, at)
     at += 8 if big else 2
     kinds = {1: "B", 3: "H", 4: "I", 16: "Q"}
-    tags = {}
+    tags: dict[int, int] = {}
     for entry in range(at, at + min(count, 4096) * (20 if big else 12), 20 if big else 12):
         tag, kind = struct.unpack_from(order + "HH", data, entry)
         if kind in kinds:
-            (tags[tag],) = struct.unpack_from(order + kinds[kind], data, entry + (12 if big else 8))
+            (value,) = struct.unpack_from(order + kinds[kind], data, entry + (12 if big else 8))
+            tags[tag] = max(value, tags.get(tag, 0))
     return tags
 
 
@@ -87,8 +88,13 @@ def _bmp_size(data: bytes) -> tuple[int, int]:
 
 
 def _jpeg2000_size(data: bytes) -> tuple[int, int]:
-    at = data.index(b"\xff\x4f\xff\x51") + 8  # the codestream's first marker, behind the boxes
-    width, height, left, top = struct.unpack_from(">4I", data, at)
+    at = 0
+    while data[at : at + 2] != b"\xff\x4f":  # boxes, until the one that begins with the codestream's first marker
+        size, kind = struct.unpack_from(">I4s", data, at)
+        if size == 1:
+            (size,) = struct.unpack_from(">Q", data, at + 8)
+        at += 8 if kind == b"jp2c" else max(size, 8)
+    width, height, left, top = struct.unpack_from(">4I", data, at + 8)
     return width - left, height - top
 
 

@@ -95,8 +95,8 @@ class _Loss:
 class _Gap:
     """The stretch that is being lost, if one is, and how frames are counted that nobody saw.
 
-    In a stream whose pictures come one step after another, time that is missing tells how many; that holds from the first damage
-    on, as what follows it may be missing without a mark. In other streams the packets that gave no picture are counted, where the
+    In a stream whose pictures come one step after another, the time that is missing tells how many: from the first damage on,
+    as more may be missing behind it without a mark. In other streams the packets that gave no picture are counted, where the
     format keeps them.
 
     Attributes:
@@ -200,7 +200,10 @@ class VideoSource(FileSource):
             raise SourceError(f"expected a video, but no frame of {self._path} can be decoded")
         self._first = item
         self._orientation = _orientation(item.picture)
-        image = self._image(item.picture)
+        try:
+            image = self._image(item.picture)
+        except SourceError as error:
+            raise self._broken(0, str(error)) from error
         self.info = SourceInfo(
             id=self._path.name,
             live=False,

@@ -709,6 +709,14 @@ def test_a_folder_without_pictures_is_refused(tmp_path):
     assert str(tmp_path) in refusal(tmp_path)
 
 
+def test_a_capture_time_comes_with_its_clock(folder):
+    frames, _ = read(folder)
+    assert {(frame.captured_ns, frame.clock) for frame in frames} == {(None, None)}
+    assert Frame(picture(0), "camera", 0, 0.0, captured_ns=1, clock="kernel").clock == "kernel"
+    with pytest.raises(ValueError, match="together"):
+        Frame(picture(0), "camera", 0, 0.0, captured_ns=1)
+
+
 # Lifetime.
 
 

@@ -16,7 +16,7 @@ from pipeline.draw import PoseRenderer
 from pipeline.people import GivenBoxes, Person, SinglePerson
 from pipeline.threads import CHANNEL_CAPACITY, Pipeline
 from pipeline.timeline import STAGES
-from pipeline.types import Frame, RunHeader, SourceInfo
+from pipeline.types import Frame, RunHeader, SourceInfo, UnreadableFrame
 from tests.pipeline.blob import BlobRuntime, picture
 
 BOX = (200, 100, 80, 220)
@@ -117,6 +117,19 @@ def test_threads_change_nothing_about_the_poses():
     for poses in runs:
         for a, b in zip(poses, alone, strict=True):
             assert np.array_equal(a.joints_mm, b.joints_mm) and a.box == b.box and a.track_id == b.track_id
+
+
+def test_a_frame_that_cannot_be_read_fails_and_the_others_go_on():
+    class Damaged(Pictures):
+        def __iter__(self):
+            for frame in super().__iter__():
+                yield frame if frame.index % 3 else UnreadableFrame(frame.source_id, frame.index, "it is damaged")
+
+    pipeline, _ = make(Damaged(9))
+    assert [posed.frame.index for posed in pipeline] == [1, 2, 4, 5, 7, 8]
+    counts = pipeline.ledger.counts()
+    assert (counts.captured, counts.processed, counts.failed) == (9, 6, 3)
+    assert counts.reasons == (("it is damaged", 3),)
 
 
 def test_a_stream_that_breaks_keeps_what_came_before_it():
