@@ -284,8 +284,16 @@ def test_a_stream_that_is_not_there_is_refused(tmp_path, clips):
     assert "streams 0 to 1" in refusal(two_streams(tmp_path / "two.mkv", (0,)), stream=2)
     for number in (1, -1):
         assert "only stream 0" in refusal(clips["mp4"], stream=number)
-    with open_source(clips["mp4"], stream=0) as source:
-        assert source.info.notes == ()
+    for path in (clips["mp4"], clips["gif"]):
+        with open_source(path, stream=0) as source:
+            assert source.info.notes == ()
+
+
+def test_pictures_have_no_streams_to_choose_from(folder):
+    for path in (folder, folder / "img1.png"):
+        assert "stream 1" in refusal(path, stream=1)
+        with open_source(path, stream=0) as source:
+            assert len(list(source)) == source.info.frame_count
 
 
 # Streams that break.
