@@ -27,8 +27,8 @@ from pipeline.records import read_poses
 from pipeline.types import Frame
 
 MIN_SCORE = 0.51
-"""Mean joint score from which a person counts as found: the lowest hundredth at which the default weights took something else
-for a person in at most one in a hundred pictures without people (1 of 123): docs/people.md."""
+"""Mean joint score from which a person counts as found: the lowest hundredth from which the default weights take something else
+for a person in at most one in a hundred pictures without people (1 of 143): docs/people.md."""
 
 KEEP_FRACTION = 2 / 3
 """A followed person is let go when the mean score falls under this fraction of MIN_SCORE."""
