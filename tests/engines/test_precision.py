@@ -12,7 +12,7 @@ from convnextpose.checkpoint import verify, verify_state
 from convnextpose.errors import CalibrationError, ExportError, ModelError, ParityError
 from convnextpose.network import random_state
 from convnextpose.variants import Variant
-from engines.calibration import hash_crops
+from engines.calibration import CalibrationSet, hash_crops
 from engines.graph import layer_name, pose_graph
 from engines.metadata import read_metadata
 from engines.opening import open_pose_model
@@ -26,7 +26,6 @@ from engines.precision import (
     to_fp16,
     to_int8,
 )
-from pipeline.calibration import collect_crops
 
 pytest.importorskip("onnxruntime", reason="it quantises")
 T = onnx.TensorProto
@@ -78,11 +77,10 @@ def shipped():
 
 
 @pytest.fixture(scope="module")
-def people(shipped):
-    """Crops of the demo clip: to calibrate on, and others to measure on."""
-    with open_pose_model(shipped.onnx, threads=1) as runtime:
-        found = collect_crops([weights.DEMO_CLIP], runtime, 20).crops
-    return found[::2], found[1::2]
+def people():
+    """The package's own crops, on which a build calibrates and proves: they do not change with the weights."""
+    split = CalibrationSet.load(weights.CALIBRATION).split()
+    return split.calibration, split.proof
 
 
 @pytest.fixture(scope="module")
