@@ -35,7 +35,7 @@ def main() -> None:
             for index, difficulty in enumerate(DIFFICULTIES)
         ]
     )
-    with open_pose_model(weights.load("xs").onnx) as model:
+    with open_pose_model(weights.load("xs").onnx, precision="fp32") as model:  # the same crops on any CPU
         filmed = collect_crops([weights.DEMO_CLIP], model, EACH).crops
     # In turn, so that every part of the set has both.
     crops = np.stack([rendered, filmed], axis=1).reshape(-1, *rendered.shape[1:])
