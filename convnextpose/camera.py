@@ -28,8 +28,6 @@ class RootDepthSource(str, Enum):
     """Estimated from the box with the camera's true intrinsics."""
     ASSUMED_FOV = "assumed_fov"
     """Estimated from the box with an assumed field of view: scale and place are a guess, the shape is not."""
-    ROOTNET = "rootnet"
-    """Estimated by a root-depth network."""
     GIVEN = "given"
     """Given by the caller."""
 

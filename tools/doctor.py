@@ -20,7 +20,7 @@ from convnextpose import weights
 from convnextpose.errors import CheckpointError, PoseError, RuntimeUnavailableError, install_command
 from engines.cpu_precision import BATCH, measure_precisions
 from engines.sessions.registry import CHECKPOINT, ENGINE, RUNTIMES
-from engines.tensorrt.device import BINDINGS, binding_installed, binding_version, open_device
+from engines.tensorrt.gpu import BINDINGS, binding_installed, binding_version, open_device
 from engines.tensorrt.module import LIBRARIES, load_library
 
 
