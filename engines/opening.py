@@ -155,6 +155,8 @@ def choose_precision(precision: str, runtime: str, info: ModelInfo) -> Choice:
         return Choice(precision, "it was asked for")
     if runtime != "openvino":
         return Choice("fp32", f"{runtime} computes in no other here")
+    if info.precision != "fp32":
+        return Choice("fp32", f"model {info.name} is in {info.precision}: only FP32 models are proven in BF16")
     if "bf16" not in cpu_precisions():
         return Choice("fp32", "this CPU does not compute BF16 natively")
     shipped = weights.by_checkpoint(info.checkpoint_sha256)

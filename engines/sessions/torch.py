@@ -62,8 +62,8 @@ class TorchSession(LockedSession):
         import torch
 
         with torch.inference_mode():
-            # Copied: torch warns of arrays that may not be written to.
-            results = self._module(*(torch.tensor(arrays[spec.name]) for spec in self._inputs))
+            # Copied: torch takes neither arrays that may not be written to nor, of one item, some that were turned round.
+            results = self._module(*(torch.from_numpy(arrays[spec.name].copy()) for spec in self._inputs))
         return {spec.name: result.numpy() for spec, result in zip(self._outputs, results, strict=True)}
 
     def _release(self) -> None:
@@ -141,7 +141,7 @@ class TorchGpuSession(LockedSession):
     def _record(self, arrays: Arrays) -> _Recorded:
         import torch
 
-        examples = [torch.tensor(arrays[spec.name]) for spec in self._inputs]
+        examples = [torch.from_numpy(arrays[spec.name].copy()) for spec in self._inputs]
         with torch.inference_mode():
             inputs = tuple(torch.zeros_like(example, device="cuda") for example in examples)
             torch.cuda.synchronize()

@@ -131,8 +131,10 @@ def test_the_proof_itself_is_exact(fp32, reference, people):
 def test_cpu_runtimes_run_typed_graphs(name, precision, fp32, int8, reference, people):
     pytest.importorskip(name)
     data = {"fp32": fp32, "fp16": to_fp16(fp32), "int8": int8}[precision]
-    with open_pose_model(data, name, threads=1) as runtime:
+    with open_pose_model(data, name, precision="int8" if precision == "int8" else "fp32", threads=1) as runtime:
         assert runtime.info.precision == precision
+        if name == "openvino":
+            assert runtime.describe().precision == ("int8+fp32" if precision == "int8" else "fp32")
         compare(reference, runtime, people[1][:4], LIMITS[precision]).check()
 
 
