@@ -35,6 +35,7 @@ class Plan:
         bare: share of the people with bare arms and legs, as for sport.
         clutter: share of the people who stand before many things.
         turned: share of a batch's crops that are turned in their plane and zoomed a little, anew each time.
+        real: share of a batch's crops that show people in real pictures.
         recoloured: share of a batch's crops that lose colour, three in eight of these all of it; the same share, drawn apart,
             has other tones.
     """
@@ -63,6 +64,7 @@ class Plan:
     coats: float = 0.35
     bare: float = 0.25
     clutter: float = 0.3
+    real: float = 0.0
     turned: float = 0.5
     recoloured: float = 0.5
 
@@ -70,9 +72,18 @@ class Plan:
         """Check what would fail late or silently."""
         if not 0 < self.filled <= self.kept or self.reuse <= 0 or self.size % 32 or self.seed >= 2**40:
             raise ValueError(f"expected 0 < filled <= kept, reuse > 0, a size in 32s and a seed under 2**40, received {self}")
-        shares = {**self.shares(), "turned": self.turned, "recoloured": self.recoloured}
+        shares = {**self.shares(), "real": self.real, "turned": self.turned, "recoloured": self.recoloured}
         if not all(0 <= share <= 1 for share in shares.values()):
             raise ValueError(f"expected shares in 0..1, received {shares}")
+        if self.real and self.batch == self.real_crops:
+            raise ValueError(
+                f"expected a rendered crop in a batch of {self.batch}, received the share {self.real} of real ones"
+            )
+
+    @property
+    def real_crops(self) -> int:
+        """Crops of a batch that show people in real pictures."""
+        return round(self.batch * self.real)
 
     def shares(self) -> dict[str, float]:
         """What `Renderer.batch` is told of the people, by name."""
@@ -87,7 +98,7 @@ class Plan:
 
     def chunks_before(self, step: int) -> int:
         """Chunks rendered before a step."""
-        return self.filled + int(step * self.batch / self.reuse / self.chunk)
+        return self.filled + int(step * (self.batch - self.real_crops) / self.reuse / self.chunk)
 
     def hardest(self, chunk: int) -> float:
         """The highest difficulty in a chunk."""
