@@ -35,6 +35,7 @@ class Plan:
         bare: share of the people with bare arms and legs, as for sport.
         clutter: share of the people who stand before many things.
         turned: share of a batch's crops that are turned in their plane and zoomed a little, anew each time.
+        mocap: share of the people in poses of motion capture.
         real: share of a batch's crops that show people in real pictures.
         recoloured: share of a batch's crops that lose colour, three in eight of these all of it; the same share, drawn apart,
             has other tones.
@@ -64,6 +65,7 @@ class Plan:
     coats: float = 0.35
     bare: float = 0.25
     clutter: float = 0.3
+    mocap: float = 0.0
     real: float = 0.0
     turned: float = 0.5
     recoloured: float = 0.5
@@ -94,6 +96,7 @@ class Plan:
             "coats": self.coats,
             "bare": self.bare,
             "clutter": self.clutter,
+            "mocap": self.mocap,
         }
 
     def chunks_before(self, step: int) -> int:

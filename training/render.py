@@ -15,6 +15,7 @@ from training import poses
 from training.appearance import dress_up
 from training.body import UP, Body, Surface, rotation, skin
 from training.draws import Draws
+from training.mocap import Mocap
 from training.skirt import drape
 
 DEPTH_STEPS = 32768
@@ -104,13 +105,15 @@ def render(
     far: Tensor | None = None,
     coats: float = 0.0,
     bare: float = 0.0,
+    mocap: float = 0.0,
+    captured: Mocap | None = None,
 ) -> People:
     """People of random shape, pose and looks in pictures of `size` px.
 
     Light and camera are random, too, unless `stand` says where each stands; then the pictures just hold the whole person.
     With `closed`, skirts have enough points to be without holes. `wide` is the share of the people who are moved far from
-    their family's pose, `coats` of those who wear one, `bare` of those with bare arms and legs; where `far` [N] is true, the
-    camera is far off and above.
+    their family's pose, `mocap` of those in a pose of `captured` (but nobody who passes far off), `coats` of those who wear
+    one, `bare` of those with bare arms and legs; where `far` [N] is true, the camera is far off and above.
     """
     surface = body.surface
     limit = MAX_POINTS * 9 // 10 if closed else MAX_POINTS
@@ -118,10 +121,15 @@ def render(
         raise ValueError(f"expected at most {limit} points on the body, received {len(surface.mean)}")
     rest, skeleton = body.shaped(body.sample_shapes(draws.count, draws.generator, held_out=never))
     angles = stand.angles if stand is not None else None
+    passing = None
     if angles is None:
         passing = None if far is None else far & draws.chance(PASSING_SHARE)
         angles = poses.sample(draws, difficulty, never, wide, passing)
-    motion, joints = poses.move_skeleton(angles, skeleton)
+    orientations = poses.orient(angles)
+    if mocap and captured is not None:
+        moved = draws.chance(mocap) if passing is None else draws.chance(mocap) & ~passing
+        orientations = torch.where(moved[:, None, None, None], captured.sample(draws), orientations)
+    motion, joints = poses.move_skeleton(orientations, skeleton)
     looks = dress_up(draws, surface, difficulty, coats, bare)
     rest = torch.addcmul(rest, surface.normals, looks.thickness_m[..., None])
     points, normals = skin(rest, F.normalize(surface.normals + looks.folds, dim=-1), surface.weights, motion)

@@ -35,7 +35,7 @@ class PoseChunks:
     label_shape: tuple[int, ...] = (18, 3)
 
     def __init__(self, device: torch.device | str, size: int, data: Path | None = None) -> None:
-        self._renderer = Renderer(device, size)
+        self._renderer = Renderer(device, size, data=data)
 
     def render(self, plan: Plan, number: int) -> tuple[Tensor, Tensor]:
         """Images [C, S, S, 3] uint8 and joints [C, 18, 3] of a chunk."""

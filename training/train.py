@@ -38,6 +38,8 @@ from training.real import read_people
 from training.real_crops import CutOuts, HeldOutPeople, limb_score
 from training.stream import Chunks, PoseChunks, Stream
 
+DATA_NEEDED = "shares of real people or of motion capture"
+
 TURN_RAD, ZOOM = 0.4, 0.1
 """Standard deviations of the angle by which a crop is turned, cut off at twice that, and of the logarithm of its zoom."""
 
@@ -83,8 +85,8 @@ class Trainer:
         self.plan, self.device, self.step = plan, device, 0
         self.best: float | None = None
         self._sets: dict = {}
-        if plan.real and data is None:
-            raise ValueError(f"expected a data folder for the share {plan.real} of real people, received none: name one")
+        if (plan.real or plan.mocap) and data is None:
+            raise ValueError(f"expected a data folder for {DATA_NEEDED}, received none: name one")
         self.data = data
         self._real: CutOuts | None = None
         self._held_out: HeldOutPeople | None = None
@@ -314,7 +316,7 @@ def main(kind: type[Trainer] = Trainer, description: str | None = __doc__) -> No
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="length of this slice")
     parser.add_argument("--init", type=Path, help="weights that a new run begins with")
-    parser.add_argument("--data", type=Path, help="folder of real people, which training/README.md describes")
+    parser.add_argument("--data", type=Path, help="folder of real people and motion capture, which README.md describes")
     parser.add_argument("--workers", type=int, default=0, help="processes that render on the CPU; 0 renders on the device")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the training itself")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -336,10 +338,8 @@ def main(kind: type[Trainer] = Trainer, description: str | None = __doc__) -> No
     plan = Plan(**facts["plan"]) if facts else Plan(**given)
     if facts and replace(plan, **given) != plan:
         parser.error(f"the run in {arguments.run} has the plan {plan}: leave its options out, or name another folder")
-    if plan.real and arguments.data is None:
-        parser.error(
-            f"expected --data for the share {plan.real} of real people, received none: name the folder that holds them"
-        )
+    if (plan.real or plan.mocap) and arguments.data is None:
+        parser.error(f"expected --data for {DATA_NEEDED}, received none: name the folder that holds them")
     torch.set_num_threads(arguments.threads)
     cv2.setNumThreads(arguments.threads)
     stopped: list[int] = []
