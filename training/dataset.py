@@ -15,6 +15,7 @@ from convnextpose.variants import INPUT_SIZE
 from training.background import add_shape, background, in_its_light
 from training.body import Body
 from training.draws import Draws
+from training.fabric import Fabric
 from training.mocap import Mocap
 from training.pictures import Pictures
 from training.render import People, render
@@ -157,6 +158,13 @@ class Renderer:
             raise ValueError("expected a data folder for poses of motion capture, received none: name one")
         return Mocap(self.data / "mocap_poses.npz", self.body.device)
 
+    @cached_property
+    def fabric(self) -> Fabric:
+        """Patches of real cloth, from the data folder."""
+        if self.data is None:
+            raise ValueError("expected a data folder for patches of cloth, received none: name one")
+        return Fabric(self.data / "fabric_patches_cc0.zip", self.body.device)
+
     @torch.no_grad()
     def batch(
         self,
@@ -172,6 +180,7 @@ class Renderer:
         bare: float = 0.0,
         clutter: float = 0.0,
         mocap: float = 0.0,
+        cloth: float = 0.0,
     ) -> Crops:
         """`count` crops of a difficulty in 0..1.
 
@@ -189,6 +198,7 @@ class Renderer:
             bare: share of the people with bare arms and legs, as for sport.
             clutter: share of the people who stand before many things.
             mocap: share of the people in poses of motion capture, but for those who pass far off.
+            cloth: share of the garments that are of real cloth.
         """
         draws = Draws(count, generator)
         distant = draws.chance(far) if far else None
@@ -205,6 +215,8 @@ class Renderer:
             bare=bare,
             mocap=mocap,
             captured=self.captured if mocap else None,
+            cloth=cloth,
+            fabric=self.fabric if cloth else None,
         )
         if pictures:
             album = self.held_out_pictures if held_out_pictures else self.pictures

@@ -36,6 +36,7 @@ class Plan:
         clutter: share of the people who stand before many things.
         turned: share of a batch's crops that are turned in their plane and zoomed a little, anew each time.
         mocap: share of the people in poses of motion capture.
+        cloth: share of the garments that are of real cloth.
         real: share of a batch's crops that show people in real pictures.
         recoloured: share of a batch's crops that lose colour, three in eight of these all of it; the same share, drawn apart,
             has other tones.
@@ -66,6 +67,7 @@ class Plan:
     bare: float = 0.25
     clutter: float = 0.3
     mocap: float = 0.0
+    cloth: float = 0.0
     real: float = 0.0
     turned: float = 0.5
     recoloured: float = 0.5
@@ -87,6 +89,11 @@ class Plan:
         """Crops of a batch that show people in real pictures."""
         return round(self.batch * self.real)
 
+    @property
+    def needs_data(self) -> bool:
+        """Whether a share is of what the data folder holds."""
+        return any((self.real, self.mocap, self.cloth))
+
     def shares(self) -> dict[str, float]:
         """What `Renderer.batch` is told of the people, by name."""
         return {
@@ -97,6 +104,7 @@ class Plan:
             "bare": self.bare,
             "clutter": self.clutter,
             "mocap": self.mocap,
+            "cloth": self.cloth,
         }
 
     def chunks_before(self, step: int) -> int:

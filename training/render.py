@@ -15,6 +15,7 @@ from training import poses
 from training.appearance import dress_up
 from training.body import UP, Body, Surface, rotation, skin
 from training.draws import Draws
+from training.fabric import Fabric
 from training.mocap import Mocap
 from training.skirt import drape
 
@@ -107,13 +108,16 @@ def render(
     bare: float = 0.0,
     mocap: float = 0.0,
     captured: Mocap | None = None,
+    cloth: float = 0.0,
+    fabric: Fabric | None = None,
 ) -> People:
     """People of random shape, pose and looks in pictures of `size` px.
 
     Light and camera are random, too, unless `stand` says where each stands; then the pictures just hold the whole person.
     With `closed`, skirts have enough points to be without holes. `wide` is the share of the people who are moved far from
     their family's pose, `mocap` of those in a pose of `captured` (but nobody who passes far off), `coats` of those who wear
-    one, `bare` of those with bare arms and legs; where `far` [N] is true, the camera is far off and above.
+    one, `bare` of those with bare arms and legs; a share `cloth` of the garments is of `fabric`. Where `far` [N] is true, the
+    camera is far off and above.
     """
     surface = body.surface
     limit = MAX_POINTS * 9 // 10 if closed else MAX_POINTS
@@ -130,7 +134,7 @@ def render(
         moved = draws.chance(mocap) if passing is None else draws.chance(mocap) & ~passing
         orientations = torch.where(moved[:, None, None, None], captured.sample(draws), orientations)
     motion, joints = poses.move_skeleton(orientations, skeleton)
-    looks = dress_up(draws, surface, difficulty, coats, bare)
+    looks = dress_up(draws, surface, difficulty, coats, bare, cloth, fabric)
     rest = torch.addcmul(rest, surface.normals, looks.thickness_m[..., None])
     points, normals = skin(rest, F.normalize(surface.normals + looks.folds, dim=-1), surface.weights, motion)
     skirt = int(points.shape[1] * SKIRT_POINTS) * (2 if closed else 1)

@@ -38,7 +38,7 @@ from training.real import read_people
 from training.real_crops import CutOuts, HeldOutPeople, limb_score
 from training.stream import Chunks, PoseChunks, Stream
 
-DATA_NEEDED = "shares of real people or of motion capture"
+DATA_NEEDED = "shares of real people, motion capture or real cloth"
 
 TURN_RAD, ZOOM = 0.4, 0.1
 """Standard deviations of the angle by which a crop is turned, cut off at twice that, and of the logarithm of its zoom."""
@@ -85,7 +85,7 @@ class Trainer:
         self.plan, self.device, self.step = plan, device, 0
         self.best: float | None = None
         self._sets: dict = {}
-        if (plan.real or plan.mocap) and data is None:
+        if plan.needs_data and data is None:
             raise ValueError(f"expected a data folder for {DATA_NEEDED}, received none: name one")
         self.data = data
         self._real: CutOuts | None = None
@@ -338,7 +338,7 @@ def main(kind: type[Trainer] = Trainer, description: str | None = __doc__) -> No
     plan = Plan(**facts["plan"]) if facts else Plan(**given)
     if facts and replace(plan, **given) != plan:
         parser.error(f"the run in {arguments.run} has the plan {plan}: leave its options out, or name another folder")
-    if (plan.real or plan.mocap) and arguments.data is None:
+    if plan.needs_data and arguments.data is None:
         parser.error(f"expected --data for {DATA_NEEDED}, received none: name the folder that holds them")
     torch.set_num_threads(arguments.threads)
     cv2.setNumThreads(arguments.threads)
