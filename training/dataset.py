@@ -12,6 +12,7 @@ from torch import Tensor
 
 from convnextpose.skeleton import HUMAN36M
 from convnextpose.variants import INPUT_SIZE
+from training.avatars import Avatars
 from training.background import add_shape, background, in_its_light
 from training.body import Body
 from training.draws import Draws
@@ -165,6 +166,13 @@ class Renderer:
             raise ValueError("expected a data folder for patches of cloth, received none: name one")
         return Fabric(self.data / "fabric_patches_cc0.zip", self.body.device)
 
+    @cached_property
+    def avatars(self) -> Avatars:
+        """Modelled people, from the data folder."""
+        if self.data is None:
+            raise ValueError("expected a data folder for avatars, received none: name one")
+        return Avatars(self.data / "avatars", len(self.body.surface.mean), self.body.device)
+
     @torch.no_grad()
     def batch(
         self,
@@ -181,6 +189,7 @@ class Renderer:
         clutter: float = 0.0,
         mocap: float = 0.0,
         cloth: float = 0.0,
+        avatars: float = 0.0,
     ) -> Crops:
         """`count` crops of a difficulty in 0..1.
 
@@ -199,6 +208,7 @@ class Renderer:
             clutter: share of the people who stand before many things.
             mocap: share of the people in poses of motion capture, but for those who pass far off.
             cloth: share of the garments that are of real cloth.
+            avatars: share of the people who are avatars.
         """
         draws = Draws(count, generator)
         distant = draws.chance(far) if far else None
@@ -217,6 +227,8 @@ class Renderer:
             captured=self.captured if mocap else None,
             cloth=cloth,
             fabric=self.fabric if cloth else None,
+            modelled=avatars,
+            avatars=self.avatars if avatars else None,
         )
         if pictures:
             album = self.held_out_pictures if held_out_pictures else self.pictures

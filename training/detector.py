@@ -138,7 +138,7 @@ class DetectorTrainer(train.Trainer):
     """A run of the detector."""
 
     chunks = FrameChunks
-    unused = frozenset({"variant", "wide", "far", "coats", "bare", "cloth", "mocap", "real", "turned"})
+    unused = frozenset({"variant", "wide", "far", "coats", "bare", "avatars", "cloth", "mocap", "real", "turned"})
 
     def new_network(self, init: Path | None) -> nn.Module:
         """The detector with what fits of a pose network's or another detector's weights."""

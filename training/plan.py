@@ -37,6 +37,7 @@ class Plan:
         turned: share of a batch's crops that are turned in their plane and zoomed a little, anew each time.
         mocap: share of the people in poses of motion capture.
         cloth: share of the garments that are of real cloth.
+        avatars: share of the people who are avatars.
         real: share of a batch's crops that show people in real pictures.
         recoloured: share of a batch's crops that lose colour, three in eight of these all of it; the same share, drawn apart,
             has other tones.
@@ -68,6 +69,7 @@ class Plan:
     clutter: float = 0.3
     mocap: float = 0.0
     cloth: float = 0.0
+    avatars: float = 0.0
     real: float = 0.0
     turned: float = 0.5
     recoloured: float = 0.5
@@ -92,7 +94,7 @@ class Plan:
     @property
     def needs_data(self) -> bool:
         """Whether a share is of what the data folder holds."""
-        return any((self.real, self.mocap, self.cloth))
+        return any((self.real, self.mocap, self.cloth, self.avatars))
 
     def shares(self) -> dict[str, float]:
         """What `Renderer.batch` is told of the people, by name."""
@@ -105,6 +107,7 @@ class Plan:
             "clutter": self.clutter,
             "mocap": self.mocap,
             "cloth": self.cloth,
+            "avatars": self.avatars,
         }
 
     def chunks_before(self, step: int) -> int:

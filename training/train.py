@@ -38,7 +38,7 @@ from training.real import read_people
 from training.real_crops import CutOuts, HeldOutPeople, limb_score
 from training.stream import Chunks, PoseChunks, Stream
 
-DATA_NEEDED = "shares of real people, motion capture or real cloth"
+DATA_NEEDED = "shares of real people, motion capture, real cloth or avatars"
 
 TURN_RAD, ZOOM = 0.4, 0.1
 """Standard deviations of the angle by which a crop is turned, cut off at twice that, and of the logarithm of its zoom."""
