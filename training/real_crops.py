@@ -1,12 +1,15 @@
 """Crops of people in real pictures: changed anew each time for training, and as the package makes them for judging.
 
-A person is kept as a square cut out of the picture, larger than the crop, so that all people lie in one array and a batch is
-cut from them with a millisecond of OpenCV each. The trainer mirrors, turns and recolours them like the rendered ones.
+A person is kept as a square cut out of the picture, larger than the crop, so that all people lie in one array and a crop takes
+OpenCV two milliseconds. The trainer mirrors, turns and recolours them like the rendered ones.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections import defaultdict
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import cv2
@@ -83,18 +86,19 @@ class CutOuts:
         odds = shares(people, BY_HAND, FRAMES_COUNT)
         return cls(np.stack(pixels).astype(np.uint8), np.stack(joints).astype(np.float32), weights, odds)
 
-    def batch(self, count: int, size: int, *seeds: int) -> tuple[Tensor, Tensor]:
-        """Crops of `size` px as training sees them; the seeds (0 or above) decide everything.
+    @property
+    def fingerprint(self) -> str:
+        """Tells whether two runs learn from the same people."""
+        return hashlib.sha256(self.joints.tobytes() + self.weights.tobytes() + self.odds.tobytes()).hexdigest()[:16]
+
+    def crop(self, size: int, *seeds: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """A crop of `size` px of somebody, as training sees it; the seeds (0 or above) decide everything.
 
         Returns:
-            Images [N, S, S, 3] uint8, BGR, and labels [N, 18, 6]: joints (px, px, mm) and the weight of each coordinate.
+            The image [S, S, 3], BGR, and labels [18, 6]: joints (px, px, mm) and the weight of each coordinate.
         """
         rng = np.random.default_rng(seeds)
-        crops = [self._crop(k, size, rng) for k in rng.choice(len(self.odds), count, p=self.odds)]
-        images, labels = (np.stack(part) for part in zip(*crops, strict=True))
-        return torch.from_numpy(images), torch.from_numpy(labels)
-
-    def _crop(self, index: int, size: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        index = rng.choice(len(self.odds), p=self.odds)
         side = CUT_OUT_PX / REACH
         middle = CUT_OUT_PX / 2 + np.clip(rng.normal(0, SHIFT, 2), -SHIFTS, SHIFTS) * side
         side /= np.clip(np.exp(rng.normal(0, ZOOM)), *ZOOMS)
@@ -145,6 +149,26 @@ def _damaged(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.u
     if rng.random() < EXCHANGED:
         image = np.ascontiguousarray(image[..., rng.permutation(3)])
     return np.asarray(image, np.uint8)
+
+
+class RealCrops:
+    """The crops of real people for each step of a run, made by threads while the step before it is computed."""
+
+    def __init__(self, cut_outs: CutOuts, count: int, size: int, seed: int) -> None:
+        """`count` crops of `size` px a step; step and seed decide everything."""
+        self.cut_outs, self._count, self._size, self._seed = cut_outs, count, size, seed
+        self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
+        self._ahead: dict[int, list[Future[tuple[NDArray[np.uint8], NDArray[np.float32]]]]] = {}
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Images [N, S, S, 3] uint8, BGR, and labels [N, 18, 6] of a step, on the CPU."""
+        crops = self._ahead.pop(step, None) or self._begin(step)
+        self._ahead = {step + 1: self._begin(step + 1)}
+        images, labels = (np.stack(part) for part in zip(*(crop.result() for crop in crops), strict=True))
+        return torch.from_numpy(images), torch.from_numpy(labels)
+
+    def _begin(self, step: int) -> list[Future[tuple[NDArray[np.uint8], NDArray[np.float32]]]]:
+        return [self._pool.submit(self.cut_outs.crop, self._size, self._seed, step, k) for k in range(self._count)]
 
 
 def _fewer_frames(people: list[RealPerson]) -> list[RealPerson]:

@@ -35,7 +35,7 @@ from training.losses import pose_loss
 from training.plan import Plan
 from training.plot import draw, read
 from training.real import read_people
-from training.real_crops import CutOuts, HeldOutPeople, limb_score
+from training.real_crops import CutOuts, HeldOutPeople, RealCrops, limb_score
 from training.stream import Chunks, PoseChunks, Stream
 
 DATA_NEEDED = "shares of real people, motion capture, real cloth or avatars"
@@ -88,11 +88,11 @@ class Trainer:
         if plan.needs_data and data is None:
             raise ValueError(f"expected a data folder for {DATA_NEEDED}, received none: name one")
         self.data = data
-        self._real: CutOuts | None = None
+        self._real: RealCrops | None = None
         self._held_out: HeldOutPeople | None = None
         if plan.real and data is not None:
             people, held_out_people = read_people(data)
-            self._real = CutOuts.of(people)
+            self._real = RealCrops(CutOuts.of(people), plan.real_crops, plan.size, plan.seed)
             self._held_out = HeldOutPeople.of(held_out_people, plan.size, device)
         network = self.new_network(init)
         if device.type == "cpu":
@@ -167,7 +167,7 @@ class Trainer:
         tint = (25 * (torch.rand(plan.batch, 1, 1, 3, generator=generator) - 0.5)).to(self.device)
         images, labels = stream.images[chosen], self.weighted(stream.labels[chosen])
         if self._real is not None:
-            real = self._real.batch(plan.real_crops, plan.size, plan.seed, self.step)
+            real = self._real.batch(self.step)
             images, labels = (torch.cat([r, c.to(self.device)]) for r, c in zip((images, labels), real, strict=True))
         mirrored_images, mirrored_labels = self.mirrored(images, labels)
         images = torch.where(flipped[:, None, None, None], mirrored_images, images).float()
@@ -206,14 +206,27 @@ class Trainer:
             for moment in ("exp_avg", "exp_avg_sq"):
                 if parameter in self.optimiser.state:
                     tensors[f"{moment}.{name}"] = self.optimiser.state[parameter][moment]
-        facts = {"step": self.step, "best": self.best, "plan": asdict(self.plan)}
+        facts = {"step": self.step, "best": self.best, "people": self.people, "plan": asdict(self.plan)}
         state.save(folder, tensors, facts, f"{self.step:08d}")
         state.write_tensors(folder / "last.safetensors", self.weights())
 
+    @property
+    def people(self) -> str | None:
+        """Tells which real people the run learns from."""
+        return None if self._real is None else self._real.cut_outs.fingerprint
+
     def restore(self, folder: Path) -> None:
-        """Go back to the state in a folder."""
+        """Go back to the state in a folder.
+
+        Raises:
+            ValueError: it is of a run that learns from other real people.
+        """
         facts = state.load_facts(folder)
         assert facts is not None
+        if facts.get("people") != self.people:
+            raise ValueError(
+                f"expected the real people that the run in {folder} began with, received others: name its data folder"
+            )
         tensors = state.load_tensors(folder, self.device)
         self.step, self.best = facts["step"], facts["best"]
         for prefix, network in (("network.", self.network), ("average.", self.average)):

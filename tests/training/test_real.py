@@ -18,7 +18,7 @@ from convnextpose.skeleton import HUMAN36M  # noqa: E402
 from training import real_crops  # noqa: E402
 from training.plan import Plan  # noqa: E402
 from training.real import COCO, DEPTH_WEIGHT, LIMBS, MEDIAPIPE, is_held_out, read_people, shares  # noqa: E402
-from training.real_crops import CutOuts, HeldOutPeople, limb_score  # noqa: E402
+from training.real_crops import CutOuts, HeldOutPeople, RealCrops, limb_score  # noqa: E402
 from training.stream import Stream  # noqa: E402
 from training.train import Trainer, main, run  # noqa: E402
 
@@ -169,17 +169,24 @@ def cut_outs(people):
     return CutOuts.of(people[0])
 
 
-def test_the_seeds_decide_a_crop(cut_outs):
-    first, again, other = (cut_outs.batch(4, 64, *seeds) for seeds in ((1, 7), (1, 7), (1, 8)))
-    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
-    assert not torch.equal(first[0], other[0])
+def batch(cut_outs, count, size, seed=1):
+    return RealCrops(cut_outs, count, size, seed).batch(0)
+
+
+def test_seed_and_step_decide_the_crops(cut_outs):
+    steady, resumed, other = (RealCrops(cut_outs, 4, 64, seed) for seed in (1, 1, 2))
+    steps = [steady.batch(step) for step in (6, 7)]
+    again = resumed.batch(7)
+    assert all(torch.equal(a, b) for a, b in zip(steps[1], again, strict=True))
+    for different in (steps[0], other.batch(7)):
+        assert not torch.equal(different[0], again[0])
 
 
 def test_labels_stay_on_the_body(cut_outs, monkeypatch):
     for name in ("BLURRED", "COARSE", "COMPRESSED", "NOISY", "EXCHANGED"):
         monkeypatch.setattr(real_crops, name, 0.0)
     monkeypatch.setattr(real_crops, "COVERS", (1.0, 0.0, 0.0, 0.0))
-    images, labels = cut_outs.batch(32, 256, 3)
+    images, labels = batch(cut_outs, 32, 256)
     wrist = labels[:, joint("L_Wrist")]
     inside = ((wrist[:, :2] > 3) & (wrist[:, :2] < 252)).all(1)
     assert inside.sum() > 20 and labels[..., 0].std(0).max() > 10
@@ -189,10 +196,10 @@ def test_labels_stay_on_the_body(cut_outs, monkeypatch):
 
 
 def test_covered_joints_count_less(cut_outs, monkeypatch):
-    plain = cut_outs.batch(32, 64, 5)[1]
+    plain = batch(cut_outs, 32, 64)[1]
     assert set(plain[..., 3].unique().tolist()) <= {2 * 0.5**k for k in range(4)} | {0.0}
     monkeypatch.setattr(real_crops, "COVERS", (1.0, 0.0, 0.0, 0.0))
-    assert set(cut_outs.batch(32, 64, 5)[1][..., 3].unique().tolist()) == {0.0, 2.0}
+    assert set(batch(cut_outs, 32, 64)[1][..., 3].unique().tolist()) == {0.0, 2.0}
 
 
 def test_the_marks_score_best(people):
@@ -213,6 +220,13 @@ def test_two_slices_with_real_people_are_one(folder, tmp_path):
     resumed = run(tmp_path / "slices", PLAN, CPU, data=folder, held_out_count=0)
     states = zip(whole.network.state_dict().values(), resumed.network.state_dict().values(), strict=True)
     assert resumed.step == 6 and all(torch.equal(a, b) for a, b in states)
+
+
+def test_a_run_goes_on_only_with_the_people_it_began_with(folder, people, tmp_path, monkeypatch):
+    run(tmp_path, PLAN, CPU, data=folder, steps=1, held_out_count=0)
+    monkeypatch.setattr("training.train.read_people", lambda _: (people[0][1:], people[1]))
+    with pytest.raises(ValueError, match="data folder"):
+        run(tmp_path, PLAN, CPU, data=folder, held_out_count=0)
 
 
 def test_a_batch_has_its_share_of_real_people(folder):
