@@ -10,7 +10,6 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import cv2
 import numpy as np
@@ -22,6 +21,7 @@ from torch import Tensor
 from convnextpose.errors import SourceError
 from training.body import SEGMENT, SEGMENTS, skin
 from training.draws import Draws
+from training.files import described
 from training.mocap import BODY_FROM_CAPTURE
 
 HELD_OUT_EVERY = 6
@@ -95,7 +95,7 @@ class Avatars:
             SourceError: a file is missing or not what README.md describes.
         """
         path = folder / "avatars.npz"
-        try:
+        with described(path):
             with np.load(path, allow_pickle=False) as data:
                 self.names = sorted({name.split("/")[0] for name in data.files if "/" in name})
                 if not self.names:
@@ -104,10 +104,6 @@ class Avatars:
             entries = json.loads((folder / "avatars.json").read_text(encoding="utf-8"))
             textures = {entry["name"]: entry["textures"] for entry in entries}
             surfaces = [mesh.place(folder / "textures", textures[mesh.name], points) for mesh in meshes]
-        except (OSError, BadZipFile, KeyError, TypeError, ValueError, IndexError) as error:
-            raise SourceError(
-                f"expected avatars in {path} as training/README.md describes them: {type(error).__name__}: {error}"
-            ) from error
         most = max(len(mesh.vertices) for mesh in meshes)
 
         def padded(arrays: list[NDArray]) -> Tensor:

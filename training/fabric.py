@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convnextpose.errors import SourceError
 from training.draws import Draws
+from training.files import decoded, described
 
 PATCH_PX = 64
 """Side of a patch as it is kept: laid over half a metre, a pixel is about as large as a point of the skin."""
@@ -46,21 +46,15 @@ class Fabric:
         """
         patches: list[np.ndarray] = []
         folders: list[str] = []
-        try:
+        with described(path):
             with zipfile.ZipFile(path) as archive:
                 for name in sorted(n for n in archive.namelist() if n.endswith(".jpg")):
-                    patch = cv2.imdecode(np.frombuffer(archive.read(name), np.uint8), cv2.IMREAD_COLOR)
-                    if patch is None:
-                        raise ValueError(f"{name} cannot be decoded")
+                    patch = decoded(np.frombuffer(archive.read(name), np.uint8))
                     patches.append(cv2.resize(patch, (PATCH_PX, PATCH_PX), interpolation=cv2.INTER_AREA)[..., ::-1])
                     folders.append(name.split("/")[0])
             kinds = {garment: [k for k, f in enumerate(folders) if f in names] for garment, names in WORN_AS.items()}
             if missing := [garment for garment, indices in kinds.items() if not indices]:
                 raise ValueError(f"no patches for {', '.join(missing)}")
-        except (OSError, zipfile.BadZipFile, ValueError) as error:
-            raise SourceError(
-                f"expected patches of cloth in {path} as training/README.md describes it: {type(error).__name__}: {error}"
-            ) from error
         self.pixels = torch.as_tensor(np.stack(patches), device=device)
         self.kinds = {garment: torch.tensor(indices, device=device) for garment, indices in kinds.items()}
 

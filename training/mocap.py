@@ -7,16 +7,15 @@ README.md describes the file.
 from __future__ import annotations
 
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from convnextpose.errors import SourceError
 from training.body import FORWARD, SEGMENT, SEGMENTS, UP, align, rotation
 from training.draws import Draws
+from training.files import described
 from training.poses import mirror_orientations
 
 COUNT = 20_000
@@ -49,7 +48,7 @@ class Mocap:
         Raises:
             SourceError: it is missing or not what README.md describes.
         """
-        try:
+        with described(path):
             with np.load(path, allow_pickle=False) as data:
                 names, parents = data["names"].tolist(), data["parents"].tolist()
                 turns = torch.from_numpy(data["rotvec"][:COUNT].astype(np.float32) / 32767 * np.float32(np.pi))
@@ -58,10 +57,6 @@ class Mocap:
             if set(names) != NAMES or turns.shape[1:] != (len(NAMES), 3) or not 0 < len(turns) == len(yaw):
                 raise ValueError(f"poses {tuple(turns.shape)} of {names}")
             self.orientations = _orientations(names, parents, turns, offsets, yaw).to(device)
-        except (OSError, BadZipFile, KeyError, TypeError, ValueError, IndexError) as error:
-            raise SourceError(
-                f"expected motion capture in {path} as training/README.md describes it: {type(error).__name__}: {error}"
-            ) from error
 
     def sample(self, draws: Draws) -> Tensor:
         """[N, 24, 3, 3] orientations of poses drawn at random, half of them mirrored."""

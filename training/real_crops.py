@@ -11,6 +11,7 @@ import os
 from collections import defaultdict
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -22,7 +23,9 @@ from convnextpose import metrics
 from convnextpose.crop import Box, apply_affine, crop_from_image, crop_region
 from convnextpose.errors import SourceError
 from convnextpose.skeleton import HUMAN36M
-from training.real import LIMBS, RealPerson, shares
+from convnextpose.variants import INPUT_SIZE
+from training.files import decoded, described
+from training.real import LIMBS, RealPerson, read_people, shares
 
 CUT_OUT_PX = 544
 REACH = 1.9
@@ -48,6 +51,10 @@ BLURRED, COARSE, COMPRESSED, NOISY, EXCHANGED = 0.15, 0.25, 0.2, 0.25, 0.08
 REAL_WEIGHT = 2.0
 """What a coordinate counts beside one of a rendered person. Of a real one at most two in three are known: so both kinds weigh
 about alike."""
+
+
+PACKED = "people.npz"
+"""The file of a packed data folder that stands for its pictures; `training.pack` writes it."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +208,7 @@ class HeldOutPeople:
     """N people marked by hand, in crops as the package makes them.
 
     Attributes:
-        images: [N, S, S, 3] uint8, BGR.
+        images: [N, S, S, 3] uint8, BGR, on the CPU.
         joints_px: [N, 18, 2] in the crop.
         seen: [N, 18] which limb joints are marked.
         torso_px: [N] from the middle of the shoulders to that of the hips, px of the crop.
@@ -213,7 +220,7 @@ class HeldOutPeople:
     torso_px: NDArray[np.float64]
 
     @classmethod
-    def of(cls, people: list[RealPerson], size: int, device: torch.device | str = "cpu") -> HeldOutPeople:
+    def of(cls, people: list[RealPerson], size: int = INPUT_SIZE) -> HeldOutPeople:
         """Crops of `size` px of those of the people who are scorable.
 
         Raises:
@@ -231,7 +238,46 @@ class HeldOutPeople:
             torsos.append(person.torso_px * size / region.width)
         seen = np.stack([person.weights[:, 0] > 0 for person in people])
         seen &= np.isin(np.arange(len(HUMAN36M)), LIMBS)
-        return cls(torch.as_tensor(np.stack(images), device=device), np.stack(joints), seen, np.array(torsos))
+        return cls(torch.from_numpy(np.stack(images)), np.stack(joints), seen, np.array(torsos))
+
+    def of_size(self, size: int) -> HeldOutPeople:
+        """The same crops in another size."""
+        small = [cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA) for image in self.images.numpy()]
+        share = size / self.images.shape[2]
+        return HeldOutPeople(torch.from_numpy(np.stack(small)), self.joints_px * share, self.seen, self.torso_px * share)
+
+
+def write_packed(path: Path, cut_outs: CutOuts, held_out: HeldOutPeople) -> None:
+    """Write both to one file, the pictures as JPEG."""
+    codes = [cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 80])[1] for image in cut_outs.pixels]
+    codes += [cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 97])[1] for image in held_out.images.numpy()]
+    np.savez(
+        path,
+        codes=np.concatenate(codes),
+        lengths=np.array([len(code) for code in codes]),
+        **{name: getattr(cut_outs, name) for name in ("joints", "weights", "odds")},
+        **{name: getattr(held_out, name) for name in ("joints_px", "seen", "torso_px")},
+    )
+
+
+def read_crops(folder: Path, size: int) -> tuple[CutOuts, HeldOutPeople]:
+    """Those who are trained on, and the held-out people in crops of `size` px, from a data folder or a packed one.
+
+    Raises:
+        SourceError: a file of it is missing or is not what README.md describes.
+    """
+    path = folder / PACKED
+    if not path.exists():
+        people, held_out = read_people(folder)
+        return CutOuts.of(people), HeldOutPeople.of(held_out, size)
+    with described(path), np.load(path, allow_pickle=False) as data:
+        codes = np.split(data["codes"], np.cumsum(data["lengths"])[:-1])
+        images = [decoded(code) for code in codes]
+        count = len(data["odds"])
+        cut_outs = CutOuts(np.stack(images[:count]), *(data[name] for name in ("joints", "weights", "odds")))
+        crops = torch.from_numpy(np.stack(images[count:]))
+        kept = HeldOutPeople(crops, *(data[name] for name in ("joints_px", "seen", "torso_px")))
+    return cut_outs, kept if crops.shape[2] == size else kept.of_size(size)
 
 
 @dataclass(frozen=True)

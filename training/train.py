@@ -34,8 +34,7 @@ from training.evaluate import SETS, evaluate, held_out, network_input, predict, 
 from training.losses import pose_loss
 from training.plan import Plan
 from training.plot import draw, read
-from training.real import read_people
-from training.real_crops import CutOuts, HeldOutPeople, RealCrops, limb_score
+from training.real_crops import HeldOutPeople, RealCrops, limb_score, read_crops
 from training.stream import Chunks, PoseChunks, Stream
 
 DATA_NEEDED = "shares of real people, motion capture, real cloth or avatars"
@@ -91,9 +90,8 @@ class Trainer:
         self._real: RealCrops | None = None
         self._held_out: HeldOutPeople | None = None
         if plan.real and data is not None:
-            people, held_out_people = read_people(data)
-            self._real = RealCrops(CutOuts.of(people), plan.real_crops, plan.size, plan.seed)
-            self._held_out = HeldOutPeople.of(held_out_people, plan.size, device)
+            cut_outs, self._held_out = read_crops(data, plan.size)
+            self._real = RealCrops(cut_outs, plan.real_crops, plan.size, plan.seed)
         network = self.new_network(init)
         if device.type == "cpu":
             quicken(network)
@@ -134,7 +132,7 @@ class Trainer:
         scores = evaluate(self.average, self._sets)
         figures: dict[str, dict] = {name: rounded(score) for name, score in scores.items()}
         if self._held_out is not None:
-            real = limb_score(predict(self.average, self._held_out.images), self._held_out)
+            real = limb_score(predict(self.average, self._held_out.images.to(self.device)), self._held_out)
             figures["people"] = {name: round(number, 4) for name, number in asdict(real).items()}
         return figures, scores["easy"].mpjpe_mm + scores["hard"].mpjpe_mm
 

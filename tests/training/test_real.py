@@ -59,10 +59,8 @@ def guesses(names, moved=(0, 0)):
     }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def write(root):
     """A data folder: nine pictures, the first seven marked by hand, the right wrist not; all with guesses; six frames."""
-    root = tmp_path_factory.mktemp("data")
     (root / "real" / "pictures").mkdir(parents=True)
     (root / "real" / "more").mkdir()
     frames = [f"home__Subject_1_f{number}.jpg" for number in range(6)]
@@ -78,6 +76,11 @@ def folder(tmp_path_factory):
     np.savez(root / "real" / "mediapipe_heavy_pseudo.npz", **guesses(NAMES))
     np.savez(root / "real" / "more" / "mediapipe_heavy_pseudo.npz", **guesses(frames))
     return root
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +227,7 @@ def test_two_slices_with_real_people_are_one(folder, tmp_path):
 
 def test_a_run_goes_on_only_with_the_people_it_began_with(folder, people, tmp_path, monkeypatch):
     run(tmp_path, PLAN, CPU, data=folder, steps=1, held_out_count=0)
-    monkeypatch.setattr("training.train.read_people", lambda _: (people[0][1:], people[1]))
+    monkeypatch.setattr("training.real_crops.read_people", lambda _: (people[0][1:], people[1]))
     with pytest.raises(ValueError, match="data folder"):
         run(tmp_path, PLAN, CPU, data=folder, held_out_count=0)
 
