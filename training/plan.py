@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+FROM_DATA = {"mocap": 0.5, "cloth": 0.5, "avatars": 0.35}
+"""Shares of the rendered people's parts that come from a data folder, where one is used."""
+
 
 @dataclass(frozen=True)
 class Plan:

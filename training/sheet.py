@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from convnextpose.skeleton import HUMAN36M
 from training.dataset import Crops, Renderer
-from training.plan import Plan
+from training.plan import FROM_DATA, Plan
 
 SIDES = {"left": (255, 140, 0), "right": (60, 60, 255), "middle": (60, 220, 60)}
 """BGR."""
@@ -30,10 +30,6 @@ def draw(crops: Crops, index: int) -> NDArray[np.uint8]:
     for point, visible in zip(points, crops.visible[index].tolist(), strict=True):
         cv2.circle(picture, point, 3, (0, 230, 255), -1 if visible else 1, cv2.LINE_AA)
     return picture
-
-
-FROM_DATA = {"mocap": 0.5, "cloth": 0.5, "avatars": 0.35}
-"""Shares of what is in a data folder, where one is given."""
 
 
 def sheet(
