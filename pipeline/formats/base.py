@@ -148,6 +148,17 @@ class PoseRecorder(FileRecorder[PosedFrame]):
         super().__init__(path, overwrite=overwrite)
         self._header = header
 
+    def write(self, item: PosedFrame, /) -> None:
+        """Take one frame; the first one completes the header.
+
+        Raises:
+            SinkError: it cannot be written.
+            OutputExistsError: the file is there already and may not be replaced.
+        """
+        if not self.begun:
+            self._header = self._header.completed(item)
+        super().write(item)
+
     def _check(self, item: PosedFrame) -> None:
         count = len(self._header.joint_set)
         for pose in item.poses:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,16 @@ class PosesAtTime:
         time_s: its time stamp, s.
         camera: the intrinsics that the poses were lifted with.
         poses: the people in it.
+        utc: when it was taken, ISO 8601, by which recordings of several cameras line up; None where the source was not live.
+        clock: what `utc` is by, as in `pipeline.types.Frame`; None where `utc` is.
     """
 
     index: int
     time_s: float
     camera: Intrinsics
     poses: tuple[Pose, ...]
+    utc: str | None = None
+    clock: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,14 @@ class PoseFile:
 
 
 def header_record(header: RunHeader) -> dict[str, Any]:
-    """The header as plain JSON values."""
+    """The header as plain JSON values.
+
+    Raises:
+        ValueError: it is not complete: the first frame has not come.
+    """
     joints = header.joint_set
+    if header.camera is None:
+        raise ValueError("expected the header of a run whose first frame has come, received one without a camera")
     return {
         "type": "header",
         "format": FORMAT,
@@ -103,13 +114,22 @@ def header_record(header: RunHeader) -> dict[str, Any]:
 
 def frame_record(posed: PosedFrame, header: RunHeader) -> dict[str, Any]:
     """A frame as plain JSON values; it names its camera only where that is not the header's."""
-    record: dict[str, Any] = {"type": "frame", "index": int(posed.frame.index), "time_s": round(float(posed.frame.time_s), 6)}
+    frame = posed.frame
+    record: dict[str, Any] = {"type": "frame", "index": int(frame.index), "time_s": round(float(frame.time_s), 6)}
+    if frame.captured_ns is not None:
+        record["utc"], record["clock"] = utc_of(frame.captured_ns), frame.clock
     if posed.camera != header.camera:
         record["camera"] = asdict(posed.camera)
     if header.model.random:
         record["random_weights"] = True
     record["poses"] = [_pose_record(pose) for pose in posed.poses]
     return record
+
+
+def utc_of(unix_ns: int) -> str:
+    """Nanoseconds since 1970 as ISO 8601 in UTC, to the microsecond."""
+    moment = datetime.fromtimestamp(unix_ns // 10**9, timezone.utc).replace(microsecond=unix_ns % 10**9 // 1000)
+    return moment.isoformat(timespec="microseconds")
 
 
 def _pose_record(pose: Pose) -> dict[str, Any]:
@@ -184,9 +204,9 @@ def _parse_frame(record: dict[str, Any], header: RunHeader) -> PosesAtTime:
     if record["type"] != "frame":
         raise ValueError("expected a frame")
     camera = Intrinsics(**record["camera"]) if "camera" in record else header.camera
-    return PosesAtTime(
-        record["index"], record["time_s"], camera, tuple(_parse_pose(pose, len(header.joint_set)) for pose in record["poses"])
-    )
+    assert camera is not None  # a header that was read has one
+    poses = tuple(_parse_pose(pose, len(header.joint_set)) for pose in record["poses"])
+    return PosesAtTime(record["index"], record["time_s"], camera, poses, record.get("utc"), record.get("clock"))
 
 
 def _parse_pose(record: dict[str, Any], joints: int) -> Pose:
