@@ -11,7 +11,6 @@ import numpy as np
 
 from convnextpose.errors import OutputExistsError
 from convnextpose.files import write_file
-from pipeline.formats.base import written_files
 from pipeline.ledger import LedgerCounts, Reasons
 from pipeline.streams import Pipeline, Stream
 
@@ -52,7 +51,7 @@ def write_summary(pipeline: Pipeline, out: Path, *, overwrite: bool) -> Path:
 
 def _source_record(stream: Stream, out: Path) -> dict[str, Any]:
     counts = stream.ledger.counts()
-    files = written_files(stream.recorders)
+    files = [file for recorder in stream.recorders for file in recorder.files]
     return {
         "name": stream.header.source,
         "error": None if stream.error is None else str(stream.error),

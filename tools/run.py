@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -10,11 +13,20 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from convnextpose import weights
-from convnextpose.camera import Intrinsics
+from convnextpose.camera import Intrinsics, RootDepthSource
 from convnextpose.checkpoint import claimed_variant
 from convnextpose.errors import GeometryError, StageError
 from engines.manifest import is_engine
@@ -22,7 +34,7 @@ from engines.sessions.registry import choose_runtime, runtime_help
 from pipeline.formats.table import DEFAULT_FORMATS, FORMATS
 from pipeline.ledger import Reasons
 from pipeline.people import MIN_SCORE
-from pipeline.run import RunConfig, open_pipeline
+from pipeline.run import RunConfig, SourceEntry, open_pipeline, read_sources
 from pipeline.streams import Pipeline, Stream
 from pipeline.summary import NAME as SUMMARY_NAME
 
@@ -41,11 +53,24 @@ def _camera(text: str) -> Intrinsics:
         raise typer.BadParameter(str(error)) from error
 
 
+def _duration(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)?", text)
+    if found is None:
+        raise typer.BadParameter(f"expected a time such as 30s, 10m or 1h, received {text!r}")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2] or "s"]
+
+
 def run_command(
     sources: Annotated[
-        list[str],
-        typer.Argument(help="Video files, pictures, or folders of pictures.", show_default=False, metavar="SOURCE..."),
-    ],
+        list[str] | None,
+        typer.Argument(
+            help="Video files, pictures, folders of pictures, or cameras: 0, /dev/video0, csi://0, rtsp://, http://, udp://, "
+            "rtp://, test://.",
+            show_default=False,
+            metavar="SOURCE...",
+        ),
+    ] = None,
+    *,
     out: Annotated[
         Path,
         typer.Option(
@@ -54,6 +79,12 @@ def run_command(
             show_default=False,
         ),
     ],
+    sources_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--sources", help="File with a source on each line: name, URI and, where known, fx,fy,cx,cy.", show_default=False
+        ),
+    ] = None,
     formats: Annotated[str, typer.Option(help=f"What to write, with commas between: {', '.join(FORMATS)}.")] = ",".join(
         DEFAULT_FORMATS
     ),
@@ -97,20 +128,39 @@ def run_command(
     on_damage: Annotated[
         str, typer.Option(help="Where a recording is damaged: `stop` ends it there, `skip` goes on and counts what was lost.")
     ] = "stop",
+    live: Annotated[bool, typer.Option("--live", help="Play files as cameras: in real time, newest frame only.")] = False,
+    loop: Annotated[bool, typer.Option("--loop", help="As --live, over and over.")] = False,
+    seconds: Annotated[
+        float | None, typer.Option(min=0.1, help="End the run after so many seconds.", show_default=False)
+    ] = None,
+    segment: Annotated[
+        float | None,
+        typer.Option(
+            parser=_duration,
+            metavar="TIME",
+            help="Record cameras in segments of this length, such as 10m, each in a folder of its own.",
+            show_default=False,
+        ),
+    ] = None,
     weights_kind: Annotated[
         str, typer.Option("--weights", help="`trained`, or `random` for benchmarks: poses then mean nothing, and say so.")
     ] = "trained",
 ) -> None:
-    """Turn videos into 3D poses: an annotated MP4, poses as NDJSON and NPZ, a summary, and the time of every stage.
+    """Turn videos and cameras into 3D poses: an annotated MP4, poses as NDJSON and NPZ, a summary, the time of every stage.
+
+    A camera may be absent, and may come and go: the run goes on until it is stopped.
 
     Exit codes: 0 done; 1 a source, the model or a stage failed (what was finished before is kept); 2 wrong use;
     130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP (what was finished is kept).
     """
     if weights_kind not in ("trained", "random"):
         raise typer.BadParameter(f"expected trained or random, received {weights_kind!r}", param_hint="--weights")
+    entries = [*(SourceEntry(uri) for uri in sources or ()), *(read_sources(sources_file) if sources_file else ())]
+    if not entries:
+        raise typer.BadParameter("expected at least one source, received none: name one, or a file of them with --sources")
     try:
         config = RunConfig(
-            sources=tuple(sources),
+            sources=entries,
             model=model,
             runtime=runtime,
             precision=precision,
@@ -125,6 +175,9 @@ def run_command(
             threads=threads,
             video_stream=video_stream,
             on_damage=on_damage,
+            live=live,
+            loop=loop,
+            segment_s=segment,
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
@@ -141,7 +194,11 @@ def run_command(
 
     for number in _STOP_SIGNALS:
         signal.signal(number, stop)
+    timer = threading.Timer(seconds, pipeline.stop) if seconds else None
     try:
+        if timer is not None:
+            timer.daemon = True
+            timer.start()
         _follow(pipeline)
     except KeyboardInterrupt:
         # Closing is bounded in time; a second signal would cost the results that it finishes.
@@ -149,6 +206,8 @@ def run_command(
             signal.signal(number, signal.SIG_IGN)
     except StageError as error:
         failure = error
+    if timer is not None:
+        timer.cancel()
     try:
         pipeline.close()
     except StageError as error:
@@ -166,14 +225,18 @@ def run_command(
 
 def _follow(pipeline: Pipeline) -> None:
     """Run it, with a progress bar on a terminal."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[fps]:.1f} fps"),
-        TimeRemainingColumn(),
-    )
     screen = Console(stderr=True)
+    columns: tuple[ProgressColumn, ...]
+    if any(stream.source.info.live for stream in pipeline.streams):
+        columns = (TextColumn("{task.description}"), _LiveColumn(pipeline.streams))
+    else:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[fps]:.1f} fps"),
+            TimeRemainingColumn(),
+        )
     with Progress(*columns, console=screen, disable=not screen.is_terminal, transient=True) as progress:
         several = len(pipeline.streams) > 1
         tasks = {
@@ -186,10 +249,27 @@ def _follow(pipeline: Pipeline) -> None:
             progress.update(tasks[source], advance=1, fps=timing[source].frames_per_second)
 
 
+class _LiveColumn(ProgressColumn):
+    """What a stream does at this moment: state, cause, frames a second, age and drops."""
+
+    def __init__(self, streams: Sequence[Stream]) -> None:
+        super().__init__()
+        self._streams = list(streams)
+
+    def render(self, task: Task) -> Text:
+        """One line, made anew whenever the screen is."""
+        stream = self._streams[task.id]
+        now, counts = stream.states[-1], stream.ledger.counts()
+        age = f", {stream.ages_ns[-1] / 1e6:.0f} ms old" if stream.ages_ns else ""
+        cause = f": {now.cause}" if now.cause else ""
+        fps = f"{stream.timing.frames_per_second:.1f} fps{age}, {counts.posed} posed, {counts.dropped} dropped"
+        return Text(f"{now.state}{cause}  {fps}" if now.state != "live" else f"live  {fps}")
+
+
 def _print_head(console: Console, pipeline: Pipeline, config: RunConfig) -> None:
     for stream in pipeline.streams:
         header = stream.header
-        size = f"{header.width}x{header.height}"
+        size = f"{header.width}x{header.height}" if header.width else "live"
         rate = f", {header.frame_rate:.4g} fps" if header.frame_rate else ""
         frames = f", {header.frame_count} frames" if header.frame_count else ""
         console.print(f"source   {escape(header.source)} ({size}{rate}{frames})")
@@ -208,8 +288,10 @@ def _print_head(console: Console, pipeline: Pipeline, config: RunConfig) -> None
         wrong = f"the name of {config.model} claims variant {claim.name}, its tensors are variant {header.model.variant.name}"
         console.print(f"[bold red]WRONG NAME[/]  {escape(wrong)}")
     console.print(f"runtime  {escape(str(header.runtime))}{_why(config)}")
-    depth = "the given camera" if config.camera else "an assumed field of view: depths and scale are a guess"
-    console.print(f"depth    from {depth}")
+    guessed = [s.header.source for s in pipeline.streams if s.header.root_depth_source is RootDepthSource.ASSUMED_FOV]
+    depth = "an assumed field of view: depths and scale are a guess" if guessed else "the given camera"
+    of = f" for {', '.join(guessed)}" if 0 < len(guessed) < len(pipeline.streams) else ""
+    console.print(f"depth    from {escape(depth + of)}")
 
 
 def _why(config: RunConfig) -> str:

@@ -65,7 +65,6 @@ def open_source(
     on_damage: OnDamage | str = OnDamage.STOP,
     live: bool = False,
     loop: bool = False,
-    name: str | None = None,
     patience: Patience | None = None,
 ) -> Source:
     """Open a video file, a picture or a folder of pictures, by its path or as `file://`; or a camera by its URI.
@@ -83,13 +82,12 @@ def open_source(
         on_damage: whether a video ends at damage (`stop`) or goes on behind it (`skip`).
         live: play a file as a camera: in real time, and what nobody takes in time is lost.
         loop: a file that plays as a camera goes on from its beginning for ever.
-        name: what a live source is called in results, or None for its address without its password.
         patience: how long a live source waits for what.
 
     Raises:
         SourceError: it isn't there, nothing in it can be read, its scheme is unknown, or an option has no meaning.
     """
-    opening = Opening(stream, OnDamage(on_damage), live or loop, loop, name, patience or PATIENCE)
+    opening = Opening(stream, OnDamage(on_damage), live or loop, loop, patience or PATIENCE)
     device = device_of(uri) if isinstance(uri, str) else None
     if device is not None:
         return open_v4l2(device, opening)

@@ -43,7 +43,7 @@ def open_csi(uri: str, opening: Opening) -> Source:
     if not number.isdecimal():
         raise SourceError(f"expected csi://0 with the camera's number, received csi://{number}")
     options = read_options(query, ("size", "rate", "flip"), f"csi://{number}")
-    name = opening.name or f"csi://{number}"
+    name = f"csi://{number}"
     return LiveSource(name, GstreamerCamera(name, csi_source(int(number), options)).connect, patience=opening.patience)
 
 

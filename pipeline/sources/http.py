@@ -28,4 +28,4 @@ def open_http(uri: str, opening: Opening) -> Source:
     place = Place(parsed.shown(), parsed.host, parsed.port or (443 if secure else 80), tls=secure, ca=options.ca)
     settings = tls_options(options) if secure else {}
     camera = Input(parsed.address(), place, options=settings, flip=options.flip, ends=True)
-    return LiveSource(opening.name or parsed.shown(), camera.connect, patience=opening.patience)
+    return LiveSource(parsed.shown(), camera.connect, patience=opening.patience)

@@ -29,7 +29,7 @@ def open_test(uri: str, opening: Opening) -> Source:
     def again() -> Source:
         return open_file(weights.DEMO_CLIP, None, OnDamage.STOP)
 
-    return LiveSource(opening.name or uri, lambda patience: Replay(again, loop=True), patience=opening.patience)
+    return LiveSource(uri, lambda patience: Replay(again, loop=True), patience=opening.patience)
 
 
 def as_camera(again: Callable[[], Source], opening: Opening) -> Source:
@@ -47,7 +47,7 @@ def as_camera(again: Callable[[], Source], opening: Opening) -> Source:
         except SourceError as error:
             raise Lost(str(error)) from error
 
-    return LiveSource(opening.name or name, connect, patience=opening.patience, notes=notes)
+    return LiveSource(name, connect, patience=opening.patience, notes=notes)
 
 
 class Replay:

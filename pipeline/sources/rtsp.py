@@ -31,7 +31,7 @@ def open_rtsp(uri: str, opening: Opening) -> Source:
     port = parsed.port or (322 if secure else 554)
     place = Place(parsed.shown(), parsed.host, port, tls=secure, ca=options.ca)
     camera = Input(parsed.address(), place, format="rtsp", options=_ffmpeg_options(options, secure=secure), flip=options.flip)
-    return LiveSource(opening.name or parsed.shown(), camera.connect, patience=opening.patience)
+    return LiveSource(parsed.shown(), camera.connect, patience=opening.patience)
 
 
 def _ffmpeg_options(options: Options, *, secure: bool) -> dict[str, str]:

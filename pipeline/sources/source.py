@@ -33,7 +33,6 @@ class Opening:
         on_damage: whether a video ends at damage or goes on behind it.
         live: whether a file plays as a camera does.
         loop: whether that goes on from its beginning for ever.
-        name: what a live source is called, or None for its address.
         patience: how long a live source waits for what.
     """
 
@@ -41,7 +40,6 @@ class Opening:
     on_damage: OnDamage = OnDamage.STOP
     live: bool = False
     loop: bool = False
-    name: str | None = None
     patience: Patience = PATIENCE
 
 

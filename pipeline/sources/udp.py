@@ -30,7 +30,7 @@ def open_udp(uri: str, opening: Opening) -> Source:
     options = read_options(parsed.options, ("flip",), parsed.shown())
     settings = {"analyzeduration": str(_ANALYZED_US), "overrun_nonfatal": "1"}
     camera = Input(parsed.address(), Place(parsed.shown()), format="mpegts", options=settings, flip=options.flip)
-    return LiveSource(opening.name or parsed.shown(), camera.connect, patience=opening.patience)
+    return LiveSource(parsed.shown(), camera.connect, patience=opening.patience)
 
 
 def open_rtp(uri: str, opening: Opening) -> Source:
@@ -53,7 +53,7 @@ def open_rtp(uri: str, opening: Opening) -> Source:
     if options.latency_ms is not None:
         settings["max_delay"] = str(options.latency_ms * 1000)
     camera = Input(lambda: _Description(description), Place(parsed.shown()), format="sdp", options=settings, flip=options.flip)
-    return LiveSource(opening.name or parsed.shown(), camera.connect, patience=opening.patience)
+    return LiveSource(parsed.shown(), camera.connect, patience=opening.patience)
 
 
 class _Description:

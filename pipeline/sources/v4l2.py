@@ -55,7 +55,7 @@ def open_v4l2(uri: str, opening: Opening) -> Source:
     if options.format is not None:
         settings["input_format"] = options.format
     camera = Input(device, Place(device, device=device), format="v4l2", options=settings, kernel_clock=True, flip=options.flip)
-    return LiveSource(opening.name or device, camera.connect, patience=opening.patience)
+    return LiveSource(device, camera.connect, patience=opening.patience)
 
 
 @dataclass(frozen=True)
