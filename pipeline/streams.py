@@ -27,7 +27,7 @@ from types import TracebackType
 from convnextpose.errors import GeometryError, PoseError, SinkError, StageError
 from pipeline.draw import PoseRenderer
 from pipeline.estimator import Estimator
-from pipeline.formats.base import Recorder, WrittenFile
+from pipeline.formats.base import Recorder, WrittenFile, written_files
 from pipeline.formats.trace import TraceRecorder
 from pipeline.inbox import Closed, Inbox, InFlight
 from pipeline.ledger import FrameLedger
@@ -445,8 +445,8 @@ class Pipeline:
     @property
     def outputs(self) -> list[WrittenFile]:
         """The files that are there by now, of the recorders and the trace."""
-        files = [file for stream in self.streams for recorder in stream.recorders for file in recorder.files]
-        return files + (self._trace.files if self._trace else [])
+        recorders = [recorder for stream in self.streams for recorder in stream.recorders]
+        return written_files([*recorders, *([self._trace] if self._trace else [])])
 
     def __iter__(self) -> Iterator[PosedFrame]:
         """Start the threads, if they are not running, and give every posed frame that all its recorders have.

@@ -11,6 +11,7 @@ import numpy as np
 
 from convnextpose.errors import OutputExistsError
 from convnextpose.files import write_file
+from pipeline.formats.base import written_files
 from pipeline.ledger import LedgerCounts, Reasons
 from pipeline.streams import Pipeline, Stream
 
@@ -51,7 +52,7 @@ def write_summary(pipeline: Pipeline, out: Path, *, overwrite: bool) -> Path:
 
 def _source_record(stream: Stream, out: Path) -> dict[str, Any]:
     counts = stream.ledger.counts()
-    files = [file for recorder in stream.recorders for file in recorder.files]
+    files = written_files(stream.recorders)
     return {
         "name": stream.header.source,
         "error": None if stream.error is None else str(stream.error),

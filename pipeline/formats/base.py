@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import av
 import cv2
@@ -204,6 +204,11 @@ class PoseRecorder(FileRecorder[PosedFrame]):
                 raise SinkError(f"expected poses of finite 32-bit numbers for {self.path}, received NaN, infinity or larger")
         if not np.isfinite(item.frame.time_s):
             raise SinkError(f"expected a finite time stamp for {self.path}, received {item.frame.time_s}")
+
+
+def written_files(recorders: Iterable[Recorder | FileRecorder[Any]]) -> list[WrittenFile]:
+    """The files that recorders have written and that are really there."""
+    return [file for recorder in recorders for file in recorder.files]
 
 
 @contextmanager

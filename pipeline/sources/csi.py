@@ -104,8 +104,9 @@ class _Process:
             return None
         self._said.seek(0)
         lines = self._said.read().decode(errors="replace").splitlines()
-        said = next((line.split("ERROR:", 1)[1].strip() for line in lines if "ERROR:" in line), None)
-        said = said or next((line.strip() for line in lines if "rror" in line), None)
+        said = next((line.strip() for line in lines if "error" in line.lower() or "erroneous" in line), None)
         if said is None:
             return None
-        return f"GStreamer says: {said[:200]}: check the cable, and start the camera service (systemctl restart nvargus-daemon)"
+        return (
+            f"GStreamer says `{said[:200]}`: check the cable, and start the camera service (systemctl restart nvargus-daemon)"
+        )

@@ -104,8 +104,8 @@ class FfmpegConnection:
             self._container = self._open(patience)
         except av.FFmpegError as error:
             took_s = time.monotonic() - begin
-            self._end_feed()
             cause = self._why_of_feed() or why_not_opened(error, camera.place, took_s, patience.open_s)
+            self._end_feed()
             raise Lost(cause) from None  # the library's error holds the address
         try:
             self._stream = self._choose()
@@ -126,7 +126,10 @@ class FfmpegConnection:
     def _open(self, patience: Patience) -> InputContainer:
         camera = self._camera
         options = {**DECODER_OPTIONS, **camera.options}
-        timeout = (patience.open_s, patience.read_s)
+        # Opening has two parts with a time-out each. A server that is mute fails in the first; where there is no server to ask,
+        # both wait for the same data.
+        open_s = patience.open_s if camera.place.host is not None else patience.open_s / 2
+        timeout = (open_s, patience.read_s)
         if isinstance(camera.address, str):
             return av.open(
                 camera.address, "r", format=camera.format, options=options, timeout=timeout, metadata_errors="replace"

@@ -162,7 +162,9 @@ class LiveSource(Source):
                     raise error
                 if self._ended:
                     break
-                self._changed.wait(self._watch())
+                pause_s = self._watch()
+                if not self._items:
+                    self._changed.wait(pause_s)
             raise StopIteration
 
     def close(self) -> None:
