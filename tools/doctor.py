@@ -22,6 +22,8 @@ from engines.cpu_precision import BATCH, measure_precisions
 from engines.sessions.registry import CHECKPOINT, ENGINE, RUNTIMES
 from engines.tensorrt.gpu import BINDINGS, binding_installed, binding_version, open_device
 from engines.tensorrt.module import LIBRARIES, load_library
+from pipeline.sources import open_source
+from pipeline.sources.probe import probe
 
 
 @dataclass(frozen=True)
@@ -45,17 +47,56 @@ class Finding:
 
 def doctor_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON, for a program.")] = False,
+    camera: Annotated[
+        str | None, typer.Option(help="Look at this camera instead, for --seconds: how it opens, its rate, its clock.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1.0, help="How long a camera is looked at.")] = 10.0,
 ) -> None:
     """Look at this machine: Python, runtimes, GPU, default weights, speed; say what is missing for what and how to mend it.
 
-    Exit codes: 0 the default job can run here (something optional may be missing); 1 it cannot.
+    Exit codes: 0 the default job can run here (something optional may be missing), or the camera gives frames; 1 not.
     """
+    if camera is not None:
+        raise typer.Exit(_look_at(camera, seconds, as_json=as_json))
     findings = examine()
     if as_json:
         typer.echo(json.dumps([asdict(f) for f in findings], indent=2))
     else:
         _print(findings)
     raise typer.Exit(1 if any(f.state == "broken" for f in findings) else 0)
+
+
+def _look_at(uri: str, seconds: float, *, as_json: bool) -> int:
+    """Print how a camera fares; returns the exit code."""
+    source = open_source(uri, live=True)
+    report = probe(source, seconds)
+    if as_json:
+        typer.echo(json.dumps(asdict(report), indent=2))
+        return 0 if report.frames else 1
+
+    def told(value: float | None, unit: str) -> str:
+        return "unknown" if value is None else f"{value:.1f} {unit}"
+
+    age = f"{told(report.age_p50_ms, 'ms')}, 99th percentile {told(report.age_p99_ms, 'ms')}, by {report.clock}"
+    rows = {
+        "camera": source.info.id,
+        "sends": report.description or "nothing",
+        "first frame": f"after {report.opened_s:.2f} s" if report.opened_s is not None else "none came",
+        "frames": f"{report.frames}, {report.unreadable} unreadable",
+        "rate": told(report.rate, "frames a second"),
+        "jitter": f"{told(report.jitter_ms, 'ms')}, longest gap {told(report.longest_gap_ms, 'ms')}",
+        "stalls": str(report.stalls),
+        "age": age if report.clock else "unknown",
+        "clock": "not the sender's" if report.offset_ms is None else f"behind ours by {report.offset_ms:.1f} ms at most",
+    }
+    console = Console(highlight=False)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, escape(value))
+    for state in report.states:
+        table.add_row(state.state, escape(state.cause))
+    console.print(table)
+    return 0 if report.frames else 1
 
 
 def examine() -> list[Finding]:

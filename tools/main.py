@@ -25,6 +25,7 @@ def build_app() -> typer.Typer:
         from tools.bench_engine import bench_engine_command
         from tools.build import build_command
         from tools.calibrate import calibrate_command
+        from tools.cameras import cameras_command
         from tools.doctor import doctor_command
         from tools.engine import app as engine_app
         from tools.export import export_command
@@ -52,6 +53,7 @@ def build_app() -> typer.Typer:
     app.command("build")(build_command)
     app.add_typer(engine_app, name="engine")
     app.command("bench-engine")(bench_engine_command)
+    app.command("cameras")(cameras_command)
     app.command("doctor")(doctor_command)
     return app
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -35,6 +36,7 @@ from pipeline.formats.table import DEFAULT_FORMATS, FORMATS
 from pipeline.ledger import Reasons
 from pipeline.people import MIN_SCORE
 from pipeline.run import RunConfig, SourceEntry, open_pipeline, read_sources
+from pipeline.sources.live import LOST, STALLED
 from pipeline.streams import Pipeline, Stream
 from pipeline.summary import NAME as SUMMARY_NAME
 
@@ -333,6 +335,9 @@ def _print_stream(console: Console, stream: Stream, config: RunConfig) -> None:
     for name, count in stream.missed.items():
         if count:
             console.print(f"         {count} missed by {escape(name)}, which was behind")
+    troubles = Counter((each.state, each.cause) for each in stream.states if each.state in (STALLED, LOST))
+    for (state, cause), count in troubles.most_common(_SHOWN_REASONS):
+        console.print(f"camera   {count} times {state}: {escape(cause)}")
     console.print(f"people   a pose in {counts.with_person} of {counts.posed} frames")
     _print_reasons(console, counts.problems, "without a pose")
     if counts.posed and not counts.with_person and not counts.problems:

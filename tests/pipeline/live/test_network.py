@@ -276,7 +276,7 @@ def certificate(tmp_path_factory):
         "2",
     ]
     try:
-        subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+        subject = ["-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
         subprocess.run([*command, *subject], cwd=folder, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("needs openssl to make a certificate")
