@@ -28,7 +28,7 @@ class CameraReport:
         longest_gap_ms: longest time between two frames, ms.
         stalls: how often it was connected and nothing came.
         clock: what its frames' ages are by at the end: `kernel`, `sender` or `arrival`.
-        age_p50_ms, age_p99_ms: how old frames are when they can be worked on, ms, by that clock: by `arrival` only since they came.
+        age_p50_ms, age_p99_ms: how old frames are when they can be worked on, by that clock, ms.
         offset_ms: by how much the sender's clock is behind ours at most, ms: the age of the youngest frame, which holds the
             network's delay too; None where the clock is not the sender's.
         states: its states, in order.
