@@ -195,12 +195,12 @@ class LiveSource(Source):
             self._waiting -= 1
         return self._items.popleft()
 
-    def _watch(self) -> float | None:
+    def _watch(self) -> float:
         """Notice silence; returns when to look again, s."""
         worker, patience = self._worker, self._patience
         assert worker is not None
         if worker.doing == "waiting":
-            return None
+            return patience.stalled_s
         silent = time.monotonic() - worker.since
         reading = worker.doing == "reading"
         if reading and self._state[0] == LIVE and silent > patience.stalled_s:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.sources.clocks import LEAST_STEP_S, LiveClock, of_monotonic, of_sender
-from pipeline.sources.live import NOT_TAKEN, WAITING_FRAMES, Ended, LiveSource, Lost, Picture
+from pipeline.sources.live import MOST_HANGING, NOT_TAKEN, WAITING_FRAMES, Ended, LiveSource, Lost, Picture
 from pipeline.sources.patience import Backoff, Patience
 from pipeline.types import Frame, State, UnreadableFrame
 from tests.pipeline.live.servers import Watcher
@@ -155,6 +155,51 @@ def test_a_read_that_hangs_is_given_up_and_the_next_connection_is_read(monkeypat
         watcher.until_frames(5)
         assert connect.made[0].aborted.is_set()
         gate.set()
+
+
+def test_a_second_opening_that_hangs_is_given_up_too(monkeypatch):
+    monkeypatch.setattr("pipeline.sources.live.HANGS_AFTER_S", 0.1)
+    gate, tries = threading.Event(), []
+
+    def connect(patience):
+        tries.append(1)
+        if len(tries) == 2:
+            gate.wait(10)
+        return Scripted(then(1, Lost("closed")) if len(tries) == 1 else endless)
+
+    with Watcher(LiveSource("camera", connect, patience=QUICK)) as watcher:
+        watcher.until_state("lost", "opening it hangs")
+        watcher.until_frames(5)
+        gate.set()
+
+
+def test_a_paced_camera_that_stalls_is_told():
+    def pauses(connection):
+        for number in range(3):
+            yield shown(number, stream_s=number / 50)
+        connection.aborted.wait(10)
+
+    patience = Patience(open_s=5, read_s=5, stalled_s=0.1)
+    with Watcher(LiveSource("camera", scripted(Scripted(pauses, paced=True)), patience=patience)) as watcher:
+        watcher.until_state("stalled")
+
+
+def test_no_more_than_a_few_workers_hang_at_once(monkeypatch):
+    monkeypatch.setattr("pipeline.sources.live.HANGS_AFTER_S", 0.01)
+    gate, tries = threading.Event(), []
+
+    def connect(patience):
+        tries.append(1)
+        gate.wait(20)
+        return Scripted(endless)
+
+    patience = Patience(open_s=0.02, read_s=0.02, stalled_s=0.02, first_wait_s=0.01, longest_wait_s=0.05)
+    with Watcher(LiveSource("camera", connect, patience=patience)) as watcher:
+        watcher.until(lambda _: len(tries) == MOST_HANGING + 1)
+        time.sleep(0.3)
+        assert len(tries) == MOST_HANGING + 1
+        gate.set()
+        watcher.until_frames(3)
 
 
 def test_inference_685_a_source_that_never_opened_can_be_stopped():

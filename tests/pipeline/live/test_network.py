@@ -205,6 +205,22 @@ def test_sound_is_no_video(patience, tmp_path):
         watcher.until_state("lost", "it sends no video")
 
 
+def test_hls_whose_server_goes_and_comes_back(patience):
+    patience = Patience(open_s=3, read_s=3, stalled_s=1, first_wait_s=0.05, longest_wait_s=0.2)
+    answer = Hls(30)
+    with WebServer(answer) as server:
+        watcher = watch(server.uri + "/live.m3u8", patience)
+        watcher.__enter__()
+        watcher.until_frames(10)
+    try:
+        watcher.until_state("lost", within_s=30)
+        with WebServer(answer, server.port):
+            watcher.until_state("live", count=2)
+            watcher.until_frames(5)
+    finally:
+        watcher.__exit__()
+
+
 class Hls:
     """How a live HLS stream answers: segments of a second, the newest three in the list."""
 

@@ -114,6 +114,18 @@ def test_the_header_is_completed_by_the_first_frame_also_of_a_camera_that_return
     assert [f.frame.captured_ns is not None for f in frames] == [True] * len(frames)
 
 
+def test_given_intrinsics_follow_a_camera_to_another_size():
+    """With other proportions they say nothing, and a field of view is assumed."""
+    sizes = [(160, 120), (320, 240), (320, 180)]
+    estimator = Estimator(BlobModel(), Everywhere(), camera=Intrinsics(150, 160, 79.5, 59.5))
+    posed = [estimator.step(Frame(shown(120, size).image, "camera", n, n, 1, "arrival")) for n, size in enumerate(sizes)]
+    assert [frame.camera for frame in posed] == [
+        Intrinsics(150, 160, 79.5, 59.5), Intrinsics(300, 320, 159.5, 119.5), Intrinsics.assumed(320, 180),
+    ]  # fmt: skip
+    depths = [frame.poses[0].root_depth_source for frame in posed]
+    assert depths == [RootDepthSource.INTRINSICS] * 2 + [RootDepthSource.ASSUMED_FOV]
+
+
 def exact_enough(stream, width):
     return stream.source.info.width == width and stream.ledger.counts().posed > 10
 
