@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import cv2
@@ -17,6 +18,19 @@ import numpy as np
 
 SYSTEM_PYTHON = "/usr/bin/python3"
 """GStreamer's Python bindings are a package of the system's Python."""
+
+
+def open_files():
+    """How many files this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def until_closed(files, within_s=10.0):
+    """Wait until this process has no more than so many files open."""
+    end = time.monotonic() + within_s
+    while open_files() > files:
+        assert time.monotonic() < end, f"{open_files() - files} files are still open"
+        time.sleep(0.02)
 
 
 def free_port(kind=socket.SOCK_STREAM):

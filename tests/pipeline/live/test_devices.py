@@ -17,7 +17,7 @@ from pipeline.sources.csi import GSTREAMER, GstreamerCamera, csi_source
 from pipeline.sources.live import LiveSource
 from pipeline.sources.options import read_options
 from pipeline.sources.v4l2 import device_of, list_devices
-from tests.pipeline.live.servers import Watcher
+from tests.pipeline.live.servers import Watcher, open_files, until_closed
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent.parent
@@ -42,7 +42,7 @@ def false_camera(tmp_path_factory):
         prelude = f"""
             from pathlib import Path
             from pipeline.sources import Patience, open_source
-            from tests.pipeline.live.servers import Watcher
+            from tests.pipeline.live.servers import Watcher, open_files, until_closed
             def fares(word):
                 Path({str(state)!r}).write_text(word)
             patience = Patience(open_s=2, read_s=1, stalled_s=0.3, first_wait_s=0.05, longest_wait_s=0.2)
@@ -197,10 +197,6 @@ def gstreamer():
         pytest.skip("needs Debian's gstreamer1.0-tools and gstreamer1.0-plugins-good")
 
 
-def open_files():
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
 def children():
     """The processes that this one has started and not yet waited for."""
     found = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "pid=,comm="], capture_output=True, text=True, check=False)
@@ -222,9 +218,10 @@ def test_csi_pictures_come_through_a_pipe_and_a_process_that_dies_is_started_aga
     assert {f.image.shape for f in watcher.frames} == {(120, 160, 3)}
     assert np.median(np.diff([f.time_s for f in watcher.frames[:5]])) == pytest.approx(0.04, abs=0.005)
     end = time.monotonic() + 10
-    while (children() or open_files() > files) and time.monotonic() < end:
+    while children():
+        assert time.monotonic() < end, "no process is left"
         time.sleep(0.02)
-    assert children() == [] and open_files() <= files, "no process and no file is left"
+    until_closed(files)
 
 
 def test_jetson_inference_1884_what_gstreamer_says_is_told_with_what_to_do(gstreamer):

@@ -21,7 +21,9 @@ from tests.pipeline.live.servers import (
     WebServer,
     encoded,
     free_port,
+    open_files,
     send_udp,
+    until_closed,
 )
 
 
@@ -167,6 +169,16 @@ def test_mjpeg_that_is_mute_cut_in_a_frame_and_of_another_size(patience):
         watcher.until_frames(3)
         camera.stop.set()
     assert watcher.frames[-1].image.shape == (240, 320, 3)
+
+
+def test_a_camera_that_breaks_again_and_again_leaves_no_file_open():
+    patience = Patience(first_wait_s=0.01, longest_wait_s=0.02)
+    files = open_files()
+    camera = Mjpeg(rate=200, cut_at=3)
+    with WebServer(camera) as server, watch(server.uri, patience) as watcher:
+        watcher.until(lambda _: camera.connections > 40, within_s=30)
+    assert len(watcher.frames) > 40
+    until_closed(files)
 
 
 @pytest.mark.parametrize(
