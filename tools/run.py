@@ -6,7 +6,6 @@ import re
 import signal
 import threading
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -14,17 +13,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 from convnextpose import weights
 from convnextpose.camera import Intrinsics, RootDepthSource
@@ -227,18 +217,14 @@ def run_command(
 
 def _follow(pipeline: Pipeline) -> None:
     """Run it, with a progress bar on a terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[fps]:.1f} fps"),
+        TimeRemainingColumn(),
+    )
     screen = Console(stderr=True)
-    columns: tuple[ProgressColumn, ...]
-    if any(stream.source.info.live for stream in pipeline.streams):
-        columns = (TextColumn("{task.description}"), _LiveColumn(pipeline.streams))
-    else:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[fps]:.1f} fps"),
-            TimeRemainingColumn(),
-        )
     with Progress(*columns, console=screen, disable=not screen.is_terminal, transient=True) as progress:
         several = len(pipeline.streams) > 1
         tasks = {
@@ -249,23 +235,6 @@ def _follow(pipeline: Pipeline) -> None:
         for posed in pipeline:
             source = posed.frame.source_id
             progress.update(tasks[source], advance=1, fps=timing[source].frames_per_second)
-
-
-class _LiveColumn(ProgressColumn):
-    """What a stream does at this moment: state, cause, frames a second, age and drops."""
-
-    def __init__(self, streams: Sequence[Stream]) -> None:
-        super().__init__()
-        self._streams = list(streams)
-
-    def render(self, task: Task) -> Text:
-        """One line, made anew whenever the screen is."""
-        stream = self._streams[task.id]
-        now, counts = stream.states[-1], stream.ledger.counts()
-        age = f", {stream.ages_ns[-1] / 1e6:.0f} ms old" if stream.ages_ns else ""
-        cause = f": {now.cause}" if now.cause else ""
-        fps = f"{stream.timing.frames_per_second:.1f} fps{age}, {counts.posed} posed, {counts.dropped} dropped"
-        return Text(f"{now.state}{cause}  {fps}" if now.state != "live" else f"live  {fps}")
 
 
 def _print_head(console: Console, pipeline: Pipeline, config: RunConfig) -> None:

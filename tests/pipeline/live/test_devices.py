@@ -42,9 +42,10 @@ def false_camera(tmp_path_factory):
         prelude = f"""
             from pathlib import Path
             from pipeline.sources import Patience, open_source
-            from tests.pipeline.live.servers import Watcher, open_files, until_closed
+            from tests.pipeline.live.servers import Watcher
             def fares(word):
-                Path({str(state)!r}).write_text(word)
+                Path({str(state) + ".new"!r}).write_text(word)
+                Path({str(state) + ".new"!r}).replace({str(state)!r})  # in one step: the camera reads it at any moment
             patience = Patience(open_s=2, read_s=1, stalled_s=0.3, first_wait_s=0.05, longest_wait_s=0.2)
         """
         environment = {**os.environ, "LD_PRELOAD": str(library), "FALSE_CAMERA": str(state)}
