@@ -102,9 +102,9 @@ def test_its_poses_are_near_the_true_ones(demo_run):
 def test_its_trace_holds_every_frame(demo_run):
     events = json.loads((demo_run[0] / "trace.json").read_text())
     spans = [e for e in events if e["ph"] == "X"]
-    assert {event["name"] for event in spans} == set(STAGES)
+    assert {event["cat"] for event in spans} == set(STAGES)
     for stage in ("capture", "infer", "lift", "render"):
-        assert len({event["args"]["frame"] for event in spans if event["name"] == stage}) == 250
+        assert len({event["args"]["frame"] for event in spans if event["cat"] == stage}) == 250
 
 
 def test_its_summary_says_what_the_console_says(demo_run):
