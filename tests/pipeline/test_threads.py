@@ -156,7 +156,7 @@ def test_a_bug_in_a_stage_is_told_with_its_stage_and_kind():
             raise KeyError("lost")
 
     pipeline, _ = make(Pictures(30), finder=GivenBoxes({i: (Person(0, Box(*BOX)),) for i in range(30)}))
-    pipeline._runtime = Broken()
+    pipeline._model = Broken()
     with pytest.raises(StageError, match="stage infer: KeyError: 'lost'"):
         list(pipeline)
     counts = pipeline.ledger.counts()
@@ -184,7 +184,7 @@ def test_a_camera_that_cannot_be_is_told_for_every_person():
             predictions.joints[:, 3, 2] = -900
             return predictions
 
-    pipeline._runtime = Deep()
+    pipeline._model = Deep()
     assert [f.poses for f in pipeline] == [()] * 5
     ((reason, times),) = pipeline.ledger.counts().problems
     assert times == 5 and "in front of the camera" in reason
@@ -249,7 +249,7 @@ def test_a_failing_frame_does_not_stop_following():
     runtime = FailsOnce()
     source = Pictures(400)
     pipeline, _ = make(source, finder=SinglePerson(runtime))
-    pipeline._runtime = runtime
+    pipeline._model = runtime
     frames = list(pipeline)
     counts = pipeline.ledger.counts()
     assert counts.failed == 1 and len(frames) == 399
