@@ -403,7 +403,7 @@ def test_a_bundle_says_what_to_do_with_it(made, bundle):
 
 def test_a_bundle_carries_the_proof(bundle):
     proof = read_bundle(Path(bundle)).model.proof
-    with open_pose_model(weights.load("xs").onnx, threads=1) as runtime:
+    with open_pose_model(weights.load("xs").onnx, precision="fp32", threads=1) as runtime:
         model = runtime.info
         found = runtime.run(proof.crops)
     assert np.abs(found.joints - proof.expected.joints).max() < 0.1
