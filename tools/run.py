@@ -18,7 +18,8 @@ from convnextpose.camera import Intrinsics
 from convnextpose.checkpoint import claimed_variant
 from convnextpose.errors import GeometryError, StageError
 from engines.manifest import is_engine
-from engines.sessions.registry import choose_runtime, runtime_help
+from engines.opening import CPU_PRECISIONS, choose_precision
+from engines.sessions.registry import Choice, choose_runtime, runtime_help
 from pipeline.formats.table import DEFAULT_FORMATS, FORMATS
 from pipeline.ledger import Reasons
 from pipeline.people import MIN_SCORE
@@ -63,7 +64,11 @@ def run_command(
     ] = "xs",
     runtime: Annotated[str, typer.Option(help=runtime_help())] = "auto",
     precision: Annotated[
-        str, typer.Option(help="What the network computes in on a CPU: auto, fp32, bf16, fp16 or int8; an engine has its own.")
+        str,
+        typer.Option(
+            help=f"What the network computes in on a CPU: auto, {', '.join(CPU_PRECISIONS)}. auto takes bf16 where the CPU "
+            "has it and the model is proven in it, otherwise fp32."
+        ),
     ] = "auto",
     boxes: Annotated[
         Path | None,
@@ -207,15 +212,16 @@ def _print_head(console: Console, pipeline: Pipeline, config: RunConfig) -> None
     if claim is not None and claim is not header.model.variant:
         wrong = f"the name of {config.model} claims variant {claim.name}, its tensors are variant {header.model.variant.name}"
         console.print(f"[bold red]WRONG NAME[/]  {escape(wrong)}")
-    console.print(f"runtime  {escape(str(header.runtime))}{_why(config)}")
+    runtime = choose_runtime(config.runtime, engine=is_engine(Path(config.model)))
+    console.print(f"runtime  {escape(str(header.runtime))}{escape(_because(config.runtime, runtime))}")
+    precision = choose_precision(config.precision, runtime.name, header.model)
+    console.print(f"         {precision.name}{escape(_because(config.precision, precision))}")
     depth = "the given camera" if config.camera else "an assumed field of view: depths and scale are a guess"
     console.print(f"depth    from {depth}")
 
 
-def _why(config: RunConfig) -> str:
-    if config.runtime != "auto":
-        return ", as asked for"
-    return f", chosen because {choose_runtime(engine=is_engine(Path(config.model))).reason}"
+def _because(asked: str, choice: Choice) -> str:
+    return ", as asked for" if asked != "auto" else f", chosen because {choice.reason}"
 
 
 def _print_end(console: Console, pipeline: Pipeline, config: RunConfig) -> None:
