@@ -122,6 +122,7 @@ def _pose_record(pose: Pose) -> dict[str, Any]:
         "scores": _rounded(pose.scores, 4),
         "root_depth_mm": round(float(pose.root_depth_mm), 2),
         "root_depth_source": pose.root_depth_source.value,
+        "cut_by_edge": pose.cut_by_edge,
     }
 
 
@@ -200,4 +201,5 @@ def _parse_pose(record: dict[str, Any], joints: int) -> Pose:
         scores=np.array(record["scores"], np.float64),
         root_depth_mm=record["root_depth_mm"],
         root_depth_source=RootDepthSource(record["root_depth_source"]),
+        cut_by_edge=bool(record.get("cut_by_edge", False)),  # results of 0.1.0 do not say
     )
