@@ -114,6 +114,7 @@ def _lines(report: VerificationReport) -> list[tuple[str, str]]:
         ("  active, %", ",".join(_percent(layer.active_percent) for layer in head)),
         ("  upsampling", ",".join("x2" if layer.upsamples else "none" for layer in head)),
         ("  keys", report.head_format),
+        ("  prefix", report.key_prefix or "none"),
         ("heat-map", f"{report.heatmap_size}x{report.heatmap_size}"),
         ("depth bins", str(report.depth_bins)),
         ("joints", f"{report.joints} {report.joint_set}"),
