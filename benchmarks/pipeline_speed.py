@@ -20,7 +20,7 @@ from pathlib import Path
 
 from convnextpose import weights
 from convnextpose.camera import Intrinsics, RootDepthSource
-from engines.runtimes.base import usable_cores
+from engines.runtime import usable_cores
 from pipeline.draw import PoseRenderer
 from pipeline.people import SinglePerson
 from pipeline.run import RunConfig, open_model, open_pipeline

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from convnextpose.crop import RGB_MEAN, RGB_STD
 from convnextpose.errors import ExportError, GeometryError, ModelError, ParityError, RuntimeUnavailableError, install_command
-from engines.export import graph_of, put_in_place
+from convnextpose.files import write_file
+from engines.export import graph_of
+from engines.runtime import check_threads
 from engines.select import choose_runtime
 
 if TYPE_CHECKING:
@@ -110,6 +112,7 @@ def open_detector(model: Path | bytes, runtime: str = "auto", *, threads: int | 
         ModelError: the file cannot be read, or is no detector.
         RuntimeUnavailableError: the runtime is not installed, or runs no detectors.
     """
+    check_threads(threads)
     chosen = choose_runtime(runtime).name
     if chosen not in _OPENERS:
         raise RuntimeUnavailableError(f"expected openvino or onnxruntime to run the people detector, received {chosen!r}")
@@ -231,7 +234,7 @@ def export_detector(weights: Path, out: Path) -> DetectorParity:
     data: bytes = model.SerializeToString(deterministic=True)
     parity = compare_detector(weights, open_detector(data), noise_frames(PARITY_FRAMES))
     parity.check()
-    put_in_place(data, out)
+    write_file(out, data, overwrite=True)
     return parity
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convnextpose.errors import ExportError, OutputExistsError, SinkError, install_command
+from convnextpose.errors import ExportError, install_command
+from convnextpose.files import check_place, write_file
 from convnextpose.variants import INPUT_SIZE
 from engines.metadata import write_metadata
 from engines.parity import ParityReport, compare, noise_crops
@@ -69,10 +69,7 @@ def export(
         RuntimeUnavailableError: there is no runtime to prove the exported model in.
         ParityError: the exported model strays from the reference.
     """
-    if out.exists() and not overwrite:
-        raise OutputExistsError(f"{out} exists; allow overwriting it, or name another file")
-    if out.is_dir() or not out.parent.is_dir():
-        raise SinkError(f"expected a file in a folder that exists, received {out}")
+    check_place(out, overwrite=overwrite)
     model = _export_model(checkpoint, ModelInfo(name, checkpoint.variant, checkpoint.joint_set, checkpoint.sha256, random))
     data: bytes = model.SerializeToString(deterministic=True)
     with (
@@ -81,7 +78,7 @@ def export(
     ):
         parity = compare(reference, candidate, noise_crops(PARITY_CROPS))
     parity.check()
-    put_in_place(data, out)
+    write_file(out, data, overwrite=overwrite)
     return ExportReport(out, hashlib.sha256(data).hexdigest(), len(data), len(model.graph.node), parity)
 
 
@@ -198,20 +195,3 @@ def _quiet_exporter() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def put_in_place(data: bytes, out: Path) -> None:
-    """Write the file beside its place, then move it there in one step; nothing is left behind on failure.
-
-    Raises:
-        SinkError: it cannot be written.
-    """
-    partial = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        try:
-            partial.write_bytes(data)
-            partial.replace(out)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise SinkError(f"cannot write {out}: {error.strerror}") from error

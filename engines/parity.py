@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnextpose.errors import ModelError, ParityError
+from convnextpose.files import parse_json
 from convnextpose.variants import INPUT_SIZE
 from engines.runtime import Runtime, RuntimeDescription
+from engines.typed_json import decode
 
 
 @dataclass(frozen=True)
@@ -160,15 +162,8 @@ class ParityReport:
             ParityError: the text is no such report.
         """
         try:
-            found = json.loads(text)
-            found["reference"] = RuntimeDescription(**found["reference"])
-            found["candidate"] = RuntimeDescription(**found["candidate"])
-            found["limits"] = ParityLimits(**found["limits"])
-            found["joints"] = tuple(
-                JointParity(joint["joint"], Differences(**joint["px"]), Differences(**joint["mm"])) for joint in found["joints"]
-            )
-            return cls(**{**found, "px": Differences(**found["px"]), "mm": Differences(**found["mm"])})
-        except (ValueError, KeyError, TypeError) as error:
+            return decode(cls, parse_json(text))
+        except ValueError as error:
             raise ParityError(f"expected a parity report in JSON, received something else: {error}") from error
 
 

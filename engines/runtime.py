@@ -6,6 +6,7 @@ Every exported model has one contract: input `crops` uint8 [N, 256, 256, 3] in O
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
@@ -13,7 +14,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from convnextpose.errors import GeometryError
+from convnextpose.errors import GeometryError, ModelError, RuntimeUnavailableError
+from convnextpose.files import show
 from convnextpose.skeleton import JointSet
 from convnextpose.variants import INPUT_SIZE, Variant
 
@@ -42,6 +44,15 @@ class ModelInfo:
     random: bool = False
     precision: str = "fp32"
     calibration_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the precision, which chooses limits and names of files.
+
+        Raises:
+            ModelError: there is no such precision.
+        """
+        if self.precision not in PRECISIONS:
+            raise ModelError(f"expected precision {', '.join(PRECISIONS)}, received {show(self.precision)}")
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,32 @@ class Predictions:
             )
 
 
+MIN_MOST_THREADS = 64
+"""As many threads may be asked for on any machine: some more than cores do no harm."""
+
+PICTURE_SLACK_PX, SCORE_SLACK, MAX_DEPTH_MM = 1.0, 1e-3, 10_000.0
+"""How far a prediction may be outside its range. A joint is a mean over the crop's pixels, so that only rounding leads out of
+it; depths are within 1,000 mm of the pelvis for every variant, and within ten times that for any body."""
+
+
+def usable_cores() -> int:
+    """How many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of threads that a library would fail at, or take minutes to start; None is its own choice.
+
+    Raises:
+        RuntimeUnavailableError: saying how many there may be.
+    """
+    most = max(MIN_MOST_THREADS, usable_cores())
+    if threads is not None and not 1 <= threads <= most:
+        raise RuntimeUnavailableError(
+            f"expected 1 to {most} threads, received {threads}: this machine has {usable_cores()} cores to run them on"
+        )
+
+
 class Runtime(Protocol):
     """Something that runs one model; a context manager. `run` may be called from any thread, one at a time."""
 
@@ -118,6 +155,39 @@ class Runtime(Protocol):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Close it."""
         ...
+
+
+def check_first(model: ModelInfo, first: Predictions) -> None:
+    """Refuse a model whose predictions of its first crop, a black one, break the contract.
+
+    Args:
+        model: what it says about itself.
+        first: predictions of one crop.
+
+    Raises:
+        ModelError: other shapes, NaN, scores outside 0..1, or joints outside the crop.
+    """
+    joints, scores, count = first.joints, first.scores, len(model.joint_set)
+    if joints.shape != (1, count, 3) or joints.dtype != np.float32 or scores.dtype != np.float32:
+        raise ModelError(
+            f"expected joints float32 [1, {count}, 3] from model {show(model.name)} ({model.joint_set.name}), received "
+            f"{joints.dtype} {list(joints.shape)}"
+        )
+    if not (np.isfinite(joints).all() and np.isfinite(scores).all()):
+        raise ModelError(f"expected finite joints and scores from model {show(model.name)}, received NaN or infinity")
+    if scores.min() < -SCORE_SLACK or scores.max() > 1 + SCORE_SLACK:
+        raise ModelError(
+            f"expected scores in 0..1 from model {show(model.name)}, received {scores.min():g} to {scores.max():g}: export it "
+            "again with `convnextpose export`"
+        )
+    picture, depths = joints[..., :2], np.abs(joints[..., 2])
+    low, high = -PICTURE_SLACK_PX, INPUT_SIZE + PICTURE_SLACK_PX
+    if picture.min() < low or picture.max() > high or depths.max() > MAX_DEPTH_MM:
+        raise ModelError(
+            f"expected joints within the crop (0 to {INPUT_SIZE} px) and {MAX_DEPTH_MM:g} mm from model {show(model.name)}, "
+            f"received {picture.min():g} to {picture.max():g} px and up to {depths.max():g} mm: export it again with "
+            "`convnextpose export`"
+        )
 
 
 def check_crops(crops: NDArray[np.uint8]) -> None:

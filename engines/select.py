@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from convnextpose.errors import ModelError, RuntimeUnavailableError, install_command
 from engines.metadata import read_metadata
-from engines.runtime import ModelInfo, Runtime
+from engines.runtime import ModelInfo, Runtime, check_threads
 from engines.runtimes.onnxruntime import OnnxRuntime
 from engines.runtimes.openvino import OpenVinoRuntime
 from engines.runtimes.torch import TorchRuntime
@@ -142,8 +142,7 @@ def open_runtime(
         ExportError: the checkpoint could not be exported.
     """
     chosen = choose_runtime(runtime, engine=is_engine(model)).name
-    if threads is not None and threads < 1:
-        raise RuntimeUnavailableError(f"expected 1 thread or more, received {threads}")
+    check_threads(threads)
     try:
         if chosen == "tensorrt":
             assert isinstance(model, Path)

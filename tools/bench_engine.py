@@ -15,8 +15,8 @@ from rich.table import Table
 
 from convnextpose import weights
 from convnextpose.checkpoint import VerifiedCheckpoint, verify
-from convnextpose.errors import EngineError, OutputExistsError, SinkError
-from engines.export import put_in_place
+from convnextpose.errors import EngineError
+from convnextpose.files import check_place, write_file
 from engines.parity import noise_crops
 from engines.runtimes.torch_gpu import TorchGpuRuntime
 from engines.tensorrt.runtime import TensorRTRuntime, open_engine
@@ -57,10 +57,8 @@ def bench_engine_command(
     Exit codes: 0 done; 1 the engine, the GPU or PyTorch cannot be had; 2 wrong use.
     """
     counts = None if batches is None else _numbers(batches)
-    if out is not None and out.exists() and not overwrite:
-        raise OutputExistsError(f"{out} exists; allow replacing it with --overwrite, or name another file")
-    if out is not None and not out.parent.is_dir():
-        raise SinkError(f"expected a file in a folder that exists, received {out}")
+    if out is not None:
+        check_place(out, overwrite=overwrite)
     console = Console(highlight=False)
     with ExitStack() as opened:
         engine = open_engine(path)
@@ -83,7 +81,7 @@ def bench_engine_command(
             console.print(f"{row.runtime} at {row.crops} crops: CUDA graphs in {row.replayed} of {row.rounds} runs")
     if out is not None:
         numbers = {"engine": path.name, "runtime": asdict(engine.describe()), "latencies": [asdict(row) for row in found]}
-        put_in_place((json.dumps(numbers, indent=2) + "\n").encode(), out)
+        write_file(out, (json.dumps(numbers, indent=2) + "\n").encode(), overwrite=overwrite)
         console.print(f"wrote    {escape(str(out))}")
 
 

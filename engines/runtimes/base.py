@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from abc import ABC, abstractmethod
 from types import TracebackType
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from convnextpose.errors import GeometryError, ModelError, RuntimeUnavailableError
 from convnextpose.variants import INPUT_SIZE
-from engines.runtime import ModelInfo, Predictions, Runtime, RuntimeDescription, check_crops
+from engines.runtime import ModelInfo, Predictions, Runtime, RuntimeDescription, check_crops, check_first
 
 Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]
 
@@ -36,13 +35,7 @@ class LockedRuntime(ABC):
             first = self.run(np.zeros((1, INPUT_SIZE, INPUT_SIZE, 3), np.uint8))
         except GeometryError as error:
             raise ModelError(f"model {model.name} breaks the contract: {error}") from error
-        if first.joints.shape != (1, len(model.joint_set), 3):
-            raise ModelError(
-                f"expected joints [1, {len(model.joint_set)}, 3] from model {model.name} ({model.joint_set.name}), received "
-                f"{list(first.joints.shape)}"
-            )
-        if not (np.isfinite(first.joints).all() and np.isfinite(first.scores).all()):
-            raise ModelError(f"expected finite joints and scores from model {model.name}, received NaN or infinity")
+        check_first(model, first)
 
     @property
     def model(self) -> ModelInfo:
@@ -103,8 +96,3 @@ def require_fp32(runtime: str, precision: str) -> None:
         raise RuntimeUnavailableError(
             f"expected precision fp32 for the runtime {runtime}, received {precision!r}; openvino has others"
         )
-
-
-def usable_cores() -> int:
-    """How many CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnextpose.errors import ModelError
-from engines.runtime import ModelInfo, RuntimeDescription
-from engines.runtimes.base import LockedRuntime, Outputs, require_fp32, usable_cores
+from engines.runtime import ModelInfo, RuntimeDescription, usable_cores
+from engines.runtimes.base import LockedRuntime, Outputs, require_fp32
 
 
 class OnnxRuntime(LockedRuntime):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnextpose.errors import ModelError, ParityError
-from engines.runtime import ModelInfo, RuntimeDescription
+from engines.runtime import ModelInfo, RuntimeDescription, check_threads
 from engines.runtimes.base import LockedRuntime, Outputs
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class TypedRuntime(LockedRuntime):
         from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
         from onnx.reference import ReferenceEvaluator
 
+        check_threads(threads)
         if threads is not None:
             torch.set_num_threads(threads)  # torch has one number of threads for the whole process
         try:
