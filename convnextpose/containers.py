@@ -109,8 +109,14 @@ def require_torch() -> ModuleType:
     """PyTorch, which the base install does not bring.
 
     Raises:
-        RuntimeUnavailableError: it is not installed.
+        RuntimeUnavailableError: it is not installed, or the working directory was deleted.
     """
+    try:
+        Path.cwd()
+    except OSError as error:  # PyTorch's libraries end the process there, without a word that helps
+        raise RuntimeUnavailableError(
+            "PyTorch cannot be loaded in a working directory that was deleted: change to another with `cd`"
+        ) from error
     try:
         import torch
     except ImportError:

@@ -23,6 +23,7 @@ from convnextpose.files import MAX_JSON_BYTES, LimitError, parse_json, read_file
 from convnextpose.variants import INPUT_SIZE
 from engines.calibration import MAX_PROOF_CROPS
 from engines.manifest import EngineDraft
+from engines.onnx_file import POSE, read_onnx
 from engines.parity import ParityReport
 from engines.precision import LayerHarm
 from engines.runtime import ModelInfo, Predictions, RuntimeDescription, check_crops
@@ -179,6 +180,7 @@ def read_bundle(path: Path) -> Bundle:
         onnx = _member(archive, BUNDLE_GRAPH, MAX_GRAPH_BYTES)
         if hashlib.sha256(onnx).hexdigest() != draft.onnx_sha256:
             raise ValueError("its graph is not the one that its draft tells of")
+        read_onnx(onnx, POSE, f"{BUNDLE_GRAPH} in {path}")
         recorded = _read_proof(_member(archive, BUNDLE_PROOF, _MAX_PROOF_BYTES), len(draft.model.joint_set))
     except LimitError as error:
         raise EngineError(f"{path}: {error}") from error

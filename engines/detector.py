@@ -20,6 +20,7 @@ from convnextpose.crop import RGB_MEAN, RGB_STD
 from convnextpose.errors import ExportError, GeometryError, ModelError, ParityError, RuntimeUnavailableError, install_command
 from convnextpose.files import write_file
 from engines.export import graph_of
+from engines.onnx_file import DETECTOR, read_onnx
 from engines.runtime import check_threads
 from engines.select import choose_runtime
 
@@ -116,10 +117,7 @@ def open_detector(model: Path | bytes, runtime: str = "auto", *, threads: int | 
     chosen = choose_runtime(runtime).name
     if chosen not in _OPENERS:
         raise RuntimeUnavailableError(f"expected openvino or onnxruntime to run the people detector, received {chosen!r}")
-    try:
-        onnx = model.read_bytes() if isinstance(model, Path) else model
-    except OSError as error:
-        raise ModelError(f"expected a people detector at {error.filename}, but it cannot be read: {error.strerror}") from error
+    onnx = read_onnx(model, DETECTOR)
     try:
         return PeopleDetector(chosen, _OPENERS[chosen](onnx, threads))
     except ImportError as error:

@@ -12,8 +12,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convnextpose.errors import ModelError, RuntimeUnavailableError, install_command
+from convnextpose.errors import RuntimeUnavailableError, install_command
 from engines.metadata import read_metadata
+from engines.onnx_file import POSE, read_onnx
 from engines.runtime import ModelInfo, Runtime, check_threads
 from engines.runtimes.onnxruntime import OnnxRuntime
 from engines.runtimes.openvino import OpenVinoRuntime
@@ -159,7 +160,8 @@ def open_runtime(
                     "the runtime torch runs checkpoints, received an exported model; give it the checkpoint, or choose "
                     "openvino or onnxruntime"
                 )
-            onnx, source = (model, "the model in memory") if isinstance(model, bytes) else (_read(model), str(model))
+            source = "the model in memory" if isinstance(model, bytes) else str(model)
+            onnx = read_onnx(model, POSE, source)
         elif chosen == "torch":
             info = ModelInfo(name or model.variant.name.lower(), model.variant, model.joint_set, model.sha256, random)
             return TorchRuntime(model, info, threads=threads, precision=precision)
@@ -174,13 +176,6 @@ def open_runtime(
         raise RuntimeUnavailableError(
             f"the runtime {chosen} is installed but does not load: {error}; pip install --force-reinstall {chosen}"
         ) from error
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"expected an ONNX model at {path}, but it cannot be read: {error.strerror}") from error
 
 
 def _installed(name: str) -> bool:

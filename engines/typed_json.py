@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import types
 import typing
@@ -68,13 +69,18 @@ def _first_that_fits(kinds: tuple[Any, ...], value: object, name: str) -> object
 
 
 def _decode_fields(kind: Any, value: dict[str, object], name: str) -> object:  # noqa: ANN401 (a dataclass)
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     known = {field.name: field for field in fields(kind)}
     if unknown := [key for key in value if key not in known]:
         raise ValueError(f"expected no field {show(unknown[0])} in {name}")
     if missing := [key for key, field in known.items() if key not in value and field.default is MISSING]:
         raise ValueError(f"expected a field {missing[0]} in {name}, received none")
     return kind(**{key: _decode(hints[key], item, key if name == "it" else f"{name}.{key}") for key, item in value.items()})
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:  # noqa: ANN401 (a dataclass)
+    return typing.get_type_hints(kind)
 
 
 def _short(value: object) -> str:

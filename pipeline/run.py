@@ -116,7 +116,8 @@ def _keep_apart(config: RunConfig) -> None:
     Raises:
         SinkError: naming the file.
     """
-    read = {path.resolve() for path in (config.source, config.boxes, Path(config.network)) if path is not None}
+    given = (config.source, config.boxes, Path(config.network))
+    read = {path.resolve() for path in given if path is not None and path.exists()}  # the network may be a name
     written = [config.out / name for name in RESULT_NAMES] if config.out else []
     for path in [*written, *([config.trace] if config.trace else [])]:
         if path.resolve() in read:

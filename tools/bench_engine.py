@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -21,6 +20,7 @@ from engines.parity import noise_crops
 from engines.runtimes.torch_gpu import TorchGpuRuntime
 from engines.tensorrt.runtime import TensorRTRuntime, open_engine
 from engines.timing import Latency, TimedRuntime, measure
+from tools.console import make_console
 
 REFERENCE = "torch fp16"
 
@@ -52,14 +52,16 @@ def bench_engine_command(
     out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers here, too.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
 ) -> None:
-    """Time an engine on the host and on the GPU, for several numbers of crops, beside FP16 PyTorch with CUDA graphs.
+    """Time an engine on the host and on the GPU, for several numbers of crops, beside FP16 PyTorch.
+
+    Both use CUDA graphs where the binding to CUDA has them.
 
     Exit codes: 0 done; 1 the engine, the GPU or PyTorch cannot be had; 2 wrong use.
     """
     counts = None if batches is None else _numbers(batches)
     if out is not None:
         check_place(out, overwrite=overwrite)
-    console = Console(highlight=False)
+    console = make_console(soft_wrap=False)
     with ExitStack() as opened:
         engine = open_engine(path)
         opened.callback(engine.close)

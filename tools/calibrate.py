@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from convnextpose.files import check_place, write_files
 from engines.calibration import MAX_CROPS, MIN_CROPS
 from pipeline.calibration import collect_crops, draw_preview
 from pipeline.run import open_model
+from tools.console import make_console
 
 
 def calibrate_command(
@@ -47,7 +47,7 @@ def calibrate_command(
         found = collect_crops(sources, runtime, count)
     contents = {out: found.to_bytes(), preview: draw_preview(found.crops)}
     write_files(contents, tuple(contents) if overwrite else ())
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console(soft_wrap=True)
     fewer = "" if len(found) == count else f" of {count}: nobody was found in the other frames"
     console.print(f"crops    {len(found)}{fewer}")
     console.print(f"wrote    {escape(str(out))} ({len(contents[out]) / 2**20:.1f} MiB)")

@@ -20,6 +20,7 @@ from engines.select import ENGINE_SUFFIX, choose_runtime, is_engine
 from pipeline.people import MIN_SCORE
 from pipeline.run import RunConfig, open_pipeline
 from pipeline.threads import Pipeline
+from tools.console import make_console
 
 
 def _camera(text: str) -> Intrinsics:
@@ -100,8 +101,7 @@ def run_command(
         threads=threads,
         engine=engine,
     )
-    console = Console(highlight=False)
-    console.soft_wrap = not console.is_terminal
+    console = make_console()
     pipeline = open_pipeline(config)
     _print_head(console, pipeline, config)
     failure: StageError | None = None
@@ -138,7 +138,7 @@ def _follow(pipeline: Pipeline) -> None:
         TextColumn("{task.fields[fps]:.1f} fps"),
         TimeRemainingColumn(),
     )
-    screen = Console(stderr=True)
+    screen = make_console(stderr=True, soft_wrap=False)
     with Progress(*columns, console=screen, disable=not screen.is_terminal, transient=True) as progress:
         task = progress.add_task("frames", total=pipeline.header.frame_count, fps=0.0)
         for _ in pipeline:

@@ -140,7 +140,7 @@ def test_other_frames_are_refused(exported, frames):
 
 
 def test_files_that_are_no_detector_are_refused(tmp_path, exported):
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(ModelError, match="there is no such file"):
         open_detector(tmp_path / "none.onnx")
     damaged = exported.read_bytes()[:5000]
     for runtime in DETECTOR_RUNTIMES:
