@@ -6,6 +6,7 @@ OpenVINO does not show a model's metadata and the base install has no `onnx`: `e
 from __future__ import annotations
 
 from convnextpose.errors import ModelError
+from convnextpose.files import show
 from convnextpose.skeleton import JOINT_SETS
 from convnextpose.variants import Variant
 from engines.onnx_file import parse_onnx
@@ -50,7 +51,7 @@ def read_metadata(model: bytes, source: str, name: str | None = None) -> ModelIn
         )
     if found["convnextpose.contract"] != CONTRACT:
         raise ModelError(
-            f"expected a model of contract {CONTRACT}, received {source} of contract {found['convnextpose.contract']}; "
+            f"expected a model of contract {CONTRACT}, received {source} of contract {show(found['convnextpose.contract'])}; "
             "export it again"
         )
     try:
