@@ -20,7 +20,7 @@ from pathlib import Path
 
 from convnextpose import weights
 from convnextpose.camera import Intrinsics, RootDepthSource
-from engines.runtimes.base import usable_cores
+from engines.session import usable_cores
 from pipeline.draw import PoseRenderer
 from pipeline.formats.table import DEFAULT_FORMATS, open_recorders
 from pipeline.people import SinglePerson

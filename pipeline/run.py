@@ -197,7 +197,7 @@ def _keep_apart(config: RunConfig, folders: Sequence[Path]) -> None:
         SinkError: naming the file.
     """
     inputs = [*config.source_list, *([config.boxes] if config.boxes else []), config.model]
-    read = {Path(path).resolve() for path in inputs}
+    read = {Path(path).resolve() for path in inputs if Path(path).exists()}  # the model may be a name
     names = [FORMATS[name].file_name for name in config.formats]
     written = [folder / name for folder in folders for name in names] if config.out else []
     written += [config.out / SUMMARY_NAME] if config.out else []

@@ -26,6 +26,7 @@ from pipeline.people import MIN_SCORE
 from pipeline.run import RunConfig, open_pipeline
 from pipeline.streams import Pipeline, Stream
 from pipeline.summary import NAME as SUMMARY_NAME
+from tools.console import make_console
 
 _STOP_SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 if hasattr(signal, "SIGHUP"):
@@ -133,8 +134,7 @@ def run_command(
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    console = Console(highlight=False, emoji=False)
-    console.soft_wrap = not console.is_terminal
+    console = make_console()
     pipeline = open_pipeline(config)
     _print_head(console, pipeline, config)
     failure: StageError | None = None
@@ -178,7 +178,7 @@ def _follow(pipeline: Pipeline) -> None:
         TextColumn("{task.fields[fps]:.1f} fps"),
         TimeRemainingColumn(),
     )
-    screen = Console(stderr=True)
+    screen = make_console(stderr=True, soft_wrap=False)
     with Progress(*columns, console=screen, disable=not screen.is_terminal, transient=True) as progress:
         several = len(pipeline.streams) > 1
         tasks = {
