@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ from pipeline.streams import Pipeline, Stream
 from pipeline.summary import NAME as SUMMARY_NAME
 from pipeline.summary import check_summary, write_summary
 from pipeline.types import RunHeader
+
+_log = logging.getLogger("convnextpose.run")
 
 RANDOM_CAPTION = "RANDOM WEIGHTS"
 """Stamped on every picture of a run whose poses mean nothing."""
@@ -85,7 +88,10 @@ class RunConfig:
     on_damage: str = OnDamage.STOP.value
 
     def __post_init__(self) -> None:
-        """Check what can be checked without touching a file."""
+        """Check what can be checked without touching a file; paths may be given as strings."""
+        for name in ("out", "boxes", "trace"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, Path(value))
         if not self.source_list:
             raise ValueError("expected at least one source, received none")
         if not 0 <= self.min_score <= 1:
@@ -253,6 +259,7 @@ def open_pipeline(config: RunConfig) -> Pipeline:
         )
         opened.callback(model.close)
         models = [model.close]
+        _log.info("model %s (%s) runs in %s", model.info.name, model.info.variant.name, model.describe())
         detector = None
         if given is None and not config.random_weights:
             detector = open_detector(config.runtime, threads=config.threads, max_batch=several)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -46,6 +48,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
         add_completion=False,
         rich_markup_mode="rich",
     )
+    app.callback()(_options)
     wanted = next((word for word in arguments if word in COMMANDS), None)
     for name, summary in COMMANDS.items():
         if name != wanted:
@@ -57,6 +60,17 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
         else:
             app.command(name)(getattr(module, f"{name.replace('-', '_')}_command"))
     return app
+
+
+def _options(
+    verbose: Annotated[bool, typer.Option("--verbose", help="Tell on stderr what goes on: models, sources, tracks.")] = False,
+) -> None:
+    if verbose:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+        logger = logging.getLogger("convnextpose")
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
 
 
 def _not_loaded() -> None:
