@@ -1,14 +1,14 @@
-"""This commit against another commit of this project, by turns on this machine: how fast they are, and whether their poses agree.
+"""This commit against another one of this project, by turns on one machine: how fast they are, and whether their poses agree.
 
-    python benchmarks/compare.py COMMIT [--clip CLIP] [--rounds 5] [--same-weights] [--this OPTION]... [--json FILE] [-- OPTION...]
+    python benchmarks/compare.py COMMIT [--clip CLIP] [--rounds 5] [--same-weights] [--this=OPTION]... [-- OPTION...]
 
 The other commit is checked out into a temporary folder; this one is the working tree as it is. Each round runs
 `python -m tools.main run CLIP --out FOLDER` of both, each in a process of its own, with this interpreter and what is installed
 in it. Options behind `--` go to both; `--this=OPTION`, once for each word, to this commit alone (`--this=--precision=fp32`).
 With `--same-weights` both run the other commit's default weights.
 
-Wall time and CPU time are of the whole process, from its start to its end; the speed is what the run itself says: from its first
-frame's capture to its last frame's end. Poses are compared in the last round's `poses.ndjson`.
+Wall time and CPU time are of the whole process, from its start to its end. The speed is what the run itself says: from its
+first frame's capture to its last frame's end. Poses are compared in the last round's `poses.ndjson`.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # for `benchmarks`, which is not installed
+from convnextpose import weights
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # for `benchmarks`, which is not installed
 
 from benchmarks.rounds import by_turns, in_words, ratios, run_process
-from convnextpose import weights
+
+ROOT = Path(__file__).parent.parent
 
 XS = "convnextpose/weights/xs.onnx"
 
@@ -184,23 +186,34 @@ def run_commit(tree: Path, clip: Path, out: Path, options: Sequence[str]) -> Run
 def _git(root: Path, *words: str) -> str:
     done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ValueError(f"git {' '.join(words)}: {done.stderr.strip()}")
+        raise ValueError(f"expected `git {' '.join(words)}` to succeed, it says: {done.stderr.strip()}")
     return done.stdout.strip()
 
 
 def main() -> None:
-    """Run the rounds and print the tables."""
+    """Read the command line; exit code 2 where something cannot be run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commit", help="anything that git takes for a commit")
     parser.add_argument("--clip", type=Path, default=weights.DEMO_CLIP)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--same-weights", action="store_true", help="both run the other commit's default weights")
-    parser.add_argument(
-        "--this", action="append", default=[], metavar="OPTION", help="an option of `run` for this commit alone"
-    )
+    parser.add_argument("--this", action="append", default=[], metavar="OPTION", help="for this commit alone")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("options", nargs="*", help="behind `--`: options of `run` for both")
     arguments = parser.parse_args()
+    try:
+        compare(arguments)
+    except (ValueError, RuntimeError) as error:
+        parser.error(str(error))
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Run the rounds and print the tables.
+
+    Raises:
+        ValueError: git knows no such commit.
+        RuntimeError: a run failed.
+    """
     clip = arguments.clip.resolve()
     with checked_out(arguments.commit) as other, tempfile.TemporaryDirectory() as folder:
         options = [*(["--model", str(other / XS)] if arguments.same_weights else []), *arguments.options]
