@@ -15,7 +15,8 @@ from pipeline.draw import PoseRenderer
 from pipeline.estimator import Estimator
 from pipeline.inbox import MAX_FRAMES_IN_FLIGHT
 from pipeline.people.given import GivenBoxes
-from pipeline.people.tracks import SinglePerson
+from pipeline.people.detection import detections_of
+from pipeline.people.tracker import PeopleTracker
 from pipeline.stages import TrackedBox
 from pipeline.streams import LIVE_WAITING_FRAMES, NEWER_CAME, Pipeline, Stream
 from pipeline.timeline import STAGES
@@ -72,13 +73,17 @@ class Collect:
         self.closed += 1
 
 
+def tracker(model):
+    return PeopleTracker(detections_of(BlobDetector()), model.info.joint_set)
+
+
 def stream(source, recorders=(), people=None, model=None, camera=None):
     model = model or BlobModel()
     header = RunHeader(
         source.info.id, 640, 480, 25.0, source.count, Intrinsics.assumed(640, 480), RootDepthSource.ASSUMED_FOV,
         model.info, model.describe(),
     )  # fmt: skip
-    people = people or SinglePerson(model, BlobDetector())
+    people = people or tracker(model)
     return Stream(
         source, Estimator(model, people, camera=camera), header, recorders=recorders, renderer=PoseRenderer(model.info.joint_set)
     )
@@ -140,7 +145,7 @@ def test_threads_change_nothing_about_the_poses():
     """The same poses as `Estimator.step` gives in one thread, and the same in every run."""
     runs = [[f.poses[0] for f in make(Pictures(40), [Collect()])] for _ in range(2)]
     model = BlobModel()
-    estimator = Estimator(model, SinglePerson(model, BlobDetector()))
+    estimator = Estimator(model, tracker(model))
     alone = [estimator.step(frame).poses[0] for frame in Pictures(40)]
     for poses in runs:
         for a, b in zip(poses, alone, strict=True):
