@@ -1,14 +1,17 @@
 """How good the poses are: against true poses, on synthetic sets, on labelled real pictures, and on footage without truth.
 
     python benchmarks/accuracy.py RESULTS/poses.npz TRUTH.json             a run against the true poses of its clip
-    python benchmarks/accuracy.py pictures [--weights xs]                  real pictures with labels (benchmarks/labels)
-    python benchmarks/accuracy.py synthetic [--weights xs] [--count 128]   training's held-out sets; needs the extra `build`
+    python benchmarks/accuracy.py real2d FOLDER [--model xs]               labelled people whom no training reads
+    python benchmarks/accuracy.py real3d FOLDER [--model xs]               one person before calibrated cameras
+    python benchmarks/accuracy.py pictures [--model xs]                    real pictures with labels (benchmarks/labels)
+    python benchmarks/accuracy.py synthetic [--model xs] [--count 128]     training's held-out sets; needs the extra `build`
     python benchmarks/accuracy.py steadiness RESULTS/poses.npz             how steady the bones of followed people are
     python benchmarks/accuracy.py agreement VIDEO RESULTS/poses.npz        against another detector (benchmarks/reference.py)
 
-WEIGHTS are a name of default weights, a checkpoint or an exported .onnx file. TRUTH.json holds, for each frame, `joints_cam_mm`
-[18, 3] (camera axes, mm) and `joints_px` [18, 2] (pixel centres at whole numbers), as the demo clip's does. A frame without a
-pose counts as missed, never as a small error. What the figures mean and what they were: docs/accuracy.md.
+--model takes a name of default weights, a checkpoint or an exported .onnx file. FOLDER is that of the training's data, which
+training/README.md describes: `real2d` reads its `real/`, `real3d` its `eval3d/`. TRUTH.json holds, for each frame,
+`joints_cam_mm` [18, 3] (camera axes, mm) and `joints_px` [18, 2] (pixel centres at whole numbers), as the demo clip's does. A
+frame without a pose counts as missed, never as a small error. What the figures mean and what they were: docs/accuracy.md.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     from engines.pose import PoseModel
     from pipeline.types import Frame
 
+    LabelledFrames = list[tuple[Frame, list[LabelledPerson]]]
+
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for `benchmarks` and `training`, which are not installed
 
 Figures = dict[str, float | int | str]
@@ -54,7 +59,14 @@ MIN_TRACK = 25
 
 def main() -> None:
     """Print the figures of what the command line names."""
-    commands = {"pictures": pictures, "synthetic": synthetic, "steadiness": steadiness, "agreement": agreement}
+    commands = {
+        "real2d": real2d,
+        "real3d": real3d,
+        "pictures": pictures,
+        "synthetic": synthetic,
+        "steadiness": steadiness,
+        "agreement": agreement,
+    }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     command = commands[sys.argv.pop(1)] if len(sys.argv) > 1 and sys.argv[1] in commands else against_truth
@@ -78,15 +90,59 @@ def against_truth(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
     return f"accuracy of {arguments.results} against {arguments.truth.name}", score(arguments.results, arguments.truth)
 
 
-def pictures(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
-    """Joints in crops of the labelled boxes against the labels, and whom the pipeline's own finder finds."""
-    from benchmarks.pictures import average_pose, draw_overlays, find_files, labelled_frames, read_labels, score_pictures
-    from benchmarks.reference import Reference
-    from pipeline.run import open_model
+def real2d(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
+    """Joints in crops of the labelled boxes of held-out people against the labels, the boxes given."""
+    from benchmarks.pictures import LIMB_JOINTS, draw_overlays, held_out_people, labelled_frames, pck_interval, score_pictures
+
+    parser.add_argument("folder", type=Path, help="the data folder; its real/ has pictures and key points")
+    parser.add_argument("--model", default="xs", help="what to measure; mediapipe for the other detector")
+    parser.add_argument("--overlays", type=Path, help="folder for pictures of labels and predictions side by side")
+    arguments = parser.parse_args()
+    files, people = held_out_people(arguments.folder)
+    frames = labelled_frames(people, files)
+    people = [person for _, those in frames for person in those]
+    if arguments.model == "mediapipe":
+        predicted = _reference_joints(frames)
+    else:
+        predicted = _network_joints(_opened(parser, arguments.model), frames)
+    if arguments.overlays:
+        draw_overlays(frames, predicted, arguments.overlays)
+    low, high = pck_interval(people, predicted)
+    figures = {
+        "pictures": len(frames),
+        "limb joints": sum(int(person.seen[LIMB_JOINTS].sum()) for person in people),
+        "limbs, PCK, 95 % interval": f"{100 * low:.1f} to {100 * high:.1f}",
+    } | _picture_figures(score_pictures(people, predicted))
+    return f"accuracy of {arguments.model} on labelled people who are held out", figures
+
+
+def real3d(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
+    """Joints of one person before calibrated cameras against those that all cameras together give."""
+    from benchmarks.recording import read_recording, score_recording
     from pipeline.stages import TrackedBox
     from pipeline.stages import predict as read
 
-    parser.add_argument("--weights", default="xs", help="what to measure; mediapipe for the other detector")
+    parser.add_argument("folder", type=Path, help="the data folder; its eval3d/ has the recording")
+    parser.add_argument("--model", default="xs", help="what to measure")
+    parser.add_argument("--every", type=int, default=1, help="compare every n-th frame of each camera")
+    arguments = parser.parse_args()
+    recording = read_recording(arguments.folder / "eval3d")
+    model = _opened(parser, arguments.model)
+    result = score_recording(recording, lambda image, box: read(model, image, [TrackedBox(0, box)])[0].joints, arguments.every)
+    figures: Figures = {
+        "poses": result.poses,
+        "MPJPE with the true root depth, mm": result.mpjpe_mm,
+        "PA-MPJPE, with scale, mm": result.pa_mpjpe_mm,
+    }
+    figures |= {f"MPJPE, {name}, mm": value for name, value in result.of_cameras.items()}
+    return f"accuracy of {arguments.model} before calibrated cameras", figures
+
+
+def pictures(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
+    """Joints in crops of the labelled boxes against the labels, and whom the pipeline's own finder finds."""
+    from benchmarks.pictures import average_pose, draw_overlays, find_files, labelled_frames, read_labels, score_pictures
+
+    parser.add_argument("--model", default="xs", help="what to measure; mediapipe for the other detector")
     parser.add_argument("--pictures", type=Path, nargs="+", default=[], help="more folders to look for the pictures in")
     parser.add_argument("--changed", action="store_true", help="also how many limbs are right in other colours and tones")
     parser.add_argument("--only", nargs="+", metavar="FILE", help="some of the labelled files, by name")
@@ -104,38 +160,60 @@ def pictures(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
     if not frames:
         parser.error("none of the labelled pictures is there")
     people = [person for _, those in frames for person in those]
-    if arguments.weights == "mediapipe":
+    if arguments.model == "mediapipe":
         if arguments.changed:
             parser.error("expected --changed with weights of this project: mediapipe is asked about the pictures as they are")
-        reference, nobody = Reference(), np.full((len(HUMAN36M), 2), np.nan)
-        seen = [reference.see(frame.image, p.box) for frame, those in frames for p in those]
-        predicted = [nobody if one is None else one[0] for one in seen]
+        predicted = _reference_joints(frames)
         figures = _picture_figures(score_pictures(people, predicted))
     else:
-        model = open_model(arguments.weights)
-        if model.info.joint_set is not HUMAN36M:
-            parser.error(f"expected weights with Human3.6M's joints, received {model.info.joint_set.name}'s")
-
-        def predict(change: Callable[[Picture], Picture] = lambda image: image) -> list[NDArray[np.float64]]:
-            return [
-                pose.joints
-                for frame, those in frames
-                for pose in read(model, change(frame.image), [TrackedBox(k, p.box) for k, p in enumerate(those)])
-            ]
-
-        predicted = predict()
+        model = _opened(parser, arguments.model)
+        predicted = _network_joints(model, frames)
         figures = _picture_figures(score_pictures(people, predicted))
         for name, change in CHANGES.items() if arguments.changed else ():
-            figures[f"limbs, PCK at 0.2 torso, {name}, %"] = 100 * score_pictures(people, predict(change)).pck
+            changed = score_pictures(people, _network_joints(model, frames, change))
+            figures[f"limbs, PCK at 0.2 torso, {name}, %"] = 100 * changed.pck
         figures["an average pose for all, PCK, %"] = 100 * score_pictures(people, average_pose(people)).pck
         if not arguments.no_finding:
             figures |= _finding_figures(model, frames)
     if arguments.overlays:
         draw_overlays(frames, predicted, arguments.overlays)
-    return f"accuracy of {arguments.weights} on labelled real pictures", figures
+    return f"accuracy of {arguments.model} on labelled real pictures", figures
 
 
-def _finding_figures(model: PoseModel, frames: list[tuple[Frame, list[LabelledPerson]]]) -> Figures:
+def _opened(parser: argparse.ArgumentParser, name: str) -> PoseModel:
+    """The model in FP32, which has to have Human3.6M's joints."""
+    from pipeline.run import open_model
+
+    model = open_model(name, precision="fp32")
+    if model.info.joint_set is not HUMAN36M:
+        parser.error(f"expected weights with Human3.6M's joints, received {model.info.joint_set.name}'s")
+    return model
+
+
+def _network_joints(
+    model: PoseModel, frames: LabelledFrames, change: Callable[[Picture], Picture] = lambda image: image
+) -> list[NDArray[np.float64]]:
+    """The joints [18, 3] of each labelled person, read in their boxes of the changed pictures."""
+    from pipeline.stages import TrackedBox
+    from pipeline.stages import predict as read
+
+    return [
+        pose.joints
+        for frame, those in frames
+        for pose in read(model, change(frame.image), [TrackedBox(k, p.box) for k, p in enumerate(those)])
+    ]
+
+
+def _reference_joints(frames: LabelledFrames) -> list[NDArray[np.float64]]:
+    """The joints [18, 2] that MediaPipe sees in the box of each labelled person; NaN where it sees nobody."""
+    from benchmarks.reference import Reference
+
+    reference, nobody = Reference(), np.full((len(HUMAN36M), 2), np.nan)
+    seen = [reference.see(frame.image, person.box) for frame, those in frames for person in those]
+    return [nobody if one is None else one[0] for one in seen]
+
+
+def _finding_figures(model: PoseModel, frames: LabelledFrames) -> Figures:
     """Whom a run finds: one person in each picture, and the boxes of the detector."""
     from benchmarks.pictures import count_found
     from pipeline.people.detection import detect
@@ -174,12 +252,12 @@ def synthetic(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
     from training.evaluate import SETS, held_out, joint_errors_mm, predict
     from training.evaluate import score as score_crops
 
-    parser.add_argument("--weights", default="xs")
+    parser.add_argument("--model", default="xs")
     parser.add_argument("--count", type=int, default=128, help="crops of each set")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=["easy", "hard", "never"])
     arguments = parser.parse_args()
-    named = arguments.weights.lower() in weights.names()
-    file = weights.load(arguments.weights.lower()).safetensors if named else Path(arguments.weights)
+    named = arguments.model.lower() in weights.names()
+    file = weights.load(arguments.model.lower()).safetensors if named else Path(arguments.model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = build_network(verify(file)).to(device, memory_format=torch.channels_last).eval()
     renderer = Renderer(device, INPUT_SIZE)
@@ -198,7 +276,7 @@ def synthetic(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
         }
         columns.append(column | {f"{joint}, mm": f"{value:.0f}" for joint, value in joint_errors_mm(joints, crops).items()})
     rows: Figures = {key: "".join(f"{column[key]:>10s}" for column in columns) for key in columns[0]}
-    return f"accuracy of {arguments.weights} on {arguments.count} crops of each held-out synthetic set", rows
+    return f"accuracy of {arguments.model} on {arguments.count} crops of each held-out synthetic set", rows
 
 
 def steadiness(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
@@ -238,7 +316,7 @@ def agreement(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
             for index, box, joints in poses:
                 seen = reference.see(frame.image, box) if index == frame.index else None
                 if seen is not None:
-                    compared.append(LabelledPerson(source.name, index, box, False, *seen))
+                    compared.append(LabelledPerson(source.info.id, index, box, False, *seen))
                     frames.append((frame, compared[-1:]))
                     predicted.append(joints)
     figures: Figures = {"poses asked about": len(poses), "in which MediaPipe sees a person": len(compared)}

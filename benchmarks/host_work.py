@@ -26,13 +26,14 @@ from convnextpose import weights
 from convnextpose.camera import Intrinsics, RootDepthSource
 from convnextpose.crop import crop_region
 from pipeline.draw import PoseRenderer
+from pipeline.formats.mp4 import Mp4Recorder
+from pipeline.formats.ndjson import NdjsonRecorder
 from pipeline.people import SinglePerson, see, warp_crop
 from pipeline.run import open_model
-from pipeline.sinks import NdjsonSink, VideoSink
 from pipeline.sources import open_source
 from pipeline.stages import lift
 from pipeline.threads import Pipeline
-from pipeline.types import Frame, PosedFrame, RunHeader
+from pipeline.types import Frame, PosedFrame, RunHeader, SourceInfo
 
 T = TypeVar("T")
 WIDTH, HEIGHT = 1280, 720
@@ -42,15 +43,12 @@ class Repeated:
     """A source that gives the same frames over and over, `count` in all."""
 
     def __init__(self, frames: list[Frame], count: int) -> None:
-        self.name = "repeated"
-        self.width, self.height = frames[0].width, frames[0].height
-        self.frame_rate: float | None = 25.0
-        self.frame_count: int | None = count
+        self.info = SourceInfo("repeated", False, frames[0].width, frames[0].height, frame_rate=25.0, frame_count=count)
         self._frames = frames
 
     def __iter__(self) -> Iterator[Frame]:
         """The frames, with running numbers and times."""
-        for index, frame in zip(range(self.frame_count or 0), itertools.cycle(self._frames), strict=False):
+        for index, frame in zip(range(self.info.frame_count or 0), itertools.cycle(self._frames), strict=False):
             yield replace(frame, index=index, time_s=index / 25)
 
     def close(self) -> None:
@@ -79,7 +77,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=250, help="frames to time each step on")
     parser.add_argument("--flat", type=int, default=10_000, help="frames of the memory run; 0 leaves it out")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, open_model("xs", "auto") as runtime:
+    with tempfile.TemporaryDirectory() as folder, open_model("xs", "auto") as model:
         with open_source(weights.DEMO_CLIP) as source:
             small = list(source)
         large = [
@@ -88,25 +86,25 @@ def main() -> None:
         ]
         header = RunHeader(
             "bench", WIDTH, HEIGHT, 25.0, len(large), Intrinsics.assumed(WIDTH, HEIGHT), RootDepthSource.ASSUMED_FOV,
-            runtime.model, runtime.describe(),
+            model.info, model.describe(),
         )  # fmt: skip
         clip = Path(folder) / "clip.mp4"
-        sink = VideoSink(clip, header)
+        sink = Mp4Recorder(clip, header)
         for frame in large:
             sink.write(PosedFrame(frame, (), header.camera, frame.image))
         sink.close()
 
         steps: dict[str, list[float]] = {}
-        finder, renderer = SinglePerson(runtime), PoseRenderer(runtime.model.joint_set)
+        finder, renderer = SinglePerson(model), PoseRenderer(model.info.joint_set)
         wide = PosedFrame(large[0], (), header.camera)
         first = renderer.render(wide.frame, (), wide.camera)
-        out = VideoSink(Path(folder) / "out.mp4", replace(header, width=first.shape[1], height=first.shape[0]))
+        out = Mp4Recorder(Path(folder) / "out.mp4", replace(header, width=first.shape[1], height=first.shape[0]))
         encode_cpu = 0.0
         with open_source(clip) as source:
             frames = iter(source)
             while (frame := timed(steps, "decode", lambda frames=frames: next(frames, None))) is not None:
                 people = finder.find(frame)
-                sightings = tuple(s for s in see(runtime, frame.image, people) if s.score >= finder.min_score)
+                sightings = tuple(s for s in see(model, frame.image, people) if s.score >= finder.min_score)
                 finder.observe(sightings)
                 for person, sighting in zip(people, sightings, strict=False):
                     region = crop_region(person.box, WIDTH, HEIGHT)
@@ -126,11 +124,11 @@ def main() -> None:
 
         if arguments.flat:
             repeated = Repeated(small, arguments.flat)
-            sinks = [NdjsonSink(Path(folder) / "flat.ndjson", header), VideoSink(Path(folder) / "flat.mp4", header)]
+            sinks = [NdjsonRecorder(Path(folder) / "flat.ndjson", header), Mp4Recorder(Path(folder) / "flat.mp4", header)]
             marks: dict[int, float] = {}
             with Pipeline(
-                repeated, runtime, SinglePerson(runtime), header=header,
-                renderer=PoseRenderer(runtime.model.joint_set), sinks=sinks,
+                repeated, model, SinglePerson(model), header=header,
+                renderer=PoseRenderer(model.info.joint_set), sinks=sinks,
             ) as pipeline:  # fmt: skip
                 for posed in pipeline:
                     if posed.frame.index % (arguments.flat // 10) == arguments.flat // 10 - 1:

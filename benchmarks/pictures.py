@@ -31,6 +31,12 @@ FOLDERS = (Path(__file__).parent / "pictures", Path("/usr/share/doc/opencv-doc/e
 
 LIMBS = tuple(f"{side}_{part}" for side in "LR" for part in ("Shoulder", "Elbow", "Wrist", "Hip", "Knee", "Ankle"))
 
+LIMB_JOINTS = [HUMAN36M.joints.index(name) for name in LIMBS]
+"""Their numbers in Human3.6M's order."""
+
+RIGHT_TORSO = 0.2
+"""A joint is right within so many torso lengths of its label."""
+
 MIN_TORSO = 0.1
 """A torso seen from its end counts as long as this part of the box's longer side."""
 
@@ -147,6 +153,33 @@ def labelled_frames(people: list[LabelledPerson], found: dict[str, Path]) -> lis
     return result
 
 
+def held_out_people(folder: Path) -> tuple[dict[str, Path], list[LabelledPerson]]:
+    """The pictures, by name, and the people of the training data's folder whom no training of this project reads.
+
+    Those count of whom all four of shoulders and hips and eight limb joints or more are marked, 80 px tall or more, with a
+    torso of 5 % of the box's longer side or more (`training.real.RealPerson.scorable`).
+
+    Args:
+        folder: the data folder, which training/README.md describes.
+
+    Raises:
+        SourceError: the folder is not as described there, or nobody in it is held out.
+    """
+    from training.real import COCO, read_people
+
+    people = [person for person in read_people(folder)[1] if person.scorable]
+    if not people:
+        raise SourceError(
+            f"expected labelled people who are held out in {folder}, found none: name a folder with more pictures"
+        )
+    labelled, by_hand = [], np.isin(np.arange(len(HUMAN36M)), list(COCO.values()))  # the others are middles of these
+    for person in people:
+        marked = by_hand & (person.weights[:, 0] > 0)
+        joints = np.where(marked[:, None], person.joints[:, :2].astype(np.float64), np.nan)
+        labelled.append(LabelledPerson(person.picture.name, 0, person.box, bool(marked[LIMB_JOINTS].all()), joints, marked))
+    return {person.picture.name: person.picture for person in people}, labelled
+
+
 def score_pictures(people: list[LabelledPerson], predicted: list[Array]) -> PictureScore:
     """Compare predicted joints [18, 2 or 3] (px in the picture) of each person with the labels.
 
@@ -156,17 +189,39 @@ def score_pictures(people: list[LabelledPerson], predicted: list[Array]) -> Pict
     torso = np.array([p.torso_px for p in people])
     places = np.stack(predicted)[..., :2]
     found: NDArray[np.bool_] = ~np.isnan(places).any(axis=-1)
-    distances = np.where(found, np.linalg.norm(places - truth, axis=-1) / torso[:, None], np.inf)
-    limbs = [HUMAN36M.joints.index(name) for name in LIMBS]
-    of_limbs = distances[:, limbs][seen[:, limbs]]
+    distances = _distances(people, predicted)
+    of_limbs = distances[:, LIMB_JOINTS][seen[:, LIMB_JOINTS]]
     compared = [j for j in range(len(HUMAN36M)) if seen[:, j].any() and found[:, j].any()]
     return PictureScore(
         people=len(people),
-        pck=float((of_limbs <= 0.2).mean()),
+        pck=float((of_limbs <= RIGHT_TORSO).mean()),
         median=float(np.median(of_limbs)),
-        swaps=picture_swap_rate(np.nan_to_num(places), np.nan_to_num(truth), HUMAN36M, 0.2 * torso, seen & found),
-        joints={HUMAN36M.joints[j]: float((distances[seen[:, j], j] <= 0.2).mean()) for j in compared},
+        swaps=picture_swap_rate(np.nan_to_num(places), np.nan_to_num(truth), HUMAN36M, RIGHT_TORSO * torso, seen & found),
+        joints={HUMAN36M.joints[j]: float((distances[seen[:, j], j] <= RIGHT_TORSO).mean()) for j in compared},
     )
+
+
+def pck_interval(people: list[LabelledPerson], predicted: list[Array], draws: int = 10_000) -> tuple[float, float]:
+    """Between which values `score_pictures`' pck lies with 95 %, 0..1, had other pictures of the same kind been labelled.
+
+    People of one picture are alike, so whole pictures are drawn again, with replacement (percentile bootstrap, Efron 1979).
+    """
+    pictures = {name: number for number, name in enumerate(sorted({person.file for person in people}))}
+    seen = np.stack([person.seen for person in people])[:, LIMB_JOINTS]
+    right = (_distances(people, predicted)[:, LIMB_JOINTS] <= RIGHT_TORSO) & seen
+    counts = np.zeros((len(pictures), 2))
+    np.add.at(counts, [pictures[person.file] for person in people], np.stack([right.sum(1), seen.sum(1)], 1))
+    drawn = counts[np.random.default_rng(0).integers(len(pictures), size=(draws, len(pictures)))].sum(1)
+    low, high = np.percentile(drawn[:, 0] / drawn[:, 1], (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _distances(people: list[LabelledPerson], predicted: list[Array]) -> Array:
+    """Of each joint [N, 18] from its label, torso lengths; infinite where it was not found, NaN where nothing was marked."""
+    truth, torso = np.stack([p.joints_px for p in people]), np.array([p.torso_px for p in people])
+    places = np.stack(predicted)[..., :2]
+    distances = np.linalg.norm(places - truth, axis=-1) / torso[:, None]
+    return np.where(np.isnan(places).any(axis=-1), np.inf, distances)
 
 
 def average_pose(people: list[LabelledPerson]) -> list[Array]:

@@ -22,9 +22,9 @@ from convnextpose import weights
 from convnextpose.camera import Intrinsics, RootDepthSource
 from engines.runtimes.base import usable_cores
 from pipeline.draw import PoseRenderer
+from pipeline.formats.table import DEFAULT_FORMATS, open_recorders
 from pipeline.people import SinglePerson
 from pipeline.run import RunConfig, open_model, open_pipeline
-from pipeline.sinks import open_sinks
 from pipeline.sources import open_source
 from pipeline.stages import infer, lift
 from pipeline.timeline import STAGES
@@ -52,14 +52,15 @@ def run_alone(config: RunConfig, out: Path) -> Alone:
     """Run the clip in this thread."""
     stage_s = dict.fromkeys(STAGES, 0.0)
     with open_model(config.model, config.runtime, threads=config.threads) as runtime, open_source(config.source) as source:
-        camera = config.camera or Intrinsics.assumed(source.width, source.height)
+        info = source.info
+        camera = config.camera or Intrinsics.assumed(info.width, info.height)
         depth_source = RootDepthSource.INTRINSICS if config.camera else RootDepthSource.ASSUMED_FOV
         header = RunHeader(
-            source.name, source.width, source.height, source.frame_rate, source.frame_count, camera, depth_source,
+            info.id, info.width, info.height, info.frame_rate, info.frame_count, camera, depth_source,
             runtime.model, runtime.describe(),
         )  # fmt: skip
         finder, renderer = SinglePerson(runtime), PoseRenderer(runtime.model.joint_set)
-        sinks = open_sinks(out, header, overwrite=True)
+        sinks = open_recorders(out, DEFAULT_FORMATS, header, overwrite=True)
         frames = iter(source)
         count = 0
         begin, begin_cpu = time.perf_counter(), time.process_time()

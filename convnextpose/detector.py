@@ -14,8 +14,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from convnextpose.errors import CheckpointError
-from convnextpose.network import Backbone, HeadLayer
+from convnextpose.network import Backbone, HeadLayer, Normalise
 from convnextpose.variants import Variant, VariantSpec
+
+FRAME_SIZE = 384
+"""Side of the square frame that the package's detector reads, px."""
 
 STRIDE = 8
 """Side of a heat-map's cell, px."""
@@ -101,6 +104,22 @@ def decode(maps: Tensor, count: int = CANDIDATES) -> tuple[Tensor, Tensor]:
     boxes = torch.cat([middle - size / 2, size], 1).flatten(2) * STRIDE
     scores, index = peaks.flatten(1).topk(min(count, height * width), dim=1)
     return boxes.gather(2, index[:, None].expand(-1, 4, -1)).transpose(1, 2), scores
+
+
+class DetectorReference(nn.Module):
+    """A detector with nothing folded, from frames to boxes: what every exported detector is measured against.
+
+    Frames uint8 [N, S, S, 3] BGR to boxes float32 [N, K, 4] and scores float32 [N, K], as `decode` gives them.
+    """
+
+    def __init__(self, network: Detector) -> None:
+        super().__init__()
+        self.normalise = Normalise()
+        self.network = network
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Boxes and scores."""
+        return decode(self.network(self.normalise(frames)))
 
 
 def build_detector(path: Path) -> Detector:

@@ -38,13 +38,32 @@ def align_rigid(predicted: Joints, truth: Joints) -> NDArray[np.float64]:
 
     Source: Kabsch 1976, the alignment of Human3.6M protocol 1 in the authors' code.
     """
+    rotated, _, mean = _rotated(predicted, truth)
+    return rotated + mean
+
+
+def align_similarity(predicted: Joints, truth: Joints) -> NDArray[np.float64]:
+    """Rotate, scale and move each pose [..., J, 3] onto its truth with the least squared error; no reflection.
+
+    A pose whose joints are all in one place stays a point.
+
+    Source: Umeyama 1991, equations 39 to 42; PA-MPJPE in most papers on poses in the wild.
+    """
+    rotated, covariance, mean = _rotated(predicted, truth)
+    extent = np.square(rotated).sum((-2, -1))
+    scale = covariance / np.where(extent > 0, extent, 1)
+    return rotated * scale[..., None, None] + mean
+
+
+def _rotated(predicted: Joints, truth: Joints) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Poses about their means [..., J, 3] turned as the truth, their summed products with it [...], its means [..., 1, 3]."""
     predicted, truth = np.asarray(predicted, np.float64), np.asarray(truth, np.float64)
-    a_mean, b_mean = predicted.mean(-2, keepdims=True), truth.mean(-2, keepdims=True)
-    a, b = predicted - a_mean, truth - b_mean
-    u, _, vt = np.linalg.svd(np.swapaxes(a, -1, -2) @ b)
+    mean = truth.mean(-2, keepdims=True)
+    a, b = predicted - predicted.mean(-2, keepdims=True), truth - mean
+    u, singular, vt = np.linalg.svd(np.swapaxes(a, -1, -2) @ b)
     sign = np.ones((*u.shape[:-2], 3))
     sign[..., 2] = np.sign(np.linalg.det(u @ vt))
-    return a @ ((u * sign[..., None, :]) @ vt) + b_mean
+    return a @ ((u * sign[..., None, :]) @ vt), (singular * sign).sum(-1), mean
 
 
 def pa_mpjpe(predicted: Joints, truth: Joints, joint_set: JointSet) -> float:

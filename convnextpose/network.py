@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from convnextpose.crop import RGB_MEAN, RGB_STD, crop_from_bins
 from convnextpose.variants import BACKBONE_KERNEL, HEAD_KERNEL, HEAD_LAYERS, INPUT_SIZE, Variant, VariantSpec
 
 if TYPE_CHECKING:
@@ -124,6 +125,47 @@ class PoseNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """[N, 3, 256, 256] normalised RGB to joints [N, J, 3], (x, y, z) in bins of (W, H, D)."""
         return soft_argmax(self.logits(images))
+
+
+class PoseReference(nn.Module):
+    """A network as the authors define it, nothing folded, from crops to joints: what every engine is measured against.
+
+    Crops uint8 [N, 256, 256, 3] BGR to joints float32 [N, J, 3] (x px and y px in the crop, z mm from the pelvis) and scores
+    float32 [N, J]. What follows the network's logits computes in FP32, whatever the network does.
+    """
+
+    factor: Tensor
+    offset: Tensor
+
+    def __init__(self, network: PoseNetwork) -> None:
+        super().__init__()
+        self.network = network
+        factor, offset = crop_from_bins(network.variant).T
+        self.normalise = Normalise()
+        self.register_buffer("factor", torch.tensor(factor, dtype=torch.float32))
+        self.register_buffer("offset", torch.tensor(offset, dtype=torch.float32))
+
+    def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        """Joints and scores."""
+        images = self.normalise(crops).to(self.network.head.final_layer.weight.dtype)
+        logits = self.network.logits(images).float()
+        return soft_argmax(logits) * self.factor + self.offset, joint_scores(logits)
+
+
+class Normalise(nn.Module):
+    """The official preprocessing, as `crop.normalise`: BGR [N, H, W, 3] uint8 to normalised RGB [N, 3, H, W] float32."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, values in (("mean", RGB_MEAN), ("std", RGB_STD)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The memory of the result has its channels last, as that of the images."""
+        return ((images.flip(-1).float() / 255 - self.mean) / self.std).permute(0, 3, 1, 2)
 
 
 def soft_argmax(logits: Tensor) -> Tensor:

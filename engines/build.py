@@ -28,15 +28,16 @@ from convnextpose.errors import (
     RuntimeUnavailableError,
     SinkError,
 )
+from convnextpose.files import put_in_place
 from engines import manifest, torch2trt
-from engines.bundle import BUNDLE_SUFFIX, Bundle, Proof, RecordedRuntime, TypedModel, read_bundle, write_bundle
+from engines.bundle import BUNDLE_SUFFIX, Bundle, Proof, RecordedPoses, TypedModel, read_bundle, write_bundle
 from engines.calibration import CalibrationSet, SplitCrops, hash_crops
-from engines.export import export_bytes, put_in_place
-from engines.manifest import EngineDraft, EngineManifest, Machine, OptionValue
+from engines.graph import pose_graph
+from engines.manifest import ENGINE_SUFFIX, EngineDraft, EngineManifest, Machine, OptionValue
+from engines.opening import open_pose_model
 from engines.parity import LIMITS, compare
+from engines.pose import PRECISIONS, ModelInfo
 from engines.precision import LayerHarm, int8_within_limits, measure, to_fp16
-from engines.runtime import PRECISIONS, ModelInfo
-from engines.select import ENGINE_SUFFIX, open_runtime
 from engines.targets import Target, find_target
 from engines.tensorrt.builder import BuildOptions, BuiltEngine, build_engine, convolution_types
 from engines.tensorrt.device import open_device
@@ -328,13 +329,13 @@ class _CheckpointSource:
     @cached_property
     def _exported(self) -> bytes:
         with _step(self._progress, self.name, "exporting") as done:
-            exported = export_bytes(self.checkpoint, name=self.name)
+            exported = pose_graph(self.checkpoint, name=self.name)
             done(f"exported: {len(exported) / 2**20:.1f} MiB of ONNX")
         return exported
 
     @cached_property
     def _proof(self) -> Proof:
-        with open_runtime(self.checkpoint, "torch", name=self.name) as reference:
+        with open_pose_model(self.checkpoint, "torch", name=self.name) as reference:
             return Proof(self.crops.proof, reference.run(self.crops.proof), reference.describe())
 
     def info(self, precision: str) -> ModelInfo:
@@ -359,7 +360,7 @@ class _CheckpointSource:
 
     def _type(self, precision: str) -> TypedModel:
         exported, proof, crops = self._exported, self._proof, self.crops
-        reference = RecordedRuntime(proof, self.info("fp32"))
+        reference = RecordedPoses(proof, self.info("fp32"))
         working = "calibrating, and proving on the CPU" if precision == "int8" else "proving on the CPU"
         excluded: tuple[LayerHarm, ...] = ()
         with _step(self._progress, f"{self.name} {precision}", working) as done:
@@ -542,8 +543,8 @@ class _Job:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / self._path.name
                 _put_pair_in_place(built.data, found.to_json().encode(), path)
-                with open_runtime(path, "tensorrt") as candidate:
-                    proof, reference = typed.proof, RecordedRuntime(typed.proof, replace(typed.info, precision="fp32"))
+                with open_pose_model(path, "tensorrt") as candidate:
+                    proof, reference = typed.proof, RecordedPoses(typed.proof, replace(typed.info, precision="fp32"))
                     parity = compare(reference, candidate, proof.crops, LIMITS[typed.info.precision])
             parity.check()
             done(f"engine: {parity}")

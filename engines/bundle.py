@@ -12,17 +12,17 @@ import json
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convnextpose.errors import EngineError, GeometryError
-from engines.export import put_in_place
+from convnextpose.files import put_in_place
 from engines.manifest import EngineDraft
 from engines.parity import ParityReport
+from engines.pose import ModelInfo, Predictions, check_crops
 from engines.precision import LayerHarm
-from engines.runtime import ModelInfo, Predictions, RuntimeDescription, check_crops
+from engines.session import SessionDescription
 
 BUNDLE_SUFFIX = ".bundle.zip"
 
@@ -42,7 +42,7 @@ class Proof:
 
     crops: NDArray[np.uint8]
     expected: Predictions
-    reference: RuntimeDescription
+    reference: SessionDescription
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,12 @@ class TypedModel:
     proof: Proof
 
 
-class RecordedRuntime:
-    """The reference's predictions, given again for the very crops that they are of: a `Runtime` that needs no library."""
+class RecordedPoses:
+    """The reference's predictions, given again for the very crops that they are of: a `PosePredictor` without a library."""
 
-    def __init__(self, proof: Proof, model: ModelInfo) -> None:
+    def __init__(self, proof: Proof, info: ModelInfo) -> None:
         self._proof = proof
-        self.model = model
+        self.info = info
 
     def run(self, crops: NDArray[np.uint8]) -> Predictions:
         """The predictions for the recorded crops, or for the first of them.
@@ -83,19 +83,9 @@ class RecordedRuntime:
             raise GeometryError(f"expected crops that the reference was recorded on, received {count} others")
         return Predictions(self._proof.expected.joints[:count], self._proof.expected.scores[:count])
 
-    def describe(self) -> RuntimeDescription:
+    def describe(self) -> SessionDescription:
         """What predicted them."""
         return self._proof.reference
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-    def __enter__(self) -> RecordedRuntime:
-        """The runtime itself."""
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Nothing is held."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +135,7 @@ def read_bundle(path: Path) -> Bundle:
         if hashlib.sha256(onnx).hexdigest() != draft.onnx_sha256:
             raise ValueError("its graph is not the one that its draft tells of")
         with np.load(io.BytesIO(proof), allow_pickle=False) as arrays:
-            reference = RuntimeDescription(**json.loads(str(arrays["reference"])))
+            reference = SessionDescription(**json.loads(str(arrays["reference"])))
             recorded = Proof(arrays["crops"], Predictions(arrays["joints"], arrays["scores"]), reference)
         check_crops(recorded.crops)
     except FileNotFoundError:

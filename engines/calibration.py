@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnextpose.errors import CalibrationError, OutputExistsError, SinkError
-from engines.export import put_in_place
-from engines.runtime import check_crops
+from convnextpose.files import put_in_place
+from engines.pose import check_crops
 
 FORMAT = "convnextpose.calibration"
 VERSION = 1

@@ -1,4 +1,4 @@
-"""The network as it is exported: preprocessing and batch norms folded into convolutions, joints in px and mm out."""
+"""Networks as they are exported: preprocessing and batch norms folded into convolutions, joints in px and mm out."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from convnextpose.crop import RGB_MEAN, RGB_STD, crop_from_bins
-from convnextpose.variants import BACKBONE_STRIDE, HEAD_KERNEL, HEAD_LAYERS, INPUT_SIZE
+from convnextpose.variants import BACKBONE_STRIDE, HEAD_KERNEL, INPUT_SIZE
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from convnextpose.checkpoint import VerifiedCheckpoint
-    from convnextpose.network import PoseNetwork
+    from convnextpose.detector import Detector
+    from convnextpose.network import Backbone, PoseNetwork
 
 
 def contract_network(checkpoint: VerifiedCheckpoint) -> nn.Module:
@@ -26,7 +27,7 @@ def contract_network(checkpoint: VerifiedCheckpoint) -> nn.Module:
     import torch
     from torch import nn
 
-    from convnextpose.network import SCORE_SPREAD_PX
+    from convnextpose.network import SCORE_SPREAD_PX, build_network
 
     class ContractNetwork(nn.Module):
         bins_px: Tensor
@@ -60,15 +61,86 @@ def contract_network(checkpoint: VerifiedCheckpoint) -> nn.Module:
             variance = (along_x * (self.bins_px - x).square()).sum(2) + (along_y * (self.bins_px - y).square()).sum(2)
             return torch.cat([x, y, z], dim=2), torch.exp(variance * (-0.5 / SCORE_SPREAD_PX**2))
 
-    return ContractNetwork(_folded_network(checkpoint)).eval().requires_grad_(False)
+    network = build_network(checkpoint).double()  # so that the only rounding is the last one, of the weights to FP32
+    _fold_backbone(network.backbone)
+    _fold_last_norm(network)
+    _fold_blocks(network)
+    return ContractNetwork(network.float()).eval().requires_grad_(False)
 
 
-def _folded_network(checkpoint: VerifiedCheckpoint) -> PoseNetwork:
-    """The network with the preprocessing and every batch norm moved into the convolutions beside them, for BGR 0..255."""
+def contract_detector(detector: Detector) -> nn.Module:
+    """The people detector as it is exported, without batch norms.
+
+    Returns:
+        A module in evaluation mode: frames [N, S, S, 3] uint8 BGR to boxes [N, K, 4] and scores [N, K]. All of it computes
+        in FP32.
+    """
+    from torch import nn
+
+    from convnextpose.detector import decode
+
+    class ContractDetector(nn.Module):
+        def __init__(self, network: Detector) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+            # Cast first: TensorRT casts uint8 and does nothing else with it.
+            return decode(self.network(frames.float().permute(0, 3, 1, 2)))
+
+    network = detector.double().eval()  # as above
+    _fold_backbone(network.backbone)
+    for lateral in (network.coarse, network.fine):
+        _read(lateral.conv, *_scale_and_shift(lateral.norm))
+        lateral.set_submodule("norm", nn.Identity())
+    _fold_blocks(network)
+    return ContractDetector(network.float()).eval().requires_grad_(False)
+
+
+def _fold_backbone(backbone: Backbone) -> None:
+    """Fold the preprocessing into the stem, and the norms of stem and downsampling into their convolutions."""
     import torch
     from torch import nn
 
-    from convnextpose.network import build_network
+    def take(norm: str) -> tuple[Tensor, Tensor]:
+        found = _scale_and_shift(backbone.get_submodule(norm))
+        backbone.set_submodule(norm, nn.Identity())
+        return found
+
+    def conv(name: str) -> nn.Conv2d:
+        found = backbone.get_submodule(name)
+        assert isinstance(found, nn.Conv2d)
+        return found
+
+    stem = conv("downsample_layers.0.0")
+    _give(stem, *take("downsample_layers.0.1"))
+    mean, std = (torch.tensor(values, dtype=torch.float64) for values in (RGB_MEAN, RGB_STD))
+    _read(stem, 1 / (255 * std), -mean / std)
+    stem.weight.data = stem.weight.data.flip(1)  # the pictures' channels are BGR
+    for index in range(1, len(backbone.downsample_layers)):
+        _read(conv(f"downsample_layers.{index}.1"), *take(f"downsample_layers.{index}.0"))
+
+
+def _fold_blocks(network: nn.Module) -> None:
+    """Fold the norm of every block and head layer into the depthwise convolution before it."""
+    from torch import nn
+
+    from convnextpose.network import Block, HeadLayer
+
+    for module in network.modules():
+        if isinstance(module, (Block, HeadLayer)) and isinstance(module.norm, nn.BatchNorm2d):
+            _give(module.dwconv, *_scale_and_shift(module.norm))
+            module.set_submodule("norm", nn.Identity())
+
+
+def _fold_last_norm(network: PoseNetwork) -> None:
+    """Fold the backbone's last norm and that of the head's first layer around the zero-padded convolution between them.
+
+    The last norm's shift is missing beyond the border, so no bias can hold it. But what the shift adds is the same for every
+    crop, the convolution of a constant: that map takes the bias's place. Unlike folding that divides by the norm's scale, this
+    holds for channels whose scale is tiny or zero, too.
+    """
+    from torch import nn
 
     class AddMap(nn.Module):
         values: Tensor
@@ -80,55 +152,39 @@ def _folded_network(checkpoint: VerifiedCheckpoint) -> PoseNetwork:
         def forward(self, x: Tensor) -> Tensor:
             return x + self.values
 
-    network = build_network(checkpoint)
-    spec = checkpoint.variant.spec
-    # Folded in FP64, so that the only rounding is the last one, of the weights to FP32.
-    state = {name: tensor.double() for name, tensor in network.state_dict().items()}
-
-    def take_norm(name: str) -> tuple[Tensor, Tensor]:
-        """Scale and shift [C] that a batch norm in evaluation mode applies; it is gone afterwards."""
-        norm = network.get_submodule(name)
-        assert isinstance(norm, nn.BatchNorm2d)
-        weight, bias, mean, variance, _ = (state.pop(f"{name}.{key}") for key in norm.state_dict())
-        network.set_submodule(name, nn.Identity())
-        scale = weight / (variance + norm.eps).sqrt()
-        return scale, bias - mean * scale
-
-    def scale_output(conv: str, scale: Tensor, shift: Tensor) -> None:
-        """Make the convolution give scale * its result + shift."""
-        state[f"{conv}.weight"] *= scale[:, None, None, None]
-        state[f"{conv}.bias"] = state[f"{conv}.bias"] * scale + shift
-
-    def scale_input(conv: str, scale: Tensor, shift: Tensor) -> None:
-        """Make the convolution read scale * its input + shift: exact only without padding."""
-        weight = state[f"{conv}.weight"]
-        state[f"{conv}.bias"] += (weight * shift[:, None, None]).sum((1, 2, 3))
-        state[f"{conv}.weight"] = weight * scale[:, None, None]
-
-    stem = "backbone.downsample_layers.0.0"
-    scale_output(stem, *take_norm("backbone.downsample_layers.0.1"))
-    mean, std = (torch.tensor(values, dtype=torch.float64) for values in (RGB_MEAN, RGB_STD))
-    scale_input(stem, 1 / (255 * std), -mean / std)
-    state[f"{stem}.weight"] = state[f"{stem}.weight"].flip(1)  # the crops' channels are BGR
-
-    for index in range(1, len(spec.depths)):
-        scale_input(f"backbone.downsample_layers.{index}.1", *take_norm(f"backbone.downsample_layers.{index}.0"))
-    blocks = [f"backbone.stages.{stage}.{block}" for stage, depth in enumerate(spec.depths) for block in range(depth)]
-    head = [f"head.deconv_layers_{index}" for index in range(1, HEAD_LAYERS + 1)]
-    for block in blocks + head:
-        scale_output(f"{block}.dwconv", *take_norm(f"{block}.norm"))
-
-    # The backbone's last norm meets a zero-padded convolution: its shift is missing beyond the border, so no bias can hold
-    # it. But what the shift adds is the same for every crop, the convolution of a constant: that map takes the bias's place.
-    # Unlike folding that divides by the norm's scale, this holds for channels whose scale is tiny or zero, too.
-    scale, shift = take_norm("backbone.norm")
-    first, size = f"{head[0]}.dwconv", INPUT_SIZE // BACKBONE_STRIDE
-    weight, bias = state.pop(f"{first}.weight"), state.pop(f"{first}.bias")
+    layer = network.head.get_submodule("deconv_layers_1")
+    conv = layer.get_submodule("dwconv")
+    assert isinstance(conv, nn.Conv2d)
+    _give(conv, *_scale_and_shift(layer.get_submodule("norm")))
+    scale, shift = _scale_and_shift(network.backbone.norm)
+    size = INPUT_SIZE // BACKBONE_STRIDE
     constant = shift[None, :, None, None].expand(1, -1, size, size)
-    values = nn.functional.conv2d(constant, weight, bias, padding=HEAD_KERNEL // 2, groups=len(shift))
-    network.set_submodule(f"{head[0]}.norm", AddMap(values.float()))
-    network.get_submodule(first).register_parameter("bias", None)
-    state |= {f"{first}.weight": weight * scale[:, None, None, None], f"{head[0]}.norm.values": values}
+    values = nn.functional.conv2d(constant, conv.weight, conv.bias, padding=HEAD_KERNEL // 2, groups=len(shift))
+    layer.set_submodule("norm", AddMap(values))
+    network.backbone.set_submodule("norm", nn.Identity())
+    conv.register_parameter("bias", None)
+    conv.weight.data *= scale[:, None, None, None]
 
-    network.load_state_dict({name: tensor.float() for name, tensor in state.items()})
-    return network
+
+def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """What a batch norm in evaluation mode multiplies by and adds, [C] each."""
+    from torch import nn
+
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    return scale, norm.bias - norm.running_mean * scale
+
+
+def _give(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> None:
+    """Make a convolution give scale * its result + shift."""
+    assert conv.bias is not None
+    conv.weight.data *= scale[:, None, None, None]
+    conv.bias.data = conv.bias * scale + shift
+
+
+def _read(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> None:
+    """Make a convolution read scale * its input + shift: exact only without padding."""
+    assert conv.bias is not None
+    conv.bias.data += (conv.weight * shift[:, None, None]).sum((1, 2, 3))
+    conv.weight.data *= scale[:, None, None]

@@ -18,14 +18,17 @@ from convnextpose.errors import EngineError, ParityError
 from convnextpose.skeleton import JOINT_SETS
 from convnextpose.variants import Variant
 from engines.parity import ParityReport
+from engines.pose import ModelInfo
 from engines.precision import LayerHarm
-from engines.runtime import ModelInfo
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 VERSION = 1
 """Version of the manifest's fields."""
+
+ENGINE_SUFFIX = ".engine"
+"""How the names of engine files end."""
 
 RTX = "tensorrt_rtx"
 """The module of TensorRT for RTX, whose rules of fit are others than those of `tensorrt`."""
@@ -245,6 +248,11 @@ class EngineManifest(EngineDraft):
             "compute_capabilities": tuple(found["compute_capabilities"]),
             "engine_parity": None if parity is None else ParityReport.from_json(json.dumps(parity)),
         }
+
+
+def is_engine(model: object) -> bool:
+    """Whether a model is an engine file, by its name."""
+    return isinstance(model, Path) and model.suffix == ENGINE_SUFFIX
 
 
 def path_of(engine: Path) -> Path:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from convnextpose.errors import ModelError
 from convnextpose.skeleton import JOINT_SETS
 from convnextpose.variants import Variant
-from engines.runtime import PRECISIONS, ModelInfo
+from engines.pose import PRECISIONS, ModelInfo
 
 CONTRACT = "1"
 """Version of the exported graph's contract: its input, its outputs and its metadata."""

@@ -1,4 +1,4 @@
-"""The proof that a runtime agrees with the reference: the same crops through both, compared in px and mm.
+"""The proof that a model agrees with the reference: the same crops through both, compared in px and mm; detectors alike.
 
 Per joint, `px` is the distance in the crop between the two predictions, px, and `mm` the difference of their depths, mm.
 """
@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 
 from convnextpose.errors import ModelError, ParityError
 from convnextpose.variants import INPUT_SIZE
-from engines.runtime import Runtime, RuntimeDescription
+from convnextpose.weights import Deviation
+from engines.people import PeopleDetector
+from engines.pose import PosePredictor
+from engines.session import SessionDescription
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,10 @@ class ParityLimits:
             if not (math.isfinite(value) and value > 0):
                 raise ParityError(f"expected a positive {field.name}, received {value}")
 
+    def hold(self, found: Deviation) -> bool:
+        """Whether a deviation is within all of them; one that is not a number is not."""
+        return all(getattr(found, field.name) <= getattr(self, field.name) for field in fields(self))
+
 
 FP32_LIMITS = ParityLimits(mean_px=1e-3, max_px=1e-2, mean_mm=1e-2, max_mm=1e-1, max_score=1e-3)
 """For a runtime that computes in FP32: what the order of its sums may change."""
@@ -47,9 +54,10 @@ FP32_LIMITS = ParityLimits(mean_px=1e-3, max_px=1e-2, mean_mm=1e-2, max_mm=1e-1,
 LIMITS = {
     "fp32": FP32_LIMITS,
     "fp16": ParityLimits(mean_px=0.1, max_px=1.0, mean_mm=0.5, max_mm=5.0, max_score=0.02),
+    "bf16": ParityLimits(mean_px=0.1, max_px=2.0, mean_mm=1.0, max_mm=10.0, max_score=0.02),
     "int8": ParityLimits(mean_px=0.5, max_px=5.0, mean_mm=5.0, max_mm=50.0, max_score=0.1),
 }
-"""By a model's precision. A px of the crop is about 10 mm at a person of 2 m who fills it."""
+"""By what a model computes in. A px of the crop is about 10 mm at a person of 2 m who fills it."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +108,8 @@ class ParityReport:
 
     model: str
     checkpoint_sha256: str
-    reference: RuntimeDescription
-    candidate: RuntimeDescription
+    reference: SessionDescription
+    candidate: SessionDescription
     crops: int
     limits: ParityLimits
     px: Differences
@@ -112,13 +120,12 @@ class ParityReport:
     @property
     def passed(self) -> bool:
         """Whether everything is within the limits."""
-        return (
-            self.px.mean <= self.limits.mean_px
-            and self.px.max <= self.limits.max_px
-            and self.mm.mean <= self.limits.mean_mm
-            and self.mm.max <= self.limits.max_mm
-            and self.max_score <= self.limits.max_score
-        )
+        return self.limits.hold(self.deviation)
+
+    @property
+    def deviation(self) -> Deviation:
+        """How far the candidate strays, over all joints."""
+        return Deviation(self.px.mean, self.px.max, self.mm.mean, self.mm.max, self.max_score, self.crops)
 
     @property
     def worst(self) -> tuple[JointParity, ...]:
@@ -128,7 +135,7 @@ class ParityReport:
         )
 
     def check(self) -> None:
-        """Nothing, if it passed.
+        """Refuse differences past the limits.
 
         Raises:
             ParityError: naming the worst joints.
@@ -161,8 +168,8 @@ class ParityReport:
         """
         try:
             found = json.loads(text)
-            found["reference"] = RuntimeDescription(**found["reference"])
-            found["candidate"] = RuntimeDescription(**found["candidate"])
+            found["reference"] = SessionDescription(**found["reference"])
+            found["candidate"] = SessionDescription(**found["candidate"])
             found["limits"] = ParityLimits(**found["limits"])
             found["joints"] = tuple(
                 JointParity(joint["joint"], Differences(**joint["px"]), Differences(**joint["mm"])) for joint in found["joints"]
@@ -173,7 +180,7 @@ class ParityReport:
 
 
 def compare(
-    reference: Runtime, candidate: Runtime, crops: NDArray[np.uint8], limits: ParityLimits = FP32_LIMITS
+    reference: PosePredictor, candidate: PosePredictor, crops: NDArray[np.uint8], limits: ParityLimits = FP32_LIMITS
 ) -> ParityReport:
     """Run the same crops [N, 256, 256, 3] (uint8 BGR) through both.
 
@@ -181,25 +188,25 @@ def compare(
         ModelError: they run different models.
         ParityError: there are no crops, or predictions that are not finite.
     """
-    if (reference.model.checkpoint_sha256, reference.model.joint_set) != (
-        candidate.model.checkpoint_sha256,
-        candidate.model.joint_set,
+    if (reference.info.checkpoint_sha256, reference.info.joint_set) != (
+        candidate.info.checkpoint_sha256,
+        candidate.info.joint_set,
     ):
         raise ModelError(
-            f"expected two runtimes of one checkpoint, received {reference.model.name} "
-            f"({reference.model.checkpoint_sha256[:12]}) and {candidate.model.name} ({candidate.model.checkpoint_sha256[:12]})"
+            f"expected two models of one checkpoint, received {reference.info.name} "
+            f"({reference.info.checkpoint_sha256[:12]}) and {candidate.info.name} ({candidate.info.checkpoint_sha256[:12]})"
         )
     if len(crops) == 0:
         raise ParityError("expected one crop or more to compare runtimes on, received none")
     expected, found = reference.run(crops), candidate.run(crops)
-    for runtime, predictions in ((reference, expected), (candidate, found)):
+    for model, predictions in ((reference, expected), (candidate, found)):
         if not (np.isfinite(predictions.joints).all() and np.isfinite(predictions.scores).all()):
-            raise ParityError(f"expected finite predictions from {runtime.describe()}, received NaN or infinity")
+            raise ParityError(f"expected finite predictions from {model.describe()}, received NaN or infinity")
     difference = found.joints.astype(np.float64) - expected.joints
     px, mm = np.hypot(difference[..., 0], difference[..., 1]), np.abs(difference[..., 2])
     return ParityReport(
-        model=candidate.model.name,
-        checkpoint_sha256=candidate.model.checkpoint_sha256,
+        model=candidate.info.name,
+        checkpoint_sha256=candidate.info.checkpoint_sha256,
         reference=reference.describe(),
         candidate=candidate.describe(),
         crops=len(crops),
@@ -209,7 +216,7 @@ def compare(
         max_score=float(np.abs(found.scores.astype(np.float64) - expected.scores).max()),
         joints=tuple(
             JointParity(name, Differences.of(px[:, j]), Differences.of(mm[:, j]))
-            for j, name in enumerate(candidate.model.joint_set.joints)
+            for j, name in enumerate(candidate.info.joint_set.joints)
         ),
     )
 
@@ -226,3 +233,54 @@ def noise_crops(count: int, seed: int = 0) -> NDArray[np.uint8]:
         cells = rng.integers(0, 256, (INPUT_SIZE // block, INPUT_SIZE // block, 3), np.uint8)
         crops[index] = cells.repeat(block, axis=0).repeat(block, axis=1)
     return crops
+
+
+MAX_SCORE_ERROR, MAX_BOX_ERROR_PX = 1e-3, 0.1
+"""How far an exported detector may stray from PyTorch."""
+
+
+@dataclass(frozen=True)
+class DetectorParity:
+    """The largest differences of a detector from the reference.
+
+    Attributes:
+        score: of the sorted scores.
+        box_px: of the boxes whose place in that order is certain.
+    """
+
+    score: float
+    box_px: float
+
+    def check(self) -> None:
+        """Refuse differences that rounding does not explain.
+
+        Raises:
+            ParityError: telling them.
+        """
+        if not (self.score <= MAX_SCORE_ERROR and self.box_px <= MAX_BOX_ERROR_PX):
+            raise ParityError(
+                f"expected the exported detector within {MAX_SCORE_ERROR} and {MAX_BOX_ERROR_PX} px of PyTorch, it strays by "
+                f"{self.score:.2g} and {self.box_px:.2g} px"
+            )
+
+
+def compare_detectors(reference: PeopleDetector, candidate: PeopleDetector, frames: NDArray[np.uint8]) -> DetectorParity:
+    """Run the same frames [N, S, S, 3] (uint8 BGR) through both."""
+    expected, found = reference.run(frames), candidate.run(frames)
+    # Where two scores are all but equal their order may change: there boxes cannot be compared.
+    gap = np.pad(-np.diff(expected.scores, axis=1), ((0, 0), (1, 1)), constant_values=1.0)
+    certain = (np.minimum(gap[:, 1:], gap[:, :-1]) > 2 * MAX_SCORE_ERROR) & (expected.scores > 2 * MAX_SCORE_ERROR)
+    return DetectorParity(
+        score=float(np.abs(found.scores - expected.scores).max()),
+        box_px=float(np.abs(found.boxes - expected.boxes)[certain].max(initial=0.0)),
+    )
+
+
+def noise_frames(count: int, size: int) -> NDArray[np.uint8]:
+    """Frames [N, size, size, 3] uint8 of noise in blocks of many sizes: the same each time; `size` in 96s."""
+    rng = np.random.default_rng(0)
+    total = np.zeros((count, size, size, 3))
+    for cells in (3, 6, 24, 96):
+        block = size // cells
+        total += rng.normal(128 / 4, 40, (count, cells, cells, 3)).repeat(block, 1).repeat(block, 2)
+    return total.clip(0, 255).astype(np.uint8)

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from convnextpose.errors import ExportError, ModelError, ParityError, install_command
 from engines.calibration import CalibrationSet
+from engines.graph import layer_name
 from engines.metadata import read_metadata, write_metadata
 from engines.parity import LIMITS, ParityLimits, ParityReport, compare
-from engines.runtime import ModelInfo, Runtime
-from engines.runtimes.typed import TypedRuntime, layer_name
+from engines.pose import ModelInfo, PoseModel, PosePredictor
+from engines.sessions.typed import TypedSession
 
 OPSET, IR_VERSION = 19, 9
 """The first opset whose quantisation has FP16 scales, and the oldest file format that holds it. What else the graphs use has
@@ -194,12 +195,14 @@ def leave_in_fp16(model: bytes, quantised: bytes, exclude: Sequence[str]) -> byt
     return _finish(proto, info)
 
 
-def measure(model: bytes, reference: Runtime, crops: NDArray[np.uint8], limits: ParityLimits | None = None) -> ParityReport:
+def measure(
+    model: bytes, reference: PosePredictor, crops: NDArray[np.uint8], limits: ParityLimits | None = None
+) -> ParityReport:
     """A typed graph, computed exactly as its types say, against the reference, FP32 PyTorch; call the report's `check`.
 
     Args:
         model: what `to_fp16` or `to_int8` gave, or an exported model.
-        reference: its checkpoint in the runtime torch.
+        reference: its checkpoint in PyTorch.
         crops: uint8 [N, 256, 256, 3] of people, others than an INT8 graph was calibrated on.
         limits: what it is held to; None for those of its precision.
 
@@ -208,14 +211,14 @@ def measure(model: bytes, reference: Runtime, crops: NDArray[np.uint8], limits: 
         ParityError: there are no crops, or values leave the range of their type.
     """
     info = read_metadata(model, "the model in memory")
-    with TypedRuntime(model, info) as candidate:
+    with PoseModel(TypedSession(model, f"model {info.name}", precision=info.precision), info) as candidate:
         return compare(reference, candidate, crops, limits or LIMITS[info.precision])
 
 
 def int8_within_limits(
     model: bytes,
     calibration: NDArray[np.uint8],
-    reference: Runtime,
+    reference: PosePredictor,
     crops: NDArray[np.uint8],
     limits: ParityLimits = LIMITS["int8"],
 ) -> Int8Model:
@@ -227,7 +230,7 @@ def int8_within_limits(
     Args:
         model: the exported model.
         calibration: uint8 [N, 256, 256, 3] of people, for the ranges.
-        reference: its checkpoint in the runtime torch.
+        reference: its checkpoint in PyTorch.
         crops: uint8 [M, 256, 256, 3] of people, others than those, to measure on.
         limits: what the graph is held to.
 

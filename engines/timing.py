@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.runtime import Predictions
+from engines.pose import CROPS
+from engines.session import Arrays
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,16 @@ class RunTimes:
         return self.copy_in_ms + self.inference_ms + self.copy_out_ms
 
 
-class TimedRuntime(Protocol):
-    """A runtime on a GPU that tells how long its latest run took."""
+class TimedSession(Protocol):
+    """A session on a GPU that tells how long its latest run took."""
 
     @property
     def times(self) -> RunTimes:
         """Of the latest run."""
         ...
 
-    def run(self, crops: NDArray[np.uint8]) -> Predictions:
-        """Crops [N, 256, 256, 3] uint8 BGR to predictions."""
+    def run(self, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
+        """As a `Session`'s."""
         ...
 
 
@@ -65,7 +66,7 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class Latency:
-    """How fast a runtime is at a number of crops.
+    """How fast a session is at a number of crops.
 
     Attributes:
         runtime: what ran.
@@ -88,21 +89,21 @@ class Latency:
     replayed: int
 
 
-def measure(runtimes: Mapping[str, TimedRuntime], crops: NDArray[np.uint8], rounds: int, warm_up: int) -> list[Latency]:
-    """Run the same crops through all runtimes in turn, so that a GPU that slows down does so for each of them.
+def measure(sessions: Mapping[str, TimedSession], crops: NDArray[np.uint8], rounds: int, warm_up: int) -> list[Latency]:
+    """Run the same crops through all sessions in turn, so that a GPU that slows down does so for each of them.
 
     Args:
-        runtimes: by name.
+        sessions: of pose networks, by name.
         crops: uint8 [N, 256, 256, 3] BGR, one or more.
         rounds: how many runs of each are timed, one or more.
         warm_up: how many runs of each go before them.
     """
-    times: dict[str, list[RunTimes]] = {name: [] for name in runtimes}
+    times: dict[str, list[RunTimes]] = {name: [] for name in sessions}
     for turn in range(warm_up + rounds):
-        for name, runtime in runtimes.items():
-            runtime.run(crops)
+        for name, session in sessions.items():
+            session.run({CROPS.name: crops})
             if turn >= warm_up:
-                times[name].append(runtime.times)
+                times[name].append(session.times)
     return [
         Latency(
             runtime=name,

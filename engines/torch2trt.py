@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from convnextpose.errors import CalibrationError, EngineError, RuntimeUnavailableError, install_command
 from convnextpose.variants import INPUT_SIZE
 from engines.calibration import CalibrationSet
+from engines.pose import PRECISIONS
 from engines.precision import CALIBRATION_BATCH, LAST, STEM
-from engines.runtime import PRECISIONS
 from engines.tensorrt.builder import BuildOptions, BuiltEngine
 from engines.tensorrt.module import Library, find_gpu
 
@@ -60,7 +60,7 @@ def build_engine(
     options: BuildOptions | None = None,
     calibration_crops: NDArray[np.uint8] | None = None,
 ) -> BuiltEngine:
-    """Build an engine for the GPU at hand, with the contract of `engines.runtime`. Ctrl-C waits until the build has ended.
+    """Build an engine for the GPU at hand, with the contract of `engines.pose`. Ctrl-C waits until the build has ended.
 
     Args:
         checkpoint: the model.

@@ -1,4 +1,4 @@
-"""Sources, person boxes, tracking, stages, threads, timing, drawing and sinks: from frames to poses.
+"""Sources, person boxes, tracking, stages, threads, timing, drawing and formats: from frames to poses.
 
 May import numpy, av, cv2, `convnextpose` and `engines`. Imports nothing of `tools`.
 

@@ -25,7 +25,7 @@ from engines.manifest import is_engine
 from engines.opening import open_people_detector, open_pose_model
 from engines.people import PeopleDetector
 from engines.pose import PoseModel
-from engines.sessions.registry import DETECTOR_RUNTIMES
+from engines.sessions.registry import EXPORTED, RUNTIMES
 from pipeline.draw import PoseRenderer
 from pipeline.estimator import Estimator
 from pipeline.formats.table import DEFAULT_FORMATS, FORMATS, open_recorders
@@ -170,8 +170,8 @@ def open_detector(runtime: str = "auto", *, threads: int | None = None, max_batc
     Raises:
         CheckpointError, ModelError, RuntimeUnavailableError: it cannot be opened.
     """
-    where = runtime if runtime in DETECTOR_RUNTIMES else "auto"
-    return open_people_detector(weights.detector(), where, threads=threads, max_batch=max_batch)
+    fits = runtime in RUNTIMES and RUNTIMES[runtime].runs == EXPORTED
+    return open_people_detector(weights.detector(), runtime if fits else "auto", threads=threads, max_batch=max_batch)
 
 
 def result_folders(out: Path, names: Sequence[str]) -> list[Path]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from convnextpose.errors import OutputExistsError
-from convnextpose.files import write_whole
+from convnextpose.files import write_file
 from pipeline.formats.base import written_files
 from pipeline.ledger import LedgerCounts, Reasons
 from pipeline.streams import Pipeline, Stream
@@ -46,7 +46,7 @@ def write_summary(pipeline: Pipeline, out: Path, *, overwrite: bool) -> Path:
         OutputExistsError: it is there already and may not be replaced.
     """
     text = json.dumps(summary_record(pipeline, out), indent=2, allow_nan=False) + "\n"
-    write_whole(out / NAME, text.encode(), overwrite=overwrite)
+    write_file(out / NAME, text.encode(), overwrite=overwrite)
     return out / NAME
 
 

@@ -1,22 +1,15 @@
-"""Where each frame's time went: spans, their percentiles, and a trace file that Perfetto opens."""
+"""Where each frame's time went: spans and their percentiles."""
 
 from __future__ import annotations
 
-import json
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
-from typing import IO
 
 import numpy as np
-
-from convnextpose.errors import OutputExistsError, SinkError
 
 STAGES = ("capture", "detect", "preprocess", "infer", "lift", "track", "render", "write")
 """The stages of a frame in order. A stage that did not happen to a frame has no span."""
@@ -191,80 +184,3 @@ class TimingTable:
     def _kept(self) -> tuple[Timeline, ...]:
         with self._lock:
             return tuple(self._timelines)
-
-
-class TraceWriter:
-    """Writes timelines as Chrome trace events, one process for the run and one thread for each stage.
-
-    The file is a JSON array written event by event; Perfetto and chrome://tracing open it even when a killed run left it
-    without its closing bracket. Source: the "Trace Event Format" document of the Chromium project ("X" complete events,
-    "M" metadata, times in microseconds).
-    """
-
-    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
-        """Look whether the file may be written, and make its folder; the file is not touched before the first frame.
-
-        Raises:
-            OutputExistsError: it is there already and may not be overwritten.
-            SinkError: it cannot be written.
-        """
-        self.path = path
-        self.begun = False
-        self._file: IO[str] | None = None
-        if path.exists() and not overwrite:
-            raise OutputExistsError(f"{path} is there already: name another --trace file, or allow it with --overwrite")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SinkError(f"expected a trace file that can be written, {path} cannot: {error.strerror}") from error
-        if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
-            raise SinkError(
-                f"expected a trace file that can be written, {path} cannot: it is a folder, or in one that is closed"
-            )
-
-    def add(self, timeline: Timeline) -> None:
-        """Write one frame's spans."""
-        events: list[dict[str, object]] = []
-        for span in timeline.spans:
-            common = {
-                "pid": 1,
-                "tid": STAGES.index(span.stage),
-                "args": {"frame": timeline.index, "wait_us": span.wait_ns / 1e3},
-            }
-            times = {"ts": span.start_ns / 1e3, "dur": span.work_ns / 1e3}
-            events.append({"ph": "X", "name": span.stage, "cat": "stage", **times, **common})
-        if not self.begun:
-            self.begun = True
-            names = [
-                {"ph": "M", "name": "thread_name", "pid": 1, "tid": n, "args": {"name": stage}}
-                for n, stage in enumerate(STAGES)
-            ]
-            self._write("[\n" + _lines(names))
-        self._write(",\n" + _lines(events))
-
-    def close(self) -> None:
-        """End the array and close the file; calling it again does nothing."""
-        if self._file is not None and not self._file.closed:
-            self._write("\n]\n")
-            self._file.close()
-
-    def _write(self, text: str) -> None:
-        try:
-            if self._file is None:
-                self._file = self.path.open("w", encoding="utf-8")
-            self._file.write(text)
-            self._file.flush()
-        except OSError as error:
-            raise SinkError(f"the trace file {self.path} cannot be written: {error.strerror}") from error
-
-    def __enter__(self) -> TraceWriter:
-        """The writer itself."""
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Close it."""
-        self.close()
-
-
-def _lines(events: list[dict[str, object]]) -> str:
-    return ",\n".join(json.dumps(event, separators=(",", ":")) for event in events)

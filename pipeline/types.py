@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,8 @@ from convnextpose.camera import Intrinsics, RootDepthSource
 from convnextpose.crop import Box
 from convnextpose.errors import GeometryError
 from convnextpose.skeleton import JointSet
-from engines.runtime import ModelInfo, RuntimeDescription
+from engines.pose import ModelInfo
+from engines.session import SessionDescription
 from pipeline.timeline import Timeline
 
 
@@ -24,18 +26,24 @@ class Frame:
         image: BGR uint8 [H, W, 3].
         source_id: which source it is from: the file's name.
         index: its number in the source, from 0.
-        time_s: its time stamp in seconds: the stream's own for a file, never the wall clock; index / frame rate for folders.
+        time_s: its time stamp in seconds: the stream's own for a file, never the wall clock; index for folders.
+        captured_ns: when it was taken, ns since 1970 (Unix time), for live sources; None for files.
+        clock: what `captured_ns` is by: the kernel's stamp of the capture, the sender's, or the moment of its arrival here.
     """
 
     image: NDArray[np.uint8]
     source_id: str
     index: int
     time_s: float
+    captured_ns: int | None = None
+    clock: Literal["kernel", "sender", "arrival"] | None = None
 
     def __post_init__(self) -> None:
-        """Check the picture."""
+        """Check the picture, and that a capture time comes with its clock."""
         if self.image.dtype != np.uint8 or self.image.ndim != 3 or self.image.shape[2] != 3 or 0 in self.image.shape:
             raise GeometryError(f"expected a BGR picture uint8 [H, W, 3], received {self.image.dtype} {list(self.image.shape)}")
+        if (self.captured_ns is None) != (self.clock is None):
+            raise ValueError(f"expected captured_ns and clock together, received {self.captured_ns} and {self.clock}")
 
     @property
     def width(self) -> int:
@@ -46,6 +54,43 @@ class Frame:
     def height(self) -> int:
         """Height, px."""
         return int(self.image.shape[0])
+
+
+@dataclass(frozen=True)
+class UnreadableFrame:
+    """A frame of a source that cannot be read, or that was lost, between others that can.
+
+    Attributes:
+        source_id: which source it is from.
+        index: its number in the source, in one row with those of `Frame`.
+        reason: one sentence.
+    """
+
+    source_id: str
+    index: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """What a source says about itself when it is opened.
+
+    Attributes:
+        id: the file's or folder's name, or the URI without its password.
+        live: whether it goes on by itself, so that frames which nobody takes in time are lost.
+        width, height: size of its first picture, upright, px; None where it is not known yet.
+        frame_rate: nominal frames a second, or None where it has none (pictures).
+        frame_count: frames that it says it has, or None where it doesn't say. A video's container may count more than it gives.
+        notes: what a user should be told about it, one sentence each.
+    """
+
+    id: str
+    live: bool
+    width: int | None
+    height: int | None
+    frame_rate: float | None
+    frame_count: int | None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -175,7 +220,7 @@ class RunHeader:
     camera: Intrinsics
     root_depth_source: RootDepthSource
     model: ModelInfo
-    runtime: RuntimeDescription
+    runtime: SessionDescription
 
     @property
     def joint_set(self) -> JointSet:

@@ -52,7 +52,7 @@ def test_packages_open_with_a_docstring(package):
 
 @pytest.mark.parametrize(
     "module",
-    ["convnextpose", "convnextpose.weights", "convnextpose.checkpoint", "engines", "engines.select", "engines.parity",
+    ["convnextpose", "convnextpose.weights", "convnextpose.checkpoint", "engines", "engines.opening", "engines.parity",
      "pipeline", "pipeline.run", "tools", "tools.main"],
 )  # fmt: skip
 def test_importing_needs_no_extra(module):

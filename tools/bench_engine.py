@@ -15,12 +15,13 @@ from rich.table import Table
 
 from convnextpose import weights
 from convnextpose.checkpoint import VerifiedCheckpoint, verify
-from convnextpose.errors import EngineError, OutputExistsError, SinkError
-from engines.export import put_in_place
+from convnextpose.errors import EngineError, OutputExistsError, RuntimeUnavailableError, SinkError
+from convnextpose.files import put_in_place
+from engines.opening import pose_reference
 from engines.parity import noise_crops
-from engines.runtimes.torch_gpu import TorchGpuRuntime
-from engines.tensorrt.runtime import TensorRTRuntime, open_engine
-from engines.timing import Latency, TimedRuntime, measure
+from engines.sessions.tensorrt import TensorRTSession, open_engine
+from engines.sessions.torch import TorchGpuSession
+from engines.timing import Latency, TimedSession, measure
 
 REFERENCE = "torch fp16"
 
@@ -65,18 +66,18 @@ def bench_engine_command(
     with ExitStack() as opened:
         engine = open_engine(path)
         opened.callback(engine.close)
-        name = f"engine {engine.model.precision}"
-        runtimes: dict[str, TimedRuntime] = {name: engine}
+        name = f"engine {engine.manifest.model.precision}"
+        sessions: dict[str, TimedSession] = {name: engine}
         if not no_reference:
-            reference = TorchGpuRuntime(_checkpoint(engine, checkpoint), engine.model)
+            reference = _open_reference(_checkpoint(engine, checkpoint))
             opened.callback(reference.close)
-            runtimes[REFERENCE] = reference
+            sessions[REFERENCE] = reference
             console.print(f"{REFERENCE:<12} {escape(str(reference.describe()))}, with CUDA graphs", soft_wrap=True)
         graphs = "with CUDA graphs" if engine.has_graphs else "without CUDA graphs: the binding has none"
         console.print(f"{name:<12} {escape(str(engine.describe()))}, {escape(engine.binding)}, {graphs}", soft_wrap=True)
         found: list[Latency] = []
         for count in counts or _doubling(engine.limit):
-            found += measure(runtimes, noise_crops(count), rounds, warm_up)
+            found += measure(sessions, noise_crops(count), rounds, warm_up)
     console.print(_table(found))
     for row in found:
         if row.replayed < row.rounds:
@@ -87,13 +88,13 @@ def bench_engine_command(
         console.print(f"wrote    {escape(str(out))}")
 
 
-def _checkpoint(engine: TensorRTRuntime, given: Path | None) -> VerifiedCheckpoint:
+def _checkpoint(engine: TensorRTSession, given: Path | None) -> VerifiedCheckpoint:
     """The checkpoint that the engine was made from.
 
     Raises:
         EngineError: it is another one, or none was given and it is not that of default weights.
     """
-    wanted = engine.model.checkpoint_sha256
+    wanted = engine.manifest.model.checkpoint_sha256
     if given is None:
         if (shipped := weights.by_checkpoint(wanted)) is None:
             raise EngineError(
@@ -105,6 +106,13 @@ def _checkpoint(engine: TensorRTRuntime, given: Path | None) -> VerifiedCheckpoi
     if found.sha256 != wanted:
         raise EngineError(f"expected checkpoint {wanted[:12]}, that the engine was made from, {given} is {found.sha256[:12]}")
     return found
+
+
+def _open_reference(checkpoint: VerifiedCheckpoint) -> TorchGpuSession:
+    try:
+        return TorchGpuSession(pose_reference(checkpoint, "fp16"), "the reference", precision="fp16")
+    except ImportError as error:
+        raise RuntimeUnavailableError(f"the torch reference needs torch: {error}; install torch with CUDA") from error
 
 
 def _doubling(most: int) -> list[int]:

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from convnextpose import weights
 from convnextpose.errors import CheckpointError, PoseError, RuntimeUnavailableError, install_command
-from engines.select import available
+from engines.sessions.registry import CHECKPOINT, ENGINE, RUNTIMES
 from engines.tensorrt.device import BINDINGS, binding_installed, binding_version, open_device
 from engines.tensorrt.module import LIBRARIES, load_library
 
@@ -106,15 +106,16 @@ def _opencv() -> Finding:
 
 
 def _runtimes() -> list[Finding]:
-    candidates = [found for found in available() if found.name != "tensorrt"]  # its modules are told one by one
-    usable = any(c.installed and c.name != "torch" for c in candidates)
+    candidates = [runtime for runtime in RUNTIMES.values() if runtime.runs != ENGINE]  # TensorRT's modules are told one by one
+    usable = any(candidate.modules for candidate in candidates if candidate.runs != CHECKPOINT)
     findings = []
     for candidate in candidates:
-        needed_for = "checkpoints, export, the reference" if candidate.name == "torch" else "running models on the CPU"
-        state = "ok" if candidate.installed else "missing" if usable or candidate.name == "torch" else "broken"
-        found = candidate.version if candidate.installed else "not installed"
-        mend = "" if candidate.installed else candidate.what_to_install
-        findings.append(Finding(f"runtime {candidate.name}", state, found or "", needed_for, mend))
+        optional = candidate.runs == CHECKPOINT
+        needed_for = "checkpoints, export, the reference" if optional else "running models on the CPU"
+        state = "ok" if candidate.modules else "missing" if usable or optional else "broken"
+        found = (candidate.version or "") if candidate.modules else "not installed"
+        mend = "" if candidate.modules else candidate.how_to_install
+        findings.append(Finding(f"runtime {candidate.name}", state, found, needed_for, mend))
     return findings
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from rich.markup import escape
 from convnextpose.errors import PoseError
 from engines import manifest as manifests
 from engines.manifest import EngineManifest
-from engines.tensorrt.runtime import LayerInfo, MemoryUse, TensorRTRuntime, open_engine
+from engines.sessions.tensorrt import LayerInfo, MemoryUse, TensorRTSession, open_engine
 
 app = typer.Typer(help="Look at TensorRT engines.", no_args_is_help=True)
 
@@ -40,13 +41,13 @@ def inspect_command(
     manifests.load(path)
     console.print("file     whole: size and hash are the manifest's")
     try:
-        runtime = open_engine(path)
+        session = open_engine(path)
     except PoseError as error:
         console.print(f"here     [yellow]does not run[/]: {escape(str(error))}")
         console.print("layers   and memory are told by TensorRT, where the engine runs")
         return
-    with runtime:
-        _print_inside(console, runtime, every_layer)
+    with closing(session):
+        _print_inside(console, session, every_layer)
 
 
 def _print_manifest(console: Console, manifest: EngineManifest) -> None:
@@ -72,9 +73,9 @@ def _print_manifest(console: Console, manifest: EngineManifest) -> None:
     console.print(f"rebuild  {escape(manifest.command)}")
 
 
-def _print_inside(console: Console, runtime: TensorRTRuntime, every_layer: bool) -> None:
-    console.print(f"here     [green]runs[/]: {escape(str(runtime.describe()))}")
-    layers = runtime.layers()
+def _print_inside(console: Console, session: TensorRTSession, every_layer: bool) -> None:
+    console.print(f"here     [green]runs[/]: {escape(str(session.describe()))}")
+    layers = session.layers()
     console.print(f"layers   {len(layers)}")
     if every_layer:
         for layer in layers:
@@ -82,7 +83,7 @@ def _print_inside(console: Console, runtime: TensorRTRuntime, every_layer: bool)
     else:
         for line, count in Counter(_line(layer, named=False) for layer in layers).most_common():
             console.print(f"         {count:>4} {escape(line)}")
-    console.print(f"memory   {escape(_memory(runtime.memory()))}")
+    console.print(f"memory   {escape(_memory(session.memory()))}")
 
 
 def _line(layer: LayerInfo, *, named: bool = True) -> str:

@@ -30,8 +30,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from convnextpose import weights
-from convnextpose.detector import STRIDE, Detector, build_detector, decode
-from engines.detector import FRAME_SIZE, export_detector, overlaps, without_duplicates
+from convnextpose.detector import FRAME_SIZE, STRIDE, Detector, build_detector, decode
+from engines.export import export_detector
+from engines.people import overlaps, without_duplicates
 from training import train
 from training.dataset import seeded
 from training.evaluate import LOT, SEED, network_input

@@ -1,16 +1,17 @@
 """The default weights, made by this project from synthetic people: free of research-only data.
 
-Each set of weights is three files beside this one: `NAME.safetensors` (FP16 state dict), `NAME.onnx` (the exported model
-that the base install runs) and `NAME.json` (its card: hashes and figures). `detector` is the people detector, an exported model
-and its card alone. `demo.mp4` is a clip of a synthetic person, `demo_truth.json` its true poses, `calibration.npz` a set of
-crops of synthetic people to calibrate and prove INT8 models on.
+Each set of weights is some files beside this one: `NAME.safetensors` (FP16 state dict), `NAME.onnx` (the exported model
+that the base install runs), `NAME.int8.onnx` (the same in INT8) and `NAME.json` (its card: hashes and figures). `detector` is
+the people detector, an exported model and its card alone. `demo.mp4` is a clip of a synthetic person, `demo_truth.json` its
+true poses, `calibration.npz` a set of crops of synthetic people to calibrate and prove INT8 models on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,27 @@ DEMO_CLIP = FOLDER / "demo.mp4"
 DEMO_TRUTH = FOLDER / "demo_truth.json"
 CALIBRATION = FOLDER / "calibration.npz"
 DETECTOR = "detector"
+INT8_SUFFIX = "int8.onnx"
+"""How the name of a model in INT8 ends."""
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far a model strays from its checkpoint in FP32 PyTorch.
+
+    Attributes:
+        mean_px, max_px: mean and largest distance between the two predictions of a joint, px of the crop.
+        mean_mm, max_mm: mean and largest difference of their depths, mm.
+        max_score: largest difference of a score (0..1).
+        crops: how many crops it was measured on.
+    """
+
+    mean_px: float
+    max_px: float
+    mean_mm: float
+    max_mm: float
+    max_score: float
+    crops: int
 
 
 @dataclass(frozen=True)
@@ -34,6 +56,8 @@ class Weights:
         onnx: the exported model.
         safetensors: the state dict, FP16.
         summary: how good it is, in one line.
+        int8: the exported model in INT8, None where there is none.
+        deviations: by precision (`bf16`, `int8`), how far the model in it strays, as measured when it was made.
     """
 
     name: str
@@ -41,6 +65,8 @@ class Weights:
     onnx: Path
     safetensors: Path
     summary: str
+    int8: Path | None = None
+    deviations: Mapping[str, Deviation] = field(default_factory=dict)
 
 
 def names() -> list[str]:
@@ -71,16 +97,24 @@ def load(name: str) -> Weights:
     if name not in names():
         raise CheckpointError(f"expected weights that the package holds ({', '.join(names())}), received {name!r}")
     card, files = _checked(name)
-    return Weights(name, Variant[card["variant"]], files["onnx"], files["safetensors"], card["summary"])
+    return Weights(
+        name,
+        Variant[card["variant"]],
+        files["onnx"],
+        files["safetensors"],
+        card["summary"],
+        files.get(INT8_SUFFIX),
+        {precision: Deviation(**found) for precision, found in card.get("deviations", {}).items()},
+    )
 
 
-def detector() -> Path | None:
-    """The exported people detector, its file checked; None where the package holds none.
+def detector() -> Path:
+    """The exported people detector, its file checked.
 
     Raises:
-        CheckpointError: the file is not the one that was shipped.
+        CheckpointError: it is not there, or not the one that was shipped.
     """
-    return _checked(DETECTOR)[1]["onnx"] if (FOLDER / f"{DETECTOR}.json").exists() else None
+    return _checked(DETECTOR)[1]["onnx"]
 
 
 def _checked(name: str) -> tuple[dict[str, Any], dict[str, Path]]:

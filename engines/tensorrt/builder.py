@@ -15,8 +15,8 @@ from typing import Any
 
 from convnextpose.errors import EngineError, RuntimeUnavailableError
 from convnextpose.variants import INPUT_SIZE
+from engines.graph import layer_name
 from engines.manifest import HARDWARE_COMPATIBLE, VERSION_COMPATIBLE, BatchRange, OptionValue
-from engines.runtimes.typed import layer_name
 from engines.tensorrt.module import Library, find_gpu
 
 CANCEL_WAIT_S = 30.0
@@ -125,7 +125,7 @@ def build_engine(
     """Build an engine. Ctrl-C ends it between two of its steps.
 
     Args:
-        onnx: a typed graph with the contract of `engines.runtime`.
+        onnx: a typed graph with the contract of `engines.pose`.
         library: what builds it.
         compute_capability: that of the GPU that it is for, such as `8.9`, where the library builds for absent GPUs; None for
             the GPU at hand.

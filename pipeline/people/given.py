@@ -9,8 +9,8 @@ from pathlib import Path
 
 from convnextpose.crop import Box
 from convnextpose.errors import SourceError
+from pipeline.formats.records import read_poses
 from pipeline.people import Identified
-from pipeline.records import read_poses
 from pipeline.stages import RelativePose, TrackedBox
 from pipeline.timeline import Stopwatch
 from pipeline.types import Frame

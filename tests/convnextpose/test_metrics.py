@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from convnextpose.errors import GeometryError
-from convnextpose.metrics import align_rigid, bone_variation, mpjpe, pa_mpjpe, pck, picture_swap_rate, swap_rate
+from convnextpose.metrics import (
+    align_rigid,
+    align_similarity,
+    bone_variation,
+    mpjpe,
+    pa_mpjpe,
+    pck,
+    picture_swap_rate,
+    swap_rate,
+)
 from convnextpose.skeleton import HUMAN36M
 
 poses = hnp.arrays(np.float64, (3, 18, 3), elements=st.floats(-1000, 1000))
@@ -37,6 +46,25 @@ def test_pa_mpjpe_does_not_see_rotation_and_translation(predicted, truth, turn, 
 def test_alignment_undoes_a_rigid_motion(truth, turn, shift):
     moved = truth @ rotation(turn).T + 100 * shift
     assert np.allclose(align_rigid(moved, truth), truth, atol=1e-6)
+
+
+@given(poses, vectors, vectors, st.floats(0.1, 10))
+def test_alignment_with_scale_undoes_a_similarity(truth, turn, shift, scale):
+    moved = scale * truth @ rotation(turn).T + 100 * shift
+    assert np.allclose(align_similarity(moved, truth), truth, atol=1e-5)
+
+
+@given(poses, poses)
+def test_freedom_to_scale_never_makes_the_squared_error_larger(predicted, truth):
+    def error(aligned):
+        return np.square(aligned - truth).sum((-2, -1))
+
+    assert (error(align_similarity(predicted, truth)) <= error(align_rigid(predicted, truth)) * (1 + 1e-9) + 1e-6).all()
+
+
+def test_alignment_with_scale_never_mirrors():
+    truth = person()
+    assert np.linalg.norm(align_similarity(truth * [-1, 1, 1], truth) - truth, axis=-1).mean() > 50
 
 
 def test_alignment_never_mirrors_nor_scales():

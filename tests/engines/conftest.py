@@ -49,7 +49,7 @@ def crops():
 @pytest.fixture(scope="session", params=["torch", "onnxruntime", "openvino"])
 def runtime(request, checkpoint, onnx_bytes):
     pytest.importorskip(request.param)
-    from engines.select import open_runtime
+    from engines.opening import open_pose_model
 
-    with open_runtime(checkpoint if request.param == "torch" else onnx_bytes, request.param, threads=1) as opened:
+    with open_pose_model(checkpoint if request.param == "torch" else onnx_bytes, request.param, threads=1) as opened:
         yield opened

@@ -272,13 +272,6 @@ class Driver:
         self._inside(self._blocks, address, len(data))
         ctypes.memmove(address, data, len(data))
 
-    def device_array(self, array, shift=0):
-        """Something on the GPU that says so by `__cuda_array_interface__`, `shift` bytes after a multiple of 256."""
-        _, address = self.cuMemAlloc(array.nbytes + shift)
-        self.write(address + shift, array.tobytes())
-        told = {"shape": array.shape, "typestr": array.dtype.str, "data": (address + shift, False), "version": 3}
-        return types.SimpleNamespace(__cuda_array_interface__=told, free=lambda: self.cuMemFree(address))
-
     def _advance(self, stream):
         if self._queues[stream]:
             self._queues[stream].pop(0)()

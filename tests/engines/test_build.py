@@ -35,9 +35,10 @@ from engines.build import BuildRequest, build, find_checkpoints, plan
 from engines.bundle import RecordedRuntime, read_bundle
 from engines.calibration import MAX_PROOF_CROPS, MIN_CROPS, CalibrationSet, hash_crops
 from engines.manifest import BatchRange, EngineManifest
+from engines.opening import open_pose_model
 from engines.parity import LIMITS, noise_crops
-from engines.runtimes.base import LockedRuntime
-from engines.select import open_runtime
+from engines.pose import CROPS, PoseModel, predicts
+from engines.sessions.base import LockedSession
 from engines.targets import find_target
 from engines.tensorrt.builder import BuildOptions, BuiltEngine
 from engines.tensorrt.module import Gpu
@@ -402,7 +403,7 @@ def test_a_bundle_says_what_to_do_with_it(made, bundle):
 
 def test_a_bundle_carries_the_proof(bundle):
     proof = read_bundle(Path(bundle)).model.proof
-    with open_runtime(weights.load("xs").onnx, threads=1) as runtime:
+    with open_pose_model(weights.load("xs").onnx, threads=1) as runtime:
         model = runtime.model
         found = runtime.run(proof.crops)
     assert np.abs(found.joints - proof.expected.joints).max() < 0.1
@@ -440,17 +441,17 @@ def test_damaged_bundles_are_refused(bundle, tmp_path):
 # Where there is a GPU: the runtime is another's, so that what runs here in the engine's place is the graph itself
 
 
-class Stand(LockedRuntime):
+class Stand(LockedSession):
     """What an engine would predict: the recorded reference, and as much beside it as is asked for."""
 
     def __init__(self, manifest, proof, error_mm):
         self._proof, self._error_mm = proof, error_mm
-        self._model, self._description = manifest.model, manifest.graph_parity.candidate
-        self._lock, self._open = threading.Lock(), True
+        joint_count = len(manifest.model.joint_set)
+        super().__init__("it", (CROPS,), predicts(joint_count), manifest.graph_parity.candidate)
 
-    def _infer(self, crops):
+    def _infer(self, arrays, count):
         joints = self._proof.expected.joints + np.float32([0, 0, self._error_mm])
-        return joints, self._proof.expected.scores
+        return {"joints": joints[:count], "scores": self._proof.expected.scores[:count]}
 
     def _release(self):
         pass
@@ -463,10 +464,10 @@ def test_an_engine_is_proven_where_it_can_run(error_mm, bundle, tmp_path, monkey
     def open_engine(path, runtime):
         assert runtime == "tensorrt"
         opened.append(manifest.load(path))
-        return Stand(opened[-1], read_bundle(Path(bundle)).model.proof, error_mm)
+        return PoseModel(Stand(opened[-1], read_bundle(Path(bundle)).model.proof, error_mm), opened[-1].model)
 
     monkeypatch.setattr(building, "find_gpu", lambda: Gpu("NVIDIA GeForce RTX 4090", "8.9", "CUDA 13.0"))
-    monkeypatch.setattr(building, "open_runtime", open_engine)
+    monkeypatch.setattr(building, "open_pose_model", open_engine)
     report = build(BuildRequest(bundle, tmp_path, targets=(RTX40, find_target("rtx30"))), ignore)
     assert len(opened) == 1  # the other target's engine does not fit this GPU
     if error_mm > LIMITS["fp16"].max_mm:

@@ -16,7 +16,7 @@ from convnextpose.errors import EngineError, RuntimeUnavailableError
 from convnextpose.network import random_state
 from convnextpose.variants import Variant
 from engines.calibration import MIN_CROPS, CalibrationSet
-from engines.export import export_bytes
+from engines.graph import pose_graph
 from engines.manifest import BatchRange
 from engines.precision import STEM, quantisable_layers, to_fp16, to_int8
 from engines.tensorrt import builder as building
@@ -61,7 +61,7 @@ def full(rtx, monkeypatch):
 @pytest.mark.parametrize("variant", Variant, ids=lambda variant: variant.name)
 def test_every_variant_computes_in_what_was_asked_for(variant, rtx, people):
     """FP16 and INT8 for three desktop targets: 24 engines, and the types of every convolution from the library's own log."""
-    exported = export_bytes(verify_state(random_state(variant), source="random"), name="any", random=True)
+    exported = pose_graph(verify_state(random_state(variant), source="random"), name="any", random=True)
     quantised = set(quantisable_layers(exported))
     for precision, onnx in (("fp16", to_fp16(exported)), ("int8", to_int8(exported, people))):
         for capability in DESKTOP:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,20 +15,18 @@ from hypothesis import strategies as st
 
 from convnextpose import weights as shipped
 from convnextpose.crop import Box
-from convnextpose.errors import CheckpointError, GeometryError, ModelError, RuntimeUnavailableError
-from engines.detector import (
-    DETECTOR_RUNTIMES,
-    FRAME_SIZE,
-    DetectorParity,
-    compare_detector,
-    export_detector,
-    noise_frames,
-    open_detector,
-    overlaps,
-    without_duplicates,
-)
+from convnextpose.errors import CheckpointError, GeometryError, ModelError, ParityError, RuntimeUnavailableError
+from engines.export import export_detector
+from engines.opening import open_people_detector
+from engines.parity import DetectorParity, compare_detectors, noise_frames
+from engines.people import DetectedBoxes, PeopleDetector, overlaps, people_specs, without_duplicates
+from engines.session import SessionDescription
+from engines.sessions.base import LockedSession
 from pipeline.people import DETECTION_CANDIDATES, DETECTION_SCORE, detect
 from pipeline.sources import open_source
+
+EXPORTED = ("openvino", "onnxruntime")
+FRAME_SIZE = 384
 
 START = Path(__file__).parents[2] / "training" / "start" / "detector.safetensors"
 """What the shipped detector was exported from."""
@@ -91,30 +90,48 @@ def exported(weights):
     return out
 
 
-@pytest.mark.parametrize("runtime", DETECTOR_RUNTIMES)
+@pytest.mark.parametrize("runtime", EXPORTED)
 def test_every_runtime_agrees_with_pytorch(weights, exported, runtime):
     pytest.importorskip(runtime)
-    detector = open_detector(exported, runtime, threads=1)
-    frames = noise_frames(3)
-    parity = compare_detector(weights, detector, frames)
-    parity.check()
-    boxes, scores = detector.run(frames)
+    detector, reference = open_people_detector(exported, runtime, threads=1), open_people_detector(weights, "torch")
+    assert (detector.describe().name, detector.frame_size) == (runtime, FRAME_SIZE)
+    frames = noise_frames(3, FRAME_SIZE)
+    compare_detectors(reference, detector, frames).check()
+    found = detector.run(frames)
+    boxes, scores = found.boxes, found.scores
     assert boxes.shape == (3, 32, 4) and scores.shape == (3, 32)
     assert (np.diff(scores, axis=1) <= 0).all() and scores.max() > 0.01 and (boxes[..., 2:] > 0).all()
     alone = detector.run(frames[1:2])
-    np.testing.assert_allclose(alone[1][0], scores[1], atol=1e-5)
+    np.testing.assert_allclose(alone.scores[0], scores[1], atol=1e-5)
+    assert len(detector.run(frames[:0]).boxes) == 0
+    detector.close()
+    detector.close()
+    with pytest.raises(RuntimeUnavailableError, match="closed"):
+        detector.run(frames)
+
+
+def test_the_reference_is_the_network_with_the_official_preprocessing(weights):
+    torch = pytest.importorskip("torch")
+    from convnextpose.crop import normalise
+    from convnextpose.detector import build_detector, decode
+
+    frames = noise_frames(2, FRAME_SIZE)
+    with torch.inference_mode():
+        boxes, scores = decode(build_detector(weights).double()(torch.from_numpy(normalise(frames)).double()))
+    found = open_people_detector(weights, "torch").run(frames)
+    np.testing.assert_allclose(found.scores, scores.numpy(), atol=1e-4)
+    certain = (scores > 0.01).numpy()
+    np.testing.assert_allclose(found.boxes[certain], boxes.numpy()[certain], atol=1e-2)
 
 
 def test_a_detector_that_strays_is_refused(weights, exported):
     class Wrong:
         def run(self, frames):
-            boxes, scores = open_detector(exported).run(frames)
-            return boxes + 1, scores
-
-    from convnextpose.errors import ParityError
+            found = open_people_detector(exported).run(frames)
+            return DetectedBoxes(found.boxes + 1, found.scores)
 
     with pytest.raises(ParityError, match="strays"):
-        compare_detector(weights, Wrong(), noise_frames(1)).check()
+        compare_detectors(open_people_detector(weights, "torch"), Wrong(), noise_frames(1, FRAME_SIZE)).check()
     with pytest.raises(ParityError):
         DetectorParity(float("nan"), 0.0).check()
 
@@ -131,24 +148,57 @@ def test_tensorrt_reads_the_graph(exported):
 
 @pytest.mark.parametrize(
     "frames",
-    [np.zeros((1, FRAME_SIZE, FRAME_SIZE, 3), np.float32), np.zeros((1, 256, 256, 3), np.uint8),
-     np.zeros((0, FRAME_SIZE, FRAME_SIZE, 3), np.uint8)],
+    [np.zeros((1, FRAME_SIZE, FRAME_SIZE, 3), np.float32), np.zeros((1, 256, 256, 3), np.uint8)],
 )  # fmt: skip
 def test_other_frames_are_refused(exported, frames):
     with pytest.raises(GeometryError, match="expected frames uint8"):
-        open_detector(exported).run(frames)
+        open_people_detector(exported).run(frames)
 
 
 def test_files_that_are_no_detector_are_refused(tmp_path, exported):
     with pytest.raises(ModelError, match="cannot be read"):
-        open_detector(tmp_path / "none.onnx")
+        open_people_detector(tmp_path / "none.onnx")
     damaged = exported.read_bytes()[:5000]
-    for runtime in DETECTOR_RUNTIMES:
+    for runtime in EXPORTED:
         pytest.importorskip(runtime)
         with pytest.raises(ModelError):
-            open_detector(damaged, runtime)
-    with pytest.raises(RuntimeUnavailableError):
-        open_detector(exported, "torch")
+            open_people_detector(damaged, runtime)
+        with pytest.raises(ModelError, match=r"expected a people detector of a known layout .*received .*crops uint8"):
+            open_people_detector(shipped.load("xs").onnx, runtime)
+    with pytest.raises(RuntimeUnavailableError, match="safetensors"):
+        open_people_detector(exported, "torch")
+
+
+@pytest.mark.parametrize(
+    ("size", "outputs", "message"),
+    [
+        ((None, 96, 64, 3), {}, "square frames"),
+        ((None, 96, None, 3), {}, "square frames"),
+        ((None, 96, 96, 4), {}, "known layout"),
+        ((None, 96, 96, 3), {"scores": (2, 3)}, r"expected boxes \[N, K, 4\] and scores \[N, K\], received \[1, 2, 4\]"),
+        ((None, 96, 96, 3), {"boxes": (5, 2, 4), "scores": (5, 2)}, "from the people detector, received"),
+        ((None, 96, 96, 3), {"value": np.nan}, "finite boxes"),
+    ],
+)
+def test_a_session_that_breaks_the_layout_is_refused_and_closed(size, outputs, message):
+    class Session(LockedSession):
+        closed = 0
+
+        def _infer(self, arrays, count):
+            value = outputs.get("value", 1.0)
+            return {
+                "boxes": np.full(outputs.get("boxes", (count, 2, 4)), value, np.float32),
+                "scores": np.full(outputs.get("scores", (count, 2)), 0.5, np.float32),
+            }
+
+        def _release(self):
+            self.closed += 1
+
+    (frames,), given = people_specs(96, 2)
+    session = Session("it", (replace(frames, shape=size),), given, SessionDescription("it", "1", "CPU", "fp32", 1))
+    with pytest.raises(ModelError, match=message):
+        PeopleDetector(session)
+    assert session.closed == 1
 
 
 def test_weights_that_are_no_detector_s_are_refused(tmp_path):
@@ -165,14 +215,15 @@ def test_weights_that_are_no_detector_s_are_refused(tmp_path):
 
 def test_the_shipped_detector_is_that_of_its_weights():
     pytest.importorskip("torch")
-    compare_detector(START, open_detector(shipped.detector()), noise_frames(2)).check()
+    frames = noise_frames(2, FRAME_SIZE)
+    compare_detectors(open_people_detector(START, "torch"), open_people_detector(shipped.detector()), frames).check()
     card = json.loads((shipped.FOLDER / "detector.json").read_text())
     assert hashlib.sha256(START.read_bytes()).hexdigest() == card["weights_sha256"]
     assert shipped.DETECTOR not in shipped.names()
 
 
 def test_the_shipped_detector_sees_the_demo_clip_s_person():
-    detector = open_detector(shipped.detector())
+    detector = open_people_detector(shipped.detector())
     truth = json.loads(shipped.DEMO_TRUTH.read_text())["frames"]
     with open_source(shipped.DEMO_CLIP) as source:
         frames = [frame for frame in source if frame.index % 50 == 0]

@@ -15,9 +15,10 @@ from convnextpose.crop import decode_bins, normalise
 from convnextpose.errors import OutputExistsError, ParityError, SinkError
 from convnextpose.network import build_network, joint_scores, random_state, soft_argmax
 from convnextpose.variants import Variant
-from engines.export import export, export_bytes
+from engines.export import export
 from engines.folding import contract_network
-from engines.select import open_runtime
+from engines.graph import pose_graph
+from engines.opening import open_pose_model
 
 PX, MM, SCORE = 1e-3, 1e-2, 1e-5
 
@@ -50,13 +51,13 @@ def test_the_graph_equals_the_unfolded_network(variant, joint_count, crops):
     checkpoint = verify_state(random_state(variant, joint_count), source="random")
     expected = truth(checkpoint, crops[:2])
     assert_varied(expected[0])
-    data = export_bytes(checkpoint, name="any")
+    data = pose_graph(checkpoint, name="any")
     assert not any(node.op_type == "BatchNormalization" for node in onnx.load_from_string(data).graph.node)
     for name in ("onnxruntime", "openvino"):
         pytest.importorskip(name)
-        with open_runtime(data, name, threads=1) as runtime:
+        with open_pose_model(data, name, threads=1) as runtime:
             found = runtime.run(crops[:2])
-            assert runtime.model.variant is variant
+            assert runtime.info.variant is variant
         assert_agree((found.joints, found.scores), expected)
 
 

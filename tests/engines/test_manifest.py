@@ -14,15 +14,16 @@ from convnextpose.variants import Variant
 from engines import manifest
 from engines.manifest import BatchRange, EngineDraft, EngineManifest, Machine
 from engines.parity import LIMITS, Differences, JointParity, ParityReport
+from engines.pose import ModelInfo
 from engines.precision import LayerHarm
-from engines.runtime import ModelInfo, RuntimeDescription
+from engines.session import SessionDescription
 
 ENGINE = bytes(range(256)) * 40
 
 
 def parity(name="m"):
     small = Differences(0.01, 0.02, 0.03)
-    described = RuntimeDescription("torch", "2.13.0", "CPU", "fp32", 2)
+    described = SessionDescription("torch", "2.13.0", "CPU", "fp32", 2)
     joints = tuple(JointParity(joint, small, small) for joint in ("Pelvis", "R_Hip"))
     return ParityReport(name, "ab" * 32, described, described, 8, LIMITS["fp16"], small, small, 0.001, joints)
 

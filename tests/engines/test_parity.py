@@ -11,8 +11,8 @@ from convnextpose.checkpoint import verify_state
 from convnextpose.errors import ModelError, ParityError
 from convnextpose.network import random_state
 from convnextpose.variants import Variant
+from engines.opening import open_pose_model
 from engines.parity import FP32_LIMITS, ParityLimits, ParityReport, compare, noise_crops
-from engines.select import open_runtime
 
 JOINT, BINS = 5, 4
 """The joint that the fault is put into, and how many depth bins of 62.5 mm it is off."""
@@ -20,7 +20,7 @@ JOINT, BINS = 5, 4
 
 @pytest.fixture(scope="module")
 def reference(checkpoint):
-    with open_runtime(checkpoint, "torch") as runtime:
+    with open_pose_model(checkpoint, "torch") as runtime:
         yield runtime
 
 
@@ -35,7 +35,7 @@ def faulty(onnx_bytes):
             rows = slice(JOINT * depth, (JOINT + 1) * depth)
             array[rows] = np.roll(array[rows], BINS, axis=0)
             tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
-    with open_runtime(model.SerializeToString()) as runtime:
+    with open_pose_model(model.SerializeToString()) as runtime:
         yield runtime
 
 
@@ -48,7 +48,7 @@ def test_a_runtime_agrees_with_itself(reference, crops):
 
 def test_the_joint_that_strays_is_found(reference, faulty, crops):
     report = compare(reference, faulty, crops)
-    name = reference.model.joint_set.joints[JOINT]
+    name = reference.info.joint_set.joints[JOINT]
     assert not report.passed
     assert report.worst[0].joint == name
     with pytest.raises(ParityError, match=f"worst joints: {name}"):
@@ -80,7 +80,7 @@ def test_every_limit_counts(name, reference, faulty, crops):
 def test_json_round_trip(reference, faulty, crops):
     report = compare(reference, faulty, crops)
     assert ParityReport.from_json(report.to_json()) == report
-    assert json.loads(report.to_json())["joints"][JOINT]["joint"] == reference.model.joint_set.joints[JOINT]
+    assert json.loads(report.to_json())["joints"][JOINT]["joint"] == reference.info.joint_set.joints[JOINT]
     for text in ("", "[]", "{}", '{"px": 1}', json.dumps(asdict(report) | {"limits": {"mean_px": 1}})):
         with pytest.raises(ParityError, match="expected a parity report"):
             ParityReport.from_json(text)
@@ -94,7 +94,7 @@ def test_it_reads_as_one_line(reference, faulty, crops):
 
 def test_two_models_are_not_compared(reference, crops):
     other = verify_state(random_state(Variant.XS, seed=1), source="other")
-    with open_runtime(other, "torch", name="other") as candidate, pytest.raises(ModelError, match="two runtimes of one"):
+    with open_pose_model(other, "torch", name="other") as candidate, pytest.raises(ModelError, match="two models of one"):
         compare(reference, candidate, crops)
 
 

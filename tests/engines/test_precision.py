@@ -13,8 +13,9 @@ from convnextpose.errors import CalibrationError, ExportError, ModelError, Parit
 from convnextpose.network import random_state
 from convnextpose.variants import Variant
 from engines.calibration import hash_crops
-from engines.export import export_bytes
+from engines.graph import layer_name, pose_graph
 from engines.metadata import read_metadata
+from engines.opening import open_pose_model
 from engines.parity import FP32_LIMITS, LIMITS, compare
 from engines.precision import (
     LAST,
@@ -25,8 +26,6 @@ from engines.precision import (
     to_fp16,
     to_int8,
 )
-from engines.runtimes.typed import layer_name
-from engines.select import open_runtime
 from pipeline.calibration import collect_crops
 
 pytest.importorskip("onnxruntime", reason="it quantises")
@@ -81,7 +80,7 @@ def shipped():
 @pytest.fixture(scope="module")
 def people(shipped):
     """Crops of the demo clip: to calibrate on, and others to measure on."""
-    with open_runtime(shipped.onnx, threads=1) as runtime:
+    with open_pose_model(shipped.onnx, threads=1) as runtime:
         found = collect_crops([weights.DEMO_CLIP], runtime, 20).crops
     return found[::2], found[1::2]
 
@@ -98,7 +97,7 @@ def int8(fp32, people):
 
 @pytest.fixture(scope="module")
 def reference(shipped):
-    with open_runtime(verify(shipped.safetensors), "torch", name="xs") as runtime:
+    with open_pose_model(verify(shipped.safetensors), "torch", name="xs") as runtime:
         yield runtime
 
 
@@ -107,7 +106,7 @@ def reference(shipped):
 )
 def test_every_variant_in_fp16(variant, joint_count, people):
     checkpoint = verify_state(random_state(variant, joint_count), source="random")
-    data = to_fp16(export_bytes(checkpoint, name="any", random=True))
+    data = to_fp16(pose_graph(checkpoint, name="any", random=True))
     graph = Graph(data)
     graph.assert_contract()
     assert len(graph.layers) == {Variant.XS: 47}.get(variant, 65)
@@ -115,7 +114,7 @@ def test_every_variant_in_fp16(variant, joint_count, people):
         assert {graph.types[name] for name in (*node.input, *node.output)} == {T.FLOAT16}
     body = [node for node in graph.graph.node if node.op_type in ("Relu", "Resize")]
     assert {graph.types[node.output[0]] for node in body} == {T.FLOAT16}
-    with open_runtime(checkpoint, "torch", name="any") as torch:
+    with open_pose_model(checkpoint, "torch", name="any") as torch:
         report = measure(data, torch, people[1][:2])
         report.check()
         assert report.candidate.precision == "fp16"
@@ -134,8 +133,8 @@ def test_the_proof_itself_is_exact(fp32, reference, people):
 def test_cpu_runtimes_run_typed_graphs(name, precision, fp32, int8, reference, people):
     pytest.importorskip(name)
     data = {"fp32": fp32, "fp16": to_fp16(fp32), "int8": int8}[precision]
-    with open_runtime(data, name, threads=1) as runtime:
-        assert runtime.model.precision == precision
+    with open_pose_model(data, name, threads=1) as runtime:
+        assert runtime.info.precision == precision
         compare(reference, runtime, people[1][:4], LIMITS[precision]).check()
 
 
@@ -223,7 +222,7 @@ def test_a_graph_past_its_limits_names_the_worst_joints(fp32, reference, people)
             array = onnx.numpy_helper.to_array(tensor).copy()
             array[joint * depth : (joint + 1) * depth] = np.roll(array[joint * depth : (joint + 1) * depth], 1, axis=0)
             tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
-    name = reference.model.joint_set.joints[joint]
+    name = reference.info.joint_set.joints[joint]
     with pytest.raises(ParityError, match=f"onnx .fp16. disagrees with torch on 2 crops.*worst joints: {name}"):
         measure(model.SerializeToString(), reference, people[1][:2]).check()
 

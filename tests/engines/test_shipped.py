@@ -9,8 +9,8 @@ from convnextpose.checkpoint import verify
 from convnextpose.crop import Box
 from convnextpose.skeleton import HUMAN36M
 from engines.metadata import read_metadata
+from engines.opening import open_pose_model
 from engines.parity import FP32_LIMITS, compare
-from engines.select import open_runtime
 from pipeline.people import warp_crop
 from pipeline.run import open_model
 from pipeline.sources import open_source
@@ -56,7 +56,7 @@ def test_all_shipped_files_together_are_small():
 
 def test_mirrored_pictures_give_mirrored_poses(crops):
     """A network that learned left from right: the pose of the mirrored picture is the mirrored pose, more or less."""
-    with open_runtime(weights.load("xs").onnx) as runtime:
+    with open_pose_model(weights.load("xs").onnx) as runtime:
         straight = runtime.run(crops).joints[::2]
         mirrored = runtime.run(np.stack([cv2.flip(crop, 1) for crop in crops])).joints[::2]
     distance = np.linalg.norm(HUMAN36M.mirror(mirrored, 256)[..., :2] - straight[..., :2], axis=-1)

@@ -20,12 +20,12 @@ class Counting:
     def times(self):
         return RunTimes(float(self.runs), 0.25, self.runs / 2, 0.25, batches=1, replayed=int(self.runs % 3 != 0))
 
-    def run(self, crops):
+    def run(self, arrays):
         self.runs += 1
-        self.log.append((self.name, len(crops)))
+        self.log.append((self.name, len(arrays["crops"])))
 
 
-def test_runtimes_take_turns_and_the_first_runs_are_not_counted():
+def test_sessions_take_turns_and_the_first_runs_are_not_counted():
     log = []
     slow, fast = measure({"slow": Counting(log, "slow"), "fast": Counting(log, "fast")}, noise_crops(2), rounds=9, warm_up=3)
     assert log == [("slow", 2), ("fast", 2)] * 12
@@ -47,14 +47,14 @@ def test_so_many_of_a_hundred_are_no_longer(times):
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_network_for_the_gpu_computes_what_the_reference_does(precision, checkpoint, crops):
-    """Its preprocessing, its types and its tail; the CPU computes them here as a GPU would."""
+    """Its types and its tail; the CPU computes them here as a GPU would."""
     torch = pytest.importorskip("torch")
-    from engines.runtimes.torch_gpu import GpuNetwork
-    from engines.select import open_runtime
+    from engines.opening import open_pose_model, pose_reference
 
-    with open_runtime(checkpoint, "torch", threads=1) as reference:
+    with open_pose_model(checkpoint, "torch", threads=1) as reference:
         expected = reference.run(crops[:2])
-    joints, scores = GpuNetwork(checkpoint, "cpu", precision)(torch.from_numpy(crops[:2]))
+    with torch.inference_mode():
+        joints, scores = pose_reference(checkpoint, precision).module(torch.from_numpy(crops[:2]))
     assert joints.dtype == scores.dtype == torch.float32
     limits = LIMITS[precision]
     difference = np.abs(joints.numpy() - expected.joints)
@@ -67,9 +67,8 @@ def test_without_a_gpu_it_is_one_sentence(checkpoint):
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU: tests/gpu runs the reference there")
-    from engines.runtime import ModelInfo
-    from engines.runtimes.torch_gpu import TorchGpuRuntime
+    from engines.opening import pose_reference
+    from engines.sessions.torch import TorchGpuSession
 
-    info = ModelInfo("xs", checkpoint.variant, checkpoint.joint_set, checkpoint.sha256)
     with pytest.raises(RuntimeUnavailableError, match=r"torch finds no GPU: torch .* was built (without|for) CUDA"):
-        TorchGpuRuntime(checkpoint, info)
+        TorchGpuSession(pose_reference(checkpoint, "fp16"), "xs", precision="fp16")

@@ -10,22 +10,23 @@ from dataclasses import replace
 import numpy as np
 
 from convnextpose import weights
+from engines.opening import open_pose_model
 from engines.parity import noise_crops
+from engines.pose import PoseModel
 from engines.precision import to_fp16
-from engines.select import open_runtime
+from engines.sessions.tensorrt import TensorRTSession
 from engines.tensorrt.builder import build_engine
 from engines.tensorrt.device import open_device
 from engines.tensorrt.module import load_library
-from engines.tensorrt.runtime import TensorRTRuntime
-from tests.engines.test_tensorrt_runtime import manifest_of
+from tests.engines.test_tensorrt_session import manifest_of
 
 
 def main():
     device, library = open_device(), load_library("tensorrt_rtx")
     gpu, onnx = device.gpu, weights.load("xs").onnx
     print(f"{gpu.name}, compute capability {gpu.compute_capability}, {gpu.driver}, {library.name} {library.version}")
-    with open_runtime(onnx, "onnxruntime") as runtime:
-        expected, model = runtime.run(noise_crops(2)), runtime.model
+    with open_pose_model(onnx, "onnxruntime") as runtime:
+        expected, model = runtime.run(noise_crops(2)), runtime.info
     for capability in library.compute_capabilities:
         try:
             built = build_engine(to_fp16(onnx.read_bytes()), library, capability)
@@ -37,7 +38,8 @@ def main():
                 library_version=library.version,
                 compute_capabilities=(gpu.compute_capability,),
             )
-            with TensorRTRuntime(built.data, manifest, library, device) as engine:
+            session = TensorRTSession(built.data, manifest, library, device)
+            with PoseModel(session, manifest.model) as engine:
                 found = engine.run(noise_crops(2))
             print(
                 f"built for {capability}: runs, largest difference {np.abs(found.joints - expected.joints).max():.3g} px or mm"

@@ -13,12 +13,18 @@ from convnextpose.errors import EngineError
 from convnextpose.variants import Variant
 from engines import manifest as manifests
 from engines.calibration import CalibrationSet
+from engines.opening import open_pose_model
 from engines.parity import LIMITS, compare, noise_crops
-from engines.runtime import PRECISIONS
-from engines.select import open_runtime
-from engines.tensorrt.runtime import CROP_BYTES, open_engine
+from engines.pose import PRECISIONS
+from engines.sessions.tensorrt import open_engine
+from tests.engines.test_tensorrt_session import Opened
 
 CROPS = noise_crops(40, seed=5)
+
+
+def opened(path):
+    session = open_engine(path)
+    return Opened(session, session.manifest.model)
 
 
 def assert_close(found, expected):
@@ -31,7 +37,7 @@ def assert_close(found, expected):
 @pytest.fixture(scope="module")
 def alone(xs_engine):
     """What the engine makes of each crop alone."""
-    with open_engine(xs_engine.path) as runtime:
+    with opened(xs_engine.path) as runtime:
         found = [runtime.run(crop[None]) for crop in CROPS]
     return type(found[0])(np.concatenate([f.joints for f in found]), np.concatenate([f.scores for f in found]))
 
@@ -42,7 +48,7 @@ def test_every_variant_agrees_with_pytorch_in_every_precision(variant, precision
     if precision == "int8" and variant.name.lower() not in weights.names():
         pytest.skip(f"random weights say nothing about INT8, and the package has no weights for {variant.name}")
     built = builds(variant, precision)
-    with open_engine(built.path) as engine, open_runtime(built.checkpoint, "torch") as reference:
+    with opened(built.path) as engine, open_pose_model(built.checkpoint, "torch") as reference:
         report = compare(reference, engine, CalibrationSet.load(weights.CALIBRATION).split().proof, LIMITS[precision])
         record_property("parity", str(report))
         print(report)
@@ -54,14 +60,14 @@ def test_every_variant_agrees_with_pytorch_in_every_precision(variant, precision
 
 
 def test_any_number_of_crops_gives_what_each_crop_gives(xs_engine, alone):
-    with open_engine(xs_engine.path) as runtime:
+    with opened(xs_engine.path) as runtime:
         for count in (1, 2, 3, 8, 9, 17, 40, 1, 8, 8, 40, 40):
             found = runtime.run(CROPS[:count])
             assert_close(found, type(found)(alone.joints[:count], alone.scores[:count]))
 
 
 def test_what_recurs_is_a_graph_with_the_same_results(xs_engine):
-    with open_engine(xs_engine.path) as runtime:
+    with opened(xs_engine.path) as runtime:
         if not runtime.has_graphs:
             pytest.skip(f"{runtime.binding} has no graphs")
         for count in (1, 8):
@@ -70,20 +76,6 @@ def test_what_recurs_is_a_graph_with_the_same_results(xs_engine):
             for found, _ in runs:
                 assert_close(found, runs[0][0])
         assert runtime.times.host_ms > runtime.times.inference_ms > 0
-
-
-@pytest.mark.parametrize("library", ["torch", "cupy"])
-def test_crops_on_the_gpu_need_no_copy(library, xs_engine, alone):
-    module = pytest.importorskip(library)
-    if library == "torch" and not module.cuda.is_available():
-        pytest.skip("torch was built without CUDA")
-    there = module.from_numpy(CROPS).cuda() if library == "torch" else module.asarray(CROPS)
-    with open_engine(xs_engine.path) as runtime:
-        for _ in range(3):
-            assert_close(runtime.run_device(there), alone)
-        askew = there.reshape(-1)[CROP_BYTES // 2 :][: 2 * CROP_BYTES].reshape(2, 256, 256, 3)
-        halves = CROPS.reshape(-1)[CROP_BYTES // 2 :][: 2 * CROP_BYTES].reshape(2, 256, 256, 3)
-        assert_close(runtime.run_device(askew), runtime.run(halves))
 
 
 def test_threads_may_share_a_runtime_and_have_their_own(xs_engine, alone):
@@ -98,7 +90,7 @@ def test_threads_may_share_a_runtime_and_have_their_own(xs_engine, alone):
         except BaseException as error:  # noqa: BLE001
             failures.append(error)
 
-    with open_engine(xs_engine.path) as first, open_engine(xs_engine.path) as second:
+    with opened(xs_engine.path) as first, opened(xs_engine.path) as second:
         threads = [threading.Thread(target=work, args=(index, (first, second)[index % 2])) for index in range(6)]
         for thread in threads:
             thread.start()
@@ -113,7 +105,7 @@ def test_a_thousand_opened_and_closed_leave_the_memory_as_it_was(gpu, xs_engine)
             return gpu.free_bytes()
 
     for index in range(1000):
-        with open_engine(xs_engine.path) as runtime:
+        with opened(xs_engine.path) as runtime:
             runtime.run(CROPS[: 1 + index % 3])
         if index == 10:
             before = free_bytes()
@@ -124,15 +116,15 @@ def test_a_batch_that_is_too_large_for_the_memory_goes_on_smaller(gpu, builds):
     """Most of the GPU's memory is taken, so that the engine's largest batch cannot have what it needs."""
     built, most = builds(most=64), 64
     crops = np.concatenate([CROPS, CROPS])[:most]
-    with open_engine(built.path) as runtime:
+    with opened(built.path) as runtime:
         expected = runtime.run(crops)
         one_set = runtime.memory().held
-    with open_engine(built.path) as runtime, gpu.current():
+    with opened(built.path) as runtime, gpu.current():
         blocks = []
         while (left := gpu.free_bytes() - one_set // 3) > 1 << 20:
             blocks.append(gpu.allocate(left // 2))
         try:
-            with pytest.warns(RuntimeWarning, match="does not suffice for 64 crops at once: going on with"):
+            with pytest.warns(RuntimeWarning, match="does not suffice for 64 items at once: going on with"):
                 found = runtime.run(crops)
             assert runtime.limit < most
             with warnings.catch_warnings():
@@ -159,7 +151,7 @@ def test_an_engine_of_another_machine_is_refused_by_the_field(xs_engine, change,
     with pytest.raises(
         EngineError, match=rf"{field}: .*this machine.*; rebuild the engine on this machine with `convnextpose build"
     ):
-        open_engine(path)
+        opened(path)
 
 
 def test_a_run_and_its_engine(cli, xs_engine, tmp_path):
@@ -196,12 +188,13 @@ def test_pytorch_on_the_gpu_agrees_with_pytorch_on_the_cpu(xs_engine):
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("torch was built without CUDA")
-    from engines.runtime import ModelInfo
-    from engines.runtimes.torch_gpu import TorchGpuRuntime
+    from engines.opening import pose_reference
+    from engines.pose import PoseModel
+    from engines.sessions.torch import TorchGpuSession
 
     checkpoint = xs_engine.checkpoint
-    info = ModelInfo("xs", checkpoint.variant, checkpoint.joint_set, checkpoint.sha256)
-    with TorchGpuRuntime(checkpoint, info) as fast, open_runtime(checkpoint, "torch") as reference:
+    with open_pose_model(checkpoint, "torch") as reference:
+        fast = PoseModel(TorchGpuSession(pose_reference(checkpoint, "fp16"), "xs", precision="fp16"), reference.info)
         for _ in range(2):
             compare(reference, fast, noise_crops(4), LIMITS["fp16"]).check()
 

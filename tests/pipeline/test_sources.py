@@ -5,7 +5,6 @@ import os
 import struct
 import threading
 import wave
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -15,61 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from convnextpose.errors import SourceError
 from pipeline.sources import open_source
-
-RATE = 25
-COUNT = 60
-
-
-def picture(index, width=96, height=64):
-    """A textured picture that differs from frame to frame."""
-    y, x = np.mgrid[0:height, 0:width]
-    noise = np.random.default_rng(index).integers(0, 24, (height, width, 3))
-    return (np.stack([x + 3 * index, 2 * y + index, (x + y) // 2 + 60], -1) % 232 + noise).astype(np.uint8)
-
-
-def write_video(path, codec="libx264", *, times=None, options=None, container_options=None, pictures=None, **muxer):
-    """A video of `picture`s, at `times` in seconds or at 25 frames a second."""
-    pictures = [picture(i) for i in range(COUNT if times is None else len(times))] if pictures is None else pictures
-    pixels = {"mjpeg": "yuvj420p", "gif": "rgb8", "ffv1": "bgr0"}.get(codec, "yuv420p")
-    with av.open(str(path), "w", options=container_options or {}, **muxer) as container:
-        stream = container.add_stream(codec, rate=RATE, options=options or {})
-        stream.height, stream.width = pictures[0].shape[:2]
-        stream.pix_fmt = pixels
-        stream.codec_context.thread_count = 1  # the same bytes on every machine: tests cut and damage them
-        stream.bit_rate = 0 if codec == "libx264" else 2_000_000
-        if times is not None:
-            stream.codec_context.time_base = Fraction(1, 90_000)
-        for index, image in enumerate(pictures):
-            frame = av.VideoFrame.from_ndarray(image, format="bgr24")
-            if times is not None:
-                frame.pts, frame.time_base = round(times[index] * 90_000), Fraction(1, 90_000)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
-
-
-def read(path):
-    """What a source gives and how it ends: (frames, the error or None)."""
-    frames = []
-    with open_source(path) as source:
-        try:
-            frames.extend(source)
-        except SourceError as error:
-            assert list(source) == [], "a source that broke has ended"
-            return frames, error
-    return frames, None
-
-
-def refusal(path):
-    """The one sentence with which a file is refused when it is opened."""
-    with pytest.raises(SourceError) as caught:
-        open_source(path)
-    assert isinstance(caught.value, OSError)
-    message = str(caught.value)
-    assert message and "\n" not in message and len(message) < 400
-    return message
+from pipeline.types import Frame, UnreadableFrame
+from tests.pipeline.media import COUNT, RATE, picture, read, refusal, write_video
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +47,9 @@ def clips(tmp_path_factory):
 @pytest.mark.parametrize("kind", ["mp4", "fragmented", "mkv", "ts", "avi", "mjpeg", "mpg", "gif", "raw"])
 def test_every_container_gives_all_frames_at_their_times(clips, kind):
     with open_source(clips[kind]) as source:
-        assert (source.name, source.width, source.height) == (clips[kind].name, 96, 64)
-        assert source.frame_rate == pytest.approx(RATE)
-        assert source.frame_count in (None, COUNT)
+        assert (source.info.id, source.info.width, source.info.height) == (clips[kind].name, 96, 64)
+        assert source.info.frame_rate == pytest.approx(RATE)
+        assert source.info.frame_count in (None, COUNT)
         frames = list(source)
     assert [f.index for f in frames] == list(range(COUNT))
     assert {f.source_id for f in frames} == {clips[kind].name}
@@ -116,7 +63,7 @@ def test_every_container_gives_all_frames_at_their_times(clips, kind):
 def test_containers_that_count_their_frames_say_how_many(clips):
     for kind in ("mp4", "avi"):
         with open_source(clips[kind]) as source:
-            assert source.frame_count == COUNT
+            assert source.info.frame_count == COUNT
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -170,9 +117,9 @@ def test_rotated_and_mirrored_video_stands_upright(tmp_path, matrix):
     a, b, c, d = matrix
     with open_source(path) as source:
         frames = list(source)
-        assert (source.width, source.height) == ((64, 96) if b else (96, 64))
+        assert (source.info.width, source.info.height) == ((64, 96) if b else (96, 64))
     for frame in frames:
-        assert (frame.width, frame.height) == (source.width, source.height)
+        assert (frame.width, frame.height) == (source.info.width, source.info.height)
         for (x, y), level in levels.items():
             column, row = ((1 + a * x + c * y) // 2, (1 + b * x + d * y) // 2)
             assert abs(int(frame.image[[frame.height // 4, -frame.height // 4][row], :, 1][[20, -20][column]]) - level) < 8
@@ -439,8 +386,8 @@ def test_a_picture_is_one_frame(tmp_path):
     path = tmp_path / "one.PNG"
     path.write_bytes(cv2.imencode(".png", picture(3))[1].tobytes())
     with open_source(str(path)) as source:
-        assert (source.name, source.width, source.height) == ("one.PNG", 96, 64)
-        assert (source.frame_rate, source.frame_count) == (None, 1)
+        assert (source.info.id, source.info.width, source.info.height) == ("one.PNG", 96, 64)
+        assert (source.info.frame_rate, source.info.frame_count) == (None, 1)
         (frame,) = source
     assert np.array_equal(frame.image, picture(3)) and (frame.index, frame.time_s) == (0, 0.0)
 
@@ -466,7 +413,7 @@ def test_a_photograph_stands_upright(tmp_path):
     path = tmp_path / "photo.jpg"
     path.write_bytes(jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:])
     with open_source(path) as source:
-        assert (source.width, source.height) == (64, 96)
+        assert (source.info.width, source.info.height) == (64, 96)
         (frame,) = source
     assert np.abs(frame.image.astype(int) - cv2.rotate(image, cv2.ROTATE_90_CLOCKWISE)).mean() < 6
 
@@ -487,20 +434,44 @@ def folder(tmp_path):
 
 def test_a_folder_gives_its_pictures_in_natural_order(folder):
     with open_source(folder) as source:
-        assert (source.name, source.width, source.height) == ("holiday", 96, 64)
-        assert (source.frame_rate, source.frame_count) == (None, 5)
+        assert (source.info.id, source.info.width, source.info.height) == ("holiday", 96, 64)
+        assert (source.info.frame_rate, source.info.frame_count) == (None, 5)
         frames = list(source)
     assert [f.width for f in frames] == [96, 98, 100, 102, 104]
     assert [f.time_s for f in frames] == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert {f.source_id for f in frames} == {"holiday"}
 
 
-def test_a_damaged_picture_keeps_those_before_it(folder):
-    path = folder / "img9.PNG"
-    path.write_bytes(path.read_bytes()[:200])
-    frames, error = read(folder)
-    assert len(frames) == 2
-    assert "frame 2 of 5" in str(error) and "img9.PNG" in str(error)
+@pytest.mark.parametrize("damaged", [("img9.PNG",), ("img1.png", "img2.jpg"), ("img11.bmp",)])
+def test_a_damaged_picture_fails_alone(folder, damaged):
+    for name in damaged:
+        (folder / name).write_bytes((folder / name).read_bytes()[:60])
+    items, error = read(folder)
+    assert error is None and [item.index for item in items] == [0, 1, 2, 3, 4]
+    names = ["img1.png", "img2.jpg", "img9.PNG", "img10.png", "img11.bmp"]
+    for name, item in zip(names, items, strict=True):
+        assert isinstance(item, UnreadableFrame if name in damaged else Frame)
+        assert item.source_id == "holiday"
+        if name in damaged:
+            assert name in item.reason and "\n" not in item.reason
+        else:
+            assert (item.width, item.time_s) == (96 + 2 * names.index(name), names.index(name))
+    with open_source(folder) as source:
+        assert source.info.width == next(item.width for item in items if isinstance(item, Frame))
+
+
+def test_a_folder_in_which_nothing_can_be_read_is_refused(folder):
+    for path in folder.glob("img*"):
+        path.write_bytes(path.read_bytes()[:20])
+    assert "img1.png" in refusal(folder) and "4 others" in refusal(folder)
+
+
+def test_what_a_folder_leaves_out_is_told(folder):
+    with open_source(folder) as source:
+        assert [note for note in source.info.notes if "1 .txt" in note]
+    (folder / "notes.txt").unlink()
+    with open_source(folder) as source:
+        assert source.info.notes == ()
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path):

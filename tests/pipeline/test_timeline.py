@@ -1,14 +1,11 @@
 """Spans, percentiles and the trace file."""
 
-import json
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convnextpose.errors import OutputExistsError, SinkError
-from pipeline.timeline import STAGES, Span, Timeline, TimingTable, TraceWriter
+from pipeline.timeline import STAGES, Span, Stopwatch, Timeline, TimingTable
 
 durations = st.lists(st.tuples(st.integers(0, 10**8), st.integers(0, 10**8)), min_size=1, max_size=len(STAGES))
 
@@ -18,7 +15,7 @@ def timeline(index, waits_and_works, start=10**12):
     for stage, (wait, work) in zip(STAGES, waits_and_works, strict=False):
         spans.append(Span(stage, now, now + wait, now + wait + work))
         now += wait + work
-    return Timeline(index, tuple(spans))
+    return Timeline("clip.mp4", index, tuple(spans))
 
 
 @given(durations)
@@ -52,38 +49,20 @@ def test_throughput_is_frames_over_the_whole_time():
     assert table.frames_per_second == pytest.approx(10.0)
 
 
+def test_a_stopwatch_times_what_happens_also_if_it_fails():
+    stopwatch = Stopwatch()
+    with stopwatch.span("detect"):
+        pass
+    with pytest.raises(KeyError), stopwatch.span("infer"):
+        raise KeyError
+    with stopwatch.span("write", enter_ns=0, part="mp4"):
+        pass
+    timeline = stopwatch.timeline("clip.mp4", 7)
+    assert [(s.stage, s.part) for s in timeline.spans] == [("detect", ""), ("infer", ""), ("write", "mp4")]
+    first, second, third = timeline.spans
+    assert second.enter_ns == first.end_ns and third.enter_ns == 0 and stopwatch.stage == "write"
+
+
 def test_spans_do_not_run_backwards():
     with pytest.raises(ValueError, match="enter <= start <= end"):
         Span("infer", 5, 4, 6)
-
-
-def test_a_trace_holds_every_span_in_microseconds(tmp_path):
-    lines = [timeline(i, [(1000, 2000)] * len(STAGES)) for i in range(3)]
-    with TraceWriter(tmp_path / "trace.json") as writer:
-        for line in lines:
-            writer.add(line)
-    writer.close()
-    events = json.loads((tmp_path / "trace.json").read_text())
-    names = {e["tid"]: e["args"]["name"] for e in events if e["ph"] == "M"}
-    assert list(names.values()) == list(STAGES)
-    spans = [e for e in events if e["ph"] == "X"]
-    assert len(spans) == 3 * len(STAGES)
-    for event, (index, span) in zip(spans, [(t.index, s) for t in lines for s in t.spans], strict=True):
-        assert names[event["tid"]] == event["name"] == span.stage
-        assert event["args"]["frame"] == index
-        assert (event["ts"], event["dur"]) == (span.start_ns / 1e3, span.work_ns / 1e3)
-
-
-def test_a_trace_is_not_overwritten_unless_allowed(tmp_path):
-    path = tmp_path / "trace.json"
-    path.write_text("precious")
-    with pytest.raises(OutputExistsError, match="--overwrite"):
-        TraceWriter(path)
-    assert path.read_text() == "precious"
-    TraceWriter(path, overwrite=True).close()
-    assert path.read_text() == "precious", "nothing is touched before the first frame"
-    with TraceWriter(path, overwrite=True) as writer:
-        writer.add(timeline(0, [(1, 1)]))
-    assert json.loads(path.read_text())
-    with pytest.raises(SinkError, match="cannot"):
-        TraceWriter(path / "trace.json")

@@ -21,7 +21,7 @@ from engines import manifest
 from engines.build import BuildRequest
 from engines.calibration import CalibrationSet
 from engines.manifest import BatchRange
-from engines.runtime import PRECISIONS
+from engines.pose import PRECISIONS
 from engines.targets import TARGETS
 from engines.tensorrt.builder import BuildOptions
 from tools.main import main

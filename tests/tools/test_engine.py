@@ -9,14 +9,14 @@ import pytest
 
 from convnextpose import weights
 from engines import manifest as manifests
-from engines.runtimes.torch_gpu import TorchGpuRuntime
-from engines.tensorrt import runtime as tensorrt_runtime
+from engines.sessions import tensorrt as tensorrt_session
+from engines.sessions.base import LockedSession
 from engines.tensorrt.device import NO_DRIVER, NO_GPU
 from engines.tensorrt.device_cuda import CudaDevice
 from engines.tensorrt.module import Library
 from engines.timing import RunTimes
 from tests.engines.memory_gpu import Driver, engine_bytes, predict, tensorrt_module
-from tests.engines.test_tensorrt_runtime import manifest_of
+from tests.engines.test_tensorrt_session import manifest_of
 
 
 @pytest.fixture
@@ -38,8 +38,8 @@ def gpu(monkeypatch):
     """A GPU in memory with TensorRT 10 on it."""
     driver = Driver()
     module = tensorrt_module(driver)
-    monkeypatch.setattr(tensorrt_runtime, "load_library", lambda name: Library("tensorrt", module.__version__, module))
-    monkeypatch.setattr(tensorrt_runtime, "open_device", lambda binding: CudaDevice(driver, "cuda-python in memory"))
+    monkeypatch.setattr(tensorrt_session, "load_library", lambda name: Library("tensorrt", module.__version__, module))
+    monkeypatch.setattr(tensorrt_session, "open_device", lambda binding: CudaDevice(driver, "cuda-python in memory"))
     return driver
 
 
@@ -93,7 +93,7 @@ def test_a_run_with_an_engine_where_no_gpu_is_ends_in_one_sentence(cli, engine, 
 
 def test_a_run_with_an_engine_gives_poses(cli, engine, gpu, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", tensorrt_module(gpu))
-    monkeypatch.setattr("engines.select._found", lambda name: True)
+    monkeypatch.setattr("engines.sessions.registry._found", lambda name: True)
     boxes, picture = tmp_path / "boxes.csv", tmp_path / "person.png"
     boxes.write_text("frame,x,y,width,height\n0,100,100,200,300\n0,120,100,200,300\n")
     cv2.imwrite(str(picture), cv2.VideoCapture(str(weights.DEMO_CLIP)).read()[1])
@@ -125,7 +125,7 @@ def test_an_engine_and_something_else_is_wrong_use(cli, arguments, message, tmp_
 
 @pytest.mark.parametrize("arguments", [("--runtime", "openvino"), ("--threads", "2")])
 def test_what_an_engine_does_not_do_is_refused(cli, engine, gpu, arguments, tmp_path, monkeypatch):
-    monkeypatch.setattr("engines.select._found", lambda name: True)
+    monkeypatch.setattr("engines.sessions.registry._found", lambda name: True)
     code, _, error = cli("run", weights.DEMO_CLIP, "--out", tmp_path / "out", "--engine", engine, *arguments)
     assert code == 1
     assert "engine" in error
@@ -154,20 +154,20 @@ def test_bench_engine_puts_the_reference_beside_it(cli, engine, gpu, tmp_path, m
     """The reference's place is taken by something that needs no GPU; what is asked is that both stand in one table."""
     pytest.importorskip("torch")
 
-    class Stand(TorchGpuRuntime):
-        def __init__(self, checkpoint, model):
-            assert checkpoint.sha256 == model.checkpoint_sha256
-            super(TorchGpuRuntime, self).__init__(model, manifests.read(engine).graph_parity.reference)
+    class Stand(LockedSession):
+        def __init__(self, network, name, *, precision):
+            assert precision == "fp16"
+            super().__init__(name, network.inputs, network.outputs, manifests.read(engine).graph_parity.reference)
 
         times = RunTimes(2.0, 0.5, 1.0, 0.5, 1, 1)
 
-        def _infer(self, crops):
-            return predict(crops)
+        def _infer(self, arrays, count):
+            return dict(zip(("joints", "scores"), predict(arrays["crops"]), strict=True))
 
         def _release(self):
             pass
 
-    monkeypatch.setattr("tools.bench_engine.TorchGpuRuntime", Stand)
+    monkeypatch.setattr("tools.bench_engine.TorchGpuSession", Stand)
     out = tmp_path / "bench.json"
     code, text, _ = cli("bench-engine", engine, "--batches", "1,3", "--rounds", 2, "--warm-up", 2, "--json", out)
     assert code == 0

@@ -9,8 +9,8 @@ pytest.importorskip("onnx", reason="exporting needs onnx")
 
 from convnextpose.network import random_state  # noqa: E402
 from convnextpose.variants import Variant  # noqa: E402
+from engines.opening import open_pose_model  # noqa: E402
 from engines.parity import noise_crops  # noqa: E402
-from engines.select import open_runtime  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +30,9 @@ def test_it_writes_a_file_that_runs_and_says_what_it_wrote(cli, checkpoint, tmp_
     assert "nodes" in text
     assert hashlib.sha256(out.read_bytes()).hexdigest() in text
     assert "agrees with torch" in text
-    with open_runtime(out) as runtime:
-        assert runtime.model.name == "my model"
-        assert runtime.model.checkpoint_sha256 == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    with open_pose_model(out) as runtime:
+        assert runtime.info.name == "my model"
+        assert runtime.info.checkpoint_sha256 == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
         assert runtime.run(noise_crops(1)).joints.shape == (1, 18, 3)
 
 

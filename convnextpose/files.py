@@ -1,0 +1,249 @@
+"""Files: read up to a bound, and written whole or not at all; names and JSON that come out of foreign files.
+
+Nothing that a file says is believed before it was looked at: a size may be a lie, a name may lead elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import stat
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO
+
+from convnextpose.errors import OutputExistsError, PoseError, SinkError
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+MAX_JSON_BYTES = 1024**2
+"""The longest JSON text that is parsed: a manifest has 10 kB, the header of the largest variant's tensors 26 kB."""
+
+MAX_NAME_BYTES = 255
+"""The longest name of a file that common file systems take."""
+
+_PARTIAL = ".convnextpose-{}.part"
+
+
+class LimitError(ValueError):
+    """A file is sound and asks for what this project does not do: more memory, for example. The message is a whole sentence."""
+
+
+def show(name: object) -> str:
+    """A name out of a file that nobody vouches for, short and without control characters."""
+    text = name if isinstance(name, str) and name.isprintable() else ascii(name)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def size_text(count: int) -> str:
+    """A number of bytes for people: `1.1 GB`, `4.2 MB`, `17 kB`."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{-(-count // 1000)} kB"
+
+
+# Reading
+
+
+def read_file(path: Path, limit: int, error: type[PoseError], what: str) -> bytes:
+    """The bytes of an ordinary file.
+
+    Args:
+        path: the file.
+        limit: the most bytes that it may have; looked at before anything is read.
+        error: what to raise.
+        what: what is expected there, for messages: `an engine`.
+
+    Raises:
+        error: it is missing, a folder, a device or a pipe, too large, or cannot be read.
+    """
+    try:
+        # Looked at before it is opened, as opening a device may do something; and again after it, as it may have changed.
+        _check_ordinary(path.stat(), path, limit, error, what)
+        with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
+            found = os.fstat(file.fileno())
+            _check_ordinary(found, path, limit, error, what)
+            data = file.read(found.st_size + 1)  # as much memory is taken as is asked for, whatever the file has
+    except (FileNotFoundError, NotADirectoryError, ValueError) as cause:  # ValueError: a zero byte in the path
+        if isinstance(cause, error):
+            raise
+        raise error(f"expected {what} at {show(str(path))}, but there is no such file") from None
+    except OSError as cause:
+        if isinstance(cause, error):
+            raise
+        raise error(f"expected {what} at {path}, but it cannot be read: {cause.strerror or cause}") from cause
+    if len(data) > found.st_size:
+        raise error(f"expected {what} at {path} to be whole, but it grew while it was read: read it again")
+    return data
+
+
+def _check_ordinary(found: os.stat_result, path: Path, limit: int, error: type[PoseError], what: str) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise error(f"expected {what}, received the folder {path}")
+    if not stat.S_ISREG(found.st_mode):
+        raise error(f"expected {what}, received {path}, which is a device, a pipe or a socket: give an ordinary file")
+    if found.st_size > limit:
+        raise error(f"expected {what} of at most {size_text(limit)}, received {path} of {size_text(found.st_size)}")
+
+
+def parse_json(text: bytes | str) -> Any:  # noqa: ANN401 (JSON's types)
+    """What a JSON text holds.
+
+    Raises:
+        ValueError: it is no JSON in UTF-8, is too long or too deeply nested, or has NaN or infinity in it.
+    """
+    if len(text) > MAX_JSON_BYTES:
+        raise LimitError(f"expected at most {size_text(MAX_JSON_BYTES)} of JSON, received {size_text(len(text))}")
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except RecursionError:
+        raise ValueError("expected JSON, received lists or objects too deep inside each other") from None
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"expected finite numbers in JSON, received {name}")
+
+
+# Writing
+
+
+def child(folder: Path, name: str) -> Path:
+    """The file of a name directly in a folder, where the name comes from elsewhere.
+
+    Raises:
+        ValueError: the name is empty, has control characters, is too long, or leads out of the folder.
+    """
+    path = folder / name
+    if not name or not name.isprintable() or name in (".", "..") or path.name != name or path.parent != folder:
+        raise ValueError(f"expected a name that a file can have in {folder}, received {show(name)!r}: rename the model")
+    if len(os.fsencode(name)) > MAX_NAME_BYTES:
+        raise ValueError(f"expected a file's name of at most {MAX_NAME_BYTES} bytes, received {show(name)!r}: shorten it")
+    return path
+
+
+def check_place(out: Path, *, overwrite: bool) -> None:
+    """Refuse early what `write_files` would refuse: before the work whose result goes there.
+
+    Raises:
+        OutputExistsError: something is there and may not be replaced.
+        SinkError: it is not a place for a file.
+    """
+    try:
+        found = out.lstat()
+    except FileNotFoundError:
+        found = None
+    except (OSError, ValueError) as error:
+        raise SinkError(f"cannot write {show(str(out))}: {getattr(error, 'strerror', None) or error}") from error
+    if found is not None and stat.S_ISDIR(found.st_mode):
+        raise SinkError(f"expected a file in a folder that exists, received the folder {out}")
+    if found is not None and not overwrite:
+        raise OutputExistsError(f"{out} exists; allow replacing it with --overwrite, or name another file")
+    if found is not None and not stat.S_ISREG(found.st_mode) and not stat.S_ISLNK(found.st_mode):
+        raise SinkError(f"expected an ordinary file to replace, received {out}, which is a device, a pipe or a socket")
+    if not out.name or not out.parent.is_dir():
+        raise SinkError(f"expected a file in a folder that exists, received {out}")
+
+
+def write_file(out: Path, data: bytes, *, overwrite: bool = False) -> None:
+    """Write one file, as `write_files` does."""
+    write_files({out: data}, (out,) if overwrite else ())
+
+
+def write_files(contents: Mapping[Path, bytes], replacing: Collection[Path] = ()) -> None:
+    """Write files whole or not at all: beside their places first, then each is put in place in one step.
+
+    One that is not in `replacing` never takes the place of another file, not even of one that appears meanwhile. What killed
+    processes left beside their places is removed.
+
+    Args:
+        contents: the bytes of each file; put in place in this order.
+        replacing: those that may replace what is there.
+
+    Raises:
+        OutputExistsError: a file is there and may not be replaced; none was written.
+        SinkError: a file cannot be written; none is left half.
+    """
+    for out in contents:
+        check_place(out, overwrite=out in replacing)
+    placed: list[Path] = []
+    try:
+        with ExitStack() as opened:
+            partials = {}
+            for out, data in contents.items():
+                _remove_leftovers(out.parent)
+                partials[out] = partial, file = opened.enter_context(_partial_file(out.parent))
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                if fcntl is None:
+                    file.close()  # Windows moves no open file
+            for out, (partial, _) in partials.items():
+                if out in replacing:
+                    partial.replace(out)
+                else:
+                    _put_in_free_place(partial, out)
+                    placed.append(out)
+            placed.clear()
+    except FileExistsError as error:
+        raise OutputExistsError(
+            f"{error.filename2 or error.filename} appeared meanwhile; allow replacing it with --overwrite, or name another file"
+        ) from error
+    except OSError as error:
+        raise SinkError(f"cannot write {', '.join(map(str, contents))}: {error.strerror or error}") from error
+    finally:
+        for out in placed:  # of several files all are there or none
+            out.unlink(missing_ok=True)
+
+
+@contextmanager
+def _partial_file(folder: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """A new file in a folder, locked while it is written: one that nobody has locked was left by a process that died."""
+    while True:
+        partial = folder / _PARTIAL.format(secrets.token_hex(8))
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        file = os.fdopen(os.open(partial, flags, 0o666), "wb")
+        if fcntl is not None:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file.fileno()).st_nlink == 0:  # taken for a leftover between its creation and its lock
+                file.close()
+                continue
+        break
+    try:
+        with file:
+            yield partial, file
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    if fcntl is None:
+        return
+    for partial in folder.glob(_PARTIAL.format("*")):
+        with suppress(OSError), partial.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            partial.unlink()
+
+
+def _put_in_free_place(partial: Path, out: Path) -> None:
+    """Give a file its name if no file has it; in one step, so that one that appears meanwhile stays."""
+    try:
+        os.link(partial, out)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: the place is taken by an empty file first
+        os.close(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        partial.replace(out)
+
+
+def put_in_place(data: bytes, out: Path) -> None:
+    """Write a file in place of whatever is there."""
+    write_file(out, data, overwrite=True)

@@ -1,0 +1,180 @@
+"""Networks as ONNX graphs in memory: the contract's inputs and outputs, batch norms folded, nothing foreign in the file.
+
+The graphs here are not compared with anything: `engines.export` does that before a file is put in place.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convnextpose.errors import ExportError, install_command
+from engines.metadata import write_metadata
+from engines.people import people_specs
+from engines.pose import CROPS, ModelInfo, predicts
+from engines.session import ArraySpec
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from convnextpose.checkpoint import VerifiedCheckpoint
+
+OPSET = 18
+IR_VERSION = 8
+"""The oldest file format that holds opset 18: older runtimes refuse newer ones."""
+
+
+def pose_graph(checkpoint: VerifiedCheckpoint, *, name: str, random: bool = False) -> bytes:
+    """The ONNX file of a verified checkpoint: the same bytes each time.
+
+    Args:
+        checkpoint: the model.
+        name: what people call it.
+        random: whether its weights are random numbers.
+
+    Raises:
+        ExportError: torch, onnx or onnxscript is missing, or they could not export it.
+    """
+    info = ModelInfo(name, checkpoint.variant, checkpoint.joint_set, checkpoint.sha256, random)
+    with _exporter("a checkpoint"):
+        from engines.folding import contract_network
+
+        network = contract_network(checkpoint)
+    return _graph(network, (CROPS,), predicts(len(checkpoint.joint_set)), write_metadata(info))
+
+
+def people_graph(weights: Path) -> bytes:
+    """The ONNX file of a people detector's safetensors file: the same bytes each time.
+
+    Raises:
+        CheckpointError: the weights are not a detector's.
+        ExportError: torch, onnx or onnxscript is missing, or they could not export it.
+    """
+    with _exporter("a people detector"):
+        from convnextpose.detector import CANDIDATES, FRAME_SIZE, build_detector
+        from engines.folding import contract_detector
+
+        network = contract_detector(build_detector(weights))
+    return _graph(network, *people_specs(FRAME_SIZE, CANDIDATES), {"convnextpose.detector": "1"})
+
+
+def layer_name(weight: str) -> str:
+    """A convolution's name, as checkpoints have it, from the name of its weight in an exported graph."""
+    return weight.removeprefix("network.").partition(".weight")[0]
+
+
+@contextmanager
+def _exporter(what: str) -> Iterator[None]:
+    """Find the libraries that export.
+
+    Raises:
+        ExportError: one is missing.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401 - torch's exporter needs it and says so less clearly
+        import torch  # noqa: F401
+
+        yield
+    except ImportError as error:
+        raise ExportError(f"exporting {what} needs torch, onnx and onnxscript: {error}; {install_command('build')}") from error
+
+
+def _graph(network: nn.Module, inputs: Sequence[ArraySpec], outputs: Sequence[ArraySpec], metadata: dict[str, str]) -> bytes:
+    """The ONNX file of a network of any batch size, checked, without the exporter's notes for debugging.
+
+    Args:
+        network: in evaluation mode.
+        inputs, outputs: what it takes and gives.
+        metadata: what the file says about itself.
+
+    Raises:
+        ExportError: torch could not export it.
+    """
+    import onnx
+    import torch
+
+    try:
+        with _quiet_exporter():
+            program = torch.onnx.export(
+                network,
+                tuple(_example(spec) for spec in inputs),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[spec.name for spec in inputs],
+                output_names=[spec.name for spec in outputs],
+                dynamic_shapes=tuple({0: torch.export.Dim("N")} for _ in inputs),
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise ExportError(f"torch {torch.__version__} could not export the network: {error.__cause__ or error}") from error
+    if program is None:
+        raise ExportError(f"expected a model from the ONNX exporter of torch {torch.__version__}, received none")
+    model = program.model_proto
+    _strip(model)
+    model.ir_version = IR_VERSION
+    onnx.helper.set_model_props(model, metadata)
+    _check(model, [*inputs, *outputs])
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
+def _example(spec: ArraySpec) -> Tensor:
+    """Two items: torch.export takes a dimension of one for a constant."""
+    import torch
+
+    return torch.zeros([2 if length is None else length for length in spec.shape], dtype=getattr(torch, spec.dtype))
+
+
+def _strip(model: Any) -> None:  # noqa: ANN401 - onnx has no types
+    """Remove what the exporter notes for debugging: stack traces, which hold this machine's paths, and inner shapes."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+    graph.ClearField("value_info")
+
+
+def _check(model: Any, expected: list[ArraySpec]) -> None:  # noqa: ANN401
+    """Refuse a graph that is not valid ONNX, has a batch norm left, or other inputs or outputs than it should have."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the exported graph is not valid ONNX: {error}") from error
+    if left := [node.name for node in model.graph.node if node.op_type == "BatchNormalization"]:
+        raise ExportError(f"expected every batch norm to be folded, found {', '.join(left)}")
+    found = specs_of((*model.graph.input, *model.graph.output))
+    if found != tuple(expected):
+        raise ExportError(f"expected {', '.join(map(str, expected))}, the exporter made {', '.join(map(str, found))}")
+
+
+def specs_of(values: Iterable[Any]) -> tuple[ArraySpec, ...]:
+    """The specs of an ONNX graph's inputs or outputs."""
+    import onnx
+
+    specs = []
+    for value in values:
+        tensor = value.type.tensor_type
+        shape = tuple(length.dim_value if length.HasField("dim_value") else None for length in tensor.shape.dim)
+        specs.append(ArraySpec(value.name, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name, shape))
+    return tuple(specs)
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Keep the exporter's remarks about itself from the user: what matters is checked afterwards."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,233 @@
+"""From a file to a model that runs: which runtime, which precision, and the face of the network that it is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from convnextpose import weights
+from convnextpose.errors import ModelError, RuntimeUnavailableError
+from engines.batcher import Batcher
+from engines.graph import pose_graph
+from engines.manifest import is_engine
+from engines.metadata import read_metadata
+from engines.parity import LIMITS
+from engines.people import PeopleDetector, people_specs
+from engines.pose import CROPS, ModelInfo, PoseModel, predicts
+from engines.session import Session
+from engines.sessions.openvino import cpu_precisions
+from engines.sessions.registry import CHECKPOINT, ENGINE, RUNTIMES, Choice, Runtime, choose_runtime, loading
+from engines.sessions.tensorrt import TensorRTSession
+from engines.sessions.torch import TorchNetwork
+
+if TYPE_CHECKING:
+    from convnextpose.checkpoint import VerifiedCheckpoint
+
+CPU_PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+"""What a network may compute in on a CPU; which of them are there depends on the CPU and the model."""
+
+
+def open_pose_model(
+    model: Path | bytes | VerifiedCheckpoint,
+    runtime: str = "auto",
+    *,
+    precision: str = "auto",
+    threads: int | None = None,
+    name: str | None = None,
+    random: bool = False,
+    max_batch: int | None = None,
+) -> PoseModel:
+    """Open a pose model. It has run one crop when this returns, so that the next is as fast as any.
+
+    Args:
+        model: an exported ONNX file or its bytes; an engine, named `.engine`, with its manifest beside it; or a verified
+            checkpoint, which is exported in memory unless the runtime is torch.
+        runtime: as for `choose_runtime`.
+        precision: as for `choose_precision`.
+        threads: how many threads it computes on; None leaves that to the library. An engine has none.
+        name: what people call the model; None keeps an exported model's name, and calls a checkpoint by its variant.
+        random: whether a checkpoint's weights are random numbers; an exported model says so itself.
+        max_batch: with a number, what several threads ask for at the same time is run in shared batches of up to that many
+            crops; None runs one call after the other.
+
+    Raises:
+        RuntimeUnavailableError: the runtime is not installed, or cannot run such a model, precision or number of threads.
+        ModelError: the file is not a whole model that this project exported; EngineError: the engine does not fit this machine.
+        ExportError: the checkpoint could not be exported.
+    """
+    chosen = _choose(model, runtime, threads)
+    with loading(chosen):
+        if chosen.runs == ENGINE:
+            assert isinstance(model, Path)
+            called = f"model {name or model.name}"
+            session: Session = chosen.open(model, called, threads=threads, precision=precision)
+            assert isinstance(session, TensorRTSession)
+            info = session.manifest.model if name is None else replace(session.manifest.model, name=name)
+        elif chosen.runs == CHECKPOINT:
+            if isinstance(model, (Path, bytes)):
+                raise RuntimeUnavailableError(
+                    f"the runtime {chosen.name} runs checkpoints, received an exported model; give it the checkpoint, or "
+                    "choose openvino or onnxruntime"
+                )
+            info = ModelInfo(name or model.variant.name.lower(), model.variant, model.joint_set, model.sha256, random)
+            what = choose_precision(precision, chosen.name, info).name
+            session = chosen.open(pose_reference(model), f"model {info.name}", threads=threads, precision=what)
+        else:
+            onnx, info = _exported(model, name, random=random)
+            what = choose_precision(precision, chosen.name, info).name
+            if what == "int8" and info.precision != "int8":
+                onnx, info = _shipped_int8(info)
+            # An INT8 graph says itself which of its layers are: the precision is that of the others.
+            rest = "fp32" if what == "int8" else what
+            session = chosen.open(onnx, f"model {info.name}", threads=threads, precision=rest)
+    return PoseModel(session if max_batch is None else Batcher(session, max_batch), info)
+
+
+def open_people_detector(
+    model: Path | bytes, runtime: str = "auto", *, threads: int | None = None, max_batch: int | None = None
+) -> PeopleDetector:
+    """Open a people detector, in FP32 on a CPU. It has run one frame when this returns.
+
+    Args:
+        model: an exported ONNX file or its bytes; an engine, named `.engine`, with its manifest beside it; or for torch a
+            safetensors file.
+        runtime: as for `choose_runtime`.
+        threads: how many threads it computes on; None leaves that to the library.
+        max_batch: as for `open_pose_model`, frames in place of crops.
+
+    Raises:
+        ModelError: the file cannot be read, or is no detector.
+        CheckpointError: a safetensors file is not that of a detector.
+        RuntimeUnavailableError: the runtime is not installed, or runs no such file.
+    """
+    chosen = _choose(model, runtime, threads)
+    called = "the people detector"
+    with loading(chosen):
+        if chosen.runs == ENGINE:
+            session: Session = chosen.open(model, called, threads=threads, precision="auto")
+        elif chosen.runs == CHECKPOINT:
+            if isinstance(model, bytes) or model.suffix != ".safetensors":
+                raise RuntimeUnavailableError(
+                    f"the runtime {chosen.name} runs a people detector's safetensors file, received an exported one; choose "
+                    "openvino or onnxruntime for it"
+                )
+            session = chosen.open(_people_reference(model), called, threads=threads, precision="fp32")
+        else:
+            onnx = model if isinstance(model, bytes) else _read(model, "a people detector")
+            session = chosen.open(onnx, called, threads=threads, precision="fp32")
+    return PeopleDetector(session if max_batch is None else Batcher(session, max_batch))
+
+
+def choose_precision(precision: str, runtime: str, info: ModelInfo) -> Choice:
+    """Choose what a model's convolutions compute in.
+
+    Args:
+        precision: one of CPU_PRECISIONS, or `auto`: an engine's or a graph's own; otherwise `bf16` in OpenVINO where the CPU
+            computes it natively and the model is one of the package's, proven within the limits of `engines.parity` in it; else
+            `fp32`. `int8` needs a graph with it: an INT8 model, or one of the package's that has such a graph beside it.
+        runtime: what runs the model, by name.
+        info: the model.
+
+    Raises:
+        RuntimeUnavailableError: the runtime or the CPU does not have the precision.
+        ModelError: the model has no INT8 graph.
+    """
+    if precision not in ("auto", *CPU_PRECISIONS):
+        raise RuntimeUnavailableError(f"expected precision auto, {', '.join(CPU_PRECISIONS)}, received {precision!r}")
+    if info.precision == "int8" or RUNTIMES[runtime].runs == ENGINE:
+        if precision not in ("auto", info.precision):
+            raise RuntimeUnavailableError(
+                f"expected precision auto or {info.precision}, which model {info.name} was made in, received {precision!r}"
+            )
+        return Choice(info.precision, "the model was made in it")
+    if precision != "auto":
+        if precision == "int8" and runtime == "openvino":
+            _shipped_int8(info)
+        elif precision != "fp32":
+            able = cpu_precisions() if runtime == "openvino" else ["fp32"]
+            if precision not in able:
+                elsewhere = "" if runtime == "openvino" else "; openvino has others"
+                raise RuntimeUnavailableError(
+                    f"expected a precision that {runtime} has on this CPU ({', '.join(able)}), received "
+                    f"{precision!r}{elsewhere}"
+                )
+        return Choice(precision, "it was asked for")
+    if runtime != "openvino":
+        return Choice("fp32", f"{runtime} computes in no other here")
+    if "bf16" not in cpu_precisions():
+        return Choice("fp32", "this CPU does not compute BF16 natively")
+    shipped = weights.by_checkpoint(info.checkpoint_sha256)
+    measured = None if shipped is None else shipped.deviations.get("bf16")
+    if measured is None:
+        return Choice("fp32", f"model {info.name} was not proven in BF16; --precision bf16 takes it all the same")
+    strays = f"strays by {measured.mean_px:.2g} px and {measured.mean_mm:.2g} mm on average in BF16"
+    if not LIMITS["bf16"].hold(measured):
+        return Choice("fp32", f"model {info.name} {strays}, past the limits")
+    return Choice("bf16", f"this CPU computes it natively and model {info.name} {strays}")
+
+
+def pose_reference(checkpoint: VerifiedCheckpoint, precision: str = "fp32") -> TorchNetwork:
+    """A checkpoint as the authors define it, nothing folded, with the contract's inputs and outputs.
+
+    Args:
+        checkpoint: the model.
+        precision: `fp32` or `fp16`: what it computes in up to its logits.
+    """
+    import torch
+
+    from convnextpose.network import PoseReference, build_network
+
+    types = {"fp32": torch.float32, "fp16": torch.float16}
+    if precision not in types:
+        raise RuntimeUnavailableError(f"expected precision {' or '.join(types)} for PyTorch, received {precision!r}")
+    network = build_network(checkpoint).to(types[precision])
+    return TorchNetwork(PoseReference(network).eval(), (CROPS,), predicts(len(checkpoint.joint_set)))
+
+
+def _people_reference(path: Path) -> TorchNetwork:
+    from convnextpose.detector import CANDIDATES, FRAME_SIZE, DetectorReference, build_detector
+
+    return TorchNetwork(DetectorReference(build_detector(path)).eval(), *people_specs(FRAME_SIZE, CANDIDATES))
+
+
+def _choose(model: object, runtime: str, threads: int | None) -> Runtime:
+    chosen = RUNTIMES[choose_runtime(runtime, engine=is_engine(model)).name]
+    if threads is not None and threads < 1:
+        raise RuntimeUnavailableError(f"expected 1 thread or more, received {threads}")
+    return chosen
+
+
+def _exported(model: Path | bytes | VerifiedCheckpoint, name: str | None, *, random: bool) -> tuple[bytes, ModelInfo]:
+    """An ONNX file and what it says about itself."""
+    if isinstance(model, bytes):
+        return model, read_metadata(model, "the model in memory", name)
+    if isinstance(model, Path):
+        onnx = _read(model, "an ONNX model")
+        return onnx, read_metadata(onnx, str(model), name)
+    onnx = pose_graph(model, name=name or model.variant.name.lower(), random=random)
+    return onnx, read_metadata(onnx, model.source, name)
+
+
+def _shipped_int8(info: ModelInfo) -> tuple[bytes, ModelInfo]:
+    """The INT8 graph that the package has of a model, under the model's name.
+
+    Raises:
+        ModelError: it has none.
+    """
+    shipped = weights.by_checkpoint(info.checkpoint_sha256)
+    if shipped is None or shipped.int8 is None:
+        able = [name for name in weights.names() if weights.load(name).int8 is not None]
+        raise ModelError(
+            f"expected a model with an INT8 graph (of the package's: {', '.join(able) or 'none'}), received {info.name}, which "
+            "has none; take another precision"
+        )
+    onnx = shipped.int8.read_bytes()
+    return onnx, read_metadata(onnx, str(shipped.int8), info.name)
+
+
+def _read(path: Path, what: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"expected {what} at {path}, but it cannot be read: {error.strerror}") from error

@@ -1,0 +1,172 @@
+"""The pose network's contract, and its face over any session: crops in, joints and scores out.
+
+Every exported pose network has one contract: input `crops` uint8 [N, 256, 256, 3] in OpenCV's BGR order; outputs `joints`
+float32 [N, J, 3] = (x px in the crop, y px in the crop, z mm relative to the pelvis) and `scores` float32 [N, J] in 0..1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnextpose.errors import GeometryError, ModelError
+from convnextpose.skeleton import JointSet
+from convnextpose.variants import INPUT_SIZE, Variant
+from engines.session import ArraySpec, Session, SessionDescription
+
+PRECISIONS = ("fp32", "fp16", "int8")
+"""The precisions that an exported model comes in."""
+
+CROPS = ArraySpec("crops", "uint8", (None, INPUT_SIZE, INPUT_SIZE, 3))
+"""What a pose network takes: crops in BGR order."""
+
+
+def predicts(joint_count: int) -> tuple[ArraySpec, ArraySpec]:
+    """What a pose network gives."""
+    return ArraySpec("joints", "float32", (None, joint_count, 3)), ArraySpec("scores", "float32", (None, joint_count))
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Which model it is.
+
+    Attributes:
+        name: what people call it: `xs` for the package's default weights, otherwise a file's name.
+        variant: XS, S, M or L.
+        joint_set: order and names of its joints.
+        checkpoint_sha256: hash of the checkpoint that it was made from, hexadecimal.
+        random: whether its weights are random numbers, so that its poses mean nothing.
+        precision: the types that its graph asks for: `fp32`, `fp16`, or `int8` (the rest of it in FP16).
+        calibration_sha256: hash of the crops that an INT8 graph was calibrated on, None for the others.
+    """
+
+    name: str
+    variant: Variant
+    joint_set: JointSet
+    checkpoint_sha256: str
+    random: bool = False
+    precision: str = "fp32"
+    calibration_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a pose network gives for N crops.
+
+    Attributes:
+        joints: float32 [N, J, 3]: x px and y px in the crop, z mm relative to the pelvis.
+        scores: float32 [N, J], 0..1.
+    """
+
+    joints: NDArray[np.float32]
+    scores: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        """Check that the shapes fit each other."""
+        if self.joints.ndim != 3 or self.joints.shape[2] != 3 or self.scores.shape != self.joints.shape[:2]:
+            raise GeometryError(
+                f"expected joints [N, J, 3] and scores [N, J], received {self.joints.shape} and {self.scores.shape}"
+            )
+
+
+class PosePredictor(Protocol):
+    """Something that has predictions for crops: a `PoseModel`, or a record of what one predicted."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """The model."""
+        ...
+
+    def run(self, crops: NDArray[np.uint8]) -> Predictions:
+        """Crops [N, 256, 256, 3] uint8 BGR to predictions."""
+        ...
+
+    def describe(self) -> SessionDescription:
+        """What predicts, or predicted."""
+        ...
+
+
+class PoseModel:
+    """A pose network in a session, which it closes. Any thread may call it, as the session. A context manager.
+
+    Opening it runs a black crop: that warms the library up and shows that the network keeps the contract.
+
+    Args:
+        session: runs the network.
+        info: which model it is.
+
+    Raises:
+        ModelError: the network does not keep the contract; the session is closed.
+    """
+
+    def __init__(self, session: Session, info: ModelInfo) -> None:
+        self.info = info
+        self._session = session
+        try:
+            self._check()
+        except BaseException:
+            session.close()
+            raise
+
+    def run(self, crops: NDArray[np.uint8]) -> Predictions:
+        """Crops [N, 256, 256, 3] uint8 BGR to predictions; N may be 0.
+
+        Raises:
+            GeometryError: the crops have another shape or type.
+            ModelError: the library failed at running the network.
+            RuntimeUnavailableError: the session is closed.
+        """
+        check_crops(crops)
+        if len(crops) == 0:
+            joint_count = len(self.info.joint_set)
+            return Predictions(np.zeros((0, joint_count, 3), np.float32), np.zeros((0, joint_count), np.float32))
+        found = self._session.run({"crops": crops})
+        return Predictions(found["joints"], found["scores"])
+
+    def describe(self) -> SessionDescription:
+        """What runs the network."""
+        return self._session.describe()
+
+    def close(self) -> None:
+        """Close the session; calling it again does nothing."""
+        self._session.close()
+
+    def __enter__(self) -> PoseModel:
+        """The model itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close it."""
+        self.close()
+
+    def _check(self) -> None:
+        wanted = (CROPS, *predicts(len(self.info.joint_set)))
+        found = {spec.name: spec for spec in (*self._session.inputs, *self._session.outputs)}
+        if found.keys() != {spec.name for spec in wanted} or not all(spec.fits(found[spec.name]) for spec in wanted):
+            raise ModelError(
+                f"expected {', '.join(map(str, wanted))} of model {self.info.name} ({self.info.joint_set.name}), received "
+                f"{', '.join(map(str, found.values()))}"
+            )
+        try:
+            predicted = self.run(np.zeros((1, INPUT_SIZE, INPUT_SIZE, 3), np.uint8))
+            for spec, array in zip(wanted[1:], (predicted.joints, predicted.scores), strict=True):
+                spec.check(array)
+        except GeometryError as error:
+            raise ModelError(f"model {self.info.name} breaks the contract: {error}") from error
+        if len(predicted.joints) != 1:
+            raise ModelError(f"expected one pose of one crop from model {self.info.name}, received {len(predicted.joints)}")
+        if not (np.isfinite(predicted.joints).all() and np.isfinite(predicted.scores).all()):
+            raise ModelError(f"expected finite joints and scores from model {self.info.name}, received NaN or infinity")
+
+
+def check_crops(crops: NDArray[np.uint8]) -> None:
+    """Refuse crops that break the contract.
+
+    Raises:
+        GeometryError: saying what was expected and what came.
+    """
+    CROPS.check(crops)

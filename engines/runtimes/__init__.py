@@ -1,1 +1,0 @@
-"""The runtimes: one file for each library, which imports it only when such a runtime is opened."""

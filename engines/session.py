@@ -1,0 +1,128 @@
+"""What a session is: one network on one device, named arrays in, named arrays out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from convnextpose.errors import GeometryError
+
+Arrays = dict[str, NDArray[Any]]
+"""Arrays by the names that the network gives them."""
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """An input or an output of a network.
+
+    Attributes:
+        name: what the network calls it.
+        dtype: numpy's name for its type, such as `uint8`.
+        shape: its length along each axis, None where that is free. Along axis 0 lie the items of a batch.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+    def __str__(self) -> str:
+        """For people: `crops uint8 [N, 256, 256, 3]`."""
+        free = ("N", *"?" * len(self.shape))
+        lengths = (free[axis] if length is None else str(length) for axis, length in enumerate(self.shape))
+        return f"{self.name} {self.dtype} [{', '.join(lengths)}]"
+
+    def fits(self, other: ArraySpec) -> bool:
+        """Whether one array can follow both: the names and types are the same, and so is each length that both fix."""
+        return (self.name, self.dtype, len(self.shape)) == (other.name, other.dtype, len(other.shape)) and all(
+            None in pair or pair[0] == pair[1] for pair in zip(self.shape, other.shape, strict=True)
+        )
+
+    def check(self, array: NDArray[Any]) -> None:
+        """Refuse an array of another type or shape.
+
+        Raises:
+            GeometryError: saying what was expected and what came.
+        """
+        if not self.fits(ArraySpec(self.name, array.dtype.name, array.shape)):
+            raise GeometryError(f"expected {self}, received {array.dtype} {list(array.shape)}")
+
+
+@dataclass(frozen=True)
+class SessionDescription:
+    """What runs a network, as results and reports record it.
+
+    Attributes:
+        name: the library: `openvino`, `onnxruntime`, `torch`, `tensorrt`, ...
+        version: the library's version.
+        device: the device's name, e.g. `CPU`.
+        precision: `fp32`, `bf16`, ...: what the convolutions really compute in; `int8+fp32` where some compute in each.
+        threads: how many threads it computes on.
+    """
+
+    name: str
+    version: str
+    device: str
+    precision: str
+    threads: int
+
+    def __str__(self) -> str:
+        """One line for people."""
+        return f"{self.name} {self.version} ({self.precision} on {self.device}, {self.threads} threads)"
+
+
+class Session(Protocol):
+    """One network on one device. Any thread may call it; it runs one call at a time."""
+
+    @property
+    def inputs(self) -> tuple[ArraySpec, ...]:
+        """What `run` takes."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[ArraySpec, ...]:
+        """What `run` gives."""
+        ...
+
+    def run(self, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
+        """The outputs by name, each in memory of its own; item i of each is of item i of the inputs.
+
+        Args:
+            arrays: every input by its name, one item or more along axis 0, as many in each.
+
+        Raises:
+            GeometryError: the arrays are not those of `inputs`.
+            ModelError: the library failed at running the network.
+            RuntimeUnavailableError: the session is closed.
+        """
+        ...
+
+    def describe(self) -> SessionDescription:
+        """What runs the network."""
+        ...
+
+    def close(self) -> None:
+        """Give back what it holds, once a run in progress has ended; calling it again does nothing."""
+        ...
+
+
+def check_arrays(arrays: Mapping[str, NDArray[Any]], specs: tuple[ArraySpec, ...]) -> int:
+    """Refuse arrays that are not those of a session's `inputs`; the number of items in them.
+
+    Raises:
+        GeometryError: saying what was expected and what came.
+    """
+    if arrays.keys() != {spec.name for spec in specs}:
+        raise GeometryError(
+            f"expected arrays named {', '.join(spec.name for spec in specs)}, received {', '.join(arrays) or 'none'}"
+        )
+    for spec in specs:
+        spec.check(arrays[spec.name])
+    counts = {len(array) for array in arrays.values()}
+    if len(counts) != 1 or 0 in counts:
+        raise GeometryError(
+            f"expected one item or more along axis 0, as many in each array, received {', '.join(map(str, sorted(counts)))}"
+        )
+    return counts.pop()

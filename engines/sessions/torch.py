@@ -1,0 +1,163 @@
+"""PyTorch: modules as they are, on the CPU; or on the GPU, replayed as CUDA graphs.
+
+The first is the reference that every other session is measured against, the second what an engine's speed is compared with.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from convnextpose.errors import RuntimeUnavailableError
+from engines.session import Arrays, ArraySpec, SessionDescription
+from engines.sessions.base import LockedSession, require_fp32
+from engines.timing import RunTimes
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+WARM_UP = 3
+"""Runs before a graph is recorded: torch chooses its kernels in them."""
+
+
+@dataclass(frozen=True)
+class TorchNetwork:
+    """A PyTorch module and what it takes and gives.
+
+    Attributes:
+        module: in evaluation mode; takes tensors in the order of `inputs`, gives a tuple of tensors in that of `outputs`.
+        inputs, outputs: their names, types and shapes.
+    """
+
+    module: nn.Module
+    inputs: tuple[ArraySpec, ...]
+    outputs: tuple[ArraySpec, ...]
+
+
+class TorchSession(LockedSession):
+    """Runs a module on the CPU in FP32.
+
+    Args:
+        network: the module.
+        name: what error messages call the network.
+        threads: how many threads torch computes on in this process; None leaves them as they are.
+        precision: `fp32`.
+
+    Raises:
+        RuntimeUnavailableError: the precision is another.
+    """
+
+    def __init__(self, network: TorchNetwork, name: str, *, threads: int | None = None, precision: str = "fp32") -> None:
+        require_fp32("torch", precision)
+        import torch
+
+        if threads is not None:
+            torch.set_num_threads(threads)  # torch has one number of threads for the whole process
+        description = SessionDescription("torch", torch.__version__, "CPU", precision, torch.get_num_threads())
+        super().__init__(name, network.inputs, network.outputs, description, (RuntimeError,))
+        self._module = network.module
+
+    def _infer(self, arrays: Arrays, count: int) -> Arrays:
+        import torch
+
+        with torch.inference_mode():
+            # Copied: torch warns of arrays that may not be written to.
+            results = self._module(*(torch.tensor(arrays[spec.name]) for spec in self._inputs))
+        return {spec.name: result.numpy() for spec, result in zip(self._outputs, results, strict=True)}
+
+    def _release(self) -> None:
+        del self._module
+
+
+@dataclass
+class _Recorded:
+    """A batch size's graph and the memory that it works on."""
+
+    graph: Any
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    pinned_inputs: tuple[Tensor, ...]
+    pinned_outputs: tuple[Tensor, ...]
+
+
+class TorchGpuSession(LockedSession):
+    """Runs a module on the first GPU, with a CUDA graph for each batch size. Inputs and outputs are on the host.
+
+    Args:
+        network: the module, in the types that it is to compute in.
+        name: what error messages call the network.
+        precision: what those are called.
+
+    Raises:
+        RuntimeUnavailableError: torch was built without CUDA, or finds no GPU.
+    """
+
+    def __init__(self, network: TorchNetwork, name: str, *, precision: str) -> None:
+        import torch
+
+        if not torch.cuda.is_available():
+            built = f"was built for CUDA {torch.version.cuda}" if torch.version.cuda else "was built without CUDA"
+            raise RuntimeUnavailableError(f"torch finds no GPU: torch {torch.__version__} {built}; look at `nvidia-smi`")
+        device = torch.cuda.get_device_name()
+        description = SessionDescription("torch", torch.__version__, device, precision, 1)
+        super().__init__(name, network.inputs, network.outputs, description, (RuntimeError,))
+        self._module = network.module.to("cuda").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(4)]  # type: ignore[no-untyped-call]
+        self._recorded: dict[int, _Recorded] = {}
+        self._times = RunTimes(0.0, 0.0, 0.0, 0.0, 0, 0)
+
+    @property
+    def times(self) -> RunTimes:
+        """How long the latest run took."""
+        return self._times
+
+    def _infer(self, arrays: Arrays, count: int) -> Arrays:
+        import torch
+
+        if count not in self._recorded:
+            self._recorded[count] = self._record(arrays)
+        begun, recorded = time.perf_counter_ns(), self._recorded[count]
+        first, second, third, fourth = self._events
+        for spec, pinned in zip(self._inputs, recorded.pinned_inputs, strict=True):
+            pinned.numpy()[:] = arrays[spec.name]
+        with torch.cuda.stream(self._stream):
+            first.record()
+            for there, pinned in zip(recorded.inputs, recorded.pinned_inputs, strict=True):
+                there.copy_(pinned, non_blocking=True)
+            second.record()
+            recorded.graph.replay()
+            third.record()
+            for pinned, there in zip(recorded.pinned_outputs, recorded.outputs, strict=True):
+                pinned.copy_(there, non_blocking=True)
+            fourth.record()
+        self._stream.synchronize()
+        found = {spec.name: pinned.numpy().copy() for spec, pinned in zip(self._outputs, recorded.pinned_outputs, strict=True)}
+        spans = (first.elapsed_time(second), second.elapsed_time(third), third.elapsed_time(fourth))
+        self._times = RunTimes((time.perf_counter_ns() - begun) / 1e6, *spans, batches=1, replayed=1)
+        return found
+
+    def _record(self, arrays: Arrays) -> _Recorded:
+        import torch
+
+        examples = [torch.tensor(arrays[spec.name]) for spec in self._inputs]
+        with torch.inference_mode():
+            inputs = tuple(torch.zeros_like(example, device="cuda") for example in examples)
+            torch.cuda.synchronize()
+            with torch.cuda.stream(self._stream):
+                for _ in range(WARM_UP):
+                    self._module(*inputs)
+            self._stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=self._stream):
+                outputs = tuple(self._module(*inputs))
+            pinned_inputs, pinned_outputs = (
+                tuple(torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors)
+                for tensors in (inputs, outputs)
+            )
+        return _Recorded(graph, inputs, outputs, pinned_inputs, pinned_outputs)
+
+    def _release(self) -> None:
+        self._recorded.clear()
+        del self._module

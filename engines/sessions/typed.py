@@ -1,0 +1,138 @@
+"""A typed graph computed exactly as its types say, on the CPU: what a GPU's precision does to a model, without a GPU.
+
+OpenVINO and ONNX Runtime take an FP16 graph's types for storage and compute in FP32 on most CPUs: neither its rounding nor its
+overflows show there. Here every node's result is rounded to its type, and a convolution's sums are FP32, as on tensor cores.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnextpose.errors import ModelError, ParityError
+from engines.graph import layer_name, specs_of
+from engines.session import Arrays, SessionDescription
+from engines.sessions.base import LockedSession
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array = NDArray[Any]
+
+BATCH = 4
+"""Items that are computed at once: every node's result of a batch is held."""
+
+
+class TypedSession(LockedSession):
+    """Runs an ONNX file's bytes in ONNX's reference evaluator, with its slow operators replaced.
+
+    Args:
+        onnx: the file.
+        name: what error messages call the network.
+        precision: what the file's types are called.
+
+    Raises:
+        ModelError: the file is damaged.
+        ParityError: a layer's values leave the range of its type; names it. `run` raises it.
+    """
+
+    def __init__(self, onnx: bytes, name: str, *, precision: str) -> None:
+        import onnx as library
+        import torch
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+        from onnx.reference import ReferenceEvaluator
+
+        try:
+            model = library.load_from_string(onnx)
+            self._evaluator: Any = ReferenceEvaluator(model, new_ops=_fast_operators())
+        except DecodeError as error:
+            raise ModelError(f"expected an ONNX model, {name} is damaged: {error}") from error
+        inputs, outputs = specs_of(model.graph.input), specs_of(model.graph.output)
+        description = SessionDescription("onnx", library.__version__, "CPU", precision, torch.get_num_threads())
+        super().__init__(name, inputs, outputs, description)
+
+    def _infer(self, arrays: Arrays, count: int) -> Arrays:
+        names = [spec.name for spec in self._outputs]
+        # What does not fit its type becomes infinite, and the next convolution says so.
+        with np.errstate(over="ignore", invalid="ignore"):
+            batches = [
+                self._evaluator.run(names, {name: array[begin : begin + BATCH] for name, array in arrays.items()})
+                for begin in range(0, count, BATCH)
+            ]
+        return {name: np.concatenate([batch[index] for batch in batches]) for index, name in enumerate(names)}
+
+    def _release(self) -> None:
+        del self._evaluator
+
+
+def _fast_operators() -> list[Any]:
+    """The operators that ONNX's reference is too slow at, for what our graphs use of them; they compute in FP32, then round."""
+    import torch
+    from onnx.reference.op_run import OpRun
+    from torch.nn import functional
+
+    def tensor(array: Array) -> Tensor:
+        return torch.tensor(array).float()
+
+    def rounded(result: Tensor, like: Array) -> Tensor:
+        return result.half() if like.dtype == np.float16 else result
+
+    # The evaluator finds an operator by its class's name and gives it every attribute that it has.
+    class Conv(OpRun):
+        op_domain = ""
+
+        def _run(self, x: Array, weight: Array, bias: Array | None = None, **attributes: Any) -> tuple[Array]:  # noqa: ANN401
+            with torch.inference_mode():
+                sums = functional.conv2d(
+                    tensor(x),
+                    tensor(weight),
+                    None if bias is None else tensor(bias),
+                    stride=tuple(attributes["strides"]),
+                    padding=tuple(attributes["pads"][:2]),
+                    dilation=tuple(attributes["dilations"]),
+                    groups=attributes["group"],
+                )
+                result = rounded(sums, x)
+            if not torch.isfinite(result).all():
+                layer = layer_name(self.onnx_node.input[1])
+                raise ParityError(
+                    f"expected values within the range of {x.dtype} (up to {np.finfo(x.dtype).max:g}), but {layer} or what it "
+                    "reads leaves it: keep this model in FP32"
+                )
+            return (result.numpy(),)
+
+    class Resize(OpRun):
+        op_domain = ""
+
+        def _run(self, x: Array, _region: Array | None, factors: Array, **_: Any) -> tuple[Array]:  # noqa: ANN401
+            with torch.inference_mode():
+                scale = tuple(float(factor) for factor in factors[2:])
+                result = functional.interpolate(tensor(x), scale_factor=scale, mode="bilinear", align_corners=True)
+                return (rounded(result, x).numpy(),)
+
+    class Relu(OpRun):
+        op_domain = ""
+
+        def _run(self, x: Array, **_: Any) -> tuple[Array]:  # noqa: ANN401
+            with torch.inference_mode():
+                return (torch.relu(torch.tensor(x)).numpy(),)
+
+    class QuantizeLinear(OpRun):
+        op_domain = ""
+
+        def _run(self, x: Array, scale: Array, zero_point: Array, **_: Any) -> tuple[Array]:  # noqa: ANN401
+            steps = torch.round(tensor(x) / tensor(scale)).numpy() + zero_point
+            limits = np.iinfo(zero_point.dtype)
+            return (np.clip(steps, limits.min, limits.max).astype(zero_point.dtype),)
+
+    class DequantizeLinear(OpRun):
+        op_domain = ""
+
+        def _run(self, x: Array, scale: Array, zero_point: Array, *, axis: int, **_: Any) -> tuple[Array]:  # noqa: ANN401
+            shape = [-1 if along == axis else 1 for along in range(x.ndim)] if scale.ndim else []
+            steps = x.astype(np.float32) - zero_point.reshape(shape)
+            return (rounded(tensor(steps) * tensor(scale.reshape(shape)), scale).numpy(),)
+
+    return [Conv, Resize, Relu, QuantizeLinear, DequantizeLinear]

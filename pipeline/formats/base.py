@@ -1,0 +1,198 @@
+"""What every recorder shares: when it touches its file, what it refuses, and one kind of error.
+
+A recorder touches its file with the first frame that it is given, not before: a run that cannot start leaves no file, and
+leaves old results as they were. Nothing that is there already is replaced without permission, and nothing that appears
+meanwhile. From the first frame on an old file is gone. A file without a single whole frame is removed.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import av
+import cv2
+import numpy as np
+
+from convnextpose.errors import SinkError
+from pipeline.formats.files import check_place
+from pipeline.types import PosedFrame, RunHeader
+
+T = TypeVar("T")
+
+MAX_TRACK_ID = 2**63 - 1
+"""The largest id that files hold: programs read ids as 64-bit integers."""
+
+
+class Recorder(Protocol):
+    """Something that writes posed frames, in order, into one file.
+
+    Attributes:
+        path: the file.
+        needs_picture: whether it wants the drawn picture.
+        begun: whether it has taken its first frame.
+        written: frames that the file holds at this moment, whatever happens next.
+    """
+
+    path: Path
+    needs_picture: ClassVar[bool]
+    begun: bool
+    written: int
+
+    def write(self, posed: PosedFrame, /) -> None:
+        """Take one frame.
+
+        Raises:
+            SinkError: it cannot be written.
+            OutputExistsError: the file is there already and may not be replaced.
+        """
+        ...
+
+    def close(self) -> None:
+        """Finish the file; calling it again does nothing.
+
+        Raises:
+            SinkError: it cannot be finished.
+            OutputExistsError: the file is there already and may not be replaced.
+        """
+        ...
+
+
+class FileRecorder(ABC, Generic[T]):
+    """The course of every recorder: look, begin, add, finish; one thread at a time; errors of all libraries as SinkError.
+
+    `T` is what it takes: posed frames, or timelines. What a check refuses leaves the file as it is, and the next item may be
+    written. Any other error is the end: the file keeps the items that are whole in it, and nothing more is taken.
+    """
+
+    needs_picture: ClassVar[bool] = False
+
+    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
+        """Look whether the file may be written; it is not touched yet.
+
+        Raises:
+            OutputExistsError: it is there already and may not be replaced.
+            SinkError: something is there that is no file.
+        """
+        self.path = path
+        self.begun = False
+        self.written = 0
+        self._overwrite = overwrite
+        self._lock = threading.Lock()
+        self._failed = False
+        self._closed = False
+        with as_sink_error(path):
+            check_place(path, overwrite=overwrite)
+
+    def write(self, item: T, /) -> None:
+        """Take one item.
+
+        Raises:
+            SinkError: it cannot be written.
+            OutputExistsError: the file is there already and may not be replaced.
+        """
+        with self._lock, as_sink_error(self.path):
+            if self._closed or self._failed:
+                state = "is closed" if self._closed else "could not be written before"
+                raise SinkError(f"expected no more frames for {self.path}, which {state}")
+            self._check(item)
+            self._failed = True  # unless all of the following succeeds
+            if not self.begun:
+                self._begin(item)
+                self.begun = True
+            self._add(item)
+            self._failed = False
+
+    def close(self) -> None:
+        """Finish the file; calling it again does nothing.
+
+        Raises:
+            SinkError: it cannot be finished.
+            OutputExistsError: the file is there already and may not be replaced.
+        """
+        with self._lock, as_sink_error(self.path):
+            if not self._closed:
+                self._closed = True
+                if self.begun:
+                    self._finish()
+
+    def _check(self, item: T) -> None:
+        """Raise SinkError for what the file cannot hold, before anything is touched."""
+
+    @abstractmethod
+    def _begin(self, item: T) -> None:
+        """Make the file, for its first item: the last step, so that nothing has to be undone."""
+
+    @abstractmethod
+    def _add(self, item: T) -> None:
+        """Write one item."""
+
+    @abstractmethod
+    def _finish(self) -> None:
+        """Finish the file that was begun, or if `_failed` only close it."""
+
+
+class PoseRecorder(FileRecorder[PosedFrame]):
+    """A recorder of posed frames.
+
+    All formats refuse the same poses, those that one of them could not hold, so that the files of a run agree.
+    """
+
+    def __init__(self, path: Path, header: RunHeader, *, overwrite: bool = False) -> None:
+        """As for every recorder."""
+        super().__init__(path, overwrite=overwrite)
+        self._header = header
+
+    def _check(self, item: PosedFrame) -> None:
+        count = len(self._header.joint_set)
+        for pose in item.poses:
+            if len(pose.scores) != count:
+                raise SinkError(f"expected poses of {count} joints for {self.path}, received one of {len(pose.scores)}")
+            if not -MAX_TRACK_ID <= pose.track_id <= MAX_TRACK_ID:
+                raise SinkError(f"expected track ids below 2^63 for {self.path}, received {pose.track_id}")
+            numbers = np.concatenate([pose.joints_mm.ravel(), pose.joints_px.ravel(), pose.scores, [pose.root_depth_mm]])
+            if not np.abs(numbers).max() <= np.finfo(np.float32).max:
+                raise SinkError(f"expected poses of finite 32-bit numbers for {self.path}, received NaN, infinity or larger")
+        if not np.isfinite(item.frame.time_s):
+            raise SinkError(f"expected a finite time stamp for {self.path}, received {item.frame.time_s}")
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """A file that is there.
+
+    Attributes:
+        path: where.
+        frames: whole frames in it.
+        size_bytes: its size.
+    """
+
+    path: Path
+    frames: int
+    size_bytes: int
+
+
+def written_files(recorders: Iterable[Recorder | FileRecorder[Any]]) -> list[WrittenFile]:
+    """The files that recorders have written and that are really there."""
+    files = []
+    for recorder in recorders:
+        if recorder.written and recorder.path.is_file():
+            files.append(WrittenFile(recorder.path, recorder.written, recorder.path.stat().st_size))
+    return files
+
+
+@contextmanager
+def as_sink_error(path: Path) -> Iterator[None]:
+    """Turn what writing a file may raise, in any library, into a SinkError of one line."""
+    try:
+        yield
+    except SinkError:
+        raise
+    except (OSError, ValueError, ArithmeticError, MemoryError, av.FFmpegError, cv2.error) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        raise SinkError(f"{path} cannot be written: {reason}") from error

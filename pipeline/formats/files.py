@@ -1,0 +1,155 @@
+"""Files that hold whole parts at every moment, and that replace nothing without permission."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from convnextpose.errors import OutputExistsError, SinkError
+
+
+def check_place(path: Path, *, overwrite: bool) -> None:
+    """Look whether a result may be written to a path, without touching anything.
+
+    A symbolic link counts as a file: it is replaced, never followed.
+
+    Raises:
+        OutputExistsError: a file is there already and may not be replaced.
+        SinkError: what is there is no file: a folder, a pipe, a device.
+        OSError: it cannot be looked at.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):  # `make_folder` tells about the second
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+        raise SinkError(f"expected a file, or nothing yet, at {path}, but {kind} is there: remove it, or choose another place")
+    if not overwrite:
+        raise already_there(path)
+
+
+def already_there(path: Path) -> OutputExistsError:
+    """The error for a file that may not be replaced."""
+    return OutputExistsError(f"{path} is there already: choose another place, or allow it with --overwrite")
+
+
+def make_folder(folder: Path, purpose: str) -> None:
+    """Make a folder for something, with the folders above it; one that is there stays as it is.
+
+    Raises:
+        SinkError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SinkError(f"expected a folder for {purpose}, but {folder} cannot be one: {error.strerror}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise SinkError(f"expected a folder for {purpose}, but nothing may be written to {folder}")
+
+
+def put_in_place(part: Path, path: Path, *, overwrite: bool) -> None:
+    """Move a whole file to its place in one step.
+
+    Raises:
+        OutputExistsError: a file is there and may not be replaced.
+        OSError: it cannot be moved.
+    """
+    if overwrite:
+        part.replace(path)
+        return
+    try:
+        try:
+            os.link(part, path)  # unlike a rename, it fails if the name is taken
+            part.unlink()
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links: take the name first
+            path.open("xb").close()
+            part.replace(path)
+    except FileExistsError as error:
+        raise already_there(path) from error
+
+
+class GrowingFile:
+    """A file that grows by whole parts. Every part reaches the system at once; one that cannot be written whole is cut off.
+
+    Attributes:
+        size: bytes of the parts that it holds.
+    """
+
+    def __init__(self, file: IO[bytes], path: Path | None = None) -> None:
+        """Take an empty file, opened for writing without a buffer, and its name if it has one."""
+        self.size = 0
+        self._file = file
+        self._path = path
+
+    @classmethod
+    def make(cls, path: Path, *, overwrite: bool) -> GrowingFile:
+        """A new file. An old one is unlinked, not emptied: whoever is reading it, perhaps this very run, keeps it.
+
+        Raises:
+            OutputExistsError: it is there already and may not be replaced.
+            OSError: it cannot be made.
+        """
+        if overwrite:
+            path.unlink(missing_ok=True)
+        try:
+            return cls(path.open("xb", buffering=0), path)
+        except FileExistsError as error:
+            raise already_there(path) from error
+
+    @classmethod
+    def unnamed(cls, folder: Path) -> GrowingFile:
+        """A file on a folder's disk that is gone when it is closed, or when the process is killed.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        return cls(tempfile.TemporaryFile(buffering=0, dir=folder))  # lives until `close`
+
+    def append(self, part: bytes) -> None:
+        """Write one part at the end.
+
+        Raises:
+            OSError: it cannot be written; the file ends where it ended before.
+        """
+        try:
+            self._write(self.size, part)
+        except BaseException:
+            with suppress(OSError):
+                self._file.truncate(self.size)  # takes no space, so a full disk allows it
+            raise
+        self.size += len(part)
+
+    def change(self, offset: int, data: bytes) -> None:
+        """Replace some bytes of what was appended.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        self._write(offset, data)
+
+    def close(self, *, keep: bool = True) -> None:
+        """Close it; one that is not to be kept is removed, unless its name is another file's by now."""
+        stale = None
+        if self._path is not None and not keep:
+            with suppress(OSError):  # nothing has its name any more
+                stale = self._path if os.path.samestat(os.fstat(self.fileno()), self._path.lstat()) else None
+        self._file.close()
+        if stale is not None:
+            stale.unlink(missing_ok=True)
+
+    def fileno(self) -> int:
+        """The system's number of the open file."""
+        return self._file.fileno()
+
+    def _write(self, offset: int, data: bytes) -> None:
+        self._file.seek(offset)
+        left = memoryview(data)
+        while left:
+            left = left[self._file.write(left) :]

@@ -1,0 +1,131 @@
+"""Poses as NumPy arrays."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnextpose.camera import Intrinsics, RootDepthSource
+from pipeline.formats.base import PoseRecorder
+from pipeline.formats.files import GrowingFile, check_place, put_in_place
+from pipeline.formats.records import PoseFile, header_record
+from pipeline.types import Pose, PosedFrame, RunHeader
+
+_FRAME = np.dtype([("frame_index", np.int64), ("time_s", np.float64), ("camera", np.float64, 4)])
+
+
+def _pose_type(joints: int) -> np.dtype[Any]:
+    return np.dtype(
+        [
+            ("pose_frame", np.int64),
+            ("track_id", np.int64),
+            ("box", np.float64, 4),
+            ("joints_px", np.float32, (joints, 2)),
+            ("joints_mm", np.float32, (joints, 3)),
+            ("scores", np.float32, joints),
+            ("root_depth_mm", np.float64),
+            ("root_depth_source", np.str_, max(len(source.value) for source in RootDepthSource)),
+        ]
+    )
+
+
+class NpzRecorder(PoseRecorder):
+    """Writes `poses.npz`, whole when closed. Until then the poses lie in unnamed files on the same disk.
+
+    For F frames and P poses of J joints: `frame_index` [F], `time_s` [F] s, `camera` [F, 4] (fx, fy, cx, cy) px; `pose_frame`
+    [P] (the row of its frame), `track_id` [P], `box` [P, 4] (x, y, width, height) px, `joints_px` [P, J, 2], `joints_mm`
+    [P, J, 3], `scores` [P, J], `root_depth_mm` [P], `root_depth_source` [P]; `header`, the run's header as JSON text; and
+    `random_weights`, whether the poses mean nothing.
+
+    A killed run leaves no arrays; `pose_arrays` makes them from the lines of JSON.
+    """
+
+    def _begin(self, item: PosedFrame) -> None:
+        if self._overwrite:
+            self.path.unlink(missing_ok=True)  # a killed run leaves no old arrays beside its own video
+        else:
+            check_place(self.path, overwrite=False)
+        self._taken = self._pose_count = 0
+        self._frames = GrowingFile.unnamed(self.path.parent)
+        self._poses = GrowingFile.unnamed(self.path.parent)
+
+    def _add(self, item: PosedFrame) -> None:
+        poses = _pose_rows(self._taken, item.poses, len(self._header.joint_set))
+        frame = _frame_row(item.frame.index, item.frame.time_s, item.camera)
+        self._poses.append(poses.tobytes())
+        self._frames.append(frame.tobytes())
+        self._taken += 1
+        self._pose_count += len(poses)
+
+    def _finish(self) -> None:
+        part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        try:
+            if self._taken:
+                frames = _rows(self._frames, _FRAME, self._taken)
+                poses = _rows(self._poses, _pose_type(len(self._header.joint_set)), self._pose_count)
+                part.unlink(missing_ok=True)
+                with part.open("xb") as file:
+                    arrays = _arrays(frames, poses, self._header)
+                    np.savez(file, **arrays)
+                put_in_place(part, self.path, overwrite=self._overwrite)
+                self.written = self._taken
+        finally:
+            self._frames.close()
+            self._poses.close()
+            part.unlink(missing_ok=True)
+
+
+def pose_arrays(poses: PoseFile) -> dict[str, Any]:
+    """What `poses.npz` holds, by name, from the frames of a `poses.ndjson`.
+
+    Raises:
+        OverflowError, ValueError: an id or a number does not fit into the arrays.
+    """
+    joints = len(poses.header.joint_set)
+    frames = [_frame_row(frame.index, frame.time_s, frame.camera) for frame in poses.frames]
+    rows = [_pose_rows(row, frame.poses, joints) for row, frame in enumerate(poses.frames)]
+    empty = np.empty(0, _pose_type(joints))
+    return _arrays(np.array(frames, _FRAME), np.concatenate([empty, *rows]), poses.header)
+
+
+def _frame_row(index: int, time_s: float, camera: Intrinsics) -> NDArray[Any]:
+    return np.array((index, time_s, (camera.fx, camera.fy, camera.cx, camera.cy)), _FRAME)
+
+
+def _pose_rows(frame_row: int, poses: Sequence[Pose], joints: int) -> NDArray[Any]:
+    rows = [
+        (
+            frame_row,
+            pose.track_id,
+            (pose.box.x, pose.box.y, pose.box.width, pose.box.height),
+            pose.joints_px,
+            pose.joints_mm,
+            pose.scores,
+            pose.root_depth_mm,
+            pose.root_depth_source.value,
+        )
+        for pose in poses
+    ]
+    return np.array(rows, _pose_type(joints))
+
+
+def _rows(file: GrowingFile, kind: np.dtype[Any], count: int) -> NDArray[Any]:
+    """The first rows of a file, read only where they are looked at: they may be more than the memory holds."""
+    if count == 0:
+        return np.empty(0, kind)
+    return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), kind, count)
+
+
+def _arrays(frames: NDArray[Any], poses: NDArray[Any], header: RunHeader) -> dict[str, Any]:
+    return {
+        **{name: frames[name] for name in frames.dtype.fields or ()},
+        **{name: poses[name] for name in poses.dtype.fields or ()},
+        "header": np.array(json.dumps(header_record(header))),
+        "random_weights": np.array(header.model.random),
+    }

@@ -1,0 +1,203 @@
+"""Poses as JSON: what each line of `poses.ndjson` holds, and how to read such a file again.
+
+The first line is the run's header, every other line one frame. Numbers are rounded to what they are worth: px to 3 decimals,
+mm to 2, scores to 4, seconds to 6.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnextpose.camera import Intrinsics, RootDepthSource
+from convnextpose.crop import Box
+from convnextpose.errors import SourceError
+from convnextpose.skeleton import JOINT_SETS
+from convnextpose.variants import Variant
+from engines.pose import ModelInfo
+from engines.session import SessionDescription
+from pipeline.types import Pose, PosedFrame, RunHeader
+
+FORMAT = "convnextpose/1"
+"""Name and version of the records; a reader refuses another."""
+
+AXES = "x right, y down, z forward"
+
+UNITS = {
+    "time_s": "s",
+    "box": "px",
+    "joints_px": "px",
+    "joints_mm": "mm",
+    "root_depth_mm": "mm",
+    "scores": "0..1",
+    "camera": "px",
+}
+
+
+@dataclass(frozen=True)
+class PosesAtTime:
+    """One frame's poses, as read from a file.
+
+    Attributes:
+        index: the frame's number in its source, from 0.
+        time_s: its time stamp, s.
+        camera: the intrinsics that the poses were lifted with.
+        poses: the people in it.
+    """
+
+    index: int
+    time_s: float
+    camera: Intrinsics
+    poses: tuple[Pose, ...]
+
+
+@dataclass(frozen=True)
+class PoseFile:
+    """What a file of poses holds.
+
+    Attributes:
+        header: the run that made it.
+        frames: its frames, in order.
+        cut_off: whether its last line was cut off, as a killed run or a full disk leaves it; that line is left out.
+    """
+
+    header: RunHeader
+    frames: tuple[PosesAtTime, ...]
+    cut_off: bool = False
+
+
+def header_record(header: RunHeader) -> dict[str, Any]:
+    """The header as plain JSON values."""
+    joints = header.joint_set
+    return {
+        "type": "header",
+        "format": FORMAT,
+        "units": UNITS,
+        "axes": AXES,
+        "joints": list(joints.joints),
+        "bones": [list(bone) for bone in joints.bones],
+        "camera": asdict(header.camera),
+        "root_depth_source": header.root_depth_source.value,
+        "model": {
+            "name": header.model.name,
+            "variant": header.model.variant.name,
+            "joint_set": joints.name,
+            "checkpoint_sha256": header.model.checkpoint_sha256,
+            "random": header.model.random,
+        },
+        "runtime": asdict(header.runtime),
+        "source": {
+            "name": header.source,
+            "width": header.width,
+            "height": header.height,
+            "frame_rate": header.frame_rate,
+            "frame_count": header.frame_count,
+        },
+    }
+
+
+def frame_record(posed: PosedFrame, header: RunHeader) -> dict[str, Any]:
+    """A frame as plain JSON values; it names its camera only where that is not the header's."""
+    record: dict[str, Any] = {"type": "frame", "index": int(posed.frame.index), "time_s": round(float(posed.frame.time_s), 6)}
+    if posed.camera != header.camera:
+        record["camera"] = asdict(posed.camera)
+    if header.model.random:
+        record["random_weights"] = True
+    record["poses"] = [_pose_record(pose) for pose in posed.poses]
+    return record
+
+
+def _pose_record(pose: Pose) -> dict[str, Any]:
+    x, y, width, height = (round(float(value), 3) for value in (pose.box.x, pose.box.y, pose.box.width, pose.box.height))
+    return {
+        "track_id": int(pose.track_id),
+        "box": [x, y, max(width, 0.001), max(height, 0.001)],  # rounded, it still encloses something
+        "joints_px": _rounded(pose.joints_px, 3),
+        "joints_mm": _rounded(pose.joints_mm, 2),
+        "scores": _rounded(pose.scores, 4),
+        "root_depth_mm": round(float(pose.root_depth_mm), 2),
+        "root_depth_source": pose.root_depth_source.value,
+    }
+
+
+def _rounded(values: NDArray[np.float64], decimals: int) -> list[Any]:
+    return np.round(np.asarray(values, np.float64), decimals).tolist()
+
+
+def to_line(record: dict[str, Any]) -> bytes:
+    """A record as one line.
+
+    Raises:
+        ValueError: it holds NaN or infinity, which JSON has no word for.
+    """
+    return json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def read_poses(path: str | Path) -> PoseFile:
+    """Read a `poses.ndjson`.
+
+    Raises:
+        SourceError: it cannot be read, or is no such file; names the line.
+    """
+    try:
+        *lines, rest = Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise SourceError(f"expected a file of poses, but {path} cannot be read: {error.strerror}") from error
+    number = 1
+    try:
+        header = _parse_header(json.loads(lines[0] if lines else rest))
+        frames = []
+        for number, line in enumerate(lines[1:], 2):  # noqa: B007  # told where reading breaks off
+            frames.append(_parse_frame(json.loads(line), header))
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise SourceError(f"expected the lines of a poses.ndjson, but line {number} of {path} is none: {what}") from error
+    return PoseFile(header, tuple(frames), cut_off=bool(rest) and bool(lines))
+
+
+def _parse_header(record: dict[str, Any]) -> RunHeader:
+    if record["type"] != "header" or record["format"] != FORMAT:
+        raise ValueError(f"expected a header of {FORMAT}")
+    model, source = record["model"], record["source"]
+    joints = JOINT_SETS.get(model["joint_set"])
+    if joints is None or list(joints.joints) != record["joints"]:
+        raise ValueError(f"its joints are not those of a known joint set ({', '.join(JOINT_SETS)})")
+    return RunHeader(
+        source=source["name"],
+        width=source["width"],
+        height=source["height"],
+        frame_rate=source["frame_rate"],
+        frame_count=source["frame_count"],
+        camera=Intrinsics(**record["camera"]),
+        root_depth_source=RootDepthSource(record["root_depth_source"]),
+        model=ModelInfo(model["name"], Variant[model["variant"]], joints, model["checkpoint_sha256"], model["random"]),
+        runtime=SessionDescription(**record["runtime"]),
+    )
+
+
+def _parse_frame(record: dict[str, Any], header: RunHeader) -> PosesAtTime:
+    if record["type"] != "frame":
+        raise ValueError("expected a frame")
+    camera = Intrinsics(**record["camera"]) if "camera" in record else header.camera
+    return PosesAtTime(
+        record["index"], record["time_s"], camera, tuple(_parse_pose(pose, len(header.joint_set)) for pose in record["poses"])
+    )
+
+
+def _parse_pose(record: dict[str, Any], joints: int) -> Pose:
+    if len(record["scores"]) != joints:
+        raise ValueError(f"expected poses of {joints} joints, received one of {len(record['scores'])}")
+    return Pose(
+        track_id=record["track_id"],
+        box=Box(*record["box"]),
+        joints_px=np.array(record["joints_px"], np.float64),
+        joints_mm=np.array(record["joints_mm"], np.float64),
+        scores=np.array(record["scores"], np.float64),
+        root_depth_mm=record["root_depth_mm"],
+        root_depth_source=RootDepthSource(record["root_depth_source"]),
+    )

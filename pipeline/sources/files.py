@@ -1,0 +1,84 @@
+"""A path: what kind of file it is, by its content."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from convnextpose.errors import SourceError
+from pipeline.sources.formats import format_of, is_animated
+from pipeline.sources.pictures import AnimatedWebpSource, PictureSource, read_file, size_of
+from pipeline.sources.source import OnDamage, Source
+from pipeline.sources.uri import without_password
+from pipeline.sources.video import VideoSource
+
+PICTURE_SUFFIXES = (
+    ".avif", ".bmp", ".dib", ".heic", ".heif", ".hif", ".jfif", ".jif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm",
+    ".pjpeg", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
+)  # fmt: skip
+"""Files of a folder that are read as one picture each (of an animated one, the first). A single file's content decides."""
+
+
+def open_file(path: Path, stream: int | None, on_damage: OnDamage) -> Source:
+    """Open a video file, a picture or a folder of pictures; as `open_source`."""
+    name = path.name or path.resolve().name
+    try:
+        if path.is_dir():
+            return _open_folder(path, name)
+        if not path.exists():
+            shown = without_password(str(path))  # it may have been meant as a URI
+            raise SourceError(f"expected a video, a picture or a folder of pictures, but there is no {shown}")
+        if not path.is_file():
+            raise SourceError(f"expected a video, a picture or a folder of pictures, but {path} is a device or a pipe")
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        if isinstance(error, SourceError):
+            raise
+        raise SourceError(f"{path} cannot be read: {error.strerror}") from error
+    if not head:
+        raise SourceError(f"expected a video or a picture, but {path} is empty")
+    known = format_of(head)
+    if known is None and not _is_picture(path):
+        return VideoSource(path, stream, on_damage)
+    if known is not None and is_animated(data := read_file(path)):
+        size_of(data, path)
+        return AnimatedWebpSource(path, on_damage) if known.name == "WebP" else VideoSource(path, stream, on_damage)
+    return PictureSource(name, (path,))
+
+
+def open_file_uri(uri: str, stream: int | None, on_damage: OnDamage) -> Source:
+    """Open `file:///path`, as RFC 8089 writes it.
+
+    Raises:
+        SourceError: it names another machine, or as `open_file`.
+    """
+    parts = urlsplit(uri)
+    if parts.netloc not in ("", "localhost"):
+        raise SourceError("expected a file of this machine, such as file:///path, received a URI that names another machine")
+    return open_file(Path(unquote(uri.split("://", 1)[1].removeprefix("localhost"))), stream, on_damage)
+
+
+def _open_folder(path: Path, name: str) -> Source:
+    files = [file for file in path.iterdir() if not file.name.startswith(".") and file.is_file()]
+    pictures = sorted((file for file in files if _is_picture(file)), key=natural_key)
+    if not pictures:
+        raise SourceError(f"expected pictures in the folder {path}, found none of {' '.join(PICTURE_SUFFIXES)}")
+    left_out = Counter(file.suffix or file.name for file in files if not _is_picture(file))
+    notes: tuple[str, ...] = ()
+    if left_out:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items())[:8])
+        more = ", ..." if len(left_out) > 8 else ""
+        notes = (f"files of the folder that are left out, as they are no pictures that are read here: {kinds}{more}",)
+    return PictureSource(name, tuple(pictures), notes)
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in PICTURE_SUFFIXES
+
+
+def natural_key(path: Path) -> list[tuple[int, str]]:
+    """Order by name, with the numbers in it as numbers."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", path.name.lower())]

@@ -1,0 +1,28 @@
+"""How large a picture may be: looked at before anything is decoded, since a few kilobytes can claim gigabytes."""
+
+from __future__ import annotations
+
+from convnextpose.errors import SourceError
+
+PIXEL_LIMIT = 8192 * 8192
+"""A picture has fewer pixels than this: twice an 8K video's, as many as a 64-megapixel camera's. 200 MB as BGR."""
+
+FILE_LIMIT = 16 * PIXEL_LIMIT
+"""Bytes of a picture's file at most: the largest picture, uncompressed, in four channels of four bytes."""
+
+
+def check_size(width: int, height: int, name: object) -> None:
+    """Refuse a picture or a video that is too large.
+
+    Args:
+        width, height: what it says of itself, px.
+        name: of its file, for the message.
+
+    Raises:
+        SourceError: it has PIXEL_LIMIT pixels or more.
+    """
+    if width * height >= PIXEL_LIMIT:
+        raise SourceError(
+            f"expected a picture of fewer than {PIXEL_LIMIT / 1e6:.0f} million pixels, but {name} says that it has "
+            f"{width} x {height}: make it smaller"
+        )

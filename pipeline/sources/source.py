@@ -1,0 +1,93 @@
+"""What every source is."""
+
+from __future__ import annotations
+
+import threading
+from abc import abstractmethod
+from collections.abc import Generator, Iterator
+from enum import Enum
+from types import TracebackType
+from typing import Protocol
+
+from pipeline.types import Frame, SourceInfo, UnreadableFrame
+
+
+class OnDamage(str, Enum):
+    """What a video does where its data is damaged or missing."""
+
+    STOP = "stop"
+    """It ends with a SourceError; the frames before it came."""
+
+    SKIP = "skip"
+    """It goes on with the next whole picture; what was lost comes as UnreadableFrame."""
+
+
+class Source(Protocol):
+    """Something that gives frames, in order and once; a context manager. Iterating again continues.
+
+    May be iterated in another thread than the one that opened it, and closed from any.
+
+    Attributes:
+        info: what it says about itself.
+    """
+
+    info: SourceInfo
+
+    def __iter__(self) -> Iterator[Frame | UnreadableFrame]:
+        """The frames, numbered without gaps; an UnreadableFrame takes the place of one that cannot be read.
+
+        Raises:
+            SourceError: the source broke; the frames before it came.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back what it holds; the frames end, also for a thread that waits for one. Calling it again does nothing."""
+        ...
+
+    def __enter__(self) -> Source:
+        """The source itself."""
+        ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close it."""
+        ...
+
+
+class FileSource(Source):
+    """What sources of files share: frames from a generator that one thread at a time runs, and a close that waits for it.
+
+    A subclass calls `super().__init__()` last.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._frames = self._read()
+
+    @abstractmethod
+    def _read(self) -> Generator[Frame | UnreadableFrame, None, None]:
+        """The frames, one after another."""
+
+    def __iter__(self) -> Iterator[Frame | UnreadableFrame]:
+        """The source itself."""
+        return self
+
+    def __next__(self) -> Frame | UnreadableFrame:
+        """The next frame."""
+        with self._lock:
+            return next(self._frames)
+
+    def close(self) -> None:
+        """End the frames. A read in progress ends at its next packet or picture."""
+        self._closing.set()
+        with self._lock:
+            self._frames.close()
+
+    def __enter__(self) -> Source:
+        """The source itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close it."""
+        self.close()

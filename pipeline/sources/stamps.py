@@ -1,0 +1,97 @@
+"""When each picture of a video is shown, from time stamps that may be missing, doubled, restarted or in the wrong order."""
+
+from __future__ import annotations
+
+import bisect
+from fractions import Fraction
+
+_REORDERED = 20
+"""Steps that stamps jump back at most where pictures are only reordered: H.264 and HEVC keep 16 pictures back."""
+
+
+class PresentationClock:
+    """Gives each picture its time: its own stamp where that can be true, otherwise a time before the next true stamp.
+
+    Times always grow. The stamps of packets are announced as they are read, ahead of the pictures, so that an invented time
+    never overtakes a stamp that was announced. Three kinds of wrong stamps are understood:
+
+    - Stamps in the order of decoding where pictures are shown in another (H.264 in AVI, MP4 without composition offsets). It
+      shows when a bidirectional picture overtakes smaller stamps though the packets' stamps only ever grew. As a set the stamps
+      are right: each picture takes the smallest that is left.
+    - Stamps that begin again (recordings put together): they go on from where the part before ended.
+    - No stamp, or one that does not grow: one nominal step after the picture before, or half way to the next true stamp.
+
+    All times are in ticks of the stream's time base.
+
+    Args:
+        step: nominal time between two pictures.
+        second: ticks in one second.
+    """
+
+    def __init__(self, step: Fraction, second: Fraction) -> None:
+        self._step = step
+        self._jump = max(second, _REORDERED * step)
+        self._offsets = [Fraction(0)]  # by which the stamps of each part are moved
+        self._known: list[Fraction] = []  # announced stamps later than the picture before, moved and sorted
+        self._announced: tuple[Fraction, Fraction] | None = None  # the largest stamp of this part: as it is, and moved
+        self._shown: Fraction | None = None  # the largest stamp of a picture of its part, as it is
+        self._part = 0  # that part
+        self._last: Fraction | None = None  # time of the picture before
+        self._grew = True  # whether packets' stamps have only ever grown
+        self._decoding_order = False
+
+    def announce(self, stamp: int) -> None:
+        """Note a packet's stamp, in the order of the file."""
+        raw = Fraction(stamp)
+        if self._announced is not None and raw < self._announced[0]:
+            largest, moved = self._announced
+            if raw < largest - self._jump:
+                self._offsets.append(moved + self._step - raw)
+                self._announced = None
+            else:
+                self._grew = False
+        moved = raw + self._offsets[-1]
+        if self._announced is None or raw > self._announced[0]:
+            self._announced = (raw, moved)
+        if self._last is None or moved > self._last:
+            bisect.insort(self._known, moved)
+
+    def show(self, stamp: int | None, *, key: bool = False, bidirectional: bool = False) -> Fraction:
+        """The time of the next picture in the order of showing.
+
+        Args:
+            stamp: its own, or None.
+            key: whether it is decoded without others.
+            bidirectional: whether it may be shown before one that is decoded earlier (a B picture).
+        """
+        time = self._true_time(stamp, key, bidirectional)
+        if time is None or (self._last is not None and time <= self._last):
+            time = self._invented_time()
+        del self._known[: bisect.bisect_right(self._known, time)]
+        self._last = time
+        return time
+
+    def _true_time(self, stamp: int | None, key: bool, bidirectional: bool) -> Fraction | None:
+        if stamp is None:
+            return None
+        raw = Fraction(stamp)
+        if self._shown is not None and raw < self._shown - self._jump and self._part + 1 < len(self._offsets):
+            self._part += 1
+            self._shown = None
+        self._shown = raw if self._shown is None else max(self._shown, raw)
+        time = raw + self._offsets[self._part]
+        if self._grew and bidirectional and self._known and self._known[0] < time:
+            self._decoding_order = True
+        if not (self._decoding_order and self._grew):
+            return time
+        if key:  # what was decoded before it has been shown before it: stamps that are left belong to pictures that never came
+            del self._known[: bisect.bisect_left(self._known, time)]
+        return self._known[0] if self._known else time
+
+    def _invented_time(self) -> Fraction:
+        """After the picture before and before the next stamp that is known."""
+        following = self._known[0] if self._known else None
+        if self._last is None:
+            return Fraction(0) if following is None else following - self._step
+        time = self._last + self._step
+        return time if following is None or time < following else (self._last + following) / 2

@@ -1,0 +1,182 @@
+"""Every runtime keeps one contract, whatever is inside it."""
+
+import threading
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from convnextpose.errors import GeometryError, ModelError, RuntimeUnavailableError
+from engines.opening import open_pose_model
+from engines.parity import FP32_LIMITS, compare
+
+
+def assert_same(found, expected):
+    assert_allclose(found.joints[..., :2], expected.joints[..., :2], rtol=0, atol=1e-3)  # px
+    assert_allclose(found.joints[..., 2], expected.joints[..., 2], rtol=0, atol=1e-2)  # mm
+    assert_allclose(found.scores, expected.scores, rtol=0, atol=1e-5)
+
+
+def test_a_crop_has_one_result_alone_and_in_any_batch(runtime, crops):
+    together = runtime.run(crops)
+    for count in range(1, len(crops) + 1):
+        part = runtime.run(crops[:count])
+        assert part.joints.shape == (count, 18, 3)
+        assert part.joints.dtype == part.scores.dtype == np.float32
+        assert_same(part, type(together)(together.joints[:count], together.scores[:count]))
+    for index in range(len(crops)):
+        alone = runtime.run(crops[index : index + 1])
+        assert_same(alone, type(together)(together.joints[index : index + 1], together.scores[index : index + 1]))
+
+
+def test_predictions_stay_as_they_are(runtime, crops):
+    """A result is not a view of memory that the next run writes to."""
+    for batch in (1, 2):
+        first = runtime.run(crops[:batch])
+        kept = first.joints.copy(), first.scores.copy()
+        runtime.run(crops[2 : 2 + batch])
+        assert np.array_equal(first.joints, kept[0])
+        assert np.array_equal(first.scores, kept[1])
+
+
+def test_joints_and_scores_are_in_range(runtime, crops):
+    found = runtime.run(crops)
+    assert ((found.joints[..., :2] >= 0) & (found.joints[..., :2] <= 256)).all()
+    assert (np.abs(found.joints[..., 2]) <= 1000).all()
+    assert ((found.scores >= 0) & (found.scores <= 1)).all()
+
+
+def test_no_crops_give_no_predictions(runtime, crops):
+    found = runtime.run(crops[:0])
+    assert found.joints.shape == (0, 18, 3)
+    assert found.scores.shape == (0, 18)
+
+
+def test_views_and_read_only_crops_are_fine(runtime, crops):
+    mirrored = crops[:2, :, ::-1]
+    assert_same(runtime.run(mirrored), runtime.run(mirrored.copy()))
+    locked = crops[:1].copy()
+    locked.flags.writeable = False
+    assert_same(runtime.run(locked), runtime.run(crops[:1]))
+
+
+@pytest.mark.parametrize(
+    "crops",
+    [
+        np.zeros((1, 256, 256, 3), np.float32),
+        np.zeros((256, 256, 3), np.uint8),
+        np.zeros((1, 3, 256, 256), np.uint8),
+        np.zeros((1, 128, 256, 3), np.uint8),
+        np.zeros((0, 256, 256, 4), np.uint8),
+    ],
+    ids=["float", "one picture", "NCHW", "half", "BGRA"],
+)
+def test_other_crops_are_refused(runtime, crops):
+    with pytest.raises(GeometryError, match="expected crops uint8"):
+        runtime.run(crops)
+
+
+def test_any_thread_may_run(runtime, crops):
+    expected = [runtime.run(crops[index : index + 1]) for index in range(4)]
+    found = [None] * 4
+    start = threading.Barrier(4)
+
+    def work(index):
+        start.wait()
+        for _ in range(3):
+            found[index] = runtime.run(crops[index : index + 1])
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for got, wanted in zip(found, expected, strict=True):
+        assert_same(got, wanted)
+
+
+def test_it_tells_what_it_runs(runtime, checkpoint):
+    description = runtime.describe()
+    assert description.name in ("torch", "onnxruntime", "openvino")
+    assert (description.precision, description.device, description.threads) == ("fp32", "CPU", 1)
+    assert description.version[0].isdigit()
+    assert runtime.info.checkpoint_sha256 == checkpoint.sha256
+    assert (runtime.info.variant, runtime.info.joint_set) == (checkpoint.variant, checkpoint.joint_set)
+
+
+@pytest.mark.parametrize("name", ["torch", "onnxruntime", "openvino"])
+def test_closing_is_final_and_may_be_repeated(name, checkpoint, onnx_bytes, crops):
+    pytest.importorskip(name)
+    with open_pose_model(checkpoint if name == "torch" else onnx_bytes, name) as runtime:
+        assert runtime.describe().threads >= 1
+    runtime.close()
+    with pytest.raises(RuntimeUnavailableError, match="closed"):
+        runtime.run(crops[:1])
+
+
+def tampered(data, change):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load_from_string(data)
+    change(model)
+    return model.SerializeToString()
+
+
+def rename_input(model):
+    model.graph.input[0].name = "images"
+    for node in model.graph.node:
+        node.input[:] = ["images" if name == "crops" else name for name in node.input]
+
+
+def rename_output(model):
+    model.graph.output[0].name = "poses"
+    for node in model.graph.node:
+        node.output[:] = ["poses" if name == "joints" else name for name in node.output]
+
+
+def claim_other_joints(model):
+    for entry in model.metadata_props:
+        if entry.key == "joint_set":
+            entry.value = "muco"
+
+
+def lose_a_tensor(model):
+    del model.graph.initializer[3]
+
+
+def unknown_operation(model):
+    model.graph.node[5].op_type = "Foo"
+
+
+def not_a_number(model):
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith("final_layer.bias"):
+            tensor.raw_data = b"\xff" * len(tensor.raw_data)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    "change", [rename_input, rename_output, claim_other_joints, lose_a_tensor, unknown_operation, not_a_number]
+)
+def test_a_model_that_breaks_the_contract_is_refused(name, change, onnx_bytes):
+    pytest.importorskip(name)
+    with pytest.raises(ModelError, match="model tiny"):
+        open_pose_model(tampered(onnx_bytes, change), name)
+
+
+def test_openvino_computes_in_the_precision_that_it_was_asked_for(checkpoint, onnx_bytes, crops):
+    openvino = pytest.importorskip("openvino")
+    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    with open_pose_model(checkpoint, "torch") as reference:
+        for precision in ("bf16", "fp16"):
+            if precision.upper() not in capabilities:
+                with pytest.raises(RuntimeUnavailableError, match=rf"fp32.*'{precision}'"):
+                    open_pose_model(onnx_bytes, "openvino", precision=precision)
+                continue
+            with open_pose_model(onnx_bytes, "openvino", precision=precision) as runtime:
+                assert runtime.describe().precision == precision
+                report = compare(reference, runtime, crops)
+            assert not report.passed  # FP32's limits: it really rounds
+            assert report.px.max < 5
+            assert report.mm.max < 50
+        with open_pose_model(onnx_bytes, "openvino") as runtime:
+            assert compare(reference, runtime, crops, FP32_LIMITS).passed
