@@ -66,11 +66,14 @@ LOST_AFTER_S = 0.25
 SAME_PERSON = 0.5
 """Object keypoint similarity from which two poses of a frame are one person's."""
 
-TOGETHER = 0.3
-"""Intersection over union down to which two people's boxes do not show that they are two."""
+APART = 0.2
+"""Object keypoint similarity under which the poses of two tracks show that they are two people."""
 
 UNLIKELY = 1.5
 """Cost of a match from which it is more likely that the two have nothing to do with each other."""
+
+TAIL = 4.0
+"""Degrees of freedom of Student's distribution that places are taken to have: now and then somebody, or the camera, jerks."""
 
 SIZE_SPREAD, SIZE_CHANGE = 0.12, 0.25
 """How far the size of the same person's poses differs (logarithm), and how much more so for each second between them."""
@@ -143,7 +146,7 @@ class _Track:
         missed_s: time of the first frame since then that lacks the person, or None.
         track_id: None until a second sighting agrees with the first.
         told_lost: whether `lost` was told since the last sighting.
-        together: ids of the people from whom this one was never seen apart.
+        together: the people from whom this one was never seen apart.
     """
 
     motion: Motion
@@ -155,7 +158,7 @@ class _Track:
     missed_s: float | None = None
     track_id: int | None = None
     told_lost: bool = False
-    together: set[int | None] = field(default_factory=set)
+    together: set[_Track] = field(default_factory=set)
 
     @classmethod
     def begin(cls, sighting: _Sighting, time_s: float) -> _Track:
@@ -254,8 +257,8 @@ class PeopleTracker:
         """Let go of everybody who was in an earlier take, or out of sight for too long."""
         reason = self._cuts.begins_take(frame)
         if reason is not None and self._follows:
-            known = [track.track_id for track in self._tracks if track.track_id is not None]
-            for track_id in known or [None]:
+            ids = [track.track_id for track in self._tracks if track.track_id is not None]
+            for track_id in ids or [None]:
                 self._tell(TrackEventKind.CUT, track_id, reason)
         self._begins = reason is not None or not self._follows or self._detected_s == -math.inf
         if self._begins:
@@ -295,7 +298,7 @@ class PeopleTracker:
         found_again = {track: now - track.seen_s for track in matches if track.told_lost}
         for track, sighting in matches.items():
             track.see(sighting, now)
-        self._merge(matches, seekers_of)
+        self._merge(matches, seekers_of, now)
         for track in self._tracks:
             if track not in matches:
                 self._miss(track, seekers_of, matches, now)
@@ -354,7 +357,7 @@ class PeopleTracker:
         elapsed_s = max(0.0, now - track.seen_s)
         place, spread_px = track.motion.predict(now, track.size)
         places, sizes = np.array([s.place for s in sightings]), np.array([s.size for s in sightings])
-        away = ((places - place) ** 2).sum(-1) / spread_px**2
+        away = (TAIL + 2) * np.log1p(((places - place) ** 2).sum(-1) / spread_px**2 / TAIL)
         larger = (np.log(sizes / track.size) / math.hypot(SIZE_SPREAD, SIZE_CHANGE * elapsed_s)) ** 2
         joints = np.stack([_centred(s) for s in sightings])
         moved = ((joints - track.joints) ** 2).sum(-1).mean(-1) / track.size**2
@@ -363,20 +366,19 @@ class PeopleTracker:
         # The second term is the likelihood's own factor: who could be anywhere is nowhere likely, down to that of a newcomer.
         return np.asarray((away + larger + changed) / 2 + 2 * math.log(min(1.0, spread_px / track.size)))
 
-    def _merge(self, matches: dict[_Track, _Sighting], seekers_of: dict[_Track, _Sighting]) -> None:
+    def _merge(self, matches: dict[_Track, _Sighting], seekers_of: dict[_Track, _Sighting], now: float) -> None:
         """Where one person has two tracks, the older stays."""
-        owner = {id(sighting): track for track, sighting in matches.items()}
         for track, sighting in seekers_of.items():
-            other = owner.get(id(sighting))
-            if other is None or other is track or track in matches or track.track_id is None or other.track_id is None:
+            other = next((t for t, s in matches.items() if s is sighting), None)
+            if other is None or track in matches or track.track_id is None or other.track_id is None:
                 continue
             first, second = (track, other) if track.track_id < other.track_id else (other, track)
-            if first.track_id not in second.together:
+            if first not in second.together:
                 continue  # two people, one behind the other
             self._tell(TrackEventKind.MERGED, second.track_id, f"the same person as {first.track_id}", first.track_id)
             if second is other:  # the older one goes on from where the younger is seen
                 matches[first] = matches.pop(second)
-                first.see(sighting, self._frame.time_s if self._frame else 0.0)
+                first.see(sighting, now)
             self._tracks.remove(second)
 
     def _miss(
@@ -429,10 +431,14 @@ class PeopleTracker:
     def _note_together(self, born: Collection[_Track], now: float) -> None:
         """Keep in mind who was never seen apart from whom."""
         known = [track for track in self._tracks if track.track_id is not None]
-        boxes = _array([track.expected(now) for track in known])
-        for track, shared in zip(known, overlaps(boxes, boxes), strict=True):
-            near = {t.track_id for t, s in zip(known, shared, strict=True) if s > TOGETHER and t is not track}
-            track.together = (near if track in born else track.together & near) - {None}
+        joints = [track.motion.predict(now, track.size)[0] + track.joints for track in known]
+        for track, own in zip(known, joints, strict=True):
+            near = {
+                other
+                for other, theirs in zip(known, joints, strict=True)
+                if other is not track and similarity(own, theirs, max(track.size, other.size), self._spread) > APART
+            }
+            track.together = near if track in born else track.together & near
 
     def _tell(self, kind: TrackEventKind, track_id: int | None, reason: str, other_id: int | None = None) -> None:
         assert self._frame is not None
