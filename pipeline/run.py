@@ -286,6 +286,7 @@ def open_pipeline(config: RunConfig) -> Pipeline:
                 root_depth_source=RootDepthSource.INTRINSICS if config.camera else RootDepthSource.ASSUMED_FOV,
                 model=model.info,
                 runtime=model.describe(),
+                smooth=config.smooth,
             )
             recorders = [] if folder is None else open_recorders(folder, config.formats, header, overwrite=config.overwrite)
             people: PeopleFinder = given or WholePicture()

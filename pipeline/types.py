@@ -210,6 +210,7 @@ class RunHeader:
         root_depth_source: where root depths come from.
         model: the model.
         runtime: what runs it.
+        smooth: whether files with numbers hold the smoothed poses, too.
     """
 
     source: str
@@ -221,6 +222,7 @@ class RunHeader:
     root_depth_source: RootDepthSource
     model: ModelInfo
     runtime: SessionDescription
+    smooth: bool = False
 
     @property
     def joint_set(self) -> JointSet:

@@ -370,9 +370,9 @@ class PeopleTracker:
         """Where one person has two tracks, the older stays."""
         for track, sighting in seekers_of.items():
             other = next((t for t, s in matches.items() if s is sighting), None)
-            if other is None or track in matches or track.track_id is None or other.track_id is None:
+            if other is None or track in matches or track not in self._tracks or None in (track.track_id, other.track_id):
                 continue
-            first, second = (track, other) if track.track_id < other.track_id else (other, track)
+            first, second = sorted((track, other), key=lambda t: t.track_id or 0)
             if first not in second.together:
                 continue  # two people, one behind the other
             self._tell(TrackEventKind.MERGED, second.track_id, f"the same person as {first.track_id}", first.track_id)
