@@ -19,24 +19,34 @@ OTHER_SPREAD = 0.158
 """The same for joints that COCO doesn't have: as wide as shoulders."""
 
 
-def joint_spread(joint_set: JointSet) -> NDArray[np.float64]:
-    """The spread of each joint [J] of a joint set."""
-    names = (name.removeprefix("L_").removeprefix("R_") for name in joint_set.joints)
-    return np.array([SPREAD.get(name, OTHER_SPREAD) for name in names])
-
-
-def similarity(
-    one: NDArray[np.floating], other: NDArray[np.floating], size_px: float, spread: NDArray[np.float64]
-) -> NDArray[np.float64]:
+class PoseSimilarity:
     """Object keypoint similarity of poses: 1 where joint lies on joint, 0 for people far apart.
 
-    Args:
-        one, other: [..., J, 2 or more] x px and y px.
-        size_px: square root of the person's area, px.
-        spread: [J], as `joint_spread` gives it.
+    A pose network takes left for right now and then, in a picture from the side above all, so that a pose and the one with its
+    sides exchanged are as good as the same.
 
-    Returns:
-        [...] in 0..1: the mean over the joints of exp(-d² / (2 size² spread²)).
+    Args:
+        joint_set: the joints' names and sides.
     """
-    squared = ((np.asarray(one)[..., :2] - np.asarray(other)[..., :2]) ** 2).sum(-1)
-    return np.asarray(np.exp(-squared / (2 * (size_px * spread) ** 2)).mean(-1))
+
+    def __init__(self, joint_set: JointSet) -> None:
+        names = (name.removeprefix("L_").removeprefix("R_") for name in joint_set.joints)
+        self._spread = np.array([SPREAD.get(name, OTHER_SPREAD) for name in names])
+        self._exchanged = list(joint_set.flip_order)
+
+    def __call__(self, one: NDArray[np.floating], other: NDArray[np.floating], size_px: float) -> float:
+        """How alike two poses [J, 2 or more] (x px and y px) are, 0..1: the mean over joints of exp(-d² / (2 size² spread²)).
+
+        Args:
+            one, other: the poses.
+            size_px: square root of the person's area, px.
+        """
+        return max(float(np.exp(-d / (2 * (size_px * self._spread) ** 2)).mean()) for d in self._squared(one, other))
+
+    def distance(self, one: NDArray[np.floating], other: NDArray[np.floating]) -> float:
+        """The mean squared distance of the joints of two poses [J, 2 or more], px squared."""
+        return min(float(d.mean()) for d in self._squared(one, other))
+
+    def _squared(self, one: NDArray[np.floating], other: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        a, b = np.asarray(one, np.float64)[:, :2], np.asarray(other, np.float64)[:, :2]
+        return ((a - b) ** 2).sum(-1), ((a - b[self._exchanged]) ** 2).sum(-1)

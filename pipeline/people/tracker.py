@@ -24,7 +24,7 @@ from pipeline.people.assignment import assign
 from pipeline.people.cuts import CutDetector
 from pipeline.people.detection import Detection
 from pipeline.people.motion import Motion
-from pipeline.people.similarity import joint_spread, similarity
+from pipeline.people.similarity import PoseSimilarity
 from pipeline.stages import RelativePose, TrackedBox
 from pipeline.timeline import Stopwatch
 from pipeline.types import Frame, TrackEvent, TrackEventKind
@@ -78,7 +78,7 @@ TAIL = 4.0
 SIZE_SPREAD, SIZE_CHANGE = 0.12, 0.25
 """How far the size of the same person's poses differs (logarithm), and how much more so for each second between them."""
 
-SHAPE_SPREAD, SHAPE_CHANGE, SHAPE_SPREAD_MOST = 0.07, 0.5, 0.3
+SHAPE_SPREAD, SHAPE_CHANGE, SHAPE_SPREAD_MOST = 0.1, 0.5, 0.3
 """How far joints move against the body's middle (a share of its size), by how much more each second, and at most."""
 
 SHAPE_WEIGHT = 4.0
@@ -171,6 +171,10 @@ class _Track:
         left, top, right, bottom = self.corners.tolist()
         return Box(float(x) + left, float(y) + top, right - left, bottom - top)
 
+    def expected_joints(self, time_s: float) -> NDArray[np.float64]:
+        """[J, 2] the joints that the person has now, if the body has not moved, px."""
+        return self.joints + self.motion.predict(time_s, self.size)[0]
+
     def see(self, sighting: _Sighting, time_s: float) -> None:
         elapsed_s = time_s - self.seen_s
         share = 1 - math.exp(-elapsed_s / SMOOTHING_S) if elapsed_s > 0 else 1.0  # the second look at a picture replaces the first
@@ -214,7 +218,7 @@ class PeopleTracker:
         follows: bool = True,
     ) -> None:
         self._see = see
-        self._spread = joint_spread(joint_set)
+        self._alike = PoseSimilarity(joint_set)
         self._min_score, self._keep_score = min_score, min_score * KEEP_FRACTION
         self._max_people = max_people
         self._keep_lost_s = keep_lost_s
@@ -291,8 +295,8 @@ class PeopleTracker:
         taken = set(map(id, matches.values()))
         matches |= self._match(rest, [s for s in sightings if id(s) not in taken], now)
         taken = set(map(id, matches.values()))
-        new = [track for track in self._tracks if track.track_id is None]
-        matches |= self._match(new, [s for s in sightings if id(s) not in taken], now)
+        unborn = [track for track in self._tracks if track.track_id is None]
+        matches |= self._match(unborn, [s for s in sightings if id(s) not in taken], now)
         taken = set(map(id, matches.values()))
 
         found_again = {track: now - track.seen_s for track in matches if track.told_lost}
@@ -303,7 +307,8 @@ class PeopleTracker:
             if track not in matches:
                 self._miss(track, seekers_of, matches, now)
         self._admit(matches, found_again, now)
-        self._tracks += [_Track.begin(s, now) for s in sightings if s.detected and id(s) not in taken]
+        new = [s for s in sightings if s.detected and id(s) not in taken and self._is_apart(s, matches, now)]
+        self._tracks += [_Track.begin(sighting, now) for sighting in new]
         poses_now = [
             replace(sighting.pose, track_id=track.track_id)
             for track, sighting in matches.items()
@@ -337,7 +342,7 @@ class PeopleTracker:
         for sighting in found:
             for other in apart:
                 size = max(sighting.size, other.size)
-                if similarity(sighting.pose.joints, other.pose.joints, size, self._spread) >= SAME_PERSON:
+                if self._alike(sighting.pose.joints, other.pose.joints, size) >= SAME_PERSON:
                     other.detected |= sighting.detected
                     other.seekers += sighting.seekers
                     break
@@ -359,8 +364,7 @@ class PeopleTracker:
         places, sizes = np.array([s.place for s in sightings]), np.array([s.size for s in sightings])
         away = (TAIL + 2) * np.log1p(((places - place) ** 2).sum(-1) / spread_px**2 / TAIL)
         larger = (np.log(sizes / track.size) / math.hypot(SIZE_SPREAD, SIZE_CHANGE * elapsed_s)) ** 2
-        joints = np.stack([_centred(s) for s in sightings])
-        moved = ((joints - track.joints) ** 2).sum(-1).mean(-1) / track.size**2
+        moved = np.array([self._alike.distance(_centred(s), track.joints) for s in sightings]) / track.size**2
         limit = min(math.hypot(SHAPE_SPREAD, SHAPE_CHANGE * elapsed_s), SHAPE_SPREAD_MOST)
         changed = SHAPE_WEIGHT * moved / limit**2
         # The second term is the likelihood's own factor: who could be anywhere is nowhere likely, down to that of a newcomer.
@@ -406,12 +410,24 @@ class PeopleTracker:
                 return f"where person {other.track_id} is"
         return "nobody is seen there"
 
+    def _is_apart(self, sighting: _Sighting, matches: Mapping[_Track, _Sighting], now: float) -> bool:
+        """Whether somebody who was seen is clearly another person than all who are known."""
+        for track in self._tracks:
+            if track.track_id is not None and matches.get(track) is not sighting:
+                joints = matches[track].pose.joints if track in matches else track.expected_joints(now)
+                if self._alike(sighting.pose.joints, joints, max(sighting.size, track.size)) > APART:
+                    return False
+        return True
+
     def _admit(self, matches: dict[_Track, _Sighting], found_again: Mapping[_Track, float], now: float) -> None:
         """Number the newcomers whom a second sighting made sure; where there is no room for all, the nearest are followed."""
         born = {
             track
             for track, sighting in matches.items()
-            if track.track_id is None and sighting.sure and (self._begins or now - track.first_s >= BORN_AFTER_S)
+            if track.track_id is None
+            and sighting.sure
+            and (self._begins or now - track.first_s >= BORN_AFTER_S)
+            and self._is_apart(sighting, matches, now)
         }
         there = [t for t in self._tracks if t in born or (t.track_id is not None and not t.told_lost)]
         there.sort(key=lambda t: -t.size * (1.0 if t in born or t in found_again else NEARER))
@@ -431,12 +447,12 @@ class PeopleTracker:
     def _note_together(self, born: Collection[_Track], now: float) -> None:
         """Keep in mind who was never seen apart from whom."""
         known = [track for track in self._tracks if track.track_id is not None]
-        joints = [track.motion.predict(now, track.size)[0] + track.joints for track in known]
+        joints = [track.expected_joints(now) for track in known]
         for track, own in zip(known, joints, strict=True):
             near = {
                 other
                 for other, theirs in zip(known, joints, strict=True)
-                if other is not track and similarity(own, theirs, max(track.size, other.size), self._spread) > APART
+                if other is not track and self._alike(own, theirs, max(track.size, other.size)) > APART
             }
             track.together = near if track in born else track.together & near
 
