@@ -21,6 +21,7 @@ from convnextpose.skeleton import JointSet
 from engines.people import overlaps
 from pipeline.people import MIN_SCORE, Identified
 from pipeline.people.assignment import assign
+from pipeline.people.clothes import Clothes, difference
 from pipeline.people.cuts import CutDetector
 from pipeline.people.detection import Detection
 from pipeline.people.motion import Motion
@@ -69,7 +70,7 @@ SAME_PERSON = 0.5
 APART = 0.2
 """Object keypoint similarity under which the poses of two tracks show that they are two people."""
 
-UNLIKELY = 1.5
+UNLIKELY = 4.0
 """Cost of a match from which it is more likely that the two have nothing to do with each other."""
 
 TAIL = 4.0
@@ -83,6 +84,13 @@ SHAPE_SPREAD, SHAPE_CHANGE, SHAPE_SPREAD_MOST = 0.1, 0.5, 0.3
 
 SHAPE_WEIGHT = 4.0
 """For how many independent numbers a pose's shape counts: joints move together."""
+
+CLOTHES_SPREAD, CLOTHES_WEIGHT = 20.0, 1.5
+"""How far the colours of one person's clothes differ from look to look, grey levels, and how much that counts: far less than the
+place of somebody who was just seen, more than that of somebody who has been out of sight."""
+
+CLOTHES_S = 1.0
+"""Time constant of what is known of a person's clothes, s."""
 
 SMOOTHING_S = 0.15
 """Time constant of a person's size and box, s."""
@@ -119,6 +127,7 @@ class _Sighting:
         box: its box, px; it may reach beyond the picture.
         place: [2] the middle of its joints, px.
         size: square root of the box's area, px.
+        clothes: [3, 3] their colours, BGR.
         sure: whether the score is a person's.
         detected: whether the detector saw somebody there.
         seekers: the tracks in whose expected places it was seen.
@@ -128,6 +137,7 @@ class _Sighting:
     box: Box
     place: NDArray[np.float64]
     size: float
+    clothes: NDArray[np.float64]
     sure: bool
     detected: bool
     seekers: list[_Track]
@@ -142,6 +152,7 @@ class _Track:
         joints: [J, 2] from their middle when last seen, px.
         corners: [4] left, top, right and bottom of the box, from the middle of the joints, px.
         size: square root of the box's area, px.
+        clothes: [3, 3] their colours, BGR.
         first_s, seen_s: times of the first and of the last sighting.
         missed_s: time of the first frame since then that lacks the person, or None.
         track_id: None until a second sighting agrees with the first.
@@ -153,6 +164,7 @@ class _Track:
     joints: NDArray[np.float64]
     corners: NDArray[np.float64]
     size: float
+    clothes: NDArray[np.float64]
     first_s: float
     seen_s: float
     missed_s: float | None = None
@@ -163,7 +175,7 @@ class _Track:
     @classmethod
     def begin(cls, sighting: _Sighting, time_s: float) -> _Track:
         motion = Motion(time_s, sighting.place, sighting.size)
-        return cls(motion, _centred(sighting), _corners(sighting), sighting.size, time_s, time_s)
+        return cls(motion, _centred(sighting), _corners(sighting), sighting.size, sighting.clothes, time_s, time_s)
 
     def expected(self, time_s: float) -> Box:
         """The box that the person has now, px."""
@@ -182,6 +194,9 @@ class _Track:
         self.joints = _centred(sighting)
         self.corners = self.corners + share * (_corners(sighting) - self.corners)
         self.size += share * (sighting.size - self.size)
+        if sighting.sure:
+            learnt = self.clothes + (1 - math.exp(-elapsed_s / CLOTHES_S)) * (sighting.clothes - self.clothes)
+            self.clothes = np.where(np.isfinite(learnt), learnt, sighting.clothes)
         self.seen_s, self.missed_s, self.told_lost = time_s, None, False
 
 
@@ -219,6 +234,7 @@ class PeopleTracker:
     ) -> None:
         self._see = see
         self._alike = PoseSimilarity(joint_set)
+        self._clothes = Clothes(joint_set)
         self._min_score, self._keep_score = min_score, min_score * KEEP_FRACTION
         self._max_people = max_people
         self._keep_lost_s = keep_lost_s
@@ -335,8 +351,9 @@ class PeopleTracker:
                 continue
             seekers = [who] if isinstance(who, _Track) else []
             place = pose.joints[:, :2].mean(axis=0)
-            sure = pose.score >= self._min_score
-            found.append(_Sighting(pose, box, place, math.sqrt(box.area), sure, not seekers, seekers))
+            size, sure = math.sqrt(box.area), pose.score >= self._min_score
+            clothes = self._clothes.read(self._frame.image, pose.joints, size)
+            found.append(_Sighting(pose, box, place, size, clothes, sure, not seekers, seekers))
         found.sort(key=lambda s: (-s.pose.score, s.box.x, s.box.y, s.box.width, s.box.height))
         apart: list[_Sighting] = []
         for sighting in found:
@@ -367,8 +384,10 @@ class PeopleTracker:
         moved = np.array([self._alike.distance(_centred(s), track.joints) for s in sightings]) / track.size**2
         limit = min(math.hypot(SHAPE_SPREAD, SHAPE_CHANGE * elapsed_s), SHAPE_SPREAD_MOST)
         changed = SHAPE_WEIGHT * moved / limit**2
-        # The second term is the likelihood's own factor: who could be anywhere is nowhere likely, down to that of a newcomer.
-        return np.asarray((away + larger + changed) / 2 + 2 * math.log(min(1.0, spread_px / track.size)))
+        dressed = np.array([difference(s.clothes, track.clothes) for s in sightings]) / CLOTHES_SPREAD**2
+        dressed = CLOTHES_WEIGHT * np.log1p(dressed)
+        # The last term is the likelihood's own factor: who could be anywhere is nowhere likely, down to that of a newcomer.
+        return np.asarray((away + larger + changed) / 2 + dressed + 2 * math.log(min(1.0, spread_px / track.size)))
 
     def _merge(self, matches: dict[_Track, _Sighting], seekers_of: dict[_Track, _Sighting], now: float) -> None:
         """Where one person has two tracks, the older stays."""
