@@ -35,7 +35,7 @@ class OneEuro:
 BODY = OneEuro(cutoff_hz=1.5, per_speed=0.006)
 """For the joints from the pelvis: chosen by measurement, docs/people.md."""
 
-PLACE = OneEuro(cutoff_hz=0.5, per_speed=0.0015)
+PLACE = OneEuro(cutoff_hz=0.5, per_speed=0.003)
 """For the pelvis in camera space, whose depth is the least certain number of a pose."""
 
 FORGET_S = 1.0
