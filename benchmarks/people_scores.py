@@ -8,9 +8,8 @@ in which the person who was found is a known one, in which it is something else,
 people. FOLDER is that of the training's data, which training/README.md describes: its held-out people, the frames in
 `real/more` with people, and the backgrounds there.
 
-Boxes are the people detector's. The figures behind MIN_SCORE
-(pipeline/people/__init__.py, docs/people.md); run it on footage of your own, with and without people, to choose --min-score for other
-weights.
+Boxes are the people detector's. The figures behind MIN_SCORE (pipeline/people/__init__.py, docs/people.md); run it on footage
+of your own, with and without people, to choose --min-score for other weights.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The network, its variants, checkpoints, skeletons, the camera and the crop, scores, and the default weights; and the public names.
+"""The network, its checkpoints, skeletons, the camera and the crop, scores, the default weights, and the public names.
 
 May import numpy; torch only inside `network.py`, and when used inside `containers.py` and `checkpoint.py`. Imports nothing of
 `engines`, `pipeline` or `tools`: the public names below are looked up there when somebody asks for them.
@@ -6,8 +6,11 @@ May import numpy; torch only inside `network.py`, and when used inside `containe
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import Any
+
+logging.getLogger("convnextpose").addHandler(logging.NullHandler())  # silent unless the program that uses it says otherwise
 
 _PUBLIC = {
     "Box": "convnextpose.crop",

@@ -141,7 +141,7 @@ def root_depth_from_bones_mm(
     points = np.asarray(joints, np.float64)
 
     def together_mm(root_depth_mm: float) -> float:
-        place = camera.unproject(points + (0, 0, root_depth_mm))
+        place = camera.unproject(points + np.array([0, 0, root_depth_mm]))
         return float(np.linalg.norm(place[a] - place[b], axis=1).sum())
 
     near = max(_NEAREST_MM, _NEAREST_MM - float(points[:, 2].min()))

@@ -55,6 +55,14 @@ class RuntimeUnavailableError(PoseError, RuntimeError):
     """A runtime was asked for by name and cannot start on this machine."""
 
 
+class DeviceError(RuntimeUnavailableError):
+    """CUDA refused or failed at something. What fails within the GPU leaves it unusable for this process."""
+
+
+class DeviceMemoryError(DeviceError, MemoryError):
+    """The GPU's memory, or memory of the host that it can read, does not suffice."""
+
+
 class ParityError(PoseError, RuntimeError):
     """A runtime's predictions stray from the reference by more than the limit."""
 

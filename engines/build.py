@@ -35,13 +35,14 @@ from engines.calibration import CalibrationSet, SplitCrops, hash_crops
 from engines.graph import pose_graph
 from engines.manifest import ENGINE_SUFFIX, EngineDraft, EngineManifest, Machine, OptionValue
 from engines.opening import open_pose_model
-from engines.parity import LIMITS, compare
+from engines.parity import LIMITS, LayerHarm, compare
 from engines.pose import PRECISIONS, ModelInfo
-from engines.precision import LayerHarm, int8_within_limits, measure, to_fp16
+from engines.precision import int8_within_limits, measure, to_fp16
 from engines.targets import Target, find_target
 from engines.tensorrt.builder import BuildOptions, BuiltEngine, build_engine, convolution_types
-from engines.tensorrt.device import open_device
-from engines.tensorrt.module import LIBRARIES, Gpu, Library, find_gpu, load_library
+from engines.tensorrt.device import Gpu
+from engines.tensorrt.gpu import find_gpu, open_device
+from engines.tensorrt.module import LIBRARIES, Library, load_library
 
 CHECKPOINT_SUFFIXES = (".tar", ".pth", ".pt", ".ckpt", ".zip", ".safetensors")
 """What a folder is searched for; a checkpoint that is named by itself may be called anything."""

@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from convnextpose.errors import EngineError, GeometryError
 from convnextpose.files import put_in_place
 from engines.manifest import EngineDraft
-from engines.parity import ParityReport
+from engines.parity import LayerHarm, ParityReport
 from engines.pose import ModelInfo, Predictions, check_crops
-from engines.precision import LayerHarm
 from engines.session import SessionDescription
 
 BUNDLE_SUFFIX = ".bundle.zip"

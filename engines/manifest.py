@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from convnextpose.errors import EngineError, ParityError
 from convnextpose.skeleton import JOINT_SETS
 from convnextpose.variants import Variant
-from engines.parity import ParityReport
+from engines.parity import LayerHarm, ParityReport
 from engines.pose import ModelInfo
-from engines.precision import LayerHarm
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -6,8 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from convnextpose import weights
 from convnextpose.errors import ModelError, RuntimeUnavailableError
+from convnextpose.variants import INPUT_SIZE
 from engines.batcher import Batcher
 from engines.graph import pose_graph
 from engines.manifest import is_engine
@@ -18,7 +21,6 @@ from engines.pose import CROPS, ModelInfo, PoseModel, predicts
 from engines.session import Session
 from engines.sessions.openvino import cpu_precisions
 from engines.sessions.registry import CHECKPOINT, ENGINE, RUNTIMES, Choice, Runtime, choose_runtime, loading
-from engines.sessions.tensorrt import TensorRTSession
 from engines.sessions.torch import TorchNetwork
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ def open_pose_model(
     random: bool = False,
     max_batch: int | None = None,
 ) -> PoseModel:
-    """Open a pose model. It has run one crop when this returns, so that the next is as fast as any.
+    """Open a pose model. It has run a crop, with `max_batch` a batch too, when this returns: the next is as fast as any.
 
     Args:
         model: an exported ONNX file or its bytes; an engine, named `.engine`, with its manifest beside it; or a verified
@@ -59,6 +61,8 @@ def open_pose_model(
     chosen = _choose(model, runtime, threads)
     with loading(chosen):
         if chosen.runs == ENGINE:
+            from engines.sessions.tensorrt import TensorRTSession
+
             assert isinstance(model, Path)
             called = f"model {name or model.name}"
             session: Session = chosen.open(model, called, threads=threads, precision=precision)
@@ -81,7 +85,11 @@ def open_pose_model(
             # An INT8 graph says itself which of its layers are: the precision is that of the others.
             rest = "fp32" if what == "int8" else what
             session = chosen.open(onnx, f"model {info.name}", threads=threads, precision=rest)
-    return PoseModel(session if max_batch is None else Batcher(session, max_batch), info)
+    if max_batch is None:
+        return PoseModel(session, info)
+    shared = PoseModel(Batcher(session, max_batch), info)
+    shared.run(np.zeros((2, INPUT_SIZE, INPUT_SIZE, 3), np.uint8))  # libraries prepare for batches apart from single crops
+    return shared
 
 
 def open_people_detector(
@@ -132,6 +140,7 @@ def choose_precision(precision: str, runtime: str, info: ModelInfo) -> Choice:
     Raises:
         RuntimeUnavailableError: the runtime or the CPU does not have the precision.
         ModelError: the model has no INT8 graph.
+        CheckpointError: the package's file of the model was changed.
     """
     if precision not in ("auto", *CPU_PRECISIONS):
         raise RuntimeUnavailableError(f"expected precision auto, {', '.join(CPU_PRECISIONS)}, received {precision!r}")
@@ -145,7 +154,7 @@ def choose_precision(precision: str, runtime: str, info: ModelInfo) -> Choice:
         if precision == "int8" and runtime == "openvino":
             _shipped_int8(info)
         elif precision != "fp32":
-            able = cpu_precisions() if runtime == "openvino" else ["fp32"]
+            able = cpu_precisions() if runtime == "openvino" else ("fp32",)
             if precision not in able:
                 elsewhere = "" if runtime == "openvino" else "; openvino has others"
                 raise RuntimeUnavailableError(
@@ -155,6 +164,8 @@ def choose_precision(precision: str, runtime: str, info: ModelInfo) -> Choice:
         return Choice(precision, "it was asked for")
     if runtime != "openvino":
         return Choice("fp32", f"{runtime} computes in no other here")
+    if info.precision != "fp32":
+        return Choice("fp32", f"model {info.name} is in {info.precision}: only FP32 models are proven in BF16")
     if "bf16" not in cpu_precisions():
         return Choice("fp32", "this CPU does not compute BF16 natively")
     shipped = weights.by_checkpoint(info.checkpoint_sha256)

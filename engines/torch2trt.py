@@ -29,7 +29,8 @@ from engines.calibration import CalibrationSet
 from engines.pose import PRECISIONS
 from engines.precision import CALIBRATION_BATCH, LAST, STEM
 from engines.tensorrt.builder import BuildOptions, BuiltEngine
-from engines.tensorrt.module import Library, find_gpu
+from engines.tensorrt.gpu import find_gpu
+from engines.tensorrt.module import Library
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

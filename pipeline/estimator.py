@@ -69,4 +69,4 @@ class Estimator:
                 except GeometryError as error:
                     problems.append(str(error))
             smoothed = self._smoother.step(frame.time_s, poses)
-        return PosedFrame(frame, smoothed, camera, tuple(problems), tuple(events))
+        return PosedFrame(frame, smoothed, camera, problems=tuple(problems), events=tuple(events))

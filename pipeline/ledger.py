@@ -52,7 +52,7 @@ class LedgerCounts:
 
 
 class FrameLedger:
-    """Counts the frames of one source; safe to use from every thread. Ending a frame that was not received is a bug and raises."""
+    """Counts the frames of one source, from any thread. Ending a frame that was not received is a bug and raises."""
 
     def __init__(self, source_id: str = "") -> None:
         self.source_id = source_id

@@ -105,9 +105,9 @@ class RunConfig:
         if unknown := [name for name in self.formats if name not in FORMATS]:
             raise ValueError(f"expected formats among {', '.join(FORMATS)}, received {unknown[0]!r}")
         if self.random_weights and is_engine(Path(self.model)):
-            raise ValueError(f"expected a model to replace the weights of, received the engine {self.model}: its weights are in it")
+            raise ValueError(f"expected a model to replace the weights of, received the engine {self.model}")
         if self.boxes is not None and len(self.source_list) > 1:
-            raise ValueError(f"expected one source where boxes are given, received {len(self.source_list)}: run them one by one")
+            raise ValueError(f"expected one source where boxes are given, received {len(self.source_list)}")
 
     @property
     def source_list(self) -> tuple[str | Path, ...]:
@@ -274,7 +274,7 @@ def open_pipeline(config: RunConfig) -> Pipeline:
         if config.out is not None:
             check_summary(config.out, overwrite=config.overwrite)
         streams = []
-        places = folders or [None] * len(sources)
+        places: list[Path | None] = [*folders] or [None] * len(sources)
         for source, info, source_id, folder in zip(sources, infos, unique_ids(infos), places, strict=True):
             header = RunHeader(
                 source=source_id,

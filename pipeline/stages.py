@@ -1,4 +1,4 @@
-"""What happens to a frame's people, as plain functions that know no thread: crops, predictions, and the lift to camera space."""
+"""What happens to a frame's people, as plain functions that know no thread: crops, predictions, the lift to camera space."""
 
 from __future__ import annotations
 
@@ -104,9 +104,7 @@ def reaches_edge(box: Box, width: int, height: int) -> bool:
     )
 
 
-def lift(
-    pose: RelativePose, size: tuple[int, int], camera: Intrinsics, source: RootDepthSource, joint_set: JointSet
-) -> Pose:
+def lift(pose: RelativePose, size: tuple[int, int], camera: Intrinsics, source: RootDepthSource, joint_set: JointSet) -> Pose:
     """A pose to camera space, with the root depth estimated from the region that the network read.
 
     Where the picture's edge cuts the person, that region is smaller than the person's and would put the pelvis too far off:
@@ -124,7 +122,7 @@ def lift(
     """
     root_depth_mm, cut = camera.estimate_root_depth_mm(pose.region.area), reaches_edge(pose.box, *size)
     if cut:
-        inside = ((pose.joints[:, :2] >= 0) & (pose.joints[:, :2] < size)).all(axis=1)
+        inside = np.all((pose.joints[:, :2] >= 0) & (pose.joints[:, :2] < size), axis=1)
         by_bones_mm = root_depth_from_bones_mm(camera, pose.joints, inside, joint_set)
         if by_bones_mm is not None:
             root_depth_mm, source = by_bones_mm, RootDepthSource.BONE_LENGTHS

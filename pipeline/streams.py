@@ -28,7 +28,7 @@ from types import TracebackType
 from convnextpose.errors import GeometryError, PoseError, StageError
 from pipeline.draw import PoseRenderer
 from pipeline.estimator import Estimator
-from pipeline.formats.base import Recorder
+from pipeline.formats.base import Recorder, WrittenFile, written_files
 from pipeline.formats.trace import TraceRecorder
 from pipeline.inbox import Closed, Inbox, InFlight
 from pipeline.ledger import FrameLedger
@@ -149,7 +149,7 @@ class Stream:
         self._stopping = threading.Event()
         self._in_flight = InFlight()
         self._lock = threading.Lock()
-        self._ready: Callable[[], None] = lambda: None
+        self._ready: Callable[[], object] = lambda: None
         self._ended: Callable[[], None] = lambda: None
         self._trace: Callable[[Timeline], None] = lambda timeline: None
         self._taken: Inbox[_Taken] = Inbox(1 if self._live else None)
@@ -170,7 +170,7 @@ class Stream:
 
     # What the pipeline calls.
 
-    def start(self, ready: Callable[[], None], ended: Callable[[], None], trace: Callable[[Timeline], None]) -> None:
+    def start(self, ready: Callable[[], object], ended: Callable[[], None], trace: Callable[[Timeline], None]) -> None:
         """Start the threads.
 
         Args:
@@ -204,7 +204,8 @@ class Stream:
         """Give up what is on its way."""
         self.stop()
         self.wake()
-        for inbox in (self._taken, self._to_draw, *self._inboxes):
+        self._taken.abort()
+        for inbox in (self._to_draw, *self._inboxes):
             inbox.abort()
 
     def fail(self, stage: str, error: Exception) -> None:
@@ -392,10 +393,11 @@ class Pipeline:
         streams: one for each source.
         models: what is closed when the last stream has ended.
         trace: takes every timeline, or None.
-        at_end: is called when all is closed; writes a file and returns its path.
+        at_end: is called when all is closed; writes the summary and returns its path.
 
     Attributes:
         streams: one for each source.
+        summary: the summary's path, once it is there.
     """
 
     def __init__(
@@ -411,7 +413,7 @@ class Pipeline:
         self._trace_lock = threading.Lock()
         self._late_error: StageError | None = None
         self._at_end = at_end
-        self._late_outputs: list[Path] = []
+        self.summary: Path | None = None
         self._running = len(self.streams)
         self._lock = threading.Lock()
         self._outbox: Inbox[Stream] = Inbox()  # a stream for each frame that it has finished
@@ -435,11 +437,10 @@ class Pipeline:
         return next((error for error in errors if error is not None), None)
 
     @property
-    def outputs(self) -> list[Path]:
-        """The files that it has begun to write and that are there."""
-        paths = [recorder.path for stream in self.streams for recorder in stream.recorders if recorder.begun]
-        paths += [self._trace.path] if self._trace and self._trace.begun else []
-        return [path for path in [*paths, *self._late_outputs] if path.exists()]
+    def outputs(self) -> list[WrittenFile]:
+        """The files that are there by now, of the recorders and the trace."""
+        recorders = [recorder for stream in self.streams for recorder in stream.recorders]
+        return written_files([*recorders, *([self._trace] if self._trace else [])])
 
     def __iter__(self) -> Iterator[PosedFrame]:
         """Start the threads, if they are not running, and give every posed frame that all its recorders have.
@@ -515,7 +516,7 @@ class Pipeline:
         self._closed = True
         if self._at_end is not None:
             try:
-                self._late_outputs.append(self._at_end(self))
+                self.summary = self._at_end(self)
             except PoseError as error:
                 self._fail("summary", error)
         if self.error is not None:

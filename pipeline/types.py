@@ -182,19 +182,19 @@ class PosedFrame:
         frame: the captured picture, its number and its time.
         poses: the people in it, none if nobody was found.
         camera: the intrinsics that its poses were lifted with.
-        problems: why people in it have no pose, one sentence each.
-        events: what happened to people's tracks with it.
         picture: BGR uint8 [H2, W2, 3], the drawn result, or None where drawing is off.
         timeline: where the frame's time went; None until every stage is done with it.
+        problems: why people in it have no pose, one sentence each.
+        events: what happened to people's tracks with it.
     """
 
     frame: Frame
     poses: tuple[Pose, ...]
     camera: Intrinsics
-    problems: tuple[str, ...] = ()
-    events: tuple[TrackEvent, ...] = ()
     picture: NDArray[np.uint8] | None = None
     timeline: Timeline | None = None
+    problems: tuple[str, ...] = ()
+    events: tuple[TrackEvent, ...] = ()
 
 
 @dataclass(frozen=True)

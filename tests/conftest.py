@@ -84,7 +84,7 @@ def cli(monkeypatch, capsys):
 def no_gpu():
     """Skips where there is a GPU."""
     from convnextpose.errors import RuntimeUnavailableError
-    from engines.tensorrt.device import open_device
+    from engines.tensorrt.gpu import open_device
 
     try:
         open_device()

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,26 @@ def test_imports_point_left(path):
     if str(path.relative_to(ROOT)) in NETWORK_FILES:
         allowed |= {"torch"}
     assert set(imported(tree, top_only=True)) <= allowed
+
+
+def test_no_circle_of_files():
+    """Imports within functions count, those for types alone do not."""
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in modules()}
+
+    def needs(node):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                continue
+            if isinstance(child, ast.ImportFrom):
+                full = [f"{child.module}.{alias.name}" for alias in child.names]
+                yield from (name if name in names else child.module for name in full)
+            elif isinstance(child, ast.Import):
+                yield from (alias.name for alias in child.names)
+            yield from needs(child)
+
+    graph = {name: set(needs(ast.parse(path.read_text(encoding="utf-8")))) & names.keys() for name, path in names.items()}
+    assert any(graph.values())
+    TopologicalSorter(graph).prepare()  # raises CycleError, with the circle
 
 
 @pytest.mark.parametrize("package", ORDER)

@@ -18,8 +18,9 @@ from rich.table import Table
 
 from convnextpose import weights
 from convnextpose.errors import CheckpointError, PoseError, RuntimeUnavailableError, install_command
+from engines.cpu_precision import BATCH, measure_precisions
 from engines.sessions.registry import CHECKPOINT, ENGINE, RUNTIMES
-from engines.tensorrt.device import BINDINGS, binding_installed, binding_version, open_device
+from engines.tensorrt.gpu import BINDINGS, binding_installed, binding_version, open_device
 from engines.tensorrt.module import LIBRARIES, load_library
 
 
@@ -45,7 +46,7 @@ class Finding:
 def doctor_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON, for a program.")] = False,
 ) -> None:
-    """Look at this machine: Python, runtimes, GPU, default weights; say what is missing for what and how to mend it.
+    """Look at this machine: Python, runtimes, GPU, default weights, speed; say what is missing for what and how to mend it.
 
     Exit codes: 0 the default job can run here (something optional may be missing); 1 it cannot.
     """
@@ -67,6 +68,7 @@ def examine() -> list[Finding]:
     findings += _runtimes()
     findings += [_driver(), *_bindings(), _gpu(), *_tensorrt()]
     findings += _weights()
+    findings += _speed()
     return findings
 
 
@@ -173,6 +175,21 @@ def _weights() -> list[Finding]:
         else:
             size = (found.onnx.stat().st_size + found.safetensors.stat().st_size) / 2**20
             findings.append(Finding(f"weights {name}", "ok", f"hash fits, {size:.1f} MiB", f"--model {name}"))
+    return findings
+
+
+def _speed() -> list[Finding]:
+    """How fast the default weights are here, in each precision that this CPU has; what hinders it was told before."""
+    try:
+        speeds = measure_precisions()
+    except PoseError:
+        return []
+    findings = []
+    for speed in speeds:
+        inside = "" if speed.runs_in == speed.precision else f", in {speed.runs_in}"
+        default = "; what auto takes" if speed.is_default else ""
+        found = f"{speed.alone_ms:.1f} ms a crop, {speed.batch_ms:.1f} ms in batches of {BATCH}{inside}{default}"
+        findings.append(Finding(f"speed {speed.precision}", "ok", found, f"--precision {speed.precision}"))
     return findings
 
 

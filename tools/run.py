@@ -18,7 +18,8 @@ from convnextpose.camera import Intrinsics
 from convnextpose.checkpoint import claimed_variant
 from convnextpose.errors import GeometryError, StageError
 from engines.manifest import is_engine
-from engines.sessions.registry import choose_runtime, runtime_help
+from engines.opening import CPU_PRECISIONS, choose_precision
+from engines.sessions.registry import Choice, choose_runtime, runtime_help
 from pipeline.formats.table import DEFAULT_FORMATS, FORMATS
 from pipeline.ledger import Reasons
 from pipeline.people import MIN_SCORE
@@ -44,24 +45,31 @@ def _camera(text: str) -> Intrinsics:
 
 def run_command(
     sources: Annotated[
-        list[str], typer.Argument(help="Video files, pictures, or folders of pictures.", show_default=False, metavar="SOURCE...")
+        list[str],
+        typer.Argument(help="Video files, pictures, or folders of pictures.", show_default=False, metavar="SOURCE..."),
     ],
     out: Annotated[
         Path,
         typer.Option(
-            "--out", help="Folder for the results; with several sources each gets a folder of its own in it.", show_default=False
+            "--out",
+            help="Folder for the results; with several sources each gets a folder of its own in it.",
+            show_default=False,
         ),
     ],
-    formats: Annotated[
-        str, typer.Option(help=f"What to write, with commas between: {', '.join(FORMATS)}.")
-    ] = ",".join(DEFAULT_FORMATS),
+    formats: Annotated[str, typer.Option(help=f"What to write, with commas between: {', '.join(FORMATS)}.")] = ",".join(
+        DEFAULT_FORMATS
+    ),
     model: Annotated[
         str,
         typer.Option(help="Default weights by name (xs), a checkpoint of the authors, an exported .onnx, or an .engine file."),
     ] = "xs",
     runtime: Annotated[str, typer.Option(help=runtime_help())] = "auto",
     precision: Annotated[
-        str, typer.Option(help="What the network computes in on a CPU: auto, fp32, bf16, fp16 or int8; an engine has its own.")
+        str,
+        typer.Option(
+            help=f"What the network computes in on a CPU: auto, {', '.join(CPU_PRECISIONS)}. auto takes bf16 where the CPU "
+            "has it and the model is proven in it, otherwise fp32."
+        ),
     ] = "auto",
     boxes: Annotated[
         Path | None,
@@ -143,10 +151,10 @@ def run_command(
     pipeline = open_pipeline(config)
     _print_head(console, pipeline, config)
     failure: StageError | None = None
-    stopped_by: list[int] = []
+    stopped_by: list[signal.Signals] = []
 
     def stop(number: int, _: FrameType | None) -> None:
-        stopped_by.append(number)
+        stopped_by.append(signal.Signals(number))
         raise KeyboardInterrupt
 
     for number in _STOP_SIGNALS:
@@ -185,11 +193,10 @@ def _follow(pipeline: Pipeline) -> None:
     )
     screen = Console(stderr=True)
     with Progress(*columns, console=screen, disable=not screen.is_terminal, transient=True) as progress:
+        several = len(pipeline.streams) > 1
         tasks = {
-            stream.header.source: progress.add_task(
-                escape(stream.header.source) if len(pipeline.streams) > 1 else "frames", total=stream.header.frame_count, fps=0.0
-            )
-            for stream in pipeline.streams
+            header.source: progress.add_task(escape(header.source) if several else "frames", total=header.frame_count, fps=0.0)
+            for header in pipeline.headers
         }
         timing = {stream.header.source: stream.timing for stream in pipeline.streams}
         for posed in pipeline:
@@ -218,15 +225,16 @@ def _print_head(console: Console, pipeline: Pipeline, config: RunConfig) -> None
     if claim is not None and claim is not header.model.variant:
         wrong = f"the name of {config.model} claims variant {claim.name}, its tensors are variant {header.model.variant.name}"
         console.print(f"[bold red]WRONG NAME[/]  {escape(wrong)}")
-    console.print(f"runtime  {escape(str(header.runtime))}{_why(config)}")
+    runtime = choose_runtime(config.runtime, engine=is_engine(Path(config.model)))
+    console.print(f"runtime  {escape(str(header.runtime))}{escape(_because(config.runtime, runtime))}")
+    precision = choose_precision(config.precision, runtime.name, header.model)
+    console.print(f"         {precision.name}{escape(_because(config.precision, precision))}")
     depth = "the given camera" if config.camera else "an assumed field of view: depths and scale are a guess"
     console.print(f"depth    from {depth}")
 
 
-def _why(config: RunConfig) -> str:
-    if config.runtime != "auto":
-        return ", as asked for"
-    return f", chosen because {choose_runtime(engine=is_engine(Path(config.model))).reason}"
+def _because(asked: str, choice: Choice) -> str:
+    return ", as asked for" if asked != "auto" else f", chosen because {choice.reason}"
 
 
 def _print_end(console: Console, pipeline: Pipeline, config: RunConfig) -> None:
@@ -235,8 +243,10 @@ def _print_end(console: Console, pipeline: Pipeline, config: RunConfig) -> None:
         if len(pipeline.streams) > 1:
             console.print(f"[bold]{escape(stream.header.source)}[/]")
         _print_stream(console, stream, config)
-    for path in pipeline.outputs:
-        console.print(f"wrote    {escape(str(path))}")
+    for file in pipeline.outputs:
+        console.print(f"wrote    {escape(str(file.path))} ({file.frames} frames)")
+    if pipeline.summary is not None:
+        console.print(f"wrote    {escape(str(pipeline.summary))}")
 
 
 def _print_stream(console: Console, stream: Stream, config: RunConfig) -> None:

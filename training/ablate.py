@@ -1,9 +1,11 @@
 """Trains the same short run again and again with one choice of the recipe changed, and tells what each change costs.
 
     python -m training.ablate results.json [--only NAME...] [--size 64] [--images 24000] [--init FILE.safetensors]
+        [--data FOLDER]
 
 The base run and each change begin from the same weights, random ones without `--init`, and see the same crops, but where
-weights, crops or seed are the choice.
+weights, crops or seed are the choice. With `--data` the recipe has real people, captured poses, real cloth and avatars, each of
+them a choice, and the runs are judged on the held-out people, too.
 `results.json` keeps what is done, so that an interrupted call goes on; the table is printed from it. Two more seeds of the base
 tell how much of a difference is noise.
 """
@@ -22,8 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from training.dataset import Crops, Renderer
-from training.evaluate import SETS, evaluate, held_out
-from training.plan import Plan
+from training.evaluate import SETS, evaluate, held_out, predict
+from training.plan import FROM_DATA, Plan
+from training.real_crops import HeldOutPeople, limb_score, read_crops
 from training.stream import PoseChunks, Stream
 from training.train import Trainer
 
@@ -108,11 +111,15 @@ class Broad(Base):
 
 @dataclass(frozen=True)
 class Choice:
-    """One change of the recipe: another trainer, other numbers of the plan, or both; some only of runs from random weights."""
+    """One change of the recipe: another trainer, other numbers of the plan, or both.
+
+    Some are only of runs from random weights, some only of runs with a data folder.
+    """
 
     trainer: type[Base] = Base
     plan: dict[str, Any] = field(default_factory=dict)
     from_random: bool = False
+    of_data: bool = False
 
 
 CHOICES = {
@@ -145,35 +152,54 @@ CHOICES = {
     "no turned pictures": Choice(plan={"turned": 0.0}),
     "colours as rendered": Choice(plan={"recoloured": 0.0}),
     "FP32": Choice(FullPrecision),
+    "no real people": Choice(plan={"real": 0.0}, of_data=True),
+    "a quarter real people": Choice(plan={"real": 0.25}, of_data=True),
+    "no motion capture": Choice(plan={"mocap": 0.0}, of_data=True),
+    "only motion capture": Choice(plan={"mocap": 1.0}, of_data=True),
+    "no real cloth": Choice(plan={"cloth": 0.0}, of_data=True),
+    "no avatars": Choice(plan={"avatars": 0.0}, of_data=True),
 }
+
+PEOPLE = "people"
+"""The figure of the held-out people: the share of their limb joints that are wrong, %."""
 
 
 def measure(
-    choice: Choice, plan: Plan, device: torch.device, sets: dict[str, Crops], init: Path | None = None
+    choice: Choice,
+    plan: Plan,
+    device: torch.device,
+    sets: dict[str, Crops],
+    init: Path | None = None,
+    data: Path | None = None,
+    people: HeldOutPeople | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Train with one choice; MPJPE (mm, true root depth) on each set, of the average and of the last weights.
+    """Train with one choice; MPJPE (mm, true root depth) on each set, and what `PEOPLE` is where `people` are given, of the
+    average and of the last weights.
 
     The count of images stays the plan's, whatever the batch.
     """
     images = plan.steps * plan.batch
     changed = replace(plan, **choice.plan)
     changed = replace(changed, steps=images // changed.batch)
-    trainer = choice.trainer(changed, device, init)
-    with Stream(changed, device, kind=trainer.chunks) as stream:
+    trainer = choice.trainer(changed, device, init, data)
+    with Stream(changed, device, kind=trainer.chunks, data=data) as stream:
         while trainer.step < changed.steps:
             trainer.update(stream)
     networks = {"average": trainer.average, "last": trainer.network}
-    return {
+    figures = {
         which: {name: round(score.mpjpe_mm, 1) for name, score in evaluate(network, sets).items()}
         for which, network in networks.items()
     }
+    for which, network in networks.items() if people is not None else ():
+        figures[which][PEOPLE] = round(100 - 100 * limb_score(predict(network, people.images.to(device)), people).right, 1)
+    return figures
 
 
 def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
     """Markdown: MPJPE of the base, and what is added to it by each change."""
-    names = list(SETS)
-    lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
     base = results[BASE]["average"]
+    names = [*SETS, *([PEOPLE] if PEOPLE in base else [])]
+    lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
     rows = {BASE: base, "base, last weights in place of their average": results[BASE]["last"]}
     rows |= {name: result["average"] for name, result in results.items() if name != BASE}
     for title, figures in rows.items():
@@ -190,12 +216,14 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="side of the crops, px")
     parser.add_argument("--images", type=int, default=24_000, help="crops trained on in a run")
     parser.add_argument("--init", type=Path, help="weights to begin with; the crops are then hard from the start")
+    parser.add_argument("--data", type=Path, help="data folder of real people, captured poses, cloth and avatars")
     parser.add_argument("--held-out", type=int, default=256, help="crops of each held-out set")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     first = Plan.last_difficulty if arguments.init else Plan.first_difficulty
-    plan = Plan(size=arguments.size, steps=arguments.images // Plan.batch, first_difficulty=first)
+    shares = FROM_DATA | {"real": 0.5} if arguments.data else {}
+    plan = Plan(size=arguments.size, steps=arguments.images // Plan.batch, first_difficulty=first, **shares)
     kept = json.loads(arguments.results.read_text(encoding="utf-8")) if arguments.results.exists() else {}
     init = sha256(arguments.init.read_bytes()).hexdigest()[:12] if arguments.init else None
     setting = {"plan": asdict(plan), "held_out": arguments.held_out, "init": init}
@@ -204,13 +232,15 @@ def main() -> None:
             f"expected results of this plan, count and first weights in {arguments.results}, found others: name another file"
         )
     results = kept.get("results", {})
-    wanted = [name for name in arguments.only if not (arguments.init and CHOICES[name].from_random)]
+    choices = {name: CHOICES[name] for name in arguments.only}
+    wanted = [n for n, c in choices.items() if not (c.from_random and arguments.init) and (arguments.data or not c.of_data)]
     missing = [name for name in dict.fromkeys([BASE, *wanted]) if name not in results]
     if missing:
         renderer = Renderer(device, plan.size)
         sets = {name: held_out(name, arguments.held_out, renderer) for name in SETS}
+        people = read_crops(arguments.data, plan.size)[1] if arguments.data else None
     for name in missing:
-        results[name] = measure(CHOICES[name], plan, device, sets, arguments.init)
+        results[name] = measure(CHOICES[name], plan, device, sets, arguments.init, arguments.data, people)
         print(name, results[name], flush=True)
         new = arguments.results.with_name(arguments.results.name + ".new")
         new.write_text(json.dumps({"setting": setting, "results": results}, indent=2) + "\n", encoding="utf-8")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from training.body import Surface
 from training.draws import Draws
+from training.fabric import Fabric
 
 SKIN = ((0.96, 0.82, 0.74), (0.88, 0.69, 0.58), (0.74, 0.54, 0.42), (0.52, 0.35, 0.25), (0.29, 0.19, 0.14))
 HAIR = ((0.06, 0.05, 0.05), (0.1, 0.08, 0.07), (0.16, 0.1, 0.07), (0.2, 0.13, 0.09), (0.32, 0.2, 0.12), (0.6, 0.45, 0.25),
@@ -34,10 +35,19 @@ def random_colour(draws: Draws, difficulty: float = 1.0, saturation: float = 0.9
     return value[:, None] * (1 - strength[:, None] * drop)
 
 
-def dress_up(draws: Draws, surface: Surface, difficulty: float, coats: float = 0.0, bare: float = 0.0) -> Appearance:
+def dress_up(
+    draws: Draws,
+    surface: Surface,
+    difficulty: float,
+    coats: float = 0.0,
+    bare: float = 0.0,
+    cloth: float = 0.0,
+    fabric: Fabric | None = None,
+) -> Appearance:
     """An appearance for each of the people drawn for.
 
-    A share `bare` of them has bare arms and legs, as for sport; a share `coats` wears a jacket or a coat over the rest.
+    A share `bare` of them has bare arms and legs, as for sport; a share `coats` wears a jacket or a coat over the rest. A share
+    `cloth` of the garments is of real `fabric`.
     """
     wardrobe = _Wardrobe(draws, surface, difficulty)
     wardrobe.skin()
@@ -47,7 +57,7 @@ def dress_up(draws: Draws, surface: Surface, difficulty: float, coats: float = 0
     if coats:
         wardrobe.coat(coats)
     wardrobe.head()
-    return wardrobe.finish()
+    return wardrobe.finish(cloth, fabric)
 
 
 class _Wardrobe:
@@ -62,6 +72,7 @@ class _Wardrobe:
         shape = (draws.count, len(surface.mean))
         self.on_trunk = (surface.along_arm < -5) & (surface.along_leg < -5) & ~surface.parts["head"]
         self.palette: list[tuple[Tensor, Tensor]] = []
+        self.garments: dict[int, str] = {}
         self.material = torch.zeros(shape, dtype=torch.uint8, device=draws.device)
         self.mix = torch.zeros(shape, device=draws.device)
         self.shade = torch.ones(shape, device=draws.device)
@@ -75,8 +86,14 @@ class _Wardrobe:
         thickness_m: Tensor | float | None = None,
         pattern: tuple[Tensor, Tensor] | None = None,
         shade: Tensor | float = 1.0,
+        garment: str | None = None,
     ) -> None:
-        """Colour [N, 3]; thickness [N, 1] or [N, P], m; a pattern is a second colour [N, 3] and how much of it, [N, P]."""
+        """Colour [N, 3]; thickness [N, 1] or [N, P], m; a pattern is a second colour [N, 3] and how much of it, [N, P].
+
+        With the name of a garment (of `fabric.WORN_AS`) it can be of real cloth.
+        """
+        if garment is not None:
+            self.garments[len(self.palette)] = garment
         second, mix = pattern if pattern is not None else (colour, 0.0)
         self.palette.append((colour, second))
         self.material = torch.where(mask, torch.tensor(len(self.palette) - 1, dtype=torch.uint8), self.material)
@@ -85,11 +102,18 @@ class _Wardrobe:
         if thickness_m is not None:
             self.thickness_m = torch.where(mask, thickness_m, self.thickness_m)
 
-    def finish(self) -> Appearance:
+    def finish(self, cloth: float, fabric: Fabric | None) -> Appearance:
         first, second = (torch.stack(colours, 1) for colours in zip(*self.palette, strict=True))
         chosen = self.material.long()[..., None].expand(-1, -1, 3)
         base = first.gather(1, chosen)
-        colours = torch.addcmul(base, second.gather(1, chosen) - base, self.mix[..., None]) * self.shade[..., None]
+        colours = torch.addcmul(base, second.gather(1, chosen) - base, self.mix[..., None])
+        if cloth and fabric is not None:
+            for number, garment in self.garments.items():
+                worn = (self.material == number) & self.maybe(cloth)
+                colours = torch.where(
+                    worn[..., None], fabric.lay(self.draws, garment, self.surface.mean, self.surface.normals), colours
+                )
+        colours = colours * self.shade[..., None]
         return Appearance(colours.clamp(0, 1), self.thickness_m, self.folds)
 
     def each(self, low: float, high: float) -> Tensor:
@@ -145,7 +169,9 @@ class _Wardrobe:
         dark = torch.where(self.maybe(0.55), 0.45, 1.0)
         flare = self.each(0, 0.05) * self.maybe(0.35) * (leg - 0.6).clamp(0, 1.4)
         loose = self.each(0.003, 0.02) * (1 + 0.2 * lower[..., 3])
-        self.paint(trousers, random_colour(draws, difficulty, 0.7) * dark, loose + flare, self.pattern(lower))
+        self.paint(
+            trousers, random_colour(draws, difficulty, 0.7) * dark, loose + flare, self.pattern(lower), garment="trousers"
+        )
 
         kind = draws.uniform(0, 1, 1)
         sleeve = torch.where(
@@ -157,7 +183,7 @@ class _Wardrobe:
         top &= ~self.maybe(0.05 * difficulty)
         top |= self.maybe(0.08) & (leg > -5) & (leg < self.each(0.3, 1.6))
         loose = self.each(0.003, 0.025) * (1 + 0.2 * upper[..., 3]) * (1 + self.maybe(0.25) * (1.2 - trunk).clamp(0, 1))
-        self.paint(top, random_colour(draws, difficulty), loose, self.pattern(upper))
+        self.paint(top, random_colour(draws, difficulty), loose, self.pattern(upper), garment="top")
 
         socks = (leg > self.each(1.3, 2)) & ~parts["foot"] & ~trousers & self.maybe(0.4)
         self.paint(socks, random_colour(draws, difficulty, 0.3, 0.3))
@@ -194,7 +220,7 @@ class _Wardrobe:
         worn = worn & ~opened
         thick = self.each(0.012, 0.055) * (1 + 0.25 * waves[..., 3]) * torch.where(arm > -5, 0.7, 1.0)
         dark = torch.where(self.maybe(0.6), self.each(0.15, 0.5), 1.0)
-        self.paint(worn, random_colour(draws, self.difficulty, 0.7) * dark, thick, self.pattern(waves))
+        self.paint(worn, random_colour(draws, self.difficulty, 0.7) * dark, thick, self.pattern(waves), garment="coat")
         self.folds = torch.where(worn[..., None], waves[..., :3] * self.each(0.05, 0.35)[..., None], self.folds)
 
     def head(self) -> None:

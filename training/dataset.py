@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import cached_property
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -11,9 +12,12 @@ from torch import Tensor
 
 from convnextpose.skeleton import HUMAN36M
 from convnextpose.variants import INPUT_SIZE
+from training.avatars import Avatars
 from training.background import add_shape, background, in_its_light
 from training.body import Body
 from training.draws import Draws
+from training.fabric import Fabric
+from training.mocap import Mocap
 from training.pictures import Pictures
 from training.render import People, render
 
@@ -127,8 +131,11 @@ def seeded(device: torch.device, *seeds: int) -> torch.Generator:
 class Renderer:
     """Makes crops on a device; the same generator state gives the same crops."""
 
-    def __init__(self, device: torch.device | str = "cpu", size: int = INPUT_SIZE, points: int | None = None) -> None:
-        self.size = size
+    def __init__(
+        self, device: torch.device | str = "cpu", size: int = INPUT_SIZE, points: int | None = None, data: Path | None = None
+    ) -> None:
+        """Crops of `size` px, bodies of `points` points, motion capture from the data folder that README.md describes."""
+        self.size, self.data = size, data
         self.body = Body(points or max(4096, POINTS * size * size // INPUT_SIZE**2), device)
 
     def generator(self, *seeds: int) -> torch.Generator:
@@ -145,6 +152,27 @@ class Renderer:
         """The pictures that are never trained on."""
         return Pictures(self.body.device, held_out=True)
 
+    @cached_property
+    def captured(self) -> Mocap:
+        """Poses of motion capture, from the data folder."""
+        if self.data is None:
+            raise ValueError("expected a data folder for poses of motion capture, received none: name one")
+        return Mocap(self.data / "mocap_poses.npz", self.body.device)
+
+    @cached_property
+    def fabric(self) -> Fabric:
+        """Patches of real cloth, from the data folder."""
+        if self.data is None:
+            raise ValueError("expected a data folder for patches of cloth, received none: name one")
+        return Fabric(self.data / "fabric_patches_cc0.zip", self.body.device)
+
+    @cached_property
+    def avatars(self) -> Avatars:
+        """Modelled people, from the data folder."""
+        if self.data is None:
+            raise ValueError("expected a data folder for avatars, received none: name one")
+        return Avatars(self.data / "avatars", len(self.body.surface.mean), self.body.device)
+
     @torch.no_grad()
     def batch(
         self,
@@ -159,6 +187,9 @@ class Renderer:
         coats: float = 0.0,
         bare: float = 0.0,
         clutter: float = 0.0,
+        mocap: float = 0.0,
+        cloth: float = 0.0,
+        avatars: float = 0.0,
     ) -> Crops:
         """`count` crops of a difficulty in 0..1.
 
@@ -175,11 +206,29 @@ class Renderer:
             coats: share of the people who wear a jacket or a coat.
             bare: share of the people with bare arms and legs, as for sport.
             clutter: share of the people who stand before many things.
+            mocap: share of the people in poses of motion capture, but for those who pass far off.
+            cloth: share of the garments that are of real cloth.
+            avatars: share of the people who are avatars.
         """
         draws = Draws(count, generator)
         distant = draws.chance(far) if far else None
         people = render(
-            self.body, draws, self.size, difficulty, never, closed=pictures > 0, wide=wide, far=distant, coats=coats, bare=bare
+            self.body,
+            draws,
+            self.size,
+            difficulty,
+            never,
+            closed=pictures > 0,
+            wide=wide,
+            far=distant,
+            coats=coats,
+            bare=bare,
+            mocap=mocap,
+            captured=self.captured if mocap else None,
+            cloth=cloth,
+            fabric=self.fabric if cloth else None,
+            modelled=avatars,
+            avatars=self.avatars if avatars else None,
         )
         if pictures:
             album = self.held_out_pictures if held_out_pictures else self.pictures

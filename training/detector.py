@@ -123,7 +123,7 @@ class FrameChunks:
 
     label_shape: tuple[int, ...] = (MAX_PEOPLE, 5)
 
-    def __init__(self, device: torch.device | str, size: int) -> None:
+    def __init__(self, device: torch.device | str, size: int, data: Path | None = None) -> None:
         self._renderer = FrameRenderer(device, size)
 
     def render(self, plan: Plan, number: int) -> tuple[Tensor, Tensor]:
@@ -139,7 +139,7 @@ class DetectorTrainer(train.Trainer):
     """A run of the detector."""
 
     chunks = FrameChunks
-    unused = frozenset({"variant", "wide", "far", "coats", "bare", "turned"})
+    unused = frozenset({"variant", "wide", "far", "coats", "bare", "avatars", "cloth", "mocap", "real", "turned"})
 
     def new_network(self, init: Path | None) -> nn.Module:
         """The detector with what fits of a pose network's or another detector's weights."""
@@ -159,6 +159,10 @@ class DetectorTrainer(train.Trainer):
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             maps = self.network(images)
         return detection_loss(maps, labels)
+
+    def weighted(self, labels: Tensor) -> Tensor:
+        """As they are: they say themselves who counts."""
+        return labels
 
     def mirrored(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Images and labels of the mirrored frames."""

@@ -89,7 +89,13 @@ def joints_from_shares(shares: Tensor, size: int) -> Tensor:
 
 
 def pose_loss(
-    maps: Tensor, joints: Tensor, size: int, l1: float = L1_WEIGHT, entropy: float = 1.0, width: float = TARGET_WIDTH
+    maps: Tensor,
+    joints: Tensor,
+    size: int,
+    weights: Tensor | None = None,
+    l1: float = L1_WEIGHT,
+    entropy: float = 1.0,
+    width: float = TARGET_WIDTH,
 ) -> tuple[Tensor, Tensor]:
     """The loss and, of it, the mean absolute error as a share of the axes.
 
@@ -98,18 +104,19 @@ def pose_loss(
         joints: [N, J, 3] the truth, x and y in px of a crop of `size` px, z in mm from the pelvis. Joints outside the volume
             do not count.
         size: side of the crops, px.
+        weights: [N, J, 3] what each coordinate counts, 0 where the truth is not known; 1 for all where nothing is given.
         l1: weight of the mean absolute error.
         entropy: weight of the marginals' cross-entropy.
         width: standard deviation of the target marginals, as a share of the axis.
     """
     axes = marginals(maps, joints.shape[1])
     target = shares_from_joints(joints, size)
-    counts = ((target >= 0) & (target < 1)).all(-1).float()
+    counts = ((target >= 0) & (target < 1)).all(-1, keepdim=True) * (torch.ones_like(target) if weights is None else weights)
     total = counts.sum().clamp_min(1)
-    error = ((expectations(axes) - target).abs().mean(-1) * counts).sum() / total
+    error = ((expectations(axes) - target).abs() * counts).sum() / total
     loss = l1 * error
     for axis, p in enumerate(axes):
         bins = torch.arange(p.shape[2], dtype=p.dtype, device=p.device) / p.shape[2]
         wanted = torch.softmax(-0.5 * ((bins - target[..., axis : axis + 1]) / width).square(), 2)
-        loss = loss - entropy * ((wanted * (p + 1e-8).log()).sum(2) * counts).sum() / total / len(axes)
+        loss = loss - entropy * ((wanted * (p + 1e-8).log()).sum(2) * counts[..., axis]).sum() / total
     return loss, error

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+FROM_DATA = {"mocap": 0.5, "cloth": 0.5, "avatars": 0.35}
+"""Shares of the rendered people's parts that come from a data folder, where one is used."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -35,6 +38,10 @@ class Plan:
         bare: share of the people with bare arms and legs, as for sport.
         clutter: share of the people who stand before many things.
         turned: share of a batch's crops that are turned in their plane and zoomed a little, anew each time.
+        mocap: share of the people in poses of motion capture.
+        cloth: share of the garments that are of real cloth.
+        avatars: share of the people who are avatars.
+        real: share of a batch's crops that show people in real pictures.
         recoloured: share of a batch's crops that lose colour, three in eight of these all of it; the same share, drawn apart,
             has other tones.
     """
@@ -63,6 +70,10 @@ class Plan:
     coats: float = 0.35
     bare: float = 0.25
     clutter: float = 0.3
+    mocap: float = 0.0
+    cloth: float = 0.0
+    avatars: float = 0.0
+    real: float = 0.0
     turned: float = 0.5
     recoloured: float = 0.5
 
@@ -70,9 +81,23 @@ class Plan:
         """Check what would fail late or silently."""
         if not 0 < self.filled <= self.kept or self.reuse <= 0 or self.size % 32 or self.seed >= 2**40:
             raise ValueError(f"expected 0 < filled <= kept, reuse > 0, a size in 32s and a seed under 2**40, received {self}")
-        shares = {**self.shares(), "turned": self.turned, "recoloured": self.recoloured}
+        shares = {**self.shares(), "real": self.real, "turned": self.turned, "recoloured": self.recoloured}
         if not all(0 <= share <= 1 for share in shares.values()):
             raise ValueError(f"expected shares in 0..1, received {shares}")
+        if self.real and self.batch == self.real_crops:
+            raise ValueError(
+                f"expected a rendered crop in a batch of {self.batch}, received the share {self.real} of real ones"
+            )
+
+    @property
+    def real_crops(self) -> int:
+        """Crops of a batch that show people in real pictures."""
+        return round(self.batch * self.real)
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether a share is of what the data folder holds."""
+        return any((self.real, self.mocap, self.cloth, self.avatars))
 
     def shares(self) -> dict[str, float]:
         """What `Renderer.batch` is told of the people, by name."""
@@ -83,11 +108,14 @@ class Plan:
             "coats": self.coats,
             "bare": self.bare,
             "clutter": self.clutter,
+            "mocap": self.mocap,
+            "cloth": self.cloth,
+            "avatars": self.avatars,
         }
 
     def chunks_before(self, step: int) -> int:
         """Chunks rendered before a step."""
-        return self.filled + int(step * self.batch / self.reuse / self.chunk)
+        return self.filled + int(step * (self.batch - self.real_crops) / self.reuse / self.chunk)
 
     def hardest(self, chunk: int) -> float:
         """The highest difficulty in a chunk."""

@@ -1,7 +1,8 @@
 """Poses by procedure: joint angles within the limits of joints, and the skeleton that they turn.
 
 A pose is a vector of angles (rad) named by `ANGLES`. Each family of `families.py` draws its angles, `sample` adds a little to
-each, mirrors half of them and keeps all within `LIMITS`.
+each, mirrors half of them and keeps all within `LIMITS`. `orient` turns angles into orientations of the body's segments, which
+motion capture (`mocap.py`) has as they are, and `move_skeleton` moves any body by these.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ LIMITS = torch.tensor([RANGE_OF_MOTION.get(n.split(".")[-1], (-math.pi, math.pi)
 
 _SWAPPED = [n.replace("R.", "l.").replace("L.", "R.").replace("l.", "L.") for n in ANGLES]
 _MIRROR_ORDER = [INDEX[n] for n in _SWAPPED]
+_MIRRORED_SEGMENTS = [SEGMENT[n[:-1] + {"R": "L", "L": "R"}[n[-1]] if n[-1] in "RL" else n] for n in SEGMENTS]
 _MIRROR_SIGN = [-1.0 if n.endswith(("_roll", "spine_side", "spine_twist", "neck_side", "neck_twist")) else 1.0 for n in ANGLES]
 
 
@@ -80,16 +82,16 @@ def mirror(angles: Tensor) -> Tensor:
     return angles[..., _MIRROR_ORDER] * torch.tensor(_MIRROR_SIGN, device=angles.device)
 
 
-def move_skeleton(angles: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
-    """Forward kinematics.
+_ALONG = {f"{segment}{side}": (f"{start}{side}", f"{end}{side}") for side in "RL" for segment, start, end in (
+    ("uarm", "uarm", "larm"), ("larm", "larm", "hand"), ("hand", "larm", "hand"), ("fing", "larm", "hand"),
+    ("thigh", "thigh", "shank"), ("shank", "shank", "foot"),
+)}  # fmt: skip
+"""The limbs' segments, and the two whose heads are the ends of a bone that hangs straight down at orientation 1."""
 
-    Args:
-        angles: [N, A] rad.
-        rest: [N, 26, 3] the skeleton at rest as `Body.shaped` gives it, m.
 
-    Returns:
-        Each segment's rigid motion from rest [N, 24, 3, 4], and the 18 Human3.6M joints [N, 18, 3], m.
-    """
+def orient(angles: Tensor) -> Tensor:
+    """[N, 24, 3, 3] orientations of the segments for angles [N, A] (rad): how each is turned from standing upright, the limbs
+    hanging straight down."""
 
     def angle(name: str) -> Tensor:
         return angles[:, INDEX[name]]
@@ -98,16 +100,12 @@ def move_skeleton(angles: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
         turn = rotation(UP, share * angle(f"{part}_twist"))
         return rotation(RIGHT, -share * angle(f"{part}_flex")) @ rotation(FORWARD, share * angle(f"{part}_side")) @ turn
 
-    def direction(a: str, b: str) -> Tensor:
-        return torch.nn.functional.normalize(rest[:, SEGMENT[b]] - rest[:, SEGMENT[a]], dim=-1)
-
     turns: dict[str, Tensor] = {}
     root = rotation(RIGHT, -angle("root_lean")) @ rotation(FORWARD, angle("root_roll"))
     turns["pelvis"] = root
     turns |= {name: root @ trunk("spine", share) for name, share in (("sp1", 0.35), ("sp2", 0.7), ("chest", 1.0))}
     chest = turns["chest"]
     turns |= {"neck": chest @ trunk("neck", 0.5), "head": chest @ trunk("neck", 1.0)}
-    down = -torch.tensor(UP, device=angles.device).expand(len(angles), 3)
     for side, sign in (("R", 1.0), ("L", -1.0)):
 
         def limb(kind: str, base: Tensor, side: str = side, sign: float = sign) -> Tensor:
@@ -120,21 +118,41 @@ def move_skeleton(angles: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
         turns["clav" + side] = chest @ rotation(FORWARD, -sign * 0.15 * lift)
         upper = limb("arm", chest)
         lower = upper @ rotation(RIGHT, angle(f"{side}.elbow"))
-        turns["uarm" + side] = upper @ align(direction("uarm" + side, "larm" + side), down)
-        forearm = align(direction("larm" + side, "hand" + side), down)
-        turns["larm" + side] = lower @ forearm
+        turns["uarm" + side], turns["larm" + side] = upper, lower
         wrist = rotation(FORWARD, sign * angle(f"{side}.wrist_flex")) @ rotation(RIGHT, angle(f"{side}.wrist_side"))
-        turns["hand" + side] = lower @ wrist @ forearm
+        turns["hand" + side] = lower @ wrist
         curl = rotation(FORWARD, sign * (0.2 + 0.5 * angle(f"{side}.wrist_flex").abs()))
-        turns["fing" + side] = lower @ wrist @ curl @ forearm
+        turns["fing" + side] = lower @ wrist @ curl
         upper = limb("leg", root)
         lower = upper @ rotation(RIGHT, -angle(f"{side}.knee"))
-        turns["thigh" + side] = upper @ align(direction("thigh" + side, "shank" + side), down)
-        turns["shank" + side] = lower @ align(direction("shank" + side, "foot" + side), down)
+        turns["thigh" + side], turns["shank" + side] = upper, lower
         foot = rotation(RIGHT, angle(f"{side}.ankle")) @ rotation(UP, sign * angle(f"{side}.foot_turn"))
         turns["foot" + side] = turns["toes" + side] = lower @ foot
 
-    turned = torch.stack([turns[name] for name in SEGMENTS], 1)
+    return torch.stack([turns[name] for name in SEGMENTS], 1)
+
+
+def mirror_orientations(orientations: Tensor) -> Tensor:
+    """The orientations [N, 24, 3, 3] of the mirrored person."""
+    across = torch.tensor([-1.0, 1.0, 1.0], device=orientations.device)
+    return orientations[:, _MIRRORED_SEGMENTS] * across[:, None] * across
+
+
+def move_skeleton(orientations: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+    """Forward kinematics.
+
+    Args:
+        orientations: [N, 24, 3, 3] as `orient` gives them.
+        rest: [N, 26, 3] the skeleton at rest as `Body.shaped` gives it, m.
+
+    Returns:
+        Each segment's rigid motion from rest [N, 24, 3, 4], and the 18 Human3.6M joints [N, 18, 3], m.
+    """
+    down = -torch.tensor(UP, device=rest.device).expand(len(rest), 3)
+    bones = {b: torch.nn.functional.normalize(rest[:, SEGMENT[b[1]]] - rest[:, SEGMENT[b[0]]], dim=-1) for b in _ALONG.values()}
+    hang = {bone: align(direction, down) for bone, direction in bones.items()}
+    every = [orientations[:, k] @ hang[_ALONG[n]] if n in _ALONG else orientations[:, k] for n, k in SEGMENT.items()]
+    turned = torch.stack(every, 1)
     places: list[Tensor] = []
     for index, parent in enumerate(PARENTS):
         if index == 0:

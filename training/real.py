@@ -12,14 +12,13 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convnextpose.crop import Box
-from convnextpose.errors import SourceError
 from convnextpose.skeleton import HUMAN36M
+from training.files import described
 
 HELD_OUT_EVERY = 3
 """One in so many pictures with key points marked by hand is held out."""
@@ -136,7 +135,7 @@ def read_people(folder: Path) -> tuple[list[RealPerson], list[RealPerson]]:
 def _marked(real: Path) -> list[RealPerson]:
     path = real / "keypoints.json"
     people = []
-    try:
+    with described(path):
         for entry in json.loads(path.read_text(encoding="utf-8")):
             points = np.array(entry["keypoints"], np.float32).reshape(17, 3)
             joints, weights = np.zeros((len(HUMAN36M), 3), np.float32), np.zeros((len(HUMAN36M), 3), np.float32)
@@ -147,15 +146,13 @@ def _marked(real: Path) -> list[RealPerson]:
             people.append(
                 RealPerson(picture, f"{picture.name} {len(people)} by hand", Box(*entry["bbox"]), joints, weights, True)
             )
-    except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise _not_as_described(path, error) from error
     return people
 
 
 def _guessed(folder: Path, pictures: Path) -> list[RealPerson]:
     path = folder / "mediapipe_heavy_pseudo.npz"
     people = []
-    try:
+    with described(path):
         with np.load(path, allow_pickle=False) as data:
             names, boxes, landmarks, world, iou = (data[name] for name in ("picture", "box", "landmarks_px", "world_m", "iou"))
         for name, box, points, metres, overlap in zip(names.tolist(), boxes, landmarks, world, iou, strict=True):
@@ -168,8 +165,6 @@ def _guessed(folder: Path, pictures: Path) -> list[RealPerson]:
             _add_middles(joints, weights)
             person = Box(*(float(value) for value in box))
             people.append(RealPerson(_picture(pictures, name), _subject(name, len(people)), person, joints, weights, False))
-    except (OSError, BadZipFile, KeyError, TypeError, ValueError, IndexError) as error:
-        raise _not_as_described(path, error) from error
     return people
 
 
@@ -177,10 +172,6 @@ def _picture(folder: Path, name: str) -> Path:
     if not (folder / name).is_file():
         raise FileNotFoundError(f"there is no picture {folder / name}")
     return folder / name
-
-
-def _not_as_described(path: Path, error: Exception) -> SourceError:
-    return SourceError(f"expected {path} as training/README.md describes it: {type(error).__name__}: {error}")
 
 
 def _subject(name: str, number: int) -> str:

@@ -13,8 +13,11 @@ from torch import Tensor
 
 from training import poses
 from training.appearance import dress_up
+from training.avatars import Avatars
 from training.body import UP, Body, Surface, rotation, skin
 from training.draws import Draws
+from training.fabric import Fabric
+from training.mocap import Mocap
 from training.skirt import drape
 
 DEPTH_STEPS = 32768
@@ -104,13 +107,20 @@ def render(
     far: Tensor | None = None,
     coats: float = 0.0,
     bare: float = 0.0,
+    mocap: float = 0.0,
+    captured: Mocap | None = None,
+    cloth: float = 0.0,
+    fabric: Fabric | None = None,
+    modelled: float = 0.0,
+    avatars: Avatars | None = None,
 ) -> People:
     """People of random shape, pose and looks in pictures of `size` px.
 
     Light and camera are random, too, unless `stand` says where each stands; then the pictures just hold the whole person.
     With `closed`, skirts have enough points to be without holes. `wide` is the share of the people who are moved far from
-    their family's pose, `coats` of those who wear one, `bare` of those with bare arms and legs; where `far` [N] is true, the
-    camera is far off and above.
+    their family's pose, `mocap` of those in a pose of `captured` (but nobody who passes far off), `coats` of those who wear
+    one, `bare` of those with bare arms and legs; a share `cloth` of the garments is of `fabric`, and a share `modelled` of the
+    people is of the `avatars`. Where `far` [N] is true, the camera is far off and above.
     """
     surface = body.surface
     limit = MAX_POINTS * 9 // 10 if closed else MAX_POINTS
@@ -118,15 +128,28 @@ def render(
         raise ValueError(f"expected at most {limit} points on the body, received {len(surface.mean)}")
     rest, skeleton = body.shaped(body.sample_shapes(draws.count, draws.generator, held_out=never))
     angles = stand.angles if stand is not None else None
+    passing = None
     if angles is None:
         passing = None if far is None else far & draws.chance(PASSING_SHARE)
         angles = poses.sample(draws, difficulty, never, wide, passing)
-    motion, joints = poses.move_skeleton(angles, skeleton)
-    looks = dress_up(draws, surface, difficulty, coats, bare)
+    orientations = poses.orient(angles)
+    if mocap and captured is not None:
+        moved = draws.chance(mocap) if passing is None else draws.chance(mocap) & ~passing
+        orientations = torch.where(moved[:, None, None, None], captured.sample(draws), orientations)
+    spacing_m = torch.full([draws.count], surface.spacing_m, device=draws.device)
+    some, worn = torch.zeros(0, dtype=torch.long, device=draws.device), None
+    if modelled and avatars is not None and len(some := draws.chance(modelled).nonzero()[:, 0]):
+        worn, spacing_m[some] = avatars.sample(draws.of(len(some)), held_out=never)
+        skeleton[some] = worn.skeleton
+    motion, joints = poses.move_skeleton(orientations, skeleton)
+    looks = dress_up(draws, surface, difficulty, coats, bare, cloth, fabric)
     rest = torch.addcmul(rest, surface.normals, looks.thickness_m[..., None])
     points, normals = skin(rest, F.normalize(surface.normals + looks.folds, dim=-1), surface.weights, motion)
+    if worn is not None:
+        points[some], normals[some] = worn.posed(motion[some])
+        looks.colours[some] = worn.colours
     skirt = int(points.shape[1] * SKIRT_POINTS) * (2 if closed else 1)
-    points, normals, colours = _dress(draws, surface, rest, joints, points, normals, looks.colours, difficulty, skirt)
+    points, normals, colours = _dress(draws, surface, rest, joints, points, normals, looks.colours, difficulty, skirt, some)
 
     pelvis = joints[:, :1]
     if stand is None:
@@ -138,6 +161,9 @@ def render(
     points = (points - pelvis) @ turn.mT + place
     joints = (joints - pelvis) @ turn.mT + place
     normals = normals @ turn.mT
+    if worn is not None:  # hair is to be seen from both sides
+        away = (normals[some, : len(surface.mean)] * points[some, : len(surface.mean)]).sum(-1) > 0
+        normals[some, : len(surface.mean)] *= torch.where(worn.thin & away, -1.0, 1.0)[..., None]
     up = turn @ torch.tensor(UP, device=draws.device)
     ground = (points[:, : len(surface.mean) : 3] @ up[..., None]).amin((1, 2)) - draws.uniform(0, 0.3) * draws.chance(0.05)
 
@@ -145,7 +171,7 @@ def render(
     focal, center, box = _frame(draws, flat, flat_joints, size, difficulty) if stand is None else _whole(flat, size)
     pixels = flat * focal[:, None, None] + center[:, None]
     packed = _z_buffer(points, normals, pixels, place[:, :, 2], size)
-    packed = _fill(packed, surface.spacing_m * focal / place[:, 0, 2])
+    packed = _fill(packed, spacing_m * focal / place[:, 0, 2])
 
     light = F.normalize(draws.normal(0.6, 3) + up * draws.uniform(0.4, 1.6, 1), dim=-1)
     light = torch.where((light * up).sum(-1, keepdim=True) > 0.15, light, up) if stand is None else stand.light
@@ -182,9 +208,12 @@ def _dress(
     colours: Tensor,
     difficulty: float,
     count: int,
+    never: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Points, normals and colours with `count` more of a skirt; where none is worn these repeat some of the skin's."""
+    """Points, normals and colours with `count` more of a skirt; where none is worn these repeat some of the skin's. The people
+    `never` [M] wear none."""
     *skirt, worn = drape(draws, surface, rest, joints, count, difficulty)
+    worn[never] = False
     every = points.shape[1] // count
     skin_too = (points, normals, colours)
     kept = (torch.where(worn[:, None, None], s, p[:, ::every][:, :count]) for s, p in zip(skirt, skin_too, strict=True))

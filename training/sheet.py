@@ -1,6 +1,7 @@
 """A sheet of crops to look at, with the joints drawn on every other one.
 
 python -m training.sheet FILE.jpg [--columns 10] [--rows 6] [--difficulty 0.85] [--pictures 0.5] [--never] [--seed 1]
+    [--data FOLDER]
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from convnextpose.skeleton import HUMAN36M
 from training.dataset import Crops, Renderer
-from training.plan import Plan
+from training.plan import FROM_DATA, Plan
 
 SIDES = {"left": (255, 140, 0), "right": (60, 60, 255), "middle": (60, 220, 60)}
 """BGR."""
@@ -31,12 +32,14 @@ def draw(crops: Crops, index: int) -> NDArray[np.uint8]:
     return picture
 
 
-def sheet(columns: int, rows: int, difficulty: float, seed: int, never: bool, pictures: float) -> NDArray[np.uint8]:
+def sheet(
+    columns: int, rows: int, difficulty: float, seed: int, never: bool, pictures: float, data: Path | None = None
+) -> NDArray[np.uint8]:
     """[rows * 256, columns * 256, 3] uint8, BGR."""
-    renderer = Renderer()
+    renderer = Renderer(data=data)
     lines = []
     for row in range(rows):
-        shares = {**({} if never else Plan().shares()), "pictures": pictures}
+        shares = {**({} if never else Plan().shares()), **(FROM_DATA if data else {}), "pictures": pictures}
         crops = renderer.batch(columns, difficulty, renderer.generator(seed, row), never, held_out_pictures=never, **shares)
         drawn = [draw(crops, k) if (k + row) % 2 else crops.images[k].numpy() for k in range(columns)]
         lines.append(np.concatenate(drawn, 1))
@@ -53,9 +56,10 @@ def main() -> None:
     parser.add_argument("--pictures", type=float, default=0.5, help="share before real pictures")
     parser.add_argument("--never", action="store_true", help="bodies, poses and backgrounds that are never trained on")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--data", type=Path, help="data folder of captured poses, cloth and avatars")
     parser.add_argument("--width", type=int, default=1600, help="of the file, px")
     arguments = parser.parse_args()
-    drawn = (arguments.difficulty, arguments.seed, arguments.never, arguments.pictures)
+    drawn = (arguments.difficulty, arguments.seed, arguments.never, arguments.pictures, arguments.data)
     picture = sheet(arguments.columns, arguments.rows, *drawn)
     height = round(picture.shape[0] * arguments.width / picture.shape[1])
     picture = cv2.resize(picture, (arguments.width, height), interpolation=cv2.INTER_AREA)

@@ -1,8 +1,11 @@
-"""Put a set of weights into the package: verify, export, hash, and write its card's figures.
+"""Put a set of weights into the package: verify, export, make and prove INT8, hash, and write its card's figures.
 
     python -m training.ship xs NAME.safetensors --summary "experimental; demo clip 73 mm, ..."
+    python -m training.ship xs convnextpose/weights/xs.safetensors      # all files but the weights again
 
-Writes NAME.safetensors, NAME.onnx and NAME.json into convnextpose/weights/. The summary is the line that the console shows.
+Writes NAME.safetensors, NAME.onnx, NAME.int8.onnx and NAME.json into convnextpose/weights/. The summary is the line that the
+console shows. INT8 is calibrated on the package's calibration set. On a CPU that has BF16 the card tells how far the model
+strays in it, too: without that, `--precision auto` does not take it.
 """
 
 from __future__ import annotations
@@ -11,24 +14,41 @@ import argparse
 import hashlib
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 from convnextpose import weights
 from convnextpose.checkpoint import verify
+from convnextpose.files import put_in_place
+from engines.calibration import CalibrationSet
+from engines.cpu_precision import prove_precisions
 from engines.export import export
 
 
-def ship(name: str, source: Path, summary: str) -> None:
-    """Verify `source` (FP16 safetensors) and make it the package's weights `name`."""
+def ship(name: str, source: Path, summary: str | None) -> None:
+    """Verify `source` (FP16 safetensors) and make it the package's weights `name`; without a summary the card keeps its own."""
     checkpoint = verify(source)
-    target = weights.FOLDER / f"{name}.safetensors"
+    target, onnx, int8, card = (
+        weights.FOLDER / f"{name}.{suffix}" for suffix in ("safetensors", "onnx", weights.INT8_SUFFIX, "json")
+    )
+    if summary is None:
+        summary = json.loads(card.read_text(encoding="utf-8"))["summary"]
     if source.resolve() != target.resolve():
         shutil.copyfile(source, target)
-    onnx = weights.FOLDER / f"{name}.onnx"
     print(export(checkpoint, onnx, name=name, overwrite=True).parity)
-    hashes = {p.suffix[1:]: hashlib.sha256(p.read_bytes()).hexdigest() for p in (target, onnx)}
-    card = {"name": name, "variant": checkpoint.variant.name, "sha256": hashes, "summary": summary}
-    (weights.FOLDER / f"{name}.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    proven = prove_precisions(checkpoint, onnx.read_bytes(), CalibrationSet.load(weights.CALIBRATION))
+    put_in_place(proven.int8, int8)
+    for precision, deviation in proven.deviations.items():
+        print(f"{precision}: {deviation}")
+    files = {"safetensors": target, "onnx": onnx, weights.INT8_SUFFIX: int8}
+    told = {
+        "name": name,
+        "variant": checkpoint.variant.name,
+        "sha256": {suffix: hashlib.sha256(path.read_bytes()).hexdigest() for suffix, path in files.items()},
+        "deviations": {precision: asdict(deviation) for precision, deviation in proven.deviations.items()},
+        "summary": summary,
+    }
+    card.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -36,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name")
     parser.add_argument("source", type=Path)
-    parser.add_argument("--summary", required=True)
+    parser.add_argument("--summary", help="how good the weights are; without it the card's stays")
     arguments = parser.parse_args()
     ship(arguments.name, arguments.source, arguments.summary)
 

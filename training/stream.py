@@ -6,6 +6,7 @@ from __future__ import annotations
 import signal
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -16,12 +17,12 @@ from training.plan import Plan
 
 
 class Chunks(Protocol):
-    """Renders the chunks of a kind of training; made from a device and the side of the pictures (px)."""
+    """Renders the chunks of a kind of training; made from a device, the side of the pictures (px) and the data folder."""
 
     label_shape: tuple[int, ...]
     """Shape of a picture's labels."""
 
-    def __init__(self, device: torch.device | str, size: int) -> None: ...
+    def __init__(self, device: torch.device | str, size: int, data: Path | None = None) -> None: ...
 
     def render(self, plan: Plan, number: int) -> tuple[Tensor, Tensor]:
         """Images [C, S, S, 3] uint8 and labels [C, *label_shape] of a chunk."""
@@ -33,8 +34,8 @@ class PoseChunks:
 
     label_shape: tuple[int, ...] = (18, 3)
 
-    def __init__(self, device: torch.device | str, size: int) -> None:
-        self._renderer = Renderer(device, size)
+    def __init__(self, device: torch.device | str, size: int, data: Path | None = None) -> None:
+        self._renderer = Renderer(device, size, data=data)
 
     def render(self, plan: Plan, number: int) -> tuple[Tensor, Tensor]:
         """Images [C, S, S, 3] uint8 and joints [C, 18, 3] of a chunk."""
@@ -58,11 +59,11 @@ _chunks: Chunks | None = None
 """In a worker process: what it renders."""
 
 
-def _start_worker(kind: type[Chunks], size: int) -> None:
+def _start_worker(kind: type[Chunks], size: int, data: Path | None) -> None:
     global _chunks
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     torch.set_num_threads(1)
-    _chunks = kind("cpu", size)
+    _chunks = kind("cpu", size, data)
 
 
 def _work(plan: Plan, number: int) -> tuple:
@@ -73,7 +74,14 @@ def _work(plan: Plan, number: int) -> tuple:
 class Stream:
     """The newest chunks, in a ring on the training device; a context manager."""
 
-    def __init__(self, plan: Plan, device: torch.device, workers: int = 0, kind: type[Chunks] = PoseChunks) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        device: torch.device,
+        workers: int = 0,
+        kind: type[Chunks] = PoseChunks,
+        data: Path | None = None,
+    ) -> None:
         """Render on the device itself, or with `workers` processes of one thread each on the CPU."""
         self.plan, self.device = plan, device
         self.images = torch.empty(plan.kept * plan.chunk, plan.size, plan.size, 3, dtype=torch.uint8, device=device)
@@ -81,9 +89,9 @@ class Stream:
         self.rendered = 0
         self._pending: dict[int, Future] = {}
         self._workers = workers
-        self._chunks = None if workers else kind(device, plan.size)
+        self._chunks = None if workers else kind(device, plan.size, data)
         spawn = get_context("spawn")
-        self._pool = ProcessPoolExecutor(workers, spawn, _start_worker, (kind, plan.size)) if workers else None
+        self._pool = ProcessPoolExecutor(workers, spawn, _start_worker, (kind, plan.size, data)) if workers else None
 
     def __enter__(self) -> Stream:
         return self

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
+import cv2
 import torch
 from torch import Tensor, nn
 
@@ -29,11 +30,14 @@ from convnextpose.variants import Variant
 from training import state
 from training.dataset import Renderer, mirror, recolour, turn
 from training.depthwise import quicken
-from training.evaluate import SETS, evaluate, held_out, network_input, rounded
+from training.evaluate import SETS, evaluate, held_out, network_input, predict, rounded
 from training.losses import pose_loss
 from training.plan import Plan
 from training.plot import draw, read
+from training.real_crops import HeldOutPeople, RealCrops, limb_score, read_crops
 from training.stream import Chunks, PoseChunks, Stream
+
+DATA_NEEDED = "shares of real people, motion capture, real cloth or avatars"
 
 TURN_RAD, ZOOM = 0.4, 0.1
 """Standard deviations of the angle by which a crop is turned, cut off at twice that, and of the logarithm of its zoom."""
@@ -74,11 +78,20 @@ class Trainer:
     bfloat16: bool = True
     """Whether the network computes in BF16."""
 
-    def __init__(self, plan: Plan, device: torch.device, init: Path | None = None) -> None:
+    def __init__(self, plan: Plan, device: torch.device, init: Path | None = None, data: Path | None = None) -> None:
+        """Begin with random weights or those of `init`; `data` is the folder of real people."""
         plan = replace(plan, **{name: 0.0 for name in self.unused if isinstance(getattr(plan, name), float)})
         self.plan, self.device, self.step = plan, device, 0
         self.best: float | None = None
         self._sets: dict = {}
+        if plan.needs_data and data is None:
+            raise ValueError(f"expected a data folder for {DATA_NEEDED}, received none: name one")
+        self.data = data
+        self._real: RealCrops | None = None
+        self._held_out: HeldOutPeople | None = None
+        if plan.real and data is not None:
+            cut_outs, self._held_out = read_crops(data, plan.size)
+            self._real = RealCrops(cut_outs, plan.real_crops, plan.size, plan.seed)
         network = self.new_network(init)
         if device.type == "cpu":
             quicken(network)
@@ -101,7 +114,11 @@ class Trainer:
         """The loss of normalised images and, of it, the mean absolute error."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
             maps = self.network.head(self.network.backbone(images))
-        return pose_loss(maps, labels, self.plan.size, **self.weighting)
+        return pose_loss(maps, labels[..., :3], self.plan.size, labels[..., 3:], **self.weighting)
+
+    def weighted(self, labels: Tensor) -> Tensor:
+        """Labels [N, 18, 6] of rendered people from their joints: all coordinates count alike."""
+        return torch.cat([labels, torch.ones_like(labels)], -1)
 
     def mirrored(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Images [N, S, S, 3] and labels of the mirrored pictures."""
@@ -113,7 +130,11 @@ class Trainer:
             renderer = Renderer(self.device, self.plan.size)
             self._sets = {name: held_out(name, count, renderer) for name in SETS}
         scores = evaluate(self.average, self._sets)
-        return {name: rounded(score) for name, score in scores.items()}, scores["easy"].mpjpe_mm + scores["hard"].mpjpe_mm
+        figures: dict[str, dict] = {name: rounded(score) for name, score in scores.items()}
+        if self._held_out is not None:
+            real = limb_score(predict(self.average, self._held_out.images.to(self.device)), self._held_out)
+            figures["people"] = {name: round(number, 4) for name, number in asdict(real).items()}
+        return figures, scores["easy"].mpjpe_mm + scores["hard"].mpjpe_mm
 
     def update(self, stream: Stream) -> tuple[Tensor, Tensor]:
         """One step; the loss and the mean absolute error, still on the device."""
@@ -133,15 +154,19 @@ class Trainer:
         return loss.detach(), error.detach()
 
     def _batch(self, stream: Stream) -> tuple[Tensor, Tensor]:
-        """Normalised images and labels drawn from the stream, half of them mirrored, some turned, some in other colours, each a
-        little brighter or darker."""
+        """Normalised images and labels drawn from the stream and from the real people, half of them mirrored, some turned, some
+        in other colours, each a little brighter or darker."""
         plan = self.plan
         generator = torch.Generator().manual_seed(plan.seed * 2**22 + self.step)
-        chosen = torch.randint(0, len(stream), (plan.batch,), generator=generator).to(self.device)
+        rendered = plan.batch - plan.real_crops
+        chosen = torch.randint(0, len(stream), (rendered,), generator=generator).to(self.device)
         flipped = (torch.rand(plan.batch, generator=generator) < 0.5).to(self.device)
         gain = (0.85 + 0.3 * torch.rand(plan.batch, 1, 1, 1, generator=generator)).to(self.device)
         tint = (25 * (torch.rand(plan.batch, 1, 1, 3, generator=generator) - 0.5)).to(self.device)
-        images, labels = stream.images[chosen], stream.labels[chosen]
+        images, labels = stream.images[chosen], self.weighted(stream.labels[chosen])
+        if self._real is not None:
+            real = self._real.batch(self.step)
+            images, labels = (torch.cat([r, c.to(self.device)]) for r, c in zip((images, labels), real, strict=True))
         mirrored_images, mirrored_labels = self.mirrored(images, labels)
         images = torch.where(flipped[:, None, None, None], mirrored_images, images).float()
         labels = torch.where(flipped[:, None, None], mirrored_labels, labels)
@@ -179,14 +204,27 @@ class Trainer:
             for moment in ("exp_avg", "exp_avg_sq"):
                 if parameter in self.optimiser.state:
                     tensors[f"{moment}.{name}"] = self.optimiser.state[parameter][moment]
-        facts = {"step": self.step, "best": self.best, "plan": asdict(self.plan)}
+        facts = {"step": self.step, "best": self.best, "people": self.people, "plan": asdict(self.plan)}
         state.save(folder, tensors, facts, f"{self.step:08d}")
         state.write_tensors(folder / "last.safetensors", self.weights())
 
+    @property
+    def people(self) -> str | None:
+        """Tells which real people the run learns from."""
+        return None if self._real is None else self._real.cut_outs.fingerprint
+
     def restore(self, folder: Path) -> None:
-        """Go back to the state in a folder."""
+        """Go back to the state in a folder.
+
+        Raises:
+            ValueError: it is of a run that learns from other real people.
+        """
         facts = state.load_facts(folder)
         assert facts is not None
+        if facts.get("people") != self.people:
+            raise ValueError(
+                f"expected the real people that the run in {folder} began with, received others: name its data folder"
+            )
         tensors = state.load_tensors(folder, self.device)
         self.step, self.best = facts["step"], facts["best"]
         for prefix, network in (("network.", self.network), ("average.", self.average)):
@@ -206,6 +244,7 @@ def run(
     seconds: float = float("inf"),
     steps: int | None = None,
     init: Path | None = None,
+    data: Path | None = None,
     workers: int = 0,
     evaluate_s: float = 900.0,
     save_s: float = 240.0,
@@ -219,7 +258,7 @@ def run(
     evaluated.
     """
     began = time.monotonic()
-    trainer = kind(plan, device, init)
+    trainer = kind(plan, device, init, data)
     if state.load_facts(folder) is not None:
         trainer.restore(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -244,7 +283,7 @@ def run(
         if (log_so_far := read(log_path)).series:
             (folder / "plot.svg").write_text(draw([log_so_far]), encoding="utf-8")
 
-    with Stream(plan, device, workers, trainer.chunks) as stream:
+    with Stream(plan, device, workers, trainer.chunks, data) as stream:
         saved = judged = reported = time.monotonic()
         since, total = trainer.step, torch.zeros(2, device=device)
         while trainer.step < last and time.monotonic() - began < seconds and not stop():
@@ -288,6 +327,7 @@ def main(kind: type[Trainer] = Trainer, description: str | None = __doc__) -> No
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="length of this slice")
     parser.add_argument("--init", type=Path, help="weights that a new run begins with")
+    parser.add_argument("--data", type=Path, help="folder of real people and motion capture, which README.md describes")
     parser.add_argument("--workers", type=int, default=0, help="processes that render on the CPU; 0 renders on the device")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the training itself")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -309,7 +349,10 @@ def main(kind: type[Trainer] = Trainer, description: str | None = __doc__) -> No
     plan = Plan(**facts["plan"]) if facts else Plan(**given)
     if facts and replace(plan, **given) != plan:
         parser.error(f"the run in {arguments.run} has the plan {plan}: leave its options out, or name another folder")
+    if plan.needs_data and arguments.data is None:
+        parser.error(f"expected --data for {DATA_NEEDED}, received none: name the folder that holds them")
     torch.set_num_threads(arguments.threads)
+    cv2.setNumThreads(arguments.threads)
     stopped: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: stopped.append(number))
@@ -319,6 +362,7 @@ def main(kind: type[Trainer] = Trainer, description: str | None = __doc__) -> No
         torch.device(arguments.device),
         seconds=arguments.minutes * 60,
         init=arguments.init,
+        data=arguments.data,
         workers=arguments.workers,
         evaluate_s=arguments.evaluate_minutes * 60,
         held_out_count=arguments.held_out,

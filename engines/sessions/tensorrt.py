@@ -21,12 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from convnextpose.errors import EngineError, RuntimeUnavailableError
+from convnextpose.errors import DeviceError, DeviceMemoryError, EngineError, RuntimeUnavailableError
 from engines import manifest as manifests
 from engines.manifest import EngineManifest, Machine
 from engines.session import Arrays, ArraySpec, SessionDescription
 from engines.sessions.base import LockedSession
-from engines.tensorrt.device import Device, DeviceError, DeviceMemoryError, open_device
+from engines.tensorrt.device import Device
+from engines.tensorrt.gpu import open_device
 from engines.tensorrt.module import LIBRARIES, Library, load_library
 from engines.timing import RunTimes
 
@@ -76,7 +77,7 @@ def open_engine(path: Path, name: str | None = None, *, binding: str = "auto") -
     Args:
         path: the engine.
         name: what error messages call the network; None for the manifest's name of the model.
-        binding: as for `engines.tensorrt.device.open_device`.
+        binding: as for `engines.tensorrt.gpu.open_device`.
 
     Raises:
         EngineError: engine or manifest are damaged or do not fit each other or this machine; says which and what rebuilds it.

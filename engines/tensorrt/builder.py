@@ -17,7 +17,8 @@ from convnextpose.errors import EngineError, RuntimeUnavailableError
 from convnextpose.variants import INPUT_SIZE
 from engines.graph import layer_name
 from engines.manifest import HARDWARE_COMPATIBLE, VERSION_COMPATIBLE, BatchRange, OptionValue
-from engines.tensorrt.module import Library, find_gpu
+from engines.tensorrt.gpu import find_gpu
+from engines.tensorrt.module import Library
 
 CANCEL_WAIT_S = 30.0
 """How long an interrupted build is waited for: it ends between two steps."""

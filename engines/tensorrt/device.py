@@ -7,24 +7,14 @@ here, and no thread of ours has to exist for the GPU's sake. Which GPU it is, CU
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from importlib import metadata
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-from convnextpose.errors import RuntimeUnavailableError
-from engines.tensorrt.module import Gpu
-
-BINDINGS = ("cuda-python", "pycuda")
-"""The bindings to CUDA, the one that is tried first first: wheels, and graphs, are on its side."""
-
-_MODULES = {"cuda-python": "cuda.bindings", "pycuda": "pycuda"}
-_PACKAGES = {"cuda-python": "cuda-bindings", "pycuda": "pycuda"}
 
 NO_DRIVER = (
     "no NVIDIA driver was found (libcuda is missing): install the driver of this machine's GPU, or run on a machine with one"
@@ -48,12 +38,19 @@ def board_name(gpu: str) -> str:
     return f"{gpu} ({board})" if board else gpu
 
 
-class DeviceError(RuntimeUnavailableError):
-    """CUDA refused or failed at something. What fails within the GPU leaves it unusable for this process."""
+@dataclass(frozen=True)
+class Gpu:
+    """The GPU at hand.
 
+    Attributes:
+        name: as the driver gives it.
+        compute_capability: such as `8.9`.
+        driver: the CUDA version that the driver is of, such as `CUDA 13.0`.
+    """
 
-class DeviceMemoryError(DeviceError, MemoryError):
-    """The GPU's memory, or memory of the host that it can read, does not suffice."""
+    name: str
+    compute_capability: str
+    driver: str
 
 
 class DeviceMemory(Protocol):
@@ -205,47 +202,3 @@ class Device(Protocol):
             Exception: whatever the function raised; the stream is as before.
         """
         ...
-
-
-def binding_installed(name: str) -> bool:
-    """Whether a binding is installed; it has not been loaded."""
-    try:
-        return importlib.util.find_spec(_MODULES[name]) is not None
-    except ImportError:
-        return False
-
-
-def binding_version(name: str) -> str | None:
-    """A binding's version, None where its package does not tell; it has not been loaded."""
-    try:
-        return metadata.version(_PACKAGES[name])
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def open_device(binding: str = "auto") -> Device:
-    """The first GPU. It stays open for the life of the process and is the same for everybody who asks.
-
-    Args:
-        binding: `cuda-python`, `pycuda`, or `auto`: the first of these that is installed.
-
-    Raises:
-        RuntimeUnavailableError: there is no such binding, no driver or no GPU; says which and what to do.
-    """
-    if binding not in ("auto", *BINDINGS):
-        raise RuntimeUnavailableError(f"expected binding auto, {', '.join(BINDINGS)}, received {binding!r}")
-    for name in BINDINGS if binding == "auto" else (binding,):
-        if not binding_installed(name):
-            continue
-        if name == "cuda-python":
-            from engines.tensorrt.device_cuda import open_cuda_device
-
-            return open_cuda_device()
-        from engines.tensorrt.device_pycuda import open_pycuda_device
-
-        return open_pycuda_device()
-    missing = " nor ".join(BINDINGS) if binding == "auto" else binding
-    raise RuntimeUnavailableError(
-        f"the GPU is driven through a Python binding to CUDA, and {'neither ' if binding == 'auto' else ''}{missing} is "
-        f"installed; pip install {BINDINGS[0] if binding == 'auto' else binding}"
-    )

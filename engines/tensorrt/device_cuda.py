@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convnextpose.errors import RuntimeUnavailableError
-from engines.tensorrt.device import NO_DRIVER, NO_GPU, DeviceError, DeviceMemoryError, board_name
-from engines.tensorrt.module import Gpu
+from convnextpose.errors import DeviceError, DeviceMemoryError, RuntimeUnavailableError
+from engines.tensorrt.device import NO_DRIVER, NO_GPU, Gpu, board_name
 
 
 @cache

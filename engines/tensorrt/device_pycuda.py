@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convnextpose.errors import RuntimeUnavailableError
-from engines.tensorrt.device import LEGACY_STREAM, NO_DRIVER, NO_GPU, DeviceError, DeviceMemoryError, Graph, board_name
-from engines.tensorrt.module import Gpu
+from convnextpose.errors import DeviceError, DeviceMemoryError, RuntimeUnavailableError
+from engines.tensorrt.device import LEGACY_STREAM, NO_DRIVER, NO_GPU, Gpu, Graph, board_name
 
 _NON_BLOCKING = 1
 """CUDA's CU_STREAM_NON_BLOCKING, which pycuda has no name for."""

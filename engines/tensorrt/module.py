@@ -122,31 +122,6 @@ class Library:
         return Logger()
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """The GPU at hand.
-
-    Attributes:
-        name: as the driver gives it.
-        compute_capability: such as `8.9`.
-        driver: the CUDA version that the driver is of, such as `CUDA 13.0`.
-    """
-
-    name: str
-    compute_capability: str
-    driver: str
-
-
-def find_gpu() -> Gpu | None:
-    """The GPU at hand, None where there is none; `engines.tensorrt.device.open_device` says what is missing."""
-    from engines.tensorrt.device import open_device
-
-    try:
-        return open_device().gpu
-    except RuntimeUnavailableError:
-        return None
-
-
 def load_library(name: str) -> Library:
     """Load a TensorRT module; opens no device.
 

@@ -17,8 +17,8 @@ from pipeline.timeline import Stopwatch
 from pipeline.types import Frame, TrackEvent
 
 MIN_SCORE = 0.51
-"""Mean joint score from which a person counts as found: the lowest hundredth at which the default weights took something else
-for a person in at most one in a hundred pictures without people (1 of 123): docs/people.md."""
+"""Mean joint score from which a person counts as found: the lowest hundredth from which the default weights take something
+else for a person in at most one in a hundred pictures without people (1 of 143): docs/people.md."""
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class CutDetector:
 
 
 def _likeness(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
-    """The share of neighbouring cells, among those that differ in either thumbnail, of which the same one is brighter in both."""
+    """Of the neighbouring cells that differ in either thumbnail, the share of which the same one is brighter in both."""
     same = different = 0
     for axis in (0, 1):
         a, b = np.diff(first, axis=axis), np.diff(second, axis=axis)

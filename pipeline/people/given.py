@@ -56,16 +56,17 @@ class GivenBoxes:
         corners = all(b.x < b.width <= 1.02 * width and b.y < b.height <= 1.02 * height for b in boxes)
         if len(outside) > _CORNERS_SHARE * len(boxes) and corners:
             raise SourceError(
-                f"expected boxes as x,y,width,height, but {len(outside)} of the {len(boxes)} in {path} leave the {width}x{height} "
-                "px picture as such and none does as x1,y1,x2,y2: name the columns frame,x1,y1,x2,y2 if they are corners"
+                f"expected boxes as x,y,width,height, but {len(outside)} of the {len(boxes)} in {path} leave the "
+                f"{width}x{height} px picture as such and none does as x1,y1,x2,y2: name the columns so if they are corners"
             )
 
     @classmethod
     def read(cls, path: Path) -> GivenBoxes:
         """Read boxes from a file.
 
-        A CSV table's first line names its columns: `frame,x,y,width,height`, or `frame,x1,y1,x2,y2` for corners, and, if people
-        are known again from frame to frame, `track_id`; without it those of each frame are numbered from 0. Frames count from 0.
+        A CSV table's first line names its columns: `frame,x,y,width,height`, or `frame,x1,y1,x2,y2` for corners, and, if
+        people are known again from frame to frame, `track_id`; without it those of each frame are numbered from 0. Frames
+        count from 0.
         MOTChallenge's lines (`frame,id,left,top,width,height,...` without a heading) count theirs from 1. All else is px.
 
         Raises:

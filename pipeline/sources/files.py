@@ -26,6 +26,7 @@ def open_file(path: Path, stream: int | None, on_damage: OnDamage) -> Source:
     name = path.name or path.resolve().name
     try:
         if path.is_dir():
+            _refuse_stream(stream, path)
             return _open_folder(path, name)
         if not path.exists():
             shown = without_password(str(path))  # it may have been meant as a URI
@@ -45,7 +46,11 @@ def open_file(path: Path, stream: int | None, on_damage: OnDamage) -> Source:
         return VideoSource(path, stream, on_damage)
     if known is not None and is_animated(data := read_file(path)):
         size_of(data, path)
-        return AnimatedWebpSource(path, on_damage) if known.name == "WebP" else VideoSource(path, stream, on_damage)
+        if known.name != "WebP":
+            return VideoSource(path, stream, on_damage)
+        _refuse_stream(stream, path)
+        return AnimatedWebpSource(path, on_damage)
+    _refuse_stream(stream, path)
     return PictureSource(name, (path,))
 
 
@@ -59,6 +64,11 @@ def open_file_uri(uri: str, stream: int | None, on_damage: OnDamage) -> Source:
     if parts.netloc not in ("", "localhost"):
         raise SourceError("expected a file of this machine, such as file:///path, received a URI that names another machine")
     return open_file(Path(unquote(uri.split("://", 1)[1].removeprefix("localhost"))), stream, on_damage)
+
+
+def _refuse_stream(stream: int | None, path: Path) -> None:
+    if stream not in (None, 0):
+        raise SourceError(f"expected a video to read stream {stream} of, but {path} is a picture or a folder of pictures")
 
 
 def _open_folder(path: Path, name: str) -> Source:

@@ -1,7 +1,7 @@
 """What kind of picture a file holds and how large it says that it is, from its first bytes: nothing is decoded.
 
 Sources: PNG and APNG (W3C, third edition), JPEG (ITU-T T.81), WebP (RFC 9649), TIFF 6.0 and BigTIFF, BMP (Microsoft's
-BITMAPFILEHEADER and BITMAPINFOHEADER), JPEG 2000 (ITU-T T.800), Netpbm's manual pages.
+BITMAPFILEHEADER and BITMAPINFOHEADER), GIF89a (CompuServe), JPEG 2000 (ITU-T T.800), Netpbm's manual pages.
 """
 
 from __future__ import annotations
@@ -33,18 +33,19 @@ class PictureFormat:
 
 
 def tiff_tags(data: bytes) -> dict[int, int]:
-    """The whole numbers of a TIFF's first directory, by tag; also what EXIF data is. The last value where a tag has several."""
+    """The whole numbers of a TIFF's first directory, by tag; also what EXIF data is. The largest where a tag comes twice."""
     order = {b"II": "<", b"MM": ">"}[data[:2]]
     big = struct.unpack_from(order + "H", data, 2)[0] == 43
     (at,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
     (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, at)
     at += 8 if big else 2
     kinds = {1: "B", 3: "H", 4: "I", 16: "Q"}
-    tags = {}
+    tags: dict[int, int] = {}
     for entry in range(at, at + min(count, 4096) * (20 if big else 12), 20 if big else 12):
         tag, kind = struct.unpack_from(order + "HH", data, entry)
         if kind in kinds:
-            (tags[tag],) = struct.unpack_from(order + kinds[kind], data, entry + (12 if big else 8))
+            (value,) = struct.unpack_from(order + kinds[kind], data, entry + (12 if big else 8))
+            tags[tag] = max(value, tags.get(tag, 0))
     return tags
 
 
@@ -87,8 +88,13 @@ def _bmp_size(data: bytes) -> tuple[int, int]:
 
 
 def _jpeg2000_size(data: bytes) -> tuple[int, int]:
-    at = data.index(b"\xff\x4f\xff\x51") + 8  # the codestream's first marker, behind the boxes
-    width, height, left, top = struct.unpack_from(">4I", data, at)
+    at = 0
+    while data[at : at + 2] != b"\xff\x4f":  # boxes, until the one that begins with the codestream's first marker
+        size, kind = struct.unpack_from(">I4s", data, at)
+        if size == 1:
+            (size,) = struct.unpack_from(">Q", data, at + 8)
+        at += 8 if kind == b"jp2c" else max(size, 8)
+    width, height, left, top = struct.unpack_from(">4I", data, at + 8)
     return width - left, height - top
 
 
@@ -111,6 +117,7 @@ FORMATS = (
         _jpeg2000_size,
     ),
     PictureFormat("Netpbm", lambda head: re.match(rb"P[1-6][\s#]", head) is not None, _netpbm_size),
+    PictureFormat("GIF", lambda head: head[:6] in (b"GIF87a", b"GIF89a"), lambda data: struct.unpack_from("<HH", data, 6)),
     PictureFormat("HEIF", heif.begins, lambda data: heif.read(data).size),
 )
 
@@ -121,7 +128,9 @@ def format_of(head: bytes) -> PictureFormat | None:
 
 
 def is_animated(data: bytes) -> bool:
-    """Whether a file of one of the formats holds moving pictures: APNG, animated WebP, AVIF and HEIF sequences."""
+    """Whether a file of one of the formats holds moving pictures: GIF, APNG, animated WebP, AVIF and HEIF sequences."""
+    if data.startswith(b"GIF8"):
+        return True
     if data.startswith(b"\x89PNG"):
         at = 8
         while at + 8 <= len(data) and data[at + 4 : at + 8] not in (b"IDAT", b"acTL"):

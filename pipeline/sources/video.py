@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Generator, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
@@ -58,6 +58,9 @@ _PACKETS_AHEAD, _BYTES_AHEAD = 32, 1 << 23
 _AVI_CHUNK_HEAD = 8
 """Bytes before a chunk's data: the index gives the place of the one, packets that of the other."""
 
+_UNEVEN_STEPS, _MISSING_STEPS = 0.25, 1.5
+"""Steps by which the time between pictures may be uneven in a stream that is regular, and from which a picture is missing."""
+
 _MOST_LOST = 10_000
 """Lost frames that are told one by one at most, as a time stamp may claim any number."""
 
@@ -92,6 +95,10 @@ class _Loss:
 class _Gap:
     """The stretch that is being lost, if one is, and how frames are counted that nobody saw.
 
+    In a stream whose pictures come one step after another, the time that is missing tells how many: from the first damage on,
+    as more may be missing behind it without a mark. In other streams the packets that gave no picture are counted, where the
+    format keeps them.
+
     Attributes:
         reason: why, or None where nothing is being lost.
         packets: those of it that gave no picture.
@@ -104,30 +111,49 @@ class _Gap:
         self.reason: str | None = None
         self.packets = 0
         self.awaits_key_packet = self.awaits_key_picture = False
+        self.regular = True
         self._step = step
         self._packets_count = packets_count  # whether every lost frame has left a packet
         self._last: Fraction | None = None
-        self.regular = True
+        self._damaged: str | None = None  # the latest reason
+        self._told = 0  # frames of this stretch that are counted already
 
     def open(self, reason: str) -> None:
         """Something was lost."""
-        self.reason = self.reason or reason
+        self.reason = self._damaged = self.reason or reason
 
-    def follow(self, time: Fraction) -> None:
-        """A picture came."""
-        if self._last is not None and self.reason is None:
-            self.regular = self.regular and abs(time - self._last - self._step) < self._step / 4
+    def misses(self, time: Fraction) -> bool:
+        """Whether frames are missing, though nothing marked them, between the picture before and one of this time."""
+        if self._damaged is None or not self.regular or self._last is None or self.reason is not None:
+            return False
+        return time - self._last >= _MISSING_STEPS * self._step
+
+    def before(self, time: Fraction, *, held_back: bool) -> _Loss | None:
+        """What was lost before the picture of this time; one that was held back doesn't end the stretch."""
+        missing = 0
+        if self._last is not None:
+            passed = (time - self._last) / self._step
+            if self._damaged is None or passed < _MISSING_STEPS:
+                self.regular = self.regular and abs(passed - 1) < _UNEVEN_STEPS
+            elif self.regular:
+                missing = round(passed) - 1
         self._last = time
-
-    def close(self, time: Fraction | None) -> _Loss:
-        """The next picture came at `time`, or the stream ended."""
-        count = self.packets if self._packets_count else None
-        if self.regular and time is not None and self._last is not None:
-            count = max(round((time - self._last) / self._step) - 1, count or 0)
-        loss = _Loss(self.reason or _DAMAGED, count if count is None else max(1, count))
-        self.reason, self.packets, self.awaits_key_picture = None, 0, False
-        self._last = None
+        self._told += missing
+        loss = _Loss(self._damaged, missing) if missing and self._damaged else None
+        if self.reason is not None and not held_back:
+            loss = loss or (None if self._told else self._counted(self.reason))
+            self._close()
         return loss
+
+    def at_end(self, reason: str) -> _Loss:
+        """What was lost when the stream has ended and does not say how many frames it has."""
+        return _Loss(reason, None) if reason == _CUT_SHORT else self._counted(reason)
+
+    def _counted(self, reason: str) -> _Loss:
+        return _Loss(reason, max(1, self.packets) if self._packets_count else None)
+
+    def _close(self) -> None:
+        self.reason, self.packets, self._told, self.awaits_key_picture = None, 0, 0, False
 
 
 class VideoSource(FileSource):
@@ -174,7 +200,10 @@ class VideoSource(FileSource):
             raise SourceError(f"expected a video, but no frame of {self._path} can be decoded")
         self._first = item
         self._orientation = _orientation(item.picture)
-        image = self._image(item.picture)
+        try:
+            image = self._image(item.picture)
+        except SourceError as error:
+            raise self._broken(0, str(error)) from error
         self.info = SourceInfo(
             id=self._path.name,
             live=False,
@@ -231,6 +260,7 @@ class VideoSource(FileSource):
                     continue
                 error = failure
                 pictures = self._held_back()
+                gap.open(_reason(error))
             for picture in pictures:
                 if picture.is_corrupt:  # a decoder conceals damage by guessing: guessed pictures are no data
                     if not self._skips:
@@ -241,22 +271,25 @@ class VideoSource(FileSource):
                     gap.packets += 1
                     continue
                 item = self._timed(picture)
-                if gap.reason is not None:
-                    loss = gap.close(item.time)
+                if error is None and not picture.key_frame and gap.misses(item.time):  # it may need what is missing
+                    gap.open(_DAMAGED)
+                    gap.awaits_key_picture = True
+                    gap.packets += 1
+                    continue
+                loss = gap.before(item.time, held_back=error is not None)
+                if loss is not None and self._skips:
                     lost += loss.count or 0
                     yield loss
-                gap.follow(item.time)
                 yield item
                 count += 1
             if error is not None:
                 if not self._skips:
                     raise self._broken(count, _reason(error)) from error
                 decoder.flush_buffers()
-                gap.open(_reason(error))
                 gap.packets += 1
                 gap.awaits_key_packet = True
-        missing = self._stream.frames - count - lost
-        if is_cut_short(self._path) and (missing > 0 or not self._stream.frames):
+        missing = self._stream.frames - count - lost if self._stream.frames else None
+        if is_cut_short(self._path) and (missing is None or missing > 0):
             gap.reason = _CUT_SHORT
         elif self._container.format.name == "avi" and (self._seen < self._stream.frames or (self._shift and not self._skips)):
             gap.open(_DAMAGED)
@@ -264,8 +297,7 @@ class VideoSource(FileSource):
             return
         if not self._skips:
             raise self._broken(count, gap.reason)
-        loss = gap.close(None)
-        yield replace(loss, count=missing) if missing > 0 else loss
+        yield gap.at_end(gap.reason) if missing is None else _Loss(gap.reason, missing)
 
     def _packets(self) -> Generator[Packet[VideoStream] | av.FFmpegError, None, None]:
         """The stream's packets, the last one empty; an FFmpegError in place of one that came incomplete or cannot be read.

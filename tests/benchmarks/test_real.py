@@ -16,8 +16,9 @@ from benchmarks.recording import TRUTH, read_recording, score_recording
 from convnextpose.errors import SourceError
 from convnextpose.skeleton import HUMAN36M
 from convnextpose.weights import DEMO_CLIP, DEMO_TRUTH
-from pipeline.people import MIN_SCORE, one_person
-from pipeline.run import open_model
+from pipeline.people import MIN_SCORE
+from pipeline.people.tracks import SinglePerson
+from pipeline.run import open_detector, open_model
 from pipeline.sources import open_source
 from training.real import COCO, MEDIAPIPE, is_held_out
 
@@ -228,8 +229,8 @@ def test_a_search_counts_known_people_others_and_false_alarms(more):
         "without people, backgrounds": 1,
     }
     at = SCORES.index(MIN_SCORE)
-    with open_model("xs", "auto") as runtime:
-        counts = {name: count(one_person(runtime, follows=False), people, 1) for name, people in groups.items()}
+    finder = SinglePerson(open_model("xs"), open_detector(), follows=False)
+    counts = {name: count(finder, people, 1) for name, people in groups.items()}
     assert counts["with people, held out"]["known"][at] >= 0.8 * len(FRAMES)
     assert [counts["with people, clip"][kind][at] for kind in ("known", "other", "all")] == [1, 0, 1]
     assert [counts["with people, elsewhere"][kind][at] for kind in ("known", "other", "all")] == [0, 1, 1]

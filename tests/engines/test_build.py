@@ -32,7 +32,7 @@ from convnextpose.variants import Variant
 from engines import build as building
 from engines import manifest
 from engines.build import BuildRequest, build, find_checkpoints, plan
-from engines.bundle import RecordedRuntime, read_bundle
+from engines.bundle import RecordedPoses, read_bundle
 from engines.calibration import MAX_PROOF_CROPS, MIN_CROPS, CalibrationSet, hash_crops
 from engines.manifest import BatchRange, EngineManifest
 from engines.opening import open_pose_model
@@ -41,7 +41,7 @@ from engines.pose import CROPS, PoseModel, predicts
 from engines.sessions.base import LockedSession
 from engines.targets import find_target
 from engines.tensorrt.builder import BuildOptions, BuiltEngine
-from engines.tensorrt.module import Gpu
+from engines.tensorrt.device import Gpu
 
 pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("onnxruntime", reason="it quantises")
@@ -403,11 +403,11 @@ def test_a_bundle_says_what_to_do_with_it(made, bundle):
 
 def test_a_bundle_carries_the_proof(bundle):
     proof = read_bundle(Path(bundle)).model.proof
-    with open_pose_model(weights.load("xs").onnx, threads=1) as runtime:
-        model = runtime.model
+    with open_pose_model(weights.load("xs").onnx, precision="fp32", threads=1) as runtime:
+        model = runtime.info
         found = runtime.run(proof.crops)
     assert np.abs(found.joints - proof.expected.joints).max() < 0.1
-    recorded = RecordedRuntime(proof, model)
+    recorded = RecordedPoses(proof, model)
     assert np.array_equal(recorded.run(proof.crops[:2]).joints, proof.expected.joints[:2])
     with pytest.raises(GeometryError, match="recorded on"):
         recorded.run(proof.crops[::-1])

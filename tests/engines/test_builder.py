@@ -21,7 +21,8 @@ from engines.manifest import BatchRange
 from engines.precision import STEM, quantisable_layers, to_fp16, to_int8
 from engines.tensorrt import builder as building
 from engines.tensorrt.builder import BuildOptions, build_engine, convolution_types, read_layers
-from engines.tensorrt.module import Gpu, Library, load_library
+from engines.tensorrt.device import Gpu
+from engines.tensorrt.module import Library, load_library
 
 pytest.importorskip("onnxruntime", reason="it quantises")
 

@@ -22,7 +22,8 @@ from engines.parity import DetectorParity, compare_detectors, noise_frames
 from engines.people import DetectedBoxes, PeopleDetector, overlaps, people_specs, without_duplicates
 from engines.session import SessionDescription
 from engines.sessions.base import LockedSession
-from pipeline.people import DETECTION_CANDIDATES, DETECTION_SCORE, detect
+from pipeline.people.detection import detect
+from pipeline.people.tracks import DETECTION_CANDIDATES, DETECTION_SCORE
 from pipeline.sources import open_source
 
 EXPORTED = ("openvino", "onnxruntime")

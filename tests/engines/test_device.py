@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convnextpose.errors import PoseError, RuntimeUnavailableError
+from convnextpose.errors import DeviceError, DeviceMemoryError, PoseError, RuntimeUnavailableError
 from engines.tensorrt import device as devices
-from engines.tensorrt.device import BINDINGS, DeviceError, DeviceMemoryError, binding_installed, open_device
 from engines.tensorrt.device_cuda import CudaDevice
 from engines.tensorrt.device_pycuda import PycudaDevice
+from engines.tensorrt.gpu import BINDINGS, binding_installed, open_device
 from tests.engines.memory_gpu import Driver, pycuda_driver
 
 ROOT = Path(__file__).parent.parent.parent
@@ -185,7 +185,7 @@ def test_a_missing_binding_is_told_with_what_installs_it(binding, message):
         "import sys\n"
         "for name in ('cuda', 'cuda.bindings', 'pycuda'): sys.modules[name] = None\n"
         "from convnextpose.errors import RuntimeUnavailableError\n"
-        "from engines.tensorrt.device import open_device\n"
+        "from engines.tensorrt.gpu import open_device\n"
         f"try: open_device({binding!r})\n"
         "except RuntimeUnavailableError as error: print(error)\n"
     )

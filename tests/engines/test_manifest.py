@@ -13,9 +13,8 @@ from convnextpose.skeleton import JOINT_SETS
 from convnextpose.variants import Variant
 from engines import manifest
 from engines.manifest import BatchRange, EngineDraft, EngineManifest, Machine
-from engines.parity import LIMITS, Differences, JointParity, ParityReport
+from engines.parity import LIMITS, Differences, JointParity, LayerHarm, ParityReport
 from engines.pose import ModelInfo
-from engines.precision import LayerHarm
 from engines.session import SessionDescription
 
 ENGINE = bytes(range(256)) * 40

@@ -3,9 +3,11 @@
 import importlib.machinery
 import importlib.util
 import platform
+import re
 import subprocess
 import sys
 import types
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -14,13 +16,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from convnextpose import weights
 from convnextpose.errors import EngineError, ModelError, RuntimeUnavailableError
 from convnextpose.skeleton import JOINT_SETS
 from convnextpose.variants import Variant
+from engines.cpu_precision import measure_precisions
 from engines.metadata import read_metadata, write_metadata
-from engines.opening import open_pose_model
+from engines.opening import choose_precision, open_pose_model
 from engines.pose import ModelInfo
-from engines.sessions.registry import RUNTIMES, Choice, choose_runtime
+from engines.sessions.openvino import cpu_precisions
+from engines.sessions.registry import RUNTIMES, Choice, choose_runtime, runtime_help
 
 ROOT = Path(__file__).parent.parent.parent
 LIBRARIES = (
@@ -146,7 +151,7 @@ def test_torch_needs_a_checkpoint(exported):
     [
         ({"runtime": "tflite"}, "auto, openvino, onnxruntime, torch, tensorrt, received 'tflite'"),
         ({"threads": 0}, "1 thread or more, received 0"),
-        ({"runtime": "openvino", "precision": "int3"}, "fp32.*'int3'"),
+        ({"runtime": "openvino", "precision": "int3"}, "auto, fp32, bf16, fp16, int8, received 'int3'"),
         ({"runtime": "onnxruntime", "precision": "bf16"}, "fp32.*'bf16'"),
     ],
 )
@@ -272,3 +277,75 @@ def test_importing_the_package_loads_no_library():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert result.stdout.strip() == "[]"
+
+
+SHIPPED = ModelInfo("xs", Variant.XS, JOINT_SETS["human36m"], "5" * 64)
+
+
+def deviating(mean_mm):
+    return weights.Deviation(0.05, 0.4, mean_mm, 2.0, 0.003, crops=8)
+
+
+@pytest.mark.parametrize(
+    ("deviations", "cpu", "runtime", "precision", "chosen", "reason"),
+    [
+        ({"bf16": deviating(0.3)}, ["fp32", "bf16"], "openvino", "fp32", "bf16", "natively and .* by 0.05 px and 0.3 mm"),
+        ({"bf16": deviating(0.3)}, ["fp32", "fp16"], "openvino", "fp32", "fp32", "this CPU does not compute BF16 natively"),
+        ({"bf16": deviating(30.0)}, ["fp32", "bf16"], "openvino", "fp32", "fp32", "strays by .* 30 mm .* past the limits"),
+        ({"bf16": deviating(float("nan"))}, ["fp32", "bf16"], "openvino", "fp32", "fp32", "past the limits"),
+        ({}, ["fp32", "bf16"], "openvino", "fp32", "fp32", "not proven in BF16"),
+        (None, ["fp32", "bf16"], "openvino", "fp32", "fp32", "not proven in BF16"),
+        ({"bf16": deviating(0.3)}, ["fp32", "bf16"], "openvino", "fp16", "fp32", "only FP32 models are proven"),
+        ({"bf16": deviating(0.3)}, ["fp32", "bf16"], "openvino", "int8", "int8", "made in it"),
+        ({"bf16": deviating(0.3)}, ["fp32", "bf16"], "onnxruntime", "fp32", "fp32", "onnxruntime computes in no other"),
+        ({"bf16": deviating(0.3)}, ["fp32", "bf16"], "torch", "fp32", "fp32", "torch computes in no other"),
+        ({"bf16": deviating(0.3)}, ["fp32", "bf16"], "tensorrt", "fp16", "fp16", "made in it"),
+    ],
+)  # fmt: skip
+def test_auto_takes_a_precision_that_is_native_and_proven(
+    deviations, cpu, runtime, precision, chosen, reason, monkeypatch, tmp_path
+):
+    shipped = weights.Weights("xs", Variant.XS, tmp_path, tmp_path, "", None, deviations or {})
+    monkeypatch.setattr("engines.opening.cpu_precisions", lambda: cpu)
+    monkeypatch.setattr(weights, "by_checkpoint", lambda sha256: shipped if deviations is not None else None)
+    found = choose_precision("auto", runtime, replace(SHIPPED, precision=precision))
+    assert found.name == chosen
+    assert re.search(reason, found.reason)
+
+
+def test_a_precision_that_was_asked_for_is_taken_or_an_error(monkeypatch):
+    monkeypatch.setattr("engines.opening.cpu_precisions", lambda: ["fp32", "bf16"])
+    for precision in ("fp32", "bf16"):
+        assert choose_precision(precision, "openvino", SHIPPED) == Choice(precision, "it was asked for")
+    for precision, runtime in (("fp16", "openvino"), ("bf16", "onnxruntime"), ("int8", "onnxruntime"), ("int8", "torch")):
+        with pytest.raises(RuntimeUnavailableError, match=rf"that {runtime} has on this CPU \(fp32.*received '{precision}'"):
+            choose_precision(precision, runtime, SHIPPED)
+    for precision, own in (("fp32", "int8"), ("bf16", "int8")):
+        with pytest.raises(RuntimeUnavailableError, match=f"expected precision auto or {own}, .*received '{precision}'"):
+            choose_precision(precision, "openvino", replace(SHIPPED, precision=own))
+    with pytest.raises(ModelError, match=r"an INT8 graph \(of the package's: xs\), received tiny, which has none"):
+        choose_precision("int8", "openvino", replace(SHIPPED, name="tiny"))
+
+
+def test_the_package_s_int8_graph_stands_in_for_its_model(onnx_bytes, exported):
+    pytest.importorskip("openvino")
+    with open_pose_model(weights.load("xs").onnx, "openvino", precision="int8", name="mine") as model:
+        assert (model.info.name, model.info.precision) == ("mine", "int8")
+        assert model.describe().precision == "int8+fp32"
+    with pytest.raises(ModelError, match="which has none"):
+        open_pose_model(onnx_bytes, "openvino", precision="int8")
+
+
+def test_the_help_text_names_every_runtime_and_what_it_runs():
+    text = runtime_help()
+    assert text == "auto, or openvino and onnxruntime for exported models, torch for checkpoints, tensorrt for engines."
+    assert all(name in text for name in RUNTIMES)
+
+
+def test_the_speed_of_each_precision_is_measured():
+    pytest.importorskip("openvino")
+    speeds = measure_precisions()
+    assert {speed.precision for speed in speeds} == {"fp32", "int8"} | ({"bf16"} & set(cpu_precisions()))
+    assert [speed.is_default for speed in speeds].count(True) == 1
+    assert all(speed.alone_ms > 0 and speed.batch_ms > 0 for speed in speeds)
+    assert {speed.runs_in for speed in speeds} <= {"fp32", "bf16", "int8+fp32"}

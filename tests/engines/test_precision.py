@@ -12,7 +12,7 @@ from convnextpose.checkpoint import verify, verify_state
 from convnextpose.errors import CalibrationError, ExportError, ModelError, ParityError
 from convnextpose.network import random_state
 from convnextpose.variants import Variant
-from engines.calibration import hash_crops
+from engines.calibration import CalibrationSet, hash_crops
 from engines.graph import layer_name, pose_graph
 from engines.metadata import read_metadata
 from engines.opening import open_pose_model
@@ -26,7 +26,6 @@ from engines.precision import (
     to_fp16,
     to_int8,
 )
-from pipeline.calibration import collect_crops
 
 pytest.importorskip("onnxruntime", reason="it quantises")
 T = onnx.TensorProto
@@ -78,11 +77,10 @@ def shipped():
 
 
 @pytest.fixture(scope="module")
-def people(shipped):
-    """Crops of the demo clip: to calibrate on, and others to measure on."""
-    with open_pose_model(shipped.onnx, threads=1) as runtime:
-        found = collect_crops([weights.DEMO_CLIP], runtime, 20).crops
-    return found[::2], found[1::2]
+def people():
+    """The package's own crops, on which a build calibrates and proves: they do not change with the weights."""
+    split = CalibrationSet.load(weights.CALIBRATION).split()
+    return split.calibration, split.proof
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +131,10 @@ def test_the_proof_itself_is_exact(fp32, reference, people):
 def test_cpu_runtimes_run_typed_graphs(name, precision, fp32, int8, reference, people):
     pytest.importorskip(name)
     data = {"fp32": fp32, "fp16": to_fp16(fp32), "int8": int8}[precision]
-    with open_pose_model(data, name, threads=1) as runtime:
+    with open_pose_model(data, name, precision="int8" if precision == "int8" else "fp32", threads=1) as runtime:
         assert runtime.info.precision == precision
+        if name == "openvino":
+            assert runtime.describe().precision == ("int8+fp32" if precision == "int8" else "fp32")
         compare(reference, runtime, people[1][:4], LIMITS[precision]).check()
 
 

@@ -1,14 +1,21 @@
-"""Every runtime keeps one contract, whatever is inside it."""
+"""Every session keeps one contract, whatever runs in it; so does a pose model in any of them."""
 
 import threading
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from convnextpose.errors import GeometryError, ModelError, RuntimeUnavailableError
 from engines.opening import open_pose_model
 from engines.parity import FP32_LIMITS, compare
+from engines.session import ArraySpec
+from engines.sessions.onnxruntime import OnnxRuntimeSession
+from engines.sessions.openvino import OpenVinoSession, cpu_precisions
+from engines.sessions.torch import TorchNetwork, TorchSession
+from engines.sessions.typed import TypedSession
 
 
 def assert_same(found, expected):
@@ -180,3 +187,131 @@ def test_openvino_computes_in_the_precision_that_it_was_asked_for(checkpoint, on
             assert report.mm.max < 50
         with open_pose_model(onnx_bytes, "openvino") as runtime:
             assert compare(reference, runtime, crops, FP32_LIMITS).passed
+
+
+# Sessions know nothing of poses: a network of two inputs of other types, whose items are independent.
+
+
+def other_network():
+    onnx = pytest.importorskip("onnx")
+    helper, kinds = onnx.helper, onnx.TensorProto
+    nodes = [
+        helper.make_node("Mul", ["left", "left"], ["squares"]),
+        helper.make_node("Cast", ["right"], ["floats"], to=kinds.FLOAT),
+        helper.make_node("Add", ["squares", "floats"], ["sum"]),
+        helper.make_node("Identity", ["right"], ["same"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "other",
+        [
+            helper.make_tensor_value_info("left", kinds.FLOAT, ["N", 2, 3]),
+            helper.make_tensor_value_info("right", kinds.INT64, ["N", 2, 3]),
+        ],
+        [
+            helper.make_tensor_value_info("sum", kinds.FLOAT, ["N", 2, 3]),
+            helper.make_tensor_value_info("same", kinds.INT64, ["N", 2, 3]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    return model.SerializeToString()
+
+
+OTHER_INPUTS = (ArraySpec("left", "float32", (None, 2, 3)), ArraySpec("right", "int64", (None, 2, 3)))
+OTHER_OUTPUTS = (ArraySpec("sum", "float32", (None, 2, 3)), ArraySpec("same", "int64", (None, 2, 3)))
+
+
+@pytest.fixture(params=["openvino", "onnxruntime", "typed", "torch"])
+def session(request):
+    pytest.importorskip({"typed": "onnx"}.get(request.param, request.param))
+    if request.param == "openvino":
+        return OpenVinoSession(other_network(), "it", threads=1)
+    if request.param == "onnxruntime":
+        return OnnxRuntimeSession(other_network(), "it", threads=1)
+    if request.param == "typed":
+        return TypedSession(other_network(), "it", precision="fp32")
+    import torch
+
+    class Other(torch.nn.Module):
+        def forward(self, left, right):
+            return left * left + right.float(), right.clone()
+
+    return TorchSession(TorchNetwork(Other(), OTHER_INPUTS, OTHER_OUTPUTS), "it", threads=1)
+
+
+def other_arrays(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "left": rng.normal(size=(count, 2, 3)).astype(np.float32),
+        "right": rng.integers(-9, 9, (count, 2, 3), np.int64),
+    }
+
+
+def test_any_network_runs_in_any_session(session):
+    assert (session.inputs, session.outputs) == (OTHER_INPUTS, OTHER_OUTPUTS)
+    kept = []
+    for count in (1, 3, 1, 6):
+        arrays = other_arrays(count, seed=count)
+        found = session.run(arrays)
+        kept.append((arrays, found))
+        turned = {name: array[::-1] for name, array in arrays.items()}  # items are independent, views are fine
+        for name, array in session.run(turned).items():
+            np.testing.assert_array_equal(array, found[name][::-1])
+    for arrays, found in kept:  # no later run wrote to them
+        assert found.keys() == {"sum", "same"}
+        np.testing.assert_allclose(found["sum"], arrays["left"] ** 2 + arrays["right"], rtol=1e-6)
+        np.testing.assert_array_equal(found["same"], arrays["right"])
+        assert found["same"].dtype == np.int64
+    session.close()
+    session.close()
+    with pytest.raises(RuntimeUnavailableError, match="the session of it is closed"):
+        session.run(other_arrays(1))
+
+
+def test_a_session_refuses_other_arrays_in_a_sentence(session):
+    right = other_arrays(2)
+    for wrong, told in (
+        ({}, "expected arrays named left, right, received none"),
+        ({"left": right["left"]}, "received left"),
+        ({**right, "more": right["left"]}, "received left, right, more"),
+        ({**right, "left": right["left"][:1]}, "as many in each array, received 1, 2"),
+        ({name: array[:0] for name, array in right.items()}, "one item or more"),
+        (
+            {**right, "left": right["left"].astype(np.float64)},
+            r"expected left float32 \[N, 2, 3\], received float64 \[2, 2, 3\]",
+        ),
+        ({**right, "left": right["left"][..., :2]}, r"received float32 \[2, 2, 2\]"),
+        ({**right, "left": right["left"][0]}, r"received float32 \[2, 3\]"),
+    ):
+        with pytest.raises(GeometryError, match=told):
+            session.run(wrong)
+    assert len(session.run(right)["sum"]) == 2
+
+
+def test_what_a_session_computes_in_is_told_by_the_library(onnx_bytes):
+    pytest.importorskip("openvino")
+    assert OpenVinoSession(other_network(), "it").describe().precision == "fp32"  # without convolutions: what was asked for
+    for precision in cpu_precisions():
+        assert OpenVinoSession(onnx_bytes, "it", precision=precision).describe().precision == precision
+
+
+shapes = st.lists(st.none() | st.integers(1, 9), min_size=1, max_size=4).map(tuple)
+specs = st.builds(ArraySpec, st.sampled_from(["a", "b"]), st.sampled_from(["uint8", "float32"]), shapes)
+
+
+@given(specs, specs)
+def test_specs_fit_where_one_array_can_follow_both(one, other):
+    assert one.fits(one) and one.fits(other) == other.fits(one)
+    lengths = [b if a is None else a for a, b in zip(one.shape, other.shape, strict=False)]
+    array = np.zeros([2 if length is None else length for length in lengths], one.dtype)
+
+    def takes(spec):
+        try:
+            spec.check(array)
+        except GeometryError as error:
+            assert str(error).startswith(f"expected {spec}, received {array.dtype}")
+            return False
+        return True
+
+    alike = one.name == other.name and one.dtype == other.dtype and len(one.shape) == len(other.shape)
+    assert one.fits(other) == (alike and takes(one) and takes(other))

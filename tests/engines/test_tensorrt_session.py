@@ -20,9 +20,9 @@ from engines.pose import ModelInfo, PoseModel
 from engines.session import SessionDescription
 from engines.sessions import tensorrt as tensorrt_session
 from engines.sessions.tensorrt import CONTEXTS, TensorRTSession, open_engine, read_layers
-from engines.tensorrt.device import binding_installed
 from engines.tensorrt.device_cuda import CudaDevice
 from engines.tensorrt.device_pycuda import PycudaDevice
+from engines.tensorrt.gpu import binding_installed
 from engines.tensorrt.module import Library, load_library
 from tests.engines.memory_gpu import FAMILIES, Driver, engine_bytes, predict, pycuda_driver, sha256, tensorrt_module
 

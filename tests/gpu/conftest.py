@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session", autouse=True)
 def gpu(request):
     """The GPU, by the first binding that is installed."""
-    from engines.tensorrt.device import open_device
+    from engines.tensorrt.gpu import open_device
 
     try:
         return open_device()

@@ -16,7 +16,7 @@ from engines.pose import PoseModel
 from engines.precision import to_fp16
 from engines.sessions.tensorrt import TensorRTSession
 from engines.tensorrt.builder import build_engine
-from engines.tensorrt.device import open_device
+from engines.tensorrt.gpu import open_device
 from engines.tensorrt.module import load_library
 from tests.engines.test_tensorrt_session import manifest_of
 

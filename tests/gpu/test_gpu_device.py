@@ -5,7 +5,9 @@ import threading
 import numpy as np
 import pytest
 
-from engines.tensorrt.device import BINDINGS, LEGACY_STREAM, DeviceMemoryError, binding_installed, open_device
+from convnextpose.errors import DeviceMemoryError
+from engines.tensorrt.device import LEGACY_STREAM
+from engines.tensorrt.gpu import BINDINGS, binding_installed, open_device
 
 SIZE = 1 << 20
 

@@ -50,8 +50,7 @@ class BlobModel:
 
 
 class BlobDetector:
-    """Behaves as an `engines.people.PeopleDetector`: sees the bright pixels of a frame as one person, and in every frame a person
-    where nobody is."""
+    """Behaves as an `engines.people.PeopleDetector`: sees bright pixels as one person, and always a person where nobody is."""
 
     frame_size = 384
 

@@ -22,16 +22,20 @@ def picture(index, width=96, height=64):
     return (np.stack([x + 3 * index, 2 * y + index, (x + y) // 2 + 60], -1) % 232 + noise).astype(np.uint8)
 
 
-def write_video(path, codec="libx264", *, times=None, options=None, container_options=None, pictures=None, **muxer):
-    """A video of `picture`s, at `times` in seconds or at 25 frames a second."""
+def write_video(
+    path, codec="libx264", *, times=None, options=None, container_options=None, pictures=None, max_b_frames=None, rate=RATE
+):
+    """A video of `picture`s, at `times` in seconds or at `rate` frames a second."""
     pictures = [picture(i) for i in range(COUNT if times is None else len(times))] if pictures is None else pictures
     pixels = {"mjpeg": "yuvj420p", "gif": "rgb8", "ffv1": "bgr0"}.get(codec, "yuv420p")
-    with av.open(str(path), "w", options=container_options or {}, **muxer) as container:
-        stream = container.add_stream(codec, rate=RATE, options=options or {})
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        stream = container.add_stream(codec, rate=rate, options=options or {})
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = pixels
         stream.codec_context.thread_count = 1  # the same bytes on every machine: tests cut and damage them
         stream.bit_rate = 0 if codec == "libx264" else 2_000_000
+        if max_b_frames is not None:
+            stream.codec_context.max_b_frames = max_b_frames
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 90_000)
         for index, image in enumerate(pictures):

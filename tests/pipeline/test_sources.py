@@ -5,18 +5,23 @@ import os
 import struct
 import threading
 import wave
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import cv2
 import numpy as np
 import pytest
+from av.bitstream import BitStreamFilterContext
+from av.stream import Disposition
+from av.video.frame import PictureType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from convnextpose.errors import SourceError
 from pipeline.sources import open_source
 from pipeline.types import Frame, UnreadableFrame
-from tests.pipeline.media import COUNT, RATE, picture, read, refusal, write_video
+from tests.pipeline.media import COUNT, RATE, jpeg_with_exif, picture, read, refusal, write_video
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +150,150 @@ def test_metadata_in_an_old_encoding_is_no_obstacle(tmp_path):
     assert b"caf#" in data
     path.write_bytes(data.replace(b"caf#", b"caf\xe9"))
     assert len(read(path)[0]) == 1
+
+
+# Time stamps.
+
+
+def same_picture(a, b):
+    """Whether a frame shows a picture, at its coding's quality."""
+    return np.abs(cv2.blur(a, (9, 9)).astype(int) - cv2.blur(b, (9, 9))).mean() < 6
+
+
+B_FRAMES = {"x264-params": "bframes=3:b-adapt=0:scenecut=0:keyint=20"}
+
+
+@pytest.mark.parametrize("suffix", ["avi", "mp4", "mkv", "ts", "h264", "no composition offsets"])
+def test_pictures_that_are_decoded_in_another_order_have_their_times(tmp_path, suffix):
+    """AVI, and MP4 as poor writers leave it, stamp packets in the order of decoding; raw H.264 doesn't stamp them."""
+    name = "b.mp4" if " " in suffix else f"b.{suffix}"
+    path = write_video(tmp_path / name, options=B_FRAMES, max_b_frames=3, rate=10)
+    if " " in suffix:
+        path.write_bytes(path.read_bytes().replace(b"ctts", b"free").replace(b"edts", b"free"))
+    with av.open(str(path)) as container:
+        kinds = [frame.pict_type for frame in container.decode(video=0)]
+    assert kinds.count(PictureType.B) > COUNT / 2
+    with open_source(path) as source:
+        assert source.info.frame_rate == pytest.approx(10)
+        frames = list(source)
+    assert np.allclose([frame.time_s for frame in frames], np.arange(COUNT) / 10, atol=1e-3)
+    assert all(same_picture(frame.image, picture(index)) for index, frame in enumerate(frames))
+
+
+def test_transport_streams_put_together_keep_their_own_spacing(tmp_path):
+    times = np.cumsum([0, 0.1, 0.3, 0.04, 0.2, 0.5, 0.04])
+    once = write_video(tmp_path / "once.ts", times=times)
+    twice = tmp_path / "twice.ts"
+    twice.write_bytes(once.read_bytes() * 2)
+    frames, error = read(twice)
+    gaps = np.diff([frame.time_s for frame in frames])
+    assert error is None and np.allclose(np.delete(gaps, len(times) - 1), np.tile(np.diff(times), 2), atol=1e-3)
+
+
+# What is not needed must not be able to fail.
+
+
+@pytest.mark.parametrize(("orientation", "turned"), [(1, None), (3, cv2.ROTATE_180), (6, cv2.ROTATE_90_CLOCKWISE)])
+def test_side_data_of_an_unknown_kind_is_no_obstacle(tmp_path, orientation, turned):
+    """Motion JPEG of a camera that writes EXIF, which FFmpeg gives as side data that PyAV has no name for."""
+    image = cv2.blur(picture(0), (9, 9))
+    path = tmp_path / "camera.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=RATE)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuvj420p"
+        for index in range(3):
+            packet = av.Packet(jpeg_with_exif(image, orientation))
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, index, index, Fraction(1, RATE)
+            container.mux(packet)
+    frames, error = read(path)
+    assert error is None and len(frames) == 3
+    upright = image if turned is None else cv2.rotate(image, turned)
+    assert all(frame.image.shape == upright.shape and same_picture(frame.image, upright) for frame in frames)
+
+
+@pytest.mark.parametrize("matrix", range(18))
+def test_colours_of_every_kind_are_read_or_told(tmp_path, matrix):
+    """Whatever number the stream writes for its colours, also one that has no meaning."""
+    plain = write_video(tmp_path / "a.h264", pictures=[picture(0)] * 2)
+    path = tmp_path / "coloured.h264"
+    with av.open(str(plain)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        change = BitStreamFilterContext(
+            f"h264_metadata=matrix_coefficients={matrix}:colour_primaries={matrix}:transfer_characteristics={matrix}",
+            in_stream=source.streams.video[0],
+        )
+        for packet in source.demux(video=0):
+            for changed in change.filter(packet if packet.size else None):
+                changed.stream = stream
+                target.mux(changed)
+    try:
+        frames, error = read(path)
+    except SourceError as refused:
+        frames, error = [], refused
+    assert len(frames) == 2 or "\n" not in str(error)
+
+
+# Several streams.
+
+
+def two_streams(path, default, sizes=((96, 64), (192, 128))):
+    """A file of two video streams, one of them marked as default, or both, or none."""
+    with av.open(str(path), "w") as container:
+        streams = []
+        for number, (width, height) in enumerate(sizes):
+            stream = container.add_stream("libx264", rate=RATE)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            stream.disposition = Disposition.default if number in default else Disposition(0)
+            streams.append(stream)
+        for index in range(5):
+            for number, stream in enumerate(streams):
+                image = picture(index + 50 * number, stream.width, stream.height)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="bgr24")))
+        for stream in streams:
+            container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("default", "sizes", "chosen"),
+    [
+        ((0,), ((96, 64), (192, 128)), 0),
+        ((1,), ((96, 64), (192, 128)), 1),
+        ((1,), ((192, 128), (96, 64)), 1),
+        ((0, 1), ((96, 64), (192, 128)), 1),
+        ((0, 1), ((192, 128), (96, 64)), 0),
+        ((0, 1), ((96, 64), (96, 64)), 0),
+    ],
+)
+def test_of_two_streams_the_default_one_is_read_then_the_larger(tmp_path, default, sizes, chosen):
+    path = two_streams(tmp_path / "two.mkv", default, sizes)
+    for number in (None, 0, 1):
+        with open_source(path, stream=number) as source:
+            frames = list(source)
+            read_stream = chosen if number is None else number
+            assert (source.info.width, source.info.height) == sizes[read_stream] and len(frames) == 5
+            if number is None:
+                (note,) = source.info.notes
+                assert f"stream {chosen} (" in note and f"{1 - chosen} (" in note
+            else:
+                assert source.info.notes == ()
+        assert all(same_picture(f.image, picture(f.index + 50 * read_stream, f.width, f.height)) for f in frames)
+
+
+def test_a_stream_that_is_not_there_is_refused(tmp_path, clips):
+    assert "streams 0 to 1" in refusal(two_streams(tmp_path / "two.mkv", (0,)), stream=2)
+    for number in (1, -1):
+        assert "only stream 0" in refusal(clips["mp4"], stream=number)
+    for path in (clips["mp4"], clips["gif"]):
+        with open_source(path, stream=0) as source:
+            assert source.info.notes == ()
+
+
+def test_pictures_have_no_streams_to_choose_from(folder):
+    for path in (folder, folder / "img1.png"):
+        assert "stream 1" in refusal(path, stream=1)
+        with open_source(path, stream=0) as source:
+            assert len(list(source)) == source.info.frame_count
 
 
 # Streams that break.
@@ -304,6 +453,96 @@ def test_a_file_whose_first_picture_is_damaged_does_not_begin_later(tmp_path):
     data[first.pos : first.pos + first.size] = bytes(first.size)
     path.write_bytes(data)
     assert "frame 0" in refusal(path)
+
+
+# Damage that is skipped.
+
+
+def damaged(path, how):
+    """A copy of a video with a stretch that is lost; None where the way does not fit the format."""
+    data = path.read_bytes()
+    copy = path.with_name(f"damaged{path.suffix}")
+    middle = len(data) * 4 // 10
+    if how == "noise":
+        copy.write_bytes(data[:middle] + np.random.default_rng(7).bytes(1500) + data[middle + 1500 :])
+    elif how == "cut":
+        copy.write_bytes(data[: len(data) * 7 // 10])
+    else:
+        packets = [data[at : at + 188] for at in range(0, len(data), 188)]
+        inner = [n for n, p in enumerate(packets) if p[1] & 0x5F == 0x01 and p[2] == 0x00]  # of the video, inside a picture
+        lost = {"packet": range(1), "burst": range(60), "often": range(0, len(packets), 97)}[how]
+        gone = {inner[len(inner) // 3] + n for n in lost}
+        copy.write_bytes(b"".join(packet for n, packet in enumerate(packets) if n not in gone))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [("ts", "packet"), ("ts", "burst"), ("ts", "often"), ("ts", "noise"), ("mp4", "noise"), ("mp4", "cut"), ("avi", "noise"),
+     ("avi", "cut"), ("mjpeg", "noise"), ("mkv", "cut"), ("mpg", "noise")],
+)  # fmt: skip
+@pytest.mark.parametrize("b_frames", [0, 2])
+def test_damage_that_is_skipped_is_counted_and_what_follows_is_true(tmp_path, kind, how, b_frames):
+    """Every frame is the whole video's of its time, and what is lost fills the rest."""
+    name, codec, options, muxer = {
+        "ts": ("a.ts", "libx264", {"g": "12"}, {}),
+        "mp4": ("a.mp4", "libx264", {"g": "12"}, {"movflags": "faststart"}),
+        "avi": ("a.avi", "libx264", {"x264-params": f"bframes={b_frames}:b-adapt=0:keyint=12"}, {}),
+        "mjpeg": ("a.avi", "mjpeg", {}, {}),
+        "mkv": ("a.mkv", "libx264", {"g": "12"}, {}),
+        "mpg": ("a.mpg", "mpeg2video", {"g": "12"}, {}),
+    }[kind]
+    pictures = [picture(index, 192, 128) for index in range(COUNT)]
+    path = write_video(
+        tmp_path / name, codec, options=options, container_options=muxer, pictures=pictures,
+        max_b_frames=0 if codec == "mjpeg" else b_frames,
+    )  # fmt: skip
+    whole = {round(frame.time_s, 3): frame.image for frame in read(path)[0]}
+    assert len(whole) == COUNT
+    copy = damaged(path, how)
+    stopped, error = read(copy)
+    assert error is not None and len(stopped) < COUNT
+    items, error = read(copy, on_damage="skip")
+    assert error is None and [item.index for item in items] == list(range(len(items)))
+    frames = [item for item in items if isinstance(item, Frame)]
+    lost = [item for item in items if isinstance(item, UnreadableFrame)]
+    assert len(lost) >= 1 and all("\n" not in item.reason for item in lost)
+    assert len(frames) >= len(stopped) - 1 and (how == "cut" or kind == "mjpeg" or len(frames) > len(stopped))
+    known = not any("unknown number" in item.reason for item in lost)
+    assert known or kind in ("mpg", "mkv")
+    if known and how != "often":
+        assert len(items) == COUNT
+    # The last picture before damage may still decode, though a part of it is guessed: nobody can tell.
+    wrong = [frame.index for frame in frames if not np.array_equal(frame.image, whole[round(frame.time_s, 3)])]
+    assert len(wrong) <= len({item.index - 1 for item in lost} - {item.index for item in lost})
+    assert all(index + 1 in {item.index for item in lost} for index in wrong)
+
+
+def test_a_first_picture_that_is_damaged_is_skipped_too(tmp_path):
+    path = write_video(tmp_path / "first.mp4", options={"g": "12"})
+    with av.open(str(path)) as container:
+        first = next(container.demux(video=0))
+    data = bytearray(path.read_bytes())
+    data[first.pos : first.pos + first.size] = bytes(first.size)
+    path.write_bytes(data)
+    assert "frame 0" in refusal(path)
+    items, error = read(path, on_damage="skip")
+    assert error is None and len(items) == COUNT
+    lost = [isinstance(item, UnreadableFrame) for item in items].index(False)
+    assert 1 < lost < 20 and all(isinstance(item, Frame) for item in items[lost:]) and items[lost].time_s == 0
+
+
+@pytest.mark.parametrize("kind", ["mp4", "avi", "ts", "mkv", "gif"])
+def test_without_damage_skipping_changes_nothing(clips, kind):
+    stopping, skipping = read(clips[kind]), read(clips[kind], on_damage="skip")
+    assert stopping[1] is None and skipping[1] is None
+    for a, b in zip(stopping[0], skipping[0], strict=True):
+        assert a.time_s == b.time_s and np.array_equal(a.image, b.image)
+
+
+def test_damage_is_either_skipped_or_not(clips):
+    with pytest.raises(ValueError, match="perhaps"):
+        open_source(clips["mp4"], on_damage="perhaps")
 
 
 # Files that are refused.
@@ -476,6 +715,14 @@ def test_what_a_folder_leaves_out_is_told(folder):
 
 def test_a_folder_without_pictures_is_refused(tmp_path):
     assert str(tmp_path) in refusal(tmp_path)
+
+
+def test_a_capture_time_comes_with_its_clock(folder):
+    frames, _ = read(folder)
+    assert {(frame.captured_ns, frame.clock) for frame in frames} == {(None, None)}
+    assert Frame(picture(0), "camera", 0, 0.0, captured_ns=1, clock="kernel").clock == "kernel"
+    with pytest.raises(ValueError, match="together"):
+        Frame(picture(0), "camera", 0, 0.0, captured_ns=1)
 
 
 # Lifetime.

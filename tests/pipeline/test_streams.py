@@ -84,9 +84,8 @@ def stream(source, recorders=(), people=None, model=None, camera=None):
         model.info, model.describe(),
     )  # fmt: skip
     people = people or tracker(model)
-    return Stream(
-        source, Estimator(model, people, camera=camera), header, recorders=recorders, renderer=PoseRenderer(model.info.joint_set)
-    )
+    estimator, renderer = Estimator(model, people, camera=camera), PoseRenderer(model.info.joint_set)
+    return Stream(source, estimator, header, recorders=recorders, renderer=renderer)
 
 
 def make(source, recorders=(), **options):
@@ -169,8 +168,8 @@ def test_several_sources_give_what_each_gives_alone():
 def test_two_sources_of_one_name_are_told_apart():
     streams = [stream(Pictures(4, "clip.mp4")) for _ in range(2)]
     streams[1].header = RunHeader(**{**vars(streams[1].header), "source": "clip.mp4 (2)"})
-    frames = list(Pipeline(streams))
-    assert sorted((f.frame.source_id, f.timeline.source_id) for f in frames) == [("clip.mp4",) * 2] * 4 + [("clip.mp4 (2)",) * 2] * 4
+    ids = sorted((f.frame.source_id, f.timeline.source_id) for f in Pipeline(streams))
+    assert ids == [("clip.mp4", "clip.mp4")] * 4 + [("clip.mp4 (2)", "clip.mp4 (2)")] * 4
 
 
 def test_a_source_that_breaks_does_not_end_the_others():

@@ -125,7 +125,7 @@ def test_ctrl_c_is_exit_code_130_and_leaves_whole_engines(bundle, tmp_path):
 
 
 def test_without_a_gpu_the_gpu_at_hand_is_refused(cli, bundle, tmp_path):
-    from engines.tensorrt.module import find_gpu
+    from engines.tensorrt.gpu import find_gpu
 
     if find_gpu() is not None:
         pytest.skip("there is one")

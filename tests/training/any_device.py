@@ -10,7 +10,7 @@ What that cannot show: operators that CUDA lacks for a type, BF16 (autocast fall
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ torch = pytest.importorskip("torch")
 from torch import Tensor  # noqa: E402
 from torch.utils import _python_dispatch, _pytree, backend_registration  # noqa: E402
 
+from tests.training import test_avatars, test_fabric, test_mocap, test_real  # noqa: E402
 from training.dataset import Renderer, seeded  # noqa: E402
 from training.detector import DetectorTrainer  # noqa: E402
 from training.frames import FrameRenderer  # noqa: E402
@@ -170,6 +171,22 @@ def test_crops_are_rendered_where_asked(device, never):
     here, there = (Renderer(place, 64) for place in ("cpu", device))
     crops = [r.batch(8, 0.9, seeded(r.body.device, 1), never, **PLAN.shares()) for r in (here, there)]
     assert the_same(*crops)
+
+
+def test_crops_of_others_data_are_rendered_where_asked(device, tmp_path):
+    test_mocap.write(tmp_path / "mocap_poses.npz", test_mocap.random_vectors(8, 1))
+    test_fabric.write(tmp_path / "fabric_patches_cc0.zip")
+    test_avatars.write(tmp_path / "avatars", test_avatars.ALL)
+    here, there = (Renderer(place, 64, data=tmp_path) for place in ("cpu", device))
+    shares = {**PLAN.shares(), "mocap": 0.5, "cloth": 0.5, "avatars": 0.5}
+    assert the_same(*(r.batch(8, 0.9, seeded(r.body.device, 1), **shares) for r in (here, there)))
+
+
+def test_real_people_are_trained_on_there(device, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.evaluate.LOT", 4)
+    data = test_real.write(tmp_path / "data")
+    plan = replace(PLAN, real=0.5)
+    assert run(tmp_path / "run", plan, device, data=data, held_out_count=4).step == 2
 
 
 def test_frames_are_rendered_where_asked(device):

@@ -9,11 +9,13 @@ from dataclasses import replace
 import pytest
 
 torch = pytest.importorskip("torch")
+from tests.training import test_real  # noqa: E402
 from training import ablate  # noqa: E402
-from training.ablate import BASE, CHOICES, Base, Choice, KeptChunks, PlainBranches, measure, table  # noqa: E402
+from training.ablate import BASE, CHOICES, PEOPLE, Base, Choice, KeptChunks, PlainBranches, measure, table  # noqa: E402
 from training.dataset import Renderer  # noqa: E402
 from training.evaluate import SETS, held_out  # noqa: E402
-from training.plan import Plan  # noqa: E402
+from training.plan import FROM_DATA, Plan  # noqa: E402
+from training.real_crops import read_crops  # noqa: E402
 from training.state import write_tensors  # noqa: E402
 from training.stream import PoseChunks  # noqa: E402
 
@@ -41,8 +43,18 @@ def test_choices_change_the_plan(base):
     for choice in CHOICES.values():
         trained = base != Plan()
         if choice.plan and not (trained and choice.from_random):
-            assert replace(base, **choice.plan) != base
+            used = replace(base, real=0.5, **FROM_DATA) if choice.of_data else base
+            assert replace(used, **choice.plan) != used
     assert len({(c.trainer, *c.plan.items()) for c in CHOICES.values()}) == len(CHOICES)
+
+
+def test_what_the_data_folder_gives_is_a_choice(sets, tmp_path):
+    data = test_real.write(tmp_path)
+    plan = replace(PLAN, real=0.5)
+    people = read_crops(data, plan.size)[1]
+    with_them, without = (measure(CHOICES[c], plan, CPU, sets, None, data, people) for c in (BASE, "no real people"))
+    assert with_them["average"] != without["average"] and 0 <= with_them["average"][PEOPLE] <= 100
+    assert table({BASE: with_them, "no real people": without}).splitlines()[0].endswith("| people |")
 
 
 def test_kept_crops_are_those_of_the_plan():

@@ -74,3 +74,34 @@ def test_each_part_of_the_loss_counts_by_its_weight(maps):
     )
     torch.testing.assert_close(whole, l1 + entropy)
     torch.testing.assert_close(l1, losses.L1_WEIGHT * error)
+
+
+def test_with_ones_for_weights_the_loss_is_the_plain_mean(maps):
+    joints = torch.rand(2, 18, 3, generator=torch.Generator().manual_seed(3)) * 300 - 20
+    weighted = torch.stack(losses.pose_loss(maps, joints, 256, torch.ones_like(joints)))
+    assert torch.equal(weighted, torch.stack(losses.pose_loss(maps, joints, 256)))
+    target = losses.shares_from_joints(joints, 256)
+    counts = ((target >= 0) & (target < 1)).all(-1)
+    assert 0 < counts.sum() < counts.numel()
+    axes = losses.marginals(maps, 18)
+    errors = (losses.expectations(axes) - target).abs().mean(-1)[counts]
+    entropies = []
+    for axis, p in enumerate(axes):
+        bins = torch.arange(p.shape[2]) / p.shape[2]
+        wanted = torch.softmax(-0.5 * ((bins - target[..., axis, None]) / losses.TARGET_WIDTH) ** 2, 2)
+        entropies.append(-(wanted * (p + 1e-8).log()).sum(2)[counts].mean())
+    torch.testing.assert_close(weighted[1], errors.mean())
+    torch.testing.assert_close(weighted[0], losses.L1_WEIGHT * errors.mean() + torch.stack(entropies).mean())
+
+
+def test_a_coordinate_without_weight_teaches_nothing(maps):
+    joints = torch.rand(2, 18, 3, generator=torch.Generator().manual_seed(4)) * 250
+    weights = torch.ones_like(joints)
+    weights[0, 5], weights[1, :, 2] = 0, 0
+    moved = joints.clone()
+    moved[0, 5], moved[1, :, 2] = moved[0, 5] / 2, -moved[1, :, 2]
+    first, second = (torch.stack(losses.pose_loss(maps, each, 256, weights)) for each in (joints, moved))
+    assert torch.equal(first, second)
+    assert losses.pose_loss(maps, moved, 256)[0] != losses.pose_loss(maps, joints, 256)[0]
+    doubled = torch.stack(losses.pose_loss(maps, joints, 256, 2 * weights))
+    torch.testing.assert_close(doubled, first)  # what counts is how they compare

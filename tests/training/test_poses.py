@@ -58,8 +58,8 @@ def test_a_mirrored_pose_is_the_mirrored_person():
     body = Body(512)
     angles = poses.sample(draws(64), 0.8)
     skeleton = body.shaped(torch.zeros(64, body.shapes.shape[1]))[1]
-    joints = poses.move_skeleton(angles, skeleton)[1]
-    mirrored = poses.move_skeleton(poses.mirror(angles), skeleton)[1]
+    joints = poses.move_skeleton(poses.orient(angles), skeleton)[1]
+    mirrored = poses.move_skeleton(poses.orient(poses.mirror(angles)), skeleton)[1]
     expected = joints[:, list(HUMAN36M.flip_order)] * torch.tensor([-1.0, 1.0, 1.0])
     assert (mirrored - expected).abs().max() < 0.005  # the mean body is symmetric to a few mm
     assert torch.equal(poses.mirror(poses.mirror(angles)), angles)
@@ -70,7 +70,7 @@ def test_bones_keep_their_lengths():
     skeleton = body.shaped(body.sample_shapes(32, torch.Generator().manual_seed(2)))[1]
     lengths = []
     for seed in (1, 2):
-        joints = poses.move_skeleton(poses.sample(draws(32, seed), 1.0), skeleton)[1]
+        joints = poses.move_skeleton(poses.orient(poses.sample(draws(32, seed), 1.0)), skeleton)[1]
         limbs = [(1, 2), (2, 3), (4, 5), (5, 6), (11, 12), (12, 13), (14, 15), (15, 16)]
         lengths.append(torch.stack([(joints[:, a] - joints[:, b]).norm(dim=-1) for a, b in limbs]))
     assert torch.allclose(*lengths, atol=1e-4)
@@ -84,7 +84,7 @@ def test_flexion_goes_forward_and_abduction_outward():
     angles[1, poses.INDEX["R.arm_flex"]] = 1.5
     angles[2, poses.INDEX["L.arm_abd"]] = 1.5
     angles[3, poses.INDEX["R.knee"]] = 1.5
-    joints = poses.move_skeleton(angles, skeleton)[1]
+    joints = poses.move_skeleton(poses.orient(angles), skeleton)[1]
     name = {n: i for i, n in enumerate(HUMAN36M.joints)}
     assert joints[1, name["R_Wrist"], 1] < joints[0, name["R_Wrist"], 1] - 0.3  # the person looks along -y
     assert joints[2, name["L_Wrist"], 0] > joints[0, name["L_Wrist"], 0] + 0.3  # the left is +x

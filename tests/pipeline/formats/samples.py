@@ -13,7 +13,8 @@ from convnextpose.camera import Intrinsics, RootDepthSource
 from convnextpose.crop import Box
 from convnextpose.skeleton import HUMAN36M
 from convnextpose.variants import Variant
-from engines.runtime import ModelInfo, RuntimeDescription
+from engines.pose import ModelInfo
+from engines.session import SessionDescription
 from pipeline.formats.records import read_poses
 from pipeline.formats.table import FORMATS
 from pipeline.formats.trace import TraceRecorder
@@ -24,7 +25,7 @@ CAMERA = Intrinsics.assumed(96, 64)
 HEADER = RunHeader(
     "walk.mp4", 96, 64, 25.0, 250, CAMERA, RootDepthSource.ASSUMED_FOV,
     ModelInfo("xs", Variant.XS, HUMAN36M, "ab" * 32),
-    RuntimeDescription("onnxruntime", "1.17", "CPU", "fp32", 2),
+    SessionDescription("onnxruntime", "1.17", "CPU", "fp32", 2),
 )  # fmt: skip
 
 
@@ -55,7 +56,7 @@ def noise(index, width=320, height=240):
 def timeline(index):
     """A frame that took 1 ms in every stage."""
     spans = [Span(stage, n * 10**6, n * 10**6, (n + 1) * 10**6) for n, stage in enumerate(STAGES, index)]
-    return Timeline(index, tuple(spans))
+    return Timeline("clip.mp4", index, tuple(spans))
 
 
 def names(folder):

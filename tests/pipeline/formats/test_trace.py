@@ -14,8 +14,9 @@ def test_a_trace_holds_every_span_in_microseconds(tmp_path):
     lines = [timeline(i) for i in range(3)]
     path = write(TraceRecorder(tmp_path / "trace.json"), lines)
     events = json.loads(path.read_text())
-    stages = {e["tid"]: e["args"]["name"] for e in events if e["ph"] == "M"}
+    stages = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
     assert list(stages.values()) == list(STAGES)
+    assert [e["args"]["name"] for e in events if e["name"] == "process_name"] == ["clip.mp4"]
     spans = [e for e in events if e["ph"] == "X"]
     for event, (index, span) in zip(spans, [(t.index, s) for t in lines for s in t.spans], strict=True):
         assert stages[event["tid"]] == event["name"] == span.stage

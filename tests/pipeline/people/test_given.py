@@ -34,9 +34,8 @@ def test_boxes_of_a_spreadsheet_without_track_ids_are_told_apart(tmp_path):
     assert people(GivenBoxes.read(path), 0) == (TrackedBox(0, Box(1, 2, 30, 40)), TrackedBox(1, Box(5, 6, 70, 80)))
 
 
-boxes = st.lists(
-    st.tuples(st.integers(0, 50), st.floats(0, 500), st.floats(0, 300), st.floats(1, 100), st.floats(1, 100)), min_size=1, max_size=20
-)
+rows_of_boxes = st.tuples(st.integers(0, 50), st.floats(0, 500), st.floats(0, 300), st.floats(1, 100), st.floats(1, 100))
+boxes = st.lists(rows_of_boxes, min_size=1, max_size=20)
 
 
 @given(boxes)

@@ -1,0 +1,135 @@
+"""What a model's precisions on the CPU are worth: how far each strays, for its card, and how fast each is on this machine."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from convnextpose import weights
+from convnextpose.errors import ModelError, RuntimeUnavailableError
+from convnextpose.weights import Deviation
+from engines.calibration import CalibrationSet
+from engines.opening import choose_precision, open_pose_model
+from engines.parity import LIMITS, compare, noise_crops
+from engines.precision import int8_within_limits
+from engines.sessions.openvino import cpu_precisions
+from engines.sessions.registry import choose_runtime
+
+if TYPE_CHECKING:
+    from convnextpose.checkpoint import VerifiedCheckpoint
+
+PRECISIONS = ("fp32", "bf16", "int8")
+"""The precisions that `doctor` measures."""
+
+BATCH = 8
+"""Crops of the larger batch that is timed."""
+
+ROUNDS, FEWEST_ROUNDS, BUDGET_S = 15, 3, 1.5
+"""Timed runs of each number of crops; fewer, but not fewer than these, once they have taken so many seconds."""
+
+
+@dataclass(frozen=True)
+class CpuPrecisions:
+    """What a model's card says of its precisions on the CPU.
+
+    Attributes:
+        int8: its INT8 graph.
+        deviations: by precision, `bf16` and `int8`, how far it strays in OpenVINO; without `bf16` where this CPU has none.
+    """
+
+    int8: bytes
+    deviations: Mapping[str, Deviation]
+
+
+def prove_precisions(checkpoint: VerifiedCheckpoint, onnx: bytes, calibration: CalibrationSet) -> CpuPrecisions:
+    """Make a model's INT8 graph, and measure it and BF16 in OpenVINO, in which they run, against FP32 PyTorch.
+
+    Args:
+        checkpoint: the model.
+        onnx: the model exported in FP32.
+        calibration: crops of people: most calibrate the INT8 graph, the others measure.
+
+    Raises:
+        ParityError: INT8 strays past its limits, by its own types or in OpenVINO. BF16 may: then nobody takes it unasked.
+        CalibrationError, ExportError, RuntimeUnavailableError: something for it is missing; says what.
+    """
+    crops = calibration.split()
+    deviations = {}
+    with open_pose_model(checkpoint, "torch") as reference:
+        int8 = int8_within_limits(onnx, crops.calibration, reference, crops.proof).onnx
+        for precision, graph in (("bf16", onnx), ("int8", int8)):
+            if precision == "bf16" and precision not in cpu_precisions():
+                continue
+            with open_pose_model(graph, "openvino", precision=precision) as candidate:
+                report = compare(reference, candidate, crops.proof, LIMITS[precision])
+            if precision == "int8":
+                report.check()
+            deviations[precision] = report.deviation
+    return CpuPrecisions(int8, deviations)
+
+
+@dataclass(frozen=True)
+class PrecisionSpeed:
+    """How fast a precision is here.
+
+    Attributes:
+        precision: what `--precision` calls it.
+        runs_in: what the convolutions really compute in.
+        alone_ms: for one crop.
+        batch_ms: for each crop of a batch of BATCH.
+        is_default: whether `auto` takes it.
+    """
+
+    precision: str
+    runs_in: str
+    alone_ms: float
+    batch_ms: float
+    is_default: bool
+
+
+def measure_precisions(name: str = "xs") -> list[PrecisionSpeed]:
+    """Time one of the package's models in every precision that this machine has; takes a few seconds.
+
+    Their runs alternate, so that what else the machine does slows each of them alike.
+
+    Args:
+        name: of the model.
+
+    Raises:
+        RuntimeUnavailableError: there is no runtime.
+        CheckpointError: the package's file was changed.
+    """
+    runtime = choose_runtime().name
+    onnx = weights.load(name).onnx
+    with ExitStack() as opened:
+        models = {}
+        for precision in PRECISIONS:
+            try:
+                models[precision] = opened.enter_context(open_pose_model(onnx, runtime, precision=precision))
+            except (RuntimeUnavailableError, ModelError):
+                continue  # not here, or not of this model
+        default = choose_precision("auto", runtime, models["fp32"].info).name
+        times: dict[tuple[str, int], list[float]] = {}
+        for count in (1, BATCH):
+            crops, began = noise_crops(count), time.perf_counter()
+            for turn in range(1 + ROUNDS):
+                if turn > FEWEST_ROUNDS and time.perf_counter() - began > BUDGET_S:
+                    break
+                for precision, model in models.items():
+                    begun = time.perf_counter()
+                    model.run(crops)
+                    times.setdefault((precision, count), []).append((time.perf_counter() - begun) * 1e3 / count)
+        return [
+            PrecisionSpeed(
+                precision,
+                model.describe().precision,
+                statistics.median(times[precision, 1][1:]),  # the first warms up
+                statistics.median(times[precision, BATCH][1:]),
+                precision == default,
+            )
+            for precision, model in models.items()
+        ]
