@@ -6,8 +6,9 @@
 
 The peers are those of Roboflow's `trackers`. They are given the boxes of the same people detector in every frame (a run asks it
 five times a second), and, in a second row, the boxes that this project's poses have, without their ids: there only who is who
-differs. ByteTrack's thresholds fit other detectors, so the best of a grid is taken for each kind of boxes, over all clips together.
-People of whom less than a quarter shows count neither as missed nor as wrong. A box is right from an intersection over union of 0.5.
+differs. Their thresholds fit other detectors, so the best of a grid is taken for each kind of boxes, over all clips together.
+People of whom less than a quarter shows count neither as missed nor as wrong. A box is right from an intersection over union
+of 0.5.
 """
 
 from __future__ import annotations
@@ -75,7 +76,9 @@ def follow(folder: Path, model: str) -> None:
 def overlaps(first: Boxes, second: Boxes) -> Boxes:
     """Intersection over union of boxes [A, 4] with boxes [B, 4]."""
     a, b = first[:, None], second[None]
-    shared = (np.minimum(a[..., :2] + a[..., 2:], b[..., :2] + b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])).clip(0).prod(-1)
+    shared = (
+        (np.minimum(a[..., :2] + a[..., 2:], b[..., :2] + b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])).clip(0).prod(-1)
+    )
     return np.asarray(shared / (a[..., 2:].prod(-1) + b[..., 2:].prod(-1) - shared).clip(1e-9))
 
 
@@ -107,12 +110,22 @@ def peers(rate: float) -> Iterator[tuple[str, str, Callable[[], Any]]]:
 
     keep = {"lost_track_buffer": round(LOST_S * 30), "frame_rate": rate}
     for start, count in product((0.25, 0.4, 0.5), (1, 2, 3)):
-        yield "SORT", f"from {start}, {count} frames", lambda s=start, c=count: SORTTracker(
-            track_activation_threshold=s, minimum_consecutive_frames=c, **keep
+        yield (
+            "SORT",
+            f"from {start}, {count} frames",
+            lambda s=start, c=count: SORTTracker(track_activation_threshold=s, minimum_consecutive_frames=c, **keep),
         )
     for (start, high), count, iou in product(((0.7, 0.6), (0.6, 0.5), (0.5, 0.4), (0.4, 0.35)), (1, 2), (0.1, 0.2)):
-        yield "ByteTrack", f"from {start}, sure {high}, {count} frames, IoU {iou}", lambda s=start, h=high, c=count, i=iou: ByteTrackTracker(
-            track_activation_threshold=s, high_conf_det_threshold=h, minimum_consecutive_frames=c, minimum_iou_threshold=i, **keep
+        yield (
+            "ByteTrack",
+            f"from {start}, sure {high}, {count} frames, IoU {iou}",
+            lambda s=start, h=high, c=count, i=iou: ByteTrackTracker(
+                track_activation_threshold=s,
+                high_conf_det_threshold=h,
+                minimum_consecutive_frames=c,
+                minimum_iou_threshold=i,
+                **keep,
+            ),
         )
 
 
@@ -142,7 +155,9 @@ def measure(truth: dict[str, Any], frames: list[Frame]) -> dict[str, float]:
 
 def score(folder: Path) -> None:
     """Print a table."""
-    clips = {path.name.removesuffix(".tracks.json"): json.loads(path.read_text()) for path in sorted(folder.glob("*.tracks.json"))}
+    clips = {
+        path.name.removesuffix(".tracks.json"): json.loads(path.read_text()) for path in sorted(folder.glob("*.tracks.json"))
+    }
     truths = {name: json.loads((folder / f"{name}.json").read_text()) for name in clips}
     boxes = {
         "detector": {n: [np.array(f["detections"], np.float64).reshape(-1, 5) for f in frames] for n, frames in clips.items()},
@@ -157,8 +172,13 @@ def score(folder: Path) -> None:
             if name not in best or total > best[name][0]:
                 best[name] = total, settings, results
         for name, (_, settings, results) in best.items():
-            rows[f"{name} on {kind}' boxes ({settings})" if kind == "poses" else f"{name} on the {kind}'s boxes ({settings})"] = results
-    print("| clip | people | tracker | HOTA | IDF1 | MOTA | switches | ids | recall | precision |\n|---|---|---|---|---|---|---|---|---|---|")
+            rows[
+                f"{name} on {kind}' boxes ({settings})" if kind == "poses" else f"{name} on the {kind}'s boxes ({settings})"
+            ] = results
+    print(
+        "| clip | people | tracker | HOTA | IDF1 | MOTA | switches | ids | recall | precision |\n"
+        "|---|---|---|---|---|---|---|---|---|---|"
+    )
     for clip in [*clips, "all"]:
         for tracker, results in rows.items():
             each = list(results.values()) if clip == "all" else [results[clip]]

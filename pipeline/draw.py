@@ -1,9 +1,9 @@
 """The picture that people see: the skeleton over the frame, and beside it the same pose in 3D on a floor that turns slowly.
 
 One person's left is blue, the right orange, the middle white: a pair that colour-blind people tell apart too. Of several people
-each has a colour of its own, by the track id, lighter on the left and darker on the right. Joints below `LOW_SCORE` are hollow, and bones that end at one are thin and dashed. Line widths and text follow the picture's shorter
-side, so that 360p and 4K look alike. The 3D view turns with the frame's time stamp, never the wall clock: the same frames
-always give the same pictures.
+each has a colour of its own, by the track id, lighter on the left and darker on the right. Joints below `LOW_SCORE` are hollow,
+and bones that end at one are thin and dashed. Line widths and text follow the picture's shorter side, so that 360p and 4K look
+alike. The 3D view turns with the frame's time stamp, never the wall clock: the same frames always give the same pictures.
 """
 
 from __future__ import annotations
@@ -131,7 +131,9 @@ class PoseRenderer:
         # A small person gets thin bones, to stay visible underneath.
         radius = float(np.clip(0.0105 * max(pose.box.width, pose.box.height), 1.3 * unit, 3.2 * unit))
         depth = np.clip(pose.joints_mm[:, 2], -FAR_MM, FAR_MM)
-        strokes = self._skeleton.strokes(points, np.full(len(points), radius), depth, np.ones(len(points)), pose.scores, self._colours(pose))
+        strokes = self._skeleton.strokes(
+            points, np.full(len(points), radius), depth, np.ones(len(points)), pose.scores, self._colours(pose)
+        )
         paint(picture, strokes, max(1.0, 0.9 * unit))
 
     def _draw_panel(self, panel: Picture, view: View, frame: Frame, poses: tuple[Pose, ...], camera: Intrinsics) -> None:

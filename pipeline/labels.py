@@ -10,10 +10,10 @@ import numpy as np
 from pipeline.strokes import OUTLINE_BGR, Array, Picture, blend, mixed, text_image
 
 PEOPLE_BGR = (
-    (233, 180, 86), (66, 228, 240), (167, 121, 255), (120, 214, 96), (0, 140, 255), (255, 120, 150), (190, 235, 190), (90, 90, 245),
-    (215, 200, 0), (205, 170, 240), (0, 190, 190), (150, 190, 215),
+    (233, 180, 86), (66, 228, 240), (167, 121, 255), (120, 214, 96), (0, 140, 255), (255, 120, 150), (190, 235, 190),
+    (90, 90, 245), (215, 200, 0), (205, 170, 240), (0, 190, 190), (150, 190, 215),
 )  # fmt: skip
-"""Colours of people; track ids take them in turn. The first ones are those that colour-blind people tell apart (Okabe and Ito)."""
+"""Colours of people; track ids take them in turn. Near the first ones: the colours of Okabe and Ito for colour-blind people."""
 
 _LIGHT, _DARK = (255, 255, 255), (0, 0, 0)
 

@@ -67,7 +67,7 @@ class RunConfig:
         min_score: mean joint score from which a person counts as found, 0..1.
         max_people: how many people are followed at once; with more in the picture, the nearest.
         keep_lost_s: how long somebody who is out of sight is looked for, s.
-        smooth: whether the files with numbers hold the poses smoothed over time beside the raw ones. Pictures are drawn smoothed.
+        smooth: whether files with numbers hold the poses smoothed over time beside the raw ones; pictures show them anyway.
         threads: threads of the network's library, or None for its own choice.
         video_stream: which of a file's video streams is read, from 0, or None for the one that players show.
         on_damage: what is done where a recording is damaged: `stop` ends it there, `skip` goes on behind it.

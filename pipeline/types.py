@@ -129,9 +129,7 @@ class Pose:
             )
         if not (np.isfinite(self.joints_px).all() and np.isfinite(self.joints_mm).all()):
             raise GeometryError("expected finite joints, received NaN or infinity")
-        if self.smoothed_mm is not None and (
-            self.smoothed_mm.shape != (count, 3) or not np.isfinite(self.smoothed_mm).all()
-        ):
+        if self.smoothed_mm is not None and (self.smoothed_mm.shape != (count, 3) or not np.isfinite(self.smoothed_mm).all()):
             raise GeometryError(f"expected finite smoothed_mm [{count}, 3], received {self.smoothed_mm.shape}")
 
 

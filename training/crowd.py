@@ -53,21 +53,23 @@ class Actor:
 
     def place(self, time_s: float) -> tuple[float, float] | None:
         """Where the person is at a time, m, or None."""
-        times = [key[0] for key in self.path]
+        times, right, away = zip(*self.path, strict=True)
         if not times[0] <= time_s <= times[-1]:
             return None
-        return tuple(float(np.interp(time_s, times, [key[axis] for key in self.path])) for axis in (1, 2))  # type: ignore[return-value]
+        return float(np.interp(time_s, times, right)), float(np.interp(time_s, times, away))
 
-    def heading(self, time_s: float) -> tuple[int, bool]:
-        """Which way the person looks, degrees (0 toward the camera, 90 to the right), and whether the person walks."""
+    def looks(self, time_s: float) -> tuple[int, int | None]:
+        """Which way the person looks, degrees (0 toward the camera, 90 to the right), and the walk's phase, or None."""
         before, after = self.place(max(self.path[0][0], time_s - 0.05)), self.place(min(self.path[-1][0], time_s + 0.05))
-        assert before is not None and after is not None
+        assert before is not None
+        assert after is not None
         right, away = after[0] - before[0], after[1] - before[1]
         if math.hypot(right, away) < 0.01:
-            return 0, False
+            return 0, None
+        phase = round(time_s * STEPS_HZ * PHASES + 3 * self.person) % PHASES
         if abs(right) >= abs(away):
-            return (90 if right > 0 else -90), True
-        return (180 if away > 0 else 0), True
+            return (90 if right > 0 else -90), phase
+        return (180 if away > 0 else 0), phase
 
 
 @dataclass(frozen=True)
@@ -90,13 +92,14 @@ def _passers(count: int, seconds: float, seed: int) -> tuple[Actor, ...]:
     draw = np.random.default_rng(seed)
     actors = []
     for person in range(count):
-        side, away, begin = draw.choice((-1, 1)), draw.uniform(-0.5, 4.0), draw.uniform(0, seconds / 2)
+        side, away, begin = int(draw.choice((-1, 1))), draw.uniform(-0.5, 4.0), draw.uniform(0, seconds / 2)
         reach = (away + 4.4) * 0.62
         takes = 2 * reach / draw.uniform(0.9, 1.6)
-        middle = (begin + takes * draw.uniform(0.4, 0.6), draw.uniform(-1, 1), np.clip(away + draw.uniform(-0.8, 0.8), -0.7, 4.2))
-        actors.append(
-            Actor(person, ((begin, side * reach, away), middle, (begin + takes, draw.choice((-1, 1)) * reach, middle[2])))
-        )
+        half_way, across = begin + takes * draw.uniform(0.4, 0.6), draw.uniform(-1, 1)
+        then = float(np.clip(away + draw.uniform(-0.8, 0.8), -0.7, 4.2))
+        leaves = int(draw.choice((-1, 1)))
+        path = ((begin, side * reach, away), (half_way, across, then), (begin + takes, leaves * reach, then))
+        actors.append(Actor(person, path))
     return tuple(actors)
 
 
@@ -163,10 +166,7 @@ class Cast:
         return np.array([FOCAL_PX * x / z + (WIDTH - 1) / 2, FOCAL_PX * y / z + (HEIGHT - 1) / 2]), z
 
     def _sprite(self, person: int, heading: int, phase: int | None) -> Sprite:
-        if phase is None:
-            angles = {"L.arm_abd": 0.12, "R.arm_abd": 0.12}
-        else:
-            angles = walking(2 * math.pi * phase / PHASES)
+        angles = {"L.arm_abd": 0.12, "R.arm_abd": 0.12} if phase is None else walking(2 * math.pi * phase / PHASES)
         moment = Moment(torch.tensor([angles.get(name, 0.0) for name in ANGLES]), math.radians(heading), RENDERED_M)
         scene = self._scene
         scene.script = replace(scene.script, seed=100 + person)
@@ -178,19 +178,19 @@ class Cast:
 
 
 def shoot(clip: Clip, cast: Cast) -> Iterator[tuple[Picture, list[dict[str, object]]]]:
-    """Each frame [H, W, 3] uint8 BGR, and the people in it: id, box x, y, width, height (px), and the share of it that shows."""
+    """Each frame [H, W, 3] uint8 BGR, and the people in it: id, box x, y, width, height (px), and the share that shows."""
     for number in range(round(clip.seconds * RATE)):
         time_s = number / RATE
         layers: list[tuple[float, int, NDArray[np.float32]]] = []
+        whole: dict[int, float] = {}  # how many pixels each whole person covers, inside the picture or not
         for who, actor in enumerate(clip.actors):
             place = actor.place(time_s)
             if place is None:
                 continue
-            heading, walks = actor.heading(time_s)
-            phase = round(time_s * STEPS_HZ * PHASES + 3 * who) % PHASES if walks else None
-            sprite = cast.sprite(actor.person, heading, phase)
+            sprite = cast.sprite(actor.person, *actor.looks(time_s))
             feet, depth_m = cast.project(*place)
             layers.append((depth_m, who, _placed(sprite, feet, depth_m)))
+            whole[who] = float((sprite.layer[..., 3] > 0.5).sum()) * (sprite.depth_m / depth_m) ** 2
         if clip.pillar is not None:
             right, away, wide = clip.pillar
             foot, depth_m = cast.project(right, away)
@@ -200,29 +200,18 @@ def shoot(clip: Clip, cast: Cast) -> Iterator[tuple[Picture, list[dict[str, obje
             layers.append((depth_m, -1, pillar))
         picture, truth = cast.background.copy(), []
         covered = np.zeros((HEIGHT, WIDTH), np.float32)
-        for depth_m, who, layer in sorted(layers, key=lambda entry: entry[0]):  # near ones first: who is behind them shows less
+        for _, who, layer in sorted(layers, key=lambda entry: entry[0]):  # near ones first: who is behind them shows less
             mask = layer[..., 3] > 0.5
             if who >= 0 and mask.any():
                 rows, columns = (np.nonzero(mask.any(axis))[0] for axis in (1, 0))
-                whole = cast_area(clip.actors[who], time_s, cast, who)
                 box = [columns[0] - 0.5, rows[0] - 0.5, columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
-                shows = float((mask & (covered < 0.5)).sum()) / max(1.0, whole)
+                shows = float((mask & (covered < 0.5)).sum()) / max(1.0, whole[who])
                 truth.append({"id": who, "box": [float(v) for v in box], "shows": round(min(1.0, shows), 3)})
             covered = np.maximum(covered, layer[..., 3])
         for _, _, layer in sorted(layers, key=lambda entry: -entry[0]):
             picture = picture * (1 - layer[..., 3:]) + layer[..., :3]
         grain = np.random.default_rng(number).normal(0, 1.2, (HEIGHT, WIDTH, 1))
         yield (picture * 255 + grain).clip(0, 255).astype(np.uint8), truth
-
-
-def cast_area(actor: Actor, time_s: float, cast: Cast, who: int) -> float:
-    """How many pixels the whole person covers, inside the picture or not."""
-    place = actor.place(time_s)
-    assert place is not None
-    heading, walks = actor.heading(time_s)
-    phase = round(time_s * STEPS_HZ * PHASES + 3 * who) % PHASES if walks else None
-    sprite = cast.sprite(actor.person, heading, phase)
-    return float((sprite.layer[..., 3] > 0.5).sum()) * (sprite.depth_m / cast.project(*place)[1]) ** 2
 
 
 def _placed(sprite: Sprite, feet: NDArray[np.float64], depth_m: float) -> NDArray[np.float32]:

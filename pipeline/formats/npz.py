@@ -70,7 +70,9 @@ class NpzRecorder(PoseRecorder):
         try:
             if self._taken:
                 frames = _rows(self._frames, _FRAME, self._taken)
-                poses = _rows(self._poses, _pose_type(len(self._header.joint_set), smooth=self._header.smooth), self._pose_count)
+                poses = _rows(
+                    self._poses, _pose_type(len(self._header.joint_set), smooth=self._header.smooth), self._pose_count
+                )
                 part.unlink(missing_ok=True)
                 with part.open("xb") as file:
                     arrays = _arrays(frames, poses, self._header)

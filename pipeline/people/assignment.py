@@ -7,12 +7,14 @@ from numpy.typing import NDArray
 
 
 def assign(costs: NDArray[np.floating], limit: float) -> list[tuple[int, int]]:
-    """The pairs (row, column) whose costs [A, B] are least in sum, where each that is left alone costs `limit` in a pair's place.
+    """The pairs (row, column) whose costs [A, B] are least in sum, where each that is left alone costs `limit` instead.
 
     Every row and every column is in one pair at most; pairs that cost `limit` or more, among them infinite ones, are not made.
     Source: the Hungarian method by shortest augmenting paths (Jonker and Volgenant 1987), O(A B min(A, B)).
     """
-    gains = np.minimum(np.asarray(costs, np.float64) - limit, 0.0)  # 0: nothing is won by the pair, so that it is as good as none
+    gains = np.minimum(
+        np.asarray(costs, np.float64) - limit, 0.0
+    )  # 0: nothing is won by the pair, so that it is as good as none
     if 0 in gains.shape:
         return []
     swapped = gains.shape[0] > gains.shape[1]

@@ -47,6 +47,8 @@ class PoseSimilarity:
         """The mean squared distance of the joints of two poses [J, 2 or more], px squared."""
         return min(float(d.mean()) for d in self._squared(one, other))
 
-    def _squared(self, one: NDArray[np.floating], other: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _squared(
+        self, one: NDArray[np.floating], other: NDArray[np.floating]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         a, b = np.asarray(one, np.float64)[:, :2], np.asarray(other, np.float64)[:, :2]
         return ((a - b) ** 2).sum(-1), ((a - b[self._exchanged]) ** 2).sum(-1)

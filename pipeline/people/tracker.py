@@ -86,7 +86,7 @@ SHAPE_WEIGHT = 4.0
 """For how many independent numbers a pose's shape counts: joints move together."""
 
 CLOTHES_SPREAD, CLOTHES_WEIGHT = 20.0, 1.5
-"""How far the colours of one person's clothes differ from look to look, grey levels, and how much that counts: far less than the
+"""How far the colours of one person's clothes differ from look to look, grey levels, and how much that counts: less than the
 place of somebody who was just seen, more than that of somebody who has been out of sight."""
 
 CLOTHES_S = 1.0
@@ -189,7 +189,9 @@ class _Track:
 
     def see(self, sighting: _Sighting, time_s: float) -> None:
         elapsed_s = time_s - self.seen_s
-        share = 1 - math.exp(-elapsed_s / SMOOTHING_S) if elapsed_s > 0 else 1.0  # the second look at a picture replaces the first
+        share = (
+            1 - math.exp(-elapsed_s / SMOOTHING_S) if elapsed_s > 0 else 1.0
+        )  # the second look at a picture replaces the first
         self.motion.update(time_s, sighting.place, self.size)
         self.joints = _centred(sighting)
         self.corners = self.corners + share * (_corners(sighting) - self.corners)
@@ -277,7 +279,7 @@ class PeopleTracker:
         """Let go of everybody who was in an earlier take, or out of sight for too long."""
         reason = self._cuts.begins_take(frame)
         if reason is not None and self._follows:
-            ids = [track.track_id for track in self._tracks if track.track_id is not None]
+            ids: list[int | None] = [track.track_id for track in self._tracks if track.track_id is not None]
             for track_id in ids or [None]:
                 self._tell(TrackEventKind.CUT, track_id, reason)
         self._begins = reason is not None or not self._follows or self._detected_s == -math.inf
@@ -404,9 +406,7 @@ class PeopleTracker:
                 first.see(sighting, now)
             self._tracks.remove(second)
 
-    def _miss(
-        self, track: _Track, seekers_of: dict[_Track, _Sighting], matches: dict[_Track, _Sighting], now: float
-    ) -> None:
+    def _miss(self, track: _Track, seekers_of: dict[_Track, _Sighting], matches: dict[_Track, _Sighting], now: float) -> None:
         """A track's person is not seen in this frame."""
         if track.missed_s is None:
             track.missed_s = now

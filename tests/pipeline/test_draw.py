@@ -13,8 +13,8 @@ from convnextpose.camera import Intrinsics, RootDepthSource
 from convnextpose.crop import Box
 from convnextpose.errors import GeometryError
 from convnextpose.skeleton import HUMAN36M, JOINT_SETS, MUCO, JointSet
-from pipeline.labels import Label, draw_labels, side_bgr
 from pipeline.draw import LEFT_BGR, RIGHT_BGR, START_DEGREES, TURN_DEGREES_PER_S, PoseRenderer
+from pipeline.labels import Label, draw_labels, side_bgr
 from pipeline.types import Frame, Pose
 
 CAMERA = Intrinsics(620.0, 620.0, 319.5, 179.5)

@@ -26,7 +26,7 @@ def smoothed(times, poses):
 def waving(times):
     """[T, 4, 3] mm: a pelvis at rest 4 m away, and joints that swing as arms and legs do."""
     phase = 2 * np.pi * np.outer(times, [0.0, 0.9, 0.9, 1.5])
-    swing = np.array([0, 150, 300, 250]) * np.sin(phase + [0, 0, 1, 2])
+    swing = np.array([0, 150, 300, 250]) * np.sin(phase + np.array([0, 0, 1, 2]))
     rest = np.array([[0, 0, 4000], [150, 400, 4000], [-150, 800, 4000], [300, -300, 3900]], np.float64)
     return rest + swing[..., None] * np.array([0.8, 0.2, 0.6])
 

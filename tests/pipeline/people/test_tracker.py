@@ -130,7 +130,7 @@ def test_who_is_hidden_for_longer_than_that_is_somebody_new(rate):
 
 
 def test_nobody_is_invented():
-    """A detector that sees people everywhere finds nobody where the pose network sees none, and no pose is made up for the hidden."""
+    """Nobody is found where the pose network sees nobody, and no pose is made up for whoever is hidden."""
     world = World([Walker(line((200, 600), (100, 0)), hidden=((1.0, 2.0),))], score=lambda who, time_s: 0.3)
     assert not film(world, steady(10, 3)).ids
     world.score = lambda who, time_s: 0.6
@@ -224,7 +224,9 @@ def test_trackers_420_people_are_kept_at_low_frame_rates(rate):
 @pytest.mark.parametrize("rate", RATES)
 def test_bytetrack_394_one_missed_frame_makes_no_new_id(rate):
     missed = {round(1.5 * rate), round(2.5 * rate)}
-    world = World([Walker(line((300, 600), (60, 0)))], score=lambda who, time_s: 0.05 if round(time_s * rate) in missed else 0.6)
+    world = World(
+        [Walker(line((300, 600), (60, 0)))], score=lambda who, time_s: 0.05 if round(time_s * rate) in missed else 0.6
+    )
     result = film(world, steady(rate, 4))
     assert result.of(0) == [0] and kinds(result) == {"born": 1}
 

@@ -1,7 +1,7 @@
-"""A world of simulated people for a tracker: who is where at each time, what a detector sees of them and what a pose network reads.
+"""A world of simulated people for a tracker: who is where, what a detector sees of them and what a pose network reads.
 
-Time is continuous: the same world can be filmed at any frame rate. Whoever stands behind somebody else, or behind a wall, is not
-seen. Everything that looks random is decided by the person and the time, so that a test gives the same result every time.
+Time is continuous: the same world can be filmed at any frame rate. Whoever stands behind somebody else, or a wall, is not seen.
+Everything that looks random is decided by the person and the time, so that a test gives the same result every time.
 """
 
 import math
@@ -102,7 +102,9 @@ class World:
         def covered(who):
             own = boxes[who]
             return any(
-                nearness[other] > nearness[who] and _shared(own, box) > 0.65 * own.area for other, box in boxes.items() if other != who
+                nearness[other] > nearness[who] and _shared(own, box) > 0.65 * own.area
+                for other, box in boxes.items()
+                if other != who
             )
 
         return {who: joints for who, joints in there.items() if not covered(who)}
