@@ -17,6 +17,7 @@ from pipeline.strokes import (
     SHIFT,
     TEXT_BGR,
     Array,
+    Colour,
     Picture,
     Strokes,
     blend,
@@ -42,6 +43,9 @@ _ROOM_MM = 800.0  # from a pelvis to the floor's edge, before the view widens
 _WIDEST = 6.0
 _SOLE_MM = 35.0  # the lowest joints are ankles or toes: the ground is under them
 _LEG_MM = 1150.0  # a joint farther below the pelvis than legs reach tells nothing about the ground
+
+_KEY: tuple[tuple[str, Colour], ...] = (("left", LEFT_BGR), ("right", RIGHT_BGR), ("unsure", MIDDLE_BGR))
+_SEVERAL_KEY: tuple[tuple[str, Colour], ...] = (("left", (225, 225, 225)), ("right", (120, 120, 120)), ("unsure", MIDDLE_BGR))
 
 FAR_MM = 1e5
 """Joints may be anywhere: what is farther than this is out of sight, and drawn as if it were here."""
@@ -125,8 +129,11 @@ class View:
     backdrop: Picture
 
     @classmethod
-    def of_size(cls, width: int, height: int) -> View:
-        """The view that fills `width` x `height` px with a person who raises the arms, and the floor."""
+    def of_size(cls, width: int, height: int, *, several: bool = False) -> View:
+        """The view that fills `width` x `height` px with a person who raises the arms, and the floor.
+
+        Its key tells one person's sides by colour, those of several people by light and dark.
+        """
         # The floor's front edge is as far below the middle as raised hands are above it, both with a little room.
         scale = min(height / 2860.0, width / 2280.0)
         view = cls(width, height, scale, np.full((height, width, 3), _BACKDROP_BGR, np.uint8))
@@ -135,7 +142,7 @@ class View:
         for share in np.linspace(1.0, 0.0, 24, endpoint=False):
             ring = fixed(view.project(rim * share)[:, :2])
             cv2.fillConvexPoly(view.backdrop, ring, mixed(_FLOOR_BGR, _RIM_BGR, share), cv2.LINE_AA, SHIFT)
-        view._draw_key()
+        view._draw_key(_SEVERAL_KEY if several else _KEY)
         return view
 
     @property
@@ -153,10 +160,10 @@ class View:
         """Between text and the edges, px."""
         return 9.0 * self.unit
 
-    def _draw_key(self) -> None:
+    def _draw_key(self, key: tuple[tuple[str, Colour], ...]) -> None:
         """What colours and dashes mean, in the top left corner."""
         unit, x = self.unit, self.margin
-        for name, bgr in (("left", LEFT_BGR), ("right", RIGHT_BGR), ("unsure", MIDDLE_BGR)):
+        for name, bgr in key:
             words = text_image(name, self.text_px, TEXT_BGR)
             y = self.margin + words.height / 2
             swatch = Strokes(

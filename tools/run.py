@@ -23,6 +23,7 @@ from engines.sessions.registry import Choice, choose_runtime, runtime_help
 from pipeline.formats.table import DEFAULT_FORMATS, FORMATS
 from pipeline.ledger import Reasons
 from pipeline.people import MIN_SCORE
+from pipeline.people.tracker import KEEP_LOST_S, MAX_PEOPLE
 from pipeline.run import RunConfig, open_pipeline
 from pipeline.streams import Pipeline, Stream
 from pipeline.summary import NAME as SUMMARY_NAME
@@ -75,7 +76,7 @@ def run_command(
         Path | None,
         typer.Option(
             help="The people's boxes, px: CSV with frame,x,y,width,height[,track_id], MOTChallenge's lines, or an earlier "
-            "poses.ndjson. Without it one person is found and followed."
+            "poses.ndjson. Without it everybody is found and followed."
         ),
     ] = None,
     camera: Annotated[
@@ -93,6 +94,15 @@ def run_command(
     min_score: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Mean joint score from which somebody counts as a person.")
     ] = MIN_SCORE,
+    max_people: Annotated[
+        int, typer.Option(min=1, help="How many people are followed at once; with more in the picture, the nearest.")
+    ] = MAX_PEOPLE,
+    keep_lost: Annotated[
+        float, typer.Option(min=0.0, metavar="SECONDS", help="How long somebody who is out of sight keeps the track id.")
+    ] = KEEP_LOST_S,
+    smooth: Annotated[
+        bool, typer.Option("--smooth", help="Write poses smoothed over time beside the raw ones; pictures always show those.")
+    ] = False,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of the runtime; its own choice if not given.", show_default=False)
     ] = None,
@@ -128,6 +138,9 @@ def run_command(
             trace=trace,
             random_weights=weights_kind == "random",
             min_score=min_score,
+            max_people=max_people,
+            keep_lost_s=keep_lost,
+            smooth=smooth,
             threads=threads,
             video_stream=video_stream,
             on_damage=on_damage,
