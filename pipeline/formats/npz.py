@@ -42,8 +42,8 @@ class NpzRecorder(PoseRecorder):
 
     For F frames and P poses of J joints: `frame_index` [F], `time_s` [F] s, `camera` [F, 4] (fx, fy, cx, cy) px; `pose_frame`
     [P] (the row of its frame), `track_id` [P], `box` [P, 4] (x, y, width, height) px, `joints_px` [P, J, 2], `joints_mm`
-    [P, J, 3], `scores` [P, J], `root_depth_mm` [P], `root_depth_source` [P], `cut_by_edge` [P], and `smoothed_mm` [P, J, 3] where
-    the run's header says so (NaN for a pose that nobody smoothed); `header`, the run's header as JSON text; and
+    [P, J, 3], `scores` [P, J], `root_depth_mm` [P], `root_depth_source` [P], `cut_by_edge` [P], and `smoothed_mm` [P, J, 3]
+    where the run's header says so (NaN for a pose that nobody smoothed); `header`, the run's header as JSON text; and
     `random_weights`, whether the poses mean nothing.
 
     A killed run leaves no arrays; `pose_arrays` makes them from the lines of JSON.
