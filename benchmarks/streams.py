@@ -35,10 +35,11 @@ from engines.batcher import Batcher
 from engines.pose import CROPS, ModelInfo, PoseModel, predicts
 from engines.session import Arrays, ArraySpec, SessionDescription
 from pipeline.estimator import Estimator
+from pipeline.people import WholePicture
 from pipeline.run import MAX_BATCH, open_model
 from pipeline.sources import open_source
 from pipeline.sources.live import LiveSource, Picture
-from pipeline.stages import RelativePose, TrackedBox
+from pipeline.stages import TrackedBox
 from pipeline.streams import Pipeline, Stream
 from pipeline.timeline import Stopwatch
 from pipeline.types import Frame, RunHeader
@@ -77,17 +78,12 @@ class WaitingSession:
         """Nothing to give back."""
 
 
-class OneBox:
+class OneBox(WholePicture):
     """A people finder that takes one box in every frame."""
 
-    min_score = 0.0
-
-    def find(self, frame: Frame, stopwatch: Stopwatch) -> Sequence[TrackedBox]:
+    def find(self, frame: Frame, stopwatch: Stopwatch) -> tuple[TrackedBox, ...]:
         """A box in the middle."""
         return (TrackedBox(0, Box(frame.width * 0.35, frame.height * 0.15, frame.width * 0.3, frame.height * 0.8)),)
-
-    def observe(self, seen: Sequence[RelativePose]) -> None:
-        """Nothing is followed."""
 
 
 class FromMemory:

@@ -22,7 +22,7 @@ from convnextpose.skeleton import JOINT_SETS
 from convnextpose.variants import Variant
 from engines.pose import ModelInfo
 from engines.session import SessionDescription
-from pipeline.types import Pose, PosedFrame, RunHeader
+from pipeline.types import Pose, PosedFrame, RunHeader, TrackEvent, TrackEventKind
 
 FORMAT = "convnextpose/1"
 """Name and version of the records; a reader refuses another."""
@@ -34,6 +34,7 @@ UNITS = {
     "box": "px",
     "joints_px": "px",
     "joints_mm": "mm",
+    "smoothed_mm": "mm",
     "root_depth_mm": "mm",
     "scores": "0..1",
     "camera": "px",
@@ -49,6 +50,7 @@ class PosesAtTime:
         time_s: its time stamp, s.
         camera: the intrinsics that the poses were lifted with.
         poses: the people in it.
+        events: what happened to their tracks.
         utc: when it was taken, ISO 8601, by which recordings of several cameras line up; None where the source was not live.
         clock: what `utc` is by, as in `pipeline.types.Frame`; None where `utc` is.
     """
@@ -57,6 +59,7 @@ class PosesAtTime:
     time_s: float
     camera: Intrinsics
     poses: tuple[Pose, ...]
+    events: tuple[TrackEvent, ...] = ()
     utc: str | None = None
     clock: str | None = None
 
@@ -102,6 +105,7 @@ def header_record(header: RunHeader) -> dict[str, Any]:
             "random": header.model.random,
         },
         "runtime": asdict(header.runtime),
+        "smooth": header.smooth,
         "source": {
             "name": header.source,
             "width": header.width,
@@ -122,7 +126,9 @@ def frame_record(posed: PosedFrame, header: RunHeader) -> dict[str, Any]:
         record["camera"] = asdict(posed.camera)
     if header.model.random:
         record["random_weights"] = True
-    record["poses"] = [_pose_record(pose) for pose in posed.poses]
+    if posed.events:
+        record["events"] = [_event_record(event) for event in posed.events]
+    record["poses"] = [_pose_record(pose, smooth=header.smooth) for pose in posed.poses]
     return record
 
 
@@ -132,16 +138,28 @@ def utc_of(unix_ns: int) -> str:
     return moment.isoformat(timespec="microseconds")
 
 
-def _pose_record(pose: Pose) -> dict[str, Any]:
+def _event_record(event: TrackEvent) -> dict[str, Any]:
+    record: dict[str, Any] = {"event": event.kind.value, "time_s": round(float(event.time_s), 6)}
+    if event.track_id is not None:
+        record["track_id"] = int(event.track_id)
+    if event.other_id is not None:
+        record["other_id"] = int(event.other_id)
+    return record | {"reason": event.reason}
+
+
+def _pose_record(pose: Pose, *, smooth: bool) -> dict[str, Any]:
     x, y, width, height = (round(float(value), 3) for value in (pose.box.x, pose.box.y, pose.box.width, pose.box.height))
+    smoothed = {} if pose.smoothed_mm is None or not smooth else {"smoothed_mm": _rounded(pose.smoothed_mm, 2)}
     return {
         "track_id": int(pose.track_id),
         "box": [x, y, max(width, 0.001), max(height, 0.001)],  # rounded, it still encloses something
         "joints_px": _rounded(pose.joints_px, 3),
         "joints_mm": _rounded(pose.joints_mm, 2),
+        **smoothed,
         "scores": _rounded(pose.scores, 4),
         "root_depth_mm": round(float(pose.root_depth_mm), 2),
         "root_depth_source": pose.root_depth_source.value,
+        "cut_by_edge": pose.cut_by_edge,
     }
 
 
@@ -197,6 +215,7 @@ def _parse_header(record: dict[str, Any]) -> RunHeader:
         root_depth_source=RootDepthSource(record["root_depth_source"]),
         model=ModelInfo(model["name"], Variant[model["variant"]], joints, model["checkpoint_sha256"], model["random"]),
         runtime=SessionDescription(**record["runtime"]),
+        smooth=record.get("smooth", False),
     )
 
 
@@ -206,7 +225,14 @@ def _parse_frame(record: dict[str, Any], header: RunHeader) -> PosesAtTime:
     camera = Intrinsics(**record["camera"]) if "camera" in record else header.camera
     assert camera is not None  # a header that was read has one
     poses = tuple(_parse_pose(pose, len(header.joint_set)) for pose in record["poses"])
-    return PosesAtTime(record["index"], record["time_s"], camera, poses, record.get("utc"), record.get("clock"))
+    events = tuple(_parse_event(event) for event in record.get("events", ()))
+    return PosesAtTime(record["index"], record["time_s"], camera, poses, events, record.get("utc"), record.get("clock"))
+
+
+def _parse_event(record: dict[str, Any]) -> TrackEvent:
+    return TrackEvent(
+        TrackEventKind(record["event"]), record["time_s"], record.get("track_id"), record["reason"], record.get("other_id")
+    )
 
 
 def _parse_pose(record: dict[str, Any], joints: int) -> Pose:
@@ -220,4 +246,6 @@ def _parse_pose(record: dict[str, Any], joints: int) -> Pose:
         scores=np.array(record["scores"], np.float64),
         root_depth_mm=record["root_depth_mm"],
         root_depth_source=RootDepthSource(record["root_depth_source"]),
+        cut_by_edge=bool(record.get("cut_by_edge", False)),  # results of 0.1.0 do not say
+        smoothed_mm=np.array(record["smoothed_mm"], np.float64) if "smoothed_mm" in record else None,
     )

@@ -225,7 +225,7 @@ def test_the_doctor_tells_what_a_module_that_does_not_load_lacks(cli, tmp_path, 
 
 
 def test_the_doctor_tells_which_gpu_is_there(cli, monkeypatch):
-    monkeypatch.setattr("tools.doctor.open_device", lambda: CudaDevice(Driver(), "cuda-python in memory"))
+    monkeypatch.setattr("engines.tensorrt.device.open_device", lambda: CudaDevice(Driver(), "cuda-python in memory"))
     _, text, _ = cli("doctor", "--json")
     found = {found["what"]: found for found in json.loads(text)}["GPU"]
     assert found["state"] == "ok"

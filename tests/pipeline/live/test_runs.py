@@ -18,6 +18,7 @@ from pipeline.formats.npz import NpzRecorder
 from pipeline.formats.records import read_poses
 from pipeline.formats.segments import Segments
 from pipeline.formats.table import open_recorders
+from pipeline.people import WholePicture
 from pipeline.run import RunConfig, SourceEntry, open_pipeline, read_sources, source_names
 from pipeline.sources import Patience, open_source
 from pipeline.sources.live import LiveSource
@@ -31,16 +32,11 @@ from tests.pipeline.live.test_live import QUICK, Lost, endless, scripted, shown,
 SIZE = (160, 120)
 
 
-class Everywhere:
+class Everywhere(WholePicture):
     """A people finder that takes one box in every frame."""
-
-    min_score = 0.0
 
     def find(self, frame, stopwatch):
         return (TrackedBox(0, Box(40, 20, 60, 90)),)
-
-    def observe(self, seen):
-        pass
 
 
 def header_of(source, model):
