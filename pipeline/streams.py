@@ -1,4 +1,4 @@
-"""The one file that starts and joins threads: a reader, an estimator and subscribers for each source.
+"""The one file that starts and joins a run's threads: a reader, an estimator and subscribers for each source.
 
     reader --frame--> estimator --posed frame--> recorders, each in a thread of its own --> the caller
                                        \\--> renderer --drawn frame--> recorders that want the picture
