@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from convnextpose.errors import SourceError
 from pipeline.sources.clocks import of_monotonic, of_sender
 from pipeline.sources.failures import Place, why_broken, why_not_opened
-from pipeline.sources.limits import DECODER_OPTIONS, check_size
+from pipeline.sources.limits import DECODER_OPTIONS, check_size, decoder_options
 from pipeline.sources.live import Ended, Lost, Picture
 from pipeline.sources.orientation import UPRIGHT, Orientation
 from pipeline.sources.patience import Patience
@@ -152,7 +152,7 @@ class FfmpegConnection:
             raise Lost(f"size: {error}") from None
         decoder.thread_type = "NONE"  # threads would hold pictures back
         decoder.thread_count = 1
-        decoder.options = DECODER_OPTIONS
+        decoder.options = decoder_options(decoder.name)
         return stream
 
     def __iter__(self) -> Iterator[Picture | str]:

@@ -14,6 +14,14 @@ DECODER_OPTIONS = {"max_pixels": str(PIXEL_LIMIT - 1)}
 """FFmpeg refuses larger pictures before it makes room for them, also where a stream grows half way."""
 
 
+def decoder_options(codec: str) -> dict[str, str]:
+    """Options of a decoder: the bound on the size; and a JPEG that ends too early is an error, not half a guess.
+
+    FFmpeg fills the rest of such a picture with the one before, without a mark. For other codecs it marks what it guesses.
+    """
+    return DECODER_OPTIONS | ({"err_detect": "explode"} if codec == "mjpeg" else {})
+
+
 def check_size(width: int, height: int, name: object) -> None:
     """Refuse a picture or a video that is too large.
 

@@ -24,7 +24,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from convnextpose.errors import SourceError
-from pipeline.sources.limits import DECODER_OPTIONS, check_size
+from pipeline.sources.limits import DECODER_OPTIONS, check_size, decoder_options
 from pipeline.sources.orientation import Orientation
 from pipeline.sources.source import FileSource, OnDamage
 from pipeline.sources.stamps import PresentationClock
@@ -446,7 +446,7 @@ def _choose_stream(container: InputContainer, path: Path, number: int | None) ->
     # More threads cost more processor time for the same frames, and the other stages have work for every core.
     decoder.thread_type = "NONE"
     decoder.thread_count = 1
-    decoder.options = DECODER_OPTIONS
+    decoder.options = decoder_options(decoder.name)
     if number is not None or len(streams) == 1 or stream.frames > 1 == max(s.frames for s in streams if s is not stream):
         return stream, ()
     others = ", ".join(f"{n} ({_size(other)})" for n, other in enumerate(streams) if other is not stream)

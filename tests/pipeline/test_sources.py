@@ -758,3 +758,24 @@ def test_closing_ends_another_threads_frames(clips):
     thread.join(10)
     assert not thread.is_alive()
     assert taken == list(range(len(taken)))
+
+
+def test_half_a_jpeg_is_no_picture(tmp_path):
+    """FFmpeg fills its other half with the picture before, and does not say so."""
+    whole = write_video(tmp_path / "whole.mkv", "mjpeg", pictures=[picture(index) for index in range(10)])
+    path = tmp_path / "half.mkv"
+    with av.open(str(whole)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for index, packet in enumerate(source.demux(video=0)):
+            if packet.dts is None:
+                continue
+            if index == 4:
+                half = av.Packet(bytes(packet)[: packet.size // 2])
+                half.pts, half.dts, half.time_base, half.is_keyframe = packet.pts, packet.dts, packet.time_base, True
+                packet = half
+            packet.stream = stream
+            target.mux(packet)
+    frames, error = read(path)
+    assert len(frames) == 4 and "broke at frame 4" in str(error)
+    frames, error = read(path, on_damage="skip")
+    assert error is None and [f.index for f in frames if isinstance(f, UnreadableFrame)] == [4] and len(frames) == 10

@@ -50,15 +50,16 @@ def jpeg(index, width=160, height=120):
     return cv2.imencode(".jpg", picture(index, width, height))[1].tobytes()
 
 
-def encoded(count, width=160, height=120, rate=25, codec="libx264", container="mpegts", first=0):
-    """A recording in memory."""
+def encoded(count, width=160, height=120, rate=25, codec="libx264", container="mpegts", first=0, pictures=None):
+    """A recording in memory, of `picture`s or of those that are given."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as target:
         stream = target.add_stream(codec, rate=rate, options={"preset": "ultrafast", "tune": "zerolatency", "g": "10"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.time_base = Fraction(1, 90_000)
         for index in range(count):
-            frame = av.VideoFrame.from_ndarray(picture(first + index, width, height), format="bgr24")
+            image = picture(first + index, width, height) if pictures is None else pictures[index]
+            frame = av.VideoFrame.from_ndarray(image, format="bgr24")
             frame.pts, frame.time_base = round((first + index) * 90_000 / rate), Fraction(1, 90_000)
             target.mux(stream.encode(frame))
         target.mux(stream.encode(None))
@@ -191,8 +192,8 @@ class WebServer:
 class Mjpeg:
     """How a camera answers that sends MJPEG, until `stop` is set; other events make it misbehave."""
 
-    def __init__(self, width=160, height=120, rate=25, cut_at=None):
-        self.width, self.height, self.rate, self.cut_at = width, height, rate, cut_at
+    def __init__(self, width=160, height=120, rate=25, cut_at=None, half_every=None):
+        self.width, self.height, self.rate, self.cut_at, self.half_every = width, height, rate, cut_at, half_every
         self.stop, self.mute = threading.Event(), threading.Event()
         self.sent = self.connections = 0
 
@@ -208,6 +209,8 @@ class Mjpeg:
             if self.stop.is_set():
                 return
             data = jpeg(index, self.width, self.height)
+            if self.half_every and index % self.half_every == self.half_every - 1:
+                data = data[: len(data) * 3 // 4]
             head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n".encode()
             if index == cut_at:
                 request.wfile.write(head + data[: len(data) // 2])

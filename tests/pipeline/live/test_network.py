@@ -1,5 +1,6 @@
 """Cameras in a network, by real servers on loopback: each fault that a camera can have, and that it comes back after it."""
 
+import io
 import itertools
 import signal
 import socket
@@ -8,6 +9,7 @@ import subprocess
 import threading
 import time
 
+import av
 import numpy as np
 import pytest
 
@@ -170,6 +172,36 @@ def test_mjpeg_that_is_mute_cut_in_a_frame_and_of_another_size(patience):
         watcher.until_frames(3)
         camera.stop.set()
     assert watcher.frames[-1].image.shape == (240, 320, 3)
+
+
+def test_half_a_jpeg_is_no_picture_and_is_counted(patience):
+    camera = Mjpeg(rate=50, half_every=4)
+    with WebServer(camera) as server, watch(server.uri, patience) as watcher:
+        watcher.until_frames(30)
+        camera.stop.set()
+    assert {lost.reason for lost in watcher.unreadable} == {"its data is damaged"}
+    assert len(watcher.unreadable) >= 5
+    assert [state.state for state in watcher.states][:2] == ["connecting", "live"]
+
+
+def test_lost_packets_cost_frames_that_are_counted_and_no_frame_is_guessed():
+    """Every picture rests on the one before it, but for one in ten."""
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 255, (120, 160, 3)).astype(np.uint8) for _ in range(50)]
+    data = encoded(50, pictures=noise)
+    with av.open(io.BytesIO(data)) as intact:
+        whole = [frame.to_ndarray(format="bgr24").astype(int) for frame in intact.decode(video=0)]
+    packets = [data[at : at + 188] for at in range(0, len(data), 188)]
+    lossy = b"".join(packet for number, packet in enumerate(packets) if number < 40 or number % 400)
+    port, stop = free_port(socket.SOCK_DGRAM), threading.Event()
+    sender = threading.Thread(target=send_udp, args=(port, stop, lossy, 25, 50), daemon=True)
+    sender.start()
+    with watch(f"udp://127.0.0.1:{port}", Patience(open_s=2, read_s=2)) as watcher:
+        watcher.until(lambda w: len(w.frames) > 10 and len(w.unreadable) > 10, within_s=30)
+    stop.set()
+    sender.join()
+    for frame in watcher.frames:
+        assert min(np.abs(frame.image - picture).max() for picture in whole) <= 2, "it is one of the pictures, whole"
 
 
 def test_a_camera_that_breaks_again_and_again_leaves_no_file_open():
@@ -386,8 +418,6 @@ def test_pyav_325_udp_comes_stops_and_comes_back_at_another_size():
 
 
 def test_rtp_without_a_description(patience):
-    import av
-
     port = free_port(socket.SOCK_DGRAM)
     port -= port % 2  # RTP has even ports
     stop = threading.Event()
