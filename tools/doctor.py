@@ -45,7 +45,7 @@ class Finding:
 def doctor_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON, for a program.")] = False,
 ) -> None:
-    """Look at this machine: Python, runtimes, GPU, default weights, speed; say what is missing for what and how to mend it.
+    """Look at this machine: Python, runtimes, GPU, weights, speed; say what is missing for what and how to mend it.
 
     Exit codes: 0 the default job can run here (something optional may be missing); 1 it cannot.
     """
