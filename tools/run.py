@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -23,12 +24,18 @@ from pipeline.formats.table import DEFAULT_FORMATS, FORMATS
 from pipeline.ledger import Reasons
 from pipeline.people import MIN_SCORE
 from pipeline.run import RunConfig, open_pipeline
+from pipeline.status import RunStatus, SourceStatus
 from pipeline.streams import Pipeline, Stream
 from pipeline.summary import NAME as SUMMARY_NAME
+from pipeline.views.base import Place
+from pipeline.views.table import ViewConfig
 
 _STOP_SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 if hasattr(signal, "SIGHUP"):
     _STOP_SIGNALS[signal.SIGHUP] = "SIGHUP"
+
+_TELL_EVERY_S = 0.2
+"""How often a terminal's lines are brought up to date, s."""
 
 _SHOWN_REASONS = 5
 """Reasons of a kind that the console lists."""
@@ -41,19 +48,27 @@ def _camera(text: str) -> Intrinsics:
         raise typer.BadParameter(str(error)) from error
 
 
+def _place(text: str) -> Place:
+    try:
+        return Place.parse(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
 def run_command(
     sources: Annotated[
         list[str],
         typer.Argument(help="Video files, pictures, or folders of pictures.", show_default=False, metavar="SOURCE..."),
     ],
     out: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--out",
-            help="Folder for the results; with several sources each gets a folder of its own in it.",
+            help="Folder for the results; with several sources each gets a folder of its own in it. Needed unless a view or a "
+            "live output is asked for.",
             show_default=False,
         ),
-    ],
+    ] = None,
     formats: Annotated[str, typer.Option(help=f"What to write, with commas between: {', '.join(FORMATS)}.")] = ",".join(
         DEFAULT_FORMATS
     ),
@@ -97,6 +112,19 @@ def run_command(
     on_damage: Annotated[
         str, typer.Option(help="Where a recording is damaged: `stop` ends it there, `skip` goes on and counts what was lost.")
     ] = "stop",
+    view: Annotated[
+        Place | None,
+        typer.Option(
+            parser=_place,
+            metavar="[HOST:]PORT",
+            help="Show the run in a browser: pictures, skeletons, a 3D view, every number. Beyond this machine (0.0.0.0:8080) it "
+            "asks for a token, which is printed once.",
+        ),
+    ] = None,
+    tcp: Annotated[
+        Place | None,
+        typer.Option(parser=_place, metavar="[HOST:]PORT", help="Serve the newest poses as lines of JSON over TCP."),
+    ] = None,
     weights_kind: Annotated[
         str, typer.Option("--weights", help="`trained`, or `random` for benchmarks: poses then mean nothing, and say so.")
     ] = "trained",
@@ -108,6 +136,9 @@ def run_command(
     """
     if weights_kind not in ("trained", "random"):
         raise typer.BadParameter(f"expected trained or random, received {weights_kind!r}", param_hint="--weights")
+    views = tuple(ViewConfig(kind, place) for kind, place in (("page", view), ("tcp", tcp)) if place is not None)
+    if out is None and not views:
+        raise typer.BadParameter("expected a folder for the results, or a view such as --view 8080", param_hint="--out")
     try:
         config = RunConfig(
             sources=tuple(sources),
@@ -125,6 +156,7 @@ def run_command(
             threads=threads,
             video_stream=video_stream,
             on_damage=on_damage,
+            views=views,
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
@@ -165,25 +197,41 @@ def run_command(
 
 
 def _follow(pipeline: Pipeline) -> None:
-    """Run it, with a progress bar on a terminal."""
+    """Run it, with a line for each source on a terminal: its state, how far it is, speed, age and drops."""
     columns = (
         TextColumn("{task.description}"),
+        TextColumn("{task.fields[state]}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[fps]:.1f} fps"),
+        TextColumn("{task.fields[numbers]}"),
         TimeRemainingColumn(),
     )
     screen = Console(stderr=True)
-    with Progress(*columns, console=screen, disable=not screen.is_terminal, transient=True) as progress:
-        several = len(pipeline.streams) > 1
-        tasks = {
-            header.source: progress.add_task(escape(header.source) if several else "frames", total=header.frame_count, fps=0.0)
-            for header in pipeline.headers
-        }
-        timing = {stream.header.source: stream.timing for stream in pipeline.streams}
-        for posed in pipeline:
-            source = posed.frame.source_id
-            progress.update(tasks[source], advance=1, fps=timing[source].frames_per_second)
+    if not screen.is_terminal:
+        pipeline.run()
+        return
+    status = RunStatus(pipeline.streams)
+    with Progress(*columns, console=screen, transient=True) as progress:
+        tasks = [
+            progress.add_task(escape(header.source), total=header.frame_count, state="", numbers="") for header in pipeline.headers
+        ]
+        told_at = 0.0
+        for _ in pipeline:
+            if time.monotonic() - told_at >= _TELL_EVERY_S:
+                told_at = time.monotonic()
+                for task, source in zip(tasks, status.sources(), strict=True):
+                    progress.update(task, completed=source.counts.posed, state=_state(source), numbers=_numbers(source))
+
+
+def _state(source: SourceStatus) -> str:
+    state = source.state
+    return escape(f"{state.state}: {state.cause}" if state.cause else state.state)
+
+
+def _numbers(source: SourceStatus) -> str:
+    age = f", age {source.age_ms:.0f} ms" if source.age_ms is not None else ""
+    dropped = f", {source.counts.dropped} dropped" if source.counts.dropped else ""
+    return f"{source.fps_out:.1f} fps{age}{dropped}"
 
 
 def _print_head(console: Console, pipeline: Pipeline, config: RunConfig) -> None:
@@ -210,6 +258,8 @@ def _print_head(console: Console, pipeline: Pipeline, config: RunConfig) -> None
     console.print(f"runtime  {escape(str(header.runtime))}{_why(config)}")
     depth = "the given camera" if config.camera else "an assumed field of view: depths and scale are a guess"
     console.print(f"depth    from {depth}")
+    for viewing in pipeline.viewings:
+        console.print(f"{viewing.view.name:<8} {escape(viewing.view.address)}", soft_wrap=True)
 
 
 def _why(config: RunConfig) -> str:
@@ -224,6 +274,9 @@ def _print_end(console: Console, pipeline: Pipeline, config: RunConfig) -> None:
         if len(pipeline.streams) > 1:
             console.print(f"[bold]{escape(stream.header.source)}[/]")
         _print_stream(console, stream, config)
+    for viewing in pipeline.viewings:
+        if viewing.error is not None:
+            console.print(f"[yellow]{viewing.view.name} stopped before the end[/]: {escape(viewing.error)}")
     for file in pipeline.outputs:
         console.print(f"wrote    {escape(str(file.path))} ({file.frames} frames)")
     if pipeline.summary is not None:
