@@ -9,6 +9,7 @@ export function parse(buffer) {
   const head = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));
   let at = 4 + length;
   for (const frame of head.frames) {
+    frame.arrived = performance.now();
     frame.jpeg = new Blob([new Uint8Array(buffer, at, frame.jpeg_bytes)], { type: "image/jpeg" });
     at += frame.jpeg_bytes;
   }

@@ -23,19 +23,24 @@ function reasons(ledger, missed) {
   return list;
 }
 
-function stages(rows) {
+/** Where the time goes. A live source's capture is mostly waiting for the next frame, and has no part in the shares. */
+function stages(rows, live) {
   const table = element("table");
   const head = element("tr");
-  for (const text of ["stage", "p50 ms", "p95 ms", ""]) head.append(element("th", "", text));
+  for (const text of ["stage", "p50 ms", "p95 ms", "share of the work"]) head.append(element("th", "", text));
   table.append(head);
-  const most = Math.max(...rows.map((row) => row.p50_ms), 0.001);
+  const works = (row) => !(live && row.stage === "capture");
+  const all = rows.filter(works).reduce((sum, row) => sum + row.share, 0) || 1;
   for (const row of rows) {
     const line = element("tr");
-    line.append(element("td", "", row.stage), element("td", "", row.p50_ms.toFixed(1)), element("td", "", row.p95_ms.toFixed(1)));
+    const name = works(row) ? row.stage : "capture (waits)";
+    line.append(element("td", "", name), element("td", "", row.p50_ms.toFixed(1)), element("td", "", row.p95_ms.toFixed(1)));
     const bar = element("td", "bar");
-    const fill = element("i");
-    fill.style.width = `${(100 * row.p50_ms) / most}%`;
-    bar.append(fill);
+    if (works(row)) {
+      const fill = element("i");
+      fill.style.width = `${(100 * row.share) / all}%`;
+      bar.append(fill);
+    }
     line.append(bar);
     table.append(line);
   }
@@ -55,10 +60,10 @@ export function write(root, card, source, header, lost) {
     const figures = element("dl", "figures");
     figures.append(figure("in", now.fps_in.toFixed(1), "frames/s"), figure("out", now.fps_out.toFixed(1), "frames/s"));
     if (now.live) figures.append(figure("age", card.frame ? duration(card.age()) : "none", CLOCKS[now.clock] ?? ""));
-    if (card.frame?.latency_ms != null) figures.append(figure("latency", `${card.frame.latency_ms.toFixed(0)} ms`, "capture to pose"));
-    figures.append(figure("people", card.frame ? String(card.frame.poses.length) : "0", `${source.people.tracks} so far`));
+    else if (card.frame?.latency_ms != null) figures.append(figure("latency", `${card.frame.latency_ms.toFixed(0)} ms`, "capture to pose"));
+    figures.append(figure("people", card.frame ? String(card.frame.poses.length) : "0", `${source.people.tracks} ids so far`));
     parts.push(figures);
-    if (source.stages.length) parts.push(stages(source.stages));
+    if (source.stages.length) parts.push(stages(source.stages, now.live));
     const ledger = element("div");
     const { received, posed, dropped, failed } = source.ledger;
     const open = now.in_flight ? ` + ${now.in_flight} on their way` : "";

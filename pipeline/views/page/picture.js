@@ -54,14 +54,17 @@ export class Card {
     if (this.frame) this.interval += 0.2 * (Math.min(now - this.frame.at, 10e3) - this.interval);
     this.bitmap?.close();
     this.bitmap = bitmap;
-    this.frame = { ...frame, at: now };
+    this.frame = { ...frame, at: frame.arrived };
+    const age = (frame.age_ms ?? 0) + now - frame.arrived;
+    this.drawnAge = (this.drawnAge ?? age) + 0.1 * (age - (this.drawnAge ?? age));
     this.empty.hidden = true;
     this.draw();
   }
 
-  /** How old what is shown is, ms: of a live source since it was taken, otherwise since it came. */
+  /** How old a live source's frames are when they are drawn, smoothed; once none come any more, how old the last one is, ms. */
   age() {
-    return this.frame ? (this.frame.age_ms ?? 0) + performance.now() - this.frame.at : null;
+    const shown = (this.frame.age_ms ?? 0) + performance.now() - this.frame.at;
+    return this.stale(false) ? shown : this.drawnAge;
   }
 
   stale(lost) {
@@ -84,11 +87,11 @@ export class Card {
     const scale = width / frame.width;
     // Joints are told with pixel centres at whole numbers; a canvas has them at halves.
     const place = ([x, y]) => [(x + 0.5) * scale, (y + 0.5) * scale];
-    const unit = Math.min(width, height) / 360;
+    const unit = width / (canvas.clientWidth || width); // a pixel of the page
     for (const pose of [...frame.poses].sort((a, b) => b.root_depth_mm - a.root_depth_mm)) {
       const points = pose.joints_px.map(place);
       const size = Math.max(pose.box[2], pose.box[3]) * scale;
-      const bone = Math.min(Math.max(0.018 * size, 2 * unit), 5 * unit);
+      const bone = Math.min(Math.max(0.016 * size, 2 * unit), 9 * unit);
       for (const { from, to, side } of this.skeleton.bones) {
         const unsure = pose.scores[from] < LOW_SCORE || pose.scores[to] < LOW_SCORE;
         stroke(context, points[from], points[to], unsure ? 0.6 * bone : bone, ON_PICTURE[side], ON_PICTURE.edge, unsure);
@@ -100,7 +103,7 @@ export class Card {
   }
 
   label(context, text, [x, y], unit) {
-    const size = 14 * unit;
+    const size = 13 * unit;
     context.font = `600 ${size}px system-ui, sans-serif`;
     const width = context.measureText(text).width + 8 * unit;
     const left = Math.min(Math.max(x, 0), this.canvas.width - width);

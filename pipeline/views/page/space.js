@@ -3,7 +3,7 @@
 
 import { LOW_SCORE, colours, dot, stroke } from "./skeleton.js";
 
-const START = { turn: -0.5, tilt: 0.26, radius: 1700 };
+const START = { turn: -0.5, tilt: 0.26, radius: 1300 };
 const LEAST_RADIUS = 600;
 const MOST_RADIUS = 20000;
 const BONE_MM = 42;
@@ -36,8 +36,8 @@ class Floor {
     const ground = Math.max(
       ...frame.poses.map((p) => Math.min(Math.max(...p.joints_mm.map((j) => j[1])), p.joints_mm[this.root][1] + LEG_MM) + SOLE_MM),
     );
-    this.ground += share(ground > this.ground ? 0.15 : 1) * (ground - this.ground);
-    this.centre = this.centre ? this.centre.map((c, axis) => c + share(0.6) * (middle[axis] - c)) : middle;
+    this.ground += share(ground > this.ground ? 0.15 : 0.6) * (ground - this.ground);
+    this.centre = this.centre ? this.centre.map((c, axis) => c + share(0.4) * (middle[axis] - c)) : middle;
   }
 
   /** A pose's joints from the floor's middle, mm, y up. */
@@ -118,8 +118,8 @@ export class Space {
   projector(width, height) {
     const { turn, tilt, radius } = this.view;
     const eye = 3.2 * radius;
-    const scale = Math.min(width / (2.5 * radius), height / (2.3 * Math.max(radius, 1100)));
-    const lift = 0.42 * Math.min(radius, 2200); // the point that the middle of the canvas shows, above the floor
+    const scale = Math.min(width / (2.5 * radius), height / (2.2 * Math.max(radius, 1200)));
+    const lift = 0.52 * Math.min(radius, 1800); // the point that the middle of the canvas shows, above the floor
     const [ct, st, cp, sp] = [Math.cos(turn), Math.sin(turn), Math.cos(tilt), Math.sin(tilt)];
     return ([x, y, z]) => {
       const across = ct * x + st * z;
@@ -150,7 +150,7 @@ export class Space {
     this.ground(context, project, floor?.centre ?? [0, 0], step, paint);
     const words = [`grid ${step / 1000} m`];
     if (!floor?.centre || !card.frame.poses.length) words.push(card?.frame ? "nobody in sight" : "no frame yet");
-    if (card?.guessed()) words.push("distances are a guess: give the camera's intrinsics");
+    if (card?.guessed()) words.push("distances are a guess");
     this.note.textContent = words.join(" · ");
     if (!floor?.centre) return;
     this.mark(context, project, floor, paint);
@@ -208,10 +208,10 @@ export class Space {
     context.font = `${12.5 * devicePixelRatio}px system-ui, sans-serif`;
     context.fillStyle = paint.soft;
     context.textAlign = "center";
-    context.textBaseline = "top";
+    context.textBaseline = "bottom";
     const text = `camera${far ? `, ${(away / 1000).toFixed(1)} m away` : ""}`;
     const room = context.measureText(text).width / 2 + 4;
-    context.fillText(text, Math.min(Math.max(at[0], room), context.canvas.width - room), Math.max(at[1], ...corners.map((c) => c[1])) + 4);
+    context.fillText(text, Math.min(Math.max(at[0], room), context.canvas.width - room), Math.min(at[1], ...corners.map((c) => c[1])) - 4);
   }
 
   people(context, project, floor, paint) {
