@@ -48,12 +48,25 @@ function hello(message) {
   if (!cards.has(chosen?.name)) choose(cards.values().next().value);
 }
 
+/** Whether the next paint comes: a page that is hidden before it must not show an old frame when it is seen again. */
+function nextPaint() {
+  return new Promise((resolve) => {
+    const hidden = () => document.hidden && resolve(false);
+    document.addEventListener("visibilitychange", hidden, { once: true });
+    requestAnimationFrame(() => {
+      document.removeEventListener("visibilitychange", hidden);
+      resolve(true);
+    });
+    hidden();
+  });
+}
+
 async function frames(message) {
   const bitmaps = await Promise.all(message.frames.map((frame) => createImageBitmap(frame.jpeg)));
-  await new Promise(requestAnimationFrame);
+  const seen = await nextPaint();
   message.frames.forEach((frame, index) => {
     const card = cards.get(frame.source);
-    if (!card) return bitmaps[index].close();
+    if (!card || !seen) return bitmaps[index].close();
     card.take(frame, bitmaps[index]);
     space.take(card, rootOf(headers.get(frame.source)));
   });

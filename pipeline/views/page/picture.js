@@ -58,6 +58,7 @@ export class Card {
     const age = (frame.age_ms ?? 0) + now - frame.arrived;
     this.drawnAge = (this.drawnAge ?? age) + 0.1 * (age - (this.drawnAge ?? age));
     this.empty.hidden = true;
+    this.root.dataset.index = frame.index; // for whoever watches the page from outside
     this.draw();
   }
 

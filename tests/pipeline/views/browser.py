@@ -108,6 +108,10 @@ class Tab:
         self.call("Input.dispatchKeyEvent", type="keyDown", key=key, text=key if len(key) == 1 else "")
         self.call("Input.dispatchKeyEvent", type="keyUp", key=key)
 
+    def show(self):
+        """Bring it to the front: the others of its window are hidden."""
+        self.call("Page.bringToFront")
+
     def picture(self, path, kind="png"):
         data = self.call("Page.captureScreenshot", format=kind, **({"quality": 85} if kind == "jpeg" else {}))["data"]
         Path(path).write_bytes(base64.b64decode(data))
