@@ -28,9 +28,7 @@ def summary_record(pipeline: Pipeline, out: Path) -> dict[str, Any]:
         "sources": [
             source_record(stream, stream.timing) | {"files": _file_records(stream, out)} for stream in pipeline.streams
         ],
-        "views": [
-            {"name": viewing.view.name, "shown": viewing.shown, "error": viewing.error} for viewing in pipeline.viewings
-        ],
+        "views": [{"name": viewing.view.name, "shown": viewing.shown, "error": viewing.error} for viewing in pipeline.viewings],
     }
 
 

@@ -28,6 +28,7 @@ from pipeline.status import RunStatus, SourceStatus
 from pipeline.streams import Pipeline, Stream
 from pipeline.summary import NAME as SUMMARY_NAME
 from pipeline.views.base import Place
+from pipeline.views.osc import STYLES
 from pipeline.views.table import ViewConfig
 
 _STOP_SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
@@ -117,14 +118,21 @@ def run_command(
         typer.Option(
             parser=_place,
             metavar="[HOST:]PORT",
-            help="Show the run in a browser: pictures, skeletons, a 3D view, every number. Beyond this machine (0.0.0.0:8080) it "
-            "asks for a token, which is printed once.",
+            help="Show the run in a browser: pictures, skeletons, a 3D view, numbers. Beyond this machine (0.0.0.0:8080) a token "
+            "is asked for, which is printed once.",
         ),
     ] = None,
     tcp: Annotated[
         Place | None,
         typer.Option(parser=_place, metavar="[HOST:]PORT", help="Serve the newest poses as lines of JSON over TCP."),
     ] = None,
+    osc: Annotated[
+        Place | None,
+        typer.Option(parser=_place, metavar="[HOST:]PORT", help="Send the newest poses as OSC over UDP, one bundle a frame."),
+    ] = None,
+    osc_style: Annotated[
+        str, typer.Option(help=f"What the bundles hold: {', '.join(STYLES)}; VMC listens on port 39539, VRChat on 9000.")
+    ] = "vmc",
     weights_kind: Annotated[
         str, typer.Option("--weights", help="`trained`, or `random` for benchmarks: poses then mean nothing, and say so.")
     ] = "trained",
@@ -136,7 +144,10 @@ def run_command(
     """
     if weights_kind not in ("trained", "random"):
         raise typer.BadParameter(f"expected trained or random, received {weights_kind!r}", param_hint="--weights")
-    views = tuple(ViewConfig(kind, place) for kind, place in (("page", view), ("tcp", tcp)) if place is not None)
+    if osc_style not in STYLES:
+        raise typer.BadParameter(f"expected {', '.join(STYLES)}, received {osc_style!r}", param_hint="--osc-style")
+    asked = (("page", view), ("tcp", tcp), (f"osc-{osc_style}", osc))
+    views = tuple(ViewConfig(kind, place) for kind, place in asked if place is not None)
     if out is None and not views:
         raise typer.BadParameter("expected a folder for the results, or a view such as --view 8080", param_hint="--out")
     try:
@@ -213,7 +224,8 @@ def _follow(pipeline: Pipeline) -> None:
     status = RunStatus(pipeline.streams)
     with Progress(*columns, console=screen, transient=True) as progress:
         tasks = [
-            progress.add_task(escape(header.source), total=header.frame_count, state="", numbers="") for header in pipeline.headers
+            progress.add_task(escape(header.source), total=header.frame_count, state="", numbers="")
+            for header in pipeline.headers
         ]
         told_at = 0.0
         for _ in pipeline:

@@ -9,6 +9,7 @@ from pipeline.status import RunStatus
 from pipeline.types import RunHeader
 from pipeline.views.base import Place, View
 from pipeline.views.lines import LineView
+from pipeline.views.osc import STYLES, opener
 from pipeline.views.web import WebView
 
 Opener = Callable[[Place, Sequence[RunHeader], RunStatus], View]
@@ -16,6 +17,7 @@ Opener = Callable[[Place, Sequence[RunHeader], RunStatus], View]
 VIEWS: dict[str, Opener] = {
     "page": WebView,
     "tcp": LineView,
+    **{f"osc-{style}": opener(style) for style in STYLES},
 }
 """What opens each view: a function of its place, the header of each source, and the run's status."""
 

@@ -21,7 +21,13 @@ class Browser:
     """A browser with a profile of its own in `folder`; a context manager."""
 
     def __init__(self, folder: Path):
-        options = ["--headless=new", "--remote-debugging-port=0", f"--user-data-dir={folder}", "--no-first-run", "--disable-gpu"]
+        options = [
+            "--headless=new",
+            "--no-first-run",
+            "--disable-gpu",
+            "--remote-debugging-port=0",
+            f"--user-data-dir={folder}",
+        ]
         options += ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium refuses to run as root otherwise
         self.process = subprocess.Popen([BINARY, *options, "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         port_file, deadline = folder / "DevToolsActivePort", time.monotonic() + START_S

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from pipeline.streams import Pipeline
 from pipeline.status import RunStatus
+from pipeline.streams import Pipeline
 from pipeline.views.base import Place
 from pipeline.views.web import WebView
 from tests.pipeline.test_streams import Pictures, stream
@@ -16,6 +16,16 @@ from tests.pipeline.views.client import Client, port_of
 pytestmark = pytest.mark.skipif(BINARY is None, reason="no Chromium here: apt-get install chromium")
 
 SHOWN = "Number(document.querySelector('.card')?.dataset.index ?? -1)"
+
+
+ORANGE = """(() => {
+    const canvas = document.querySelector('.picture canvas');
+    const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+    let count = 0;
+    for (let i = 0; i < data.length; i += 4)
+        count += data[i] > 230 && data[i + 1] > 130 && data[i + 1] < 180 && data[i + 2] < 100;
+    return count;
+})()"""
 
 
 class Run:
@@ -71,9 +81,7 @@ def test_it_opens_and_shows_moving_poses_with_their_numbers(tab):
         moves_on(page, first, 5)
         assert page.run("document.querySelector('.picture canvas').toDataURL()") != picture
         assert page.run("document.querySelector('#space canvas').toDataURL()") != room
-        orange = """(() => { const c = document.querySelector('.picture canvas'), d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
-            let n = 0; for (let i = 0; i < d.length; i += 4) n += d[i] > 230 && d[i + 1] > 130 && d[i + 1] < 180 && d[i + 2] < 100; return n })()"""
-        assert page.run(orange) > 50, "the right side's bones are orange"
+        assert page.run(ORANGE) > 50, "the right side's bones are orange"
         page.wait("/in\\s*\\d+\\.\\d/.test(document.querySelector('#numbers').innerText)")
         text = page.run("document.body.innerText")
         for words in ("walk", "running", "connected", "depth is a guess", "received", "infer", "frames/s", "since its arrival"):
@@ -139,7 +147,7 @@ def test_keys_choose_turn_and_change_the_theme(tab):
         page.wait("document.querySelectorAll('.card[data-index]').length === 2")
         page.press("2")
         page.wait("document.querySelector('#numbers h2').innerText === 'b'")
-        assert page.run("[...document.querySelectorAll('.card')].map(c => c.getAttribute('aria-current')).join()") == "false,true"
+        assert page.run("[...document.querySelectorAll('.card')].map(card => card.ariaCurrent).join()") == "false,true"
         page.press(" ")
         before = page.run("document.querySelector('#space canvas').toDataURL()")
         page.press("ArrowLeft")

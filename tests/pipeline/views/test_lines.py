@@ -65,6 +65,7 @@ def test_a_client_that_never_reads_and_one_that_leaves_harm_nobody():
 
 
 def test_a_place_that_is_taken_is_refused():
-    with lines() as view, pytest.raises(SinkError, match="expected a free port"):
-        with lines(int(view.address.rpartition(":")[2])):
+    with lines() as view:
+        port = int(view.address.rpartition(":")[2])
+        with pytest.raises(SinkError, match="expected a free port"), lines(port):
             pass

@@ -120,8 +120,9 @@ def test_a_client_that_never_reads_harms_nobody_and_is_let_go_at_the_end():
     with web() as view:
         deaf = socket.create_connection(("127.0.0.1", port_of(view)))
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        key = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg=="
-        deaf.sendall(f"GET /socket HTTP/1.1\r\nHost: localhost\r\n{key}\r\n\r\n".encode())
+        handshake = ["GET /socket HTTP/1.1", "Host: localhost", "Connection: Upgrade", "Upgrade: websocket"]
+        handshake += ["Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==", "", ""]
+        deaf.sendall("\r\n".join(handshake).encode())
         with Client(view) as other:
             for index in range(4):
                 view.show(with_image(index, noise(index, 1280, 1280).picture))
@@ -183,7 +184,8 @@ def test_a_large_picture_is_made_smaller_and_joints_keep_their_pixels():
         while not head["frames"]:
             client.say("ack")
             head, pictures = client.receive()
-        assert max(pictures[0].shape) == MAX_SIDE_PX and (head["frames"][0]["width"], head["frames"][0]["height"]) == (2000, 3000)
+        record = head["frames"][0]
+        assert max(pictures[0].shape) == MAX_SIDE_PX and (record["width"], record["height"]) == (2000, 3000)
 
 
 def test_the_same_port_serves_again_at_once_after_a_restart():
@@ -197,8 +199,9 @@ def test_the_same_port_serves_again_at_once_after_a_restart():
 
 
 def test_a_place_that_is_taken_is_refused_in_one_sentence():
-    with web() as view, pytest.raises(SinkError, match=f"expected a free port .* 127.0.0.1:{port_of(view)}: .*; name another"):
-        with web(port=port_of(view)):
+    with web() as view:
+        said = f"expected a free port .* 127.0.0.1:{port_of(view)}: .*; name another"
+        with pytest.raises(SinkError, match=said), web(port=port_of(view)):
             pass
     with pytest.raises(SinkError, match="expected a free port of this machine"), web(host="host.invalid"):
         pass
