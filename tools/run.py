@@ -118,8 +118,8 @@ def run_command(
         typer.Option(
             parser=_place,
             metavar="[HOST:]PORT",
-            help="Show the run in a browser: pictures, skeletons, a 3D view, numbers. Beyond this machine (0.0.0.0:8080) a token "
-            "is asked for, which is printed once.",
+            help="Show the run in a browser: pictures, skeletons, a 3D view, numbers. Beyond this machine (0.0.0.0:8080) it "
+            "asks for a token, which is printed once.",
         ),
     ] = None,
     tcp: Annotated[
