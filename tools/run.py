@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import signal
-import time
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from convnextpose import weights
@@ -24,7 +25,7 @@ from pipeline.formats.table import DEFAULT_FORMATS, FORMATS
 from pipeline.ledger import Reasons
 from pipeline.people import MIN_SCORE
 from pipeline.run import RunConfig, open_pipeline
-from pipeline.status import RunStatus, SourceStatus
+from pipeline.status import RunStatus
 from pipeline.streams import Pipeline, Stream
 from pipeline.summary import NAME as SUMMARY_NAME
 from pipeline.views.base import Place
@@ -35,8 +36,8 @@ _STOP_SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 if hasattr(signal, "SIGHUP"):
     _STOP_SIGNALS[signal.SIGHUP] = "SIGHUP"
 
-_TELL_EVERY_S = 0.2
-"""How often a terminal's lines are brought up to date, s."""
+_TONES = {"running": "green", "live": "green", "connecting": "yellow", "stalled": "yellow", "lost": "red", "broken": "red"}
+"""Colours of states on a terminal."""
 
 _SHOWN_REASONS = 5
 """Reasons of a kind that the console lists."""
@@ -208,42 +209,38 @@ def run_command(
 
 
 def _follow(pipeline: Pipeline) -> None:
-    """Run it, with a line for each source on a terminal: its state, how far it is, speed, age and drops."""
-    columns = (
-        TextColumn("{task.description}"),
-        TextColumn("{task.fields[state]}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[numbers]}"),
-        TimeRemainingColumn(),
-    )
-    screen = Console(stderr=True)
+    """Run it. On a terminal a line for each source tells meanwhile what it is doing; elsewhere it is quiet."""
+    screen = Console(stderr=True, highlight=False, emoji=False)
     if not screen.is_terminal:
         pipeline.run()
         return
-    status = RunStatus(pipeline.streams)
-    with Progress(*columns, console=screen, transient=True) as progress:
-        tasks = [
-            progress.add_task(escape(header.source), total=header.frame_count, state="", numbers="")
-            for header in pipeline.headers
-        ]
-        told_at = 0.0
-        for _ in pipeline:
-            if time.monotonic() - told_at >= _TELL_EVERY_S:
-                told_at = time.monotonic()
-                for task, source in zip(tasks, status.sources(), strict=True):
-                    progress.update(task, completed=source.counts.posed, state=_state(source), numbers=_numbers(source))
+    lines = partial(_lines, RunStatus(pipeline.streams))
+    with Live(get_renderable=lines, console=screen, refresh_per_second=5, transient=True):
+        pipeline.run()
 
 
-def _state(source: SourceStatus) -> str:
-    state = source.state
-    return escape(f"{state.state}: {state.cause}" if state.cause else state.state)
-
-
-def _numbers(source: SourceStatus) -> str:
-    age = f", age {source.age_ms:.0f} ms" if source.age_ms is not None else ""
-    dropped = f", {source.counts.dropped} dropped" if source.counts.dropped else ""
-    return f"{source.fps_out:.1f} fps{age}{dropped}"
+def _lines(status: RunStatus) -> Table:
+    """A line for each source: its name, its state with the cause, how far it is, speed, age and drops."""
+    table = Table.grid(padding=(0, 2))
+    for source in status.sources():
+        state, counts = source.state, source.counts
+        total, done = source.frame_count, counts.posed
+        numbers = [f"{source.fps_out:.1f} fps"]
+        if source.age_ms is not None:
+            numbers.append(f"age {source.age_ms:.0f} ms")
+        if counts.dropped:
+            numbers.append(f"{counts.dropped} dropped")
+        if counts.failed:
+            numbers.append(f"{counts.failed} failed")
+        table.add_row(
+            escape(source.source),
+            f"[{_TONES.get(state.state, 'default')}]{escape(state.state)}[/]",
+            ProgressBar(total, done, width=24) if total else "",
+            f"{done}/{total}" if total else f"{done} frames",
+            ", ".join(numbers),
+            escape(state.cause),
+        )
+    return table
 
 
 def _print_head(console: Console, pipeline: Pipeline, config: RunConfig) -> None:
@@ -271,7 +268,7 @@ def _print_head(console: Console, pipeline: Pipeline, config: RunConfig) -> None
     depth = "the given camera" if config.camera else "an assumed field of view: depths and scale are a guess"
     console.print(f"depth    from {depth}")
     for viewing in pipeline.viewings:
-        console.print(f"{viewing.view.name:<8} {escape(viewing.view.address)}", soft_wrap=True)
+        console.print(f"view     {escape(viewing.view.address)} ({viewing.view.name})", soft_wrap=True)
 
 
 def _why(config: RunConfig) -> str:
