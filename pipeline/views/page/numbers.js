@@ -75,5 +75,6 @@ export function write(root, card, source, header, lost) {
   const depth = header.root_depth_source === "assumed_fov" ? "from an assumed field of view, a guess" : "from the given camera";
   const runtime = header.runtime;
   parts.push(element("p", "about", `${header.model.name} on ${runtime.name} (${runtime.device}, ${runtime.precision}); depth ${depth}`));
+  root.classList.toggle("past", lost);
   root.replaceChildren(...parts);
 }

@@ -65,7 +65,7 @@ export class Card {
   /** How old a live source's frames are when they are drawn, smoothed; once none come any more, how old the last one is, ms. */
   age() {
     const shown = (this.frame.age_ms ?? 0) + performance.now() - this.frame.at;
-    return this.stale(false) ? shown : this.drawnAge;
+    return this.stale(false) && !this.paused ? shown : this.drawnAge;
   }
 
   stale(lost) {
@@ -118,7 +118,8 @@ export class Card {
 
   /** Bring what is written up to date. */
   write(lost, paused) {
-    const stale = this.stale(lost) && !paused;
+    this.paused = paused;
+    const stale = lost || !paused ? this.stale(lost) : false;
     this.picture.classList.toggle("stale", stale);
     const badges = [];
     if (paused && this.frame) badges.push(element("span", "", "paused"));

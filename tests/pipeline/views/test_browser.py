@@ -124,6 +124,10 @@ def test_a_paused_page_stands_still_and_goes_on_with_the_newest(tab):
         assert page.run(SHOWN) == still < newest and page.run("document.querySelectorAll('.stale').length") == 0
         page.press(" ")
         assert moves_on(page, still, 1) >= newest
+        page.press(" ")
+        page.wait("document.querySelector('.badges').innerText.includes('paused')")
+    page.wait("document.querySelectorAll('.stale').length === 1")  # paused, but of a run that is gone
+    page.complaints.clear()
 
 
 def test_a_hidden_page_takes_nothing_and_goes_on_with_the_newest(tab, browser):
