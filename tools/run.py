@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import signal
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from convnextpose import weights
@@ -25,13 +27,20 @@ from pipeline.ledger import Reasons
 from pipeline.people import MIN_SCORE
 from pipeline.people.tracker import KEEP_LOST_S, MAX_PEOPLE
 from pipeline.run import RunConfig, open_pipeline
+from pipeline.status import RunStatus
 from pipeline.streams import Pipeline, Stream
 from pipeline.summary import NAME as SUMMARY_NAME
+from pipeline.views.base import Place
+from pipeline.views.osc import STYLES
+from pipeline.views.table import ViewConfig
 from tools.console import make_console
 
 _STOP_SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 if hasattr(signal, "SIGHUP"):
     _STOP_SIGNALS[signal.SIGHUP] = "SIGHUP"
+
+_TONES = {"running": "green", "live": "green", "connecting": "yellow", "stalled": "yellow", "lost": "red", "broken": "red"}
+"""Colours of states on a terminal."""
 
 _SHOWN_REASONS = 5
 """Reasons of a kind that the console lists."""
@@ -44,19 +53,27 @@ def _camera(text: str) -> Intrinsics:
         raise typer.BadParameter(str(error)) from error
 
 
+def _place(text: str) -> Place:
+    try:
+        return Place.parse(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
 def run_command(
     sources: Annotated[
         list[str],
         typer.Argument(help="Video files, pictures, or folders of pictures.", show_default=False, metavar="SOURCE..."),
     ],
     out: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--out",
-            help="Folder for the results; with several sources each gets a folder of its own in it.",
+            help="Folder for the results; with several sources each gets a folder of its own in it. Needed unless a view or a "
+            "live output is asked for.",
             show_default=False,
         ),
-    ],
+    ] = None,
     formats: Annotated[str, typer.Option(help=f"What to write, with commas between: {', '.join(FORMATS)}.")] = ",".join(
         DEFAULT_FORMATS
     ),
@@ -113,6 +130,26 @@ def run_command(
     on_damage: Annotated[
         str, typer.Option(help="Where a recording is damaged: `stop` ends it there, `skip` goes on and counts what was lost.")
     ] = "stop",
+    view: Annotated[
+        Place | None,
+        typer.Option(
+            parser=_place,
+            metavar="[HOST:]PORT",
+            help="Show the run in a browser: pictures, skeletons, a 3D view, numbers. Beyond this machine (0.0.0.0:8080) it "
+            "asks for a token, which is printed once.",
+        ),
+    ] = None,
+    tcp: Annotated[
+        Place | None,
+        typer.Option(parser=_place, metavar="[HOST:]PORT", help="Serve the newest poses as lines of JSON over TCP."),
+    ] = None,
+    osc: Annotated[
+        Place | None,
+        typer.Option(parser=_place, metavar="[HOST:]PORT", help="Send the newest poses as OSC over UDP, one bundle a frame."),
+    ] = None,
+    osc_style: Annotated[
+        str, typer.Option(help=f"What the bundles hold: {', '.join(STYLES)}; VMC listens on port 39539, VRChat on 9000.")
+    ] = "vmc",
     weights_kind: Annotated[
         str, typer.Option("--weights", help="`trained`, or `random` for benchmarks: poses then mean nothing, and say so.")
     ] = "trained",
@@ -124,6 +161,12 @@ def run_command(
     """
     if weights_kind not in ("trained", "random"):
         raise typer.BadParameter(f"expected trained or random, received {weights_kind!r}", param_hint="--weights")
+    if osc_style not in STYLES:
+        raise typer.BadParameter(f"expected {', '.join(STYLES)}, received {osc_style!r}", param_hint="--osc-style")
+    asked = (("page", view), ("tcp", tcp), (f"osc-{osc_style}", osc))
+    views = tuple(ViewConfig(kind, place) for kind, place in asked if place is not None)
+    if out is None and not views:
+        raise typer.BadParameter("expected a folder for the results, or a view such as --view 8080", param_hint="--out")
     try:
         config = RunConfig(
             sources=tuple(sources),
@@ -144,6 +187,7 @@ def run_command(
             threads=threads,
             video_stream=video_stream,
             on_damage=on_damage,
+            views=views,
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
@@ -183,25 +227,38 @@ def run_command(
 
 
 def _follow(pipeline: Pipeline) -> None:
-    """Run it, with a progress bar on a terminal."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[fps]:.1f} fps"),
-        TimeRemainingColumn(),
-    )
+    """Run it. On a terminal a line for each source tells meanwhile what it is doing; elsewhere it is quiet."""
     screen = make_console(stderr=True, soft_wrap=False)
-    with Progress(*columns, console=screen, disable=not screen.is_terminal, transient=True) as progress:
-        several = len(pipeline.streams) > 1
-        tasks = {
-            header.source: progress.add_task(escape(header.source) if several else "frames", total=header.frame_count, fps=0.0)
-            for header in pipeline.headers
-        }
-        timing = {stream.header.source: stream.timing for stream in pipeline.streams}
-        for posed in pipeline:
-            source = posed.frame.source_id
-            progress.update(tasks[source], advance=1, fps=timing[source].frames_per_second)
+    if not screen.is_terminal:
+        pipeline.run()
+        return
+    lines = partial(_lines, RunStatus(pipeline.streams))
+    with Live(get_renderable=lines, console=screen, refresh_per_second=5, transient=True):
+        pipeline.run()
+
+
+def _lines(status: RunStatus) -> Table:
+    """A line for each source: its name, its state with the cause, how far it is, speed, age and drops."""
+    table = Table.grid(padding=(0, 2))
+    for source in status.sources():
+        state, counts = source.state, source.counts
+        total, done = source.frame_count, counts.posed
+        numbers = [f"{source.fps_out:.1f} fps"]
+        if source.age_ms is not None:
+            numbers.append(f"age {source.age_ms:.0f} ms")
+        if counts.dropped:
+            numbers.append(f"{counts.dropped} dropped")
+        if counts.failed:
+            numbers.append(f"{counts.failed} failed")
+        table.add_row(
+            escape(source.source),
+            f"[{_TONES.get(state.state, 'default')}]{escape(state.state)}[/]",
+            ProgressBar(total, done, width=24) if total else "",
+            f"{done}/{total}" if total else f"{done} frames",
+            ", ".join(numbers),
+            escape(state.cause),
+        )
+    return table
 
 
 def _print_head(console: Console, pipeline: Pipeline, config: RunConfig) -> None:
@@ -231,6 +288,8 @@ def _print_head(console: Console, pipeline: Pipeline, config: RunConfig) -> None
     console.print(f"         {precision.name}{escape(_because(config.precision, precision))}")
     depth = "the given camera" if config.camera else "an assumed field of view: depths and scale are a guess"
     console.print(f"depth    from {depth}")
+    for viewing in pipeline.viewings:
+        console.print(f"view     {escape(viewing.view.address)} ({viewing.view.name})", soft_wrap=True)
 
 
 def _because(asked: str, choice: Choice) -> str:
@@ -243,6 +302,9 @@ def _print_end(console: Console, pipeline: Pipeline, config: RunConfig) -> None:
         if len(pipeline.streams) > 1:
             console.print(f"[bold]{escape(stream.header.source)}[/]")
         _print_stream(console, stream, config)
+    for viewing in pipeline.viewings:
+        if viewing.error is not None:
+            console.print(f"[yellow]{viewing.view.name} stopped before the end[/]: {escape(viewing.error)}")
     for file in pipeline.outputs:
         console.print(f"wrote    {escape(str(file.path))} ({file.frames} frames)")
     if pipeline.summary is not None:
