@@ -32,6 +32,7 @@ from pipeline.formats.base import Recorder, WrittenFile, written_files
 from pipeline.formats.trace import TraceRecorder
 from pipeline.inbox import Closed, Inbox, InFlight
 from pipeline.ledger import FrameLedger
+from pipeline.people.appearances import Appearances
 from pipeline.sources import Source
 from pipeline.timeline import Stopwatch, Timeline, TimingTable
 from pipeline.types import Frame, PosedFrame, RunHeader, UnreadableFrame
@@ -117,7 +118,7 @@ class Stream:
         ages_ns: of the newest posed frames of a live source, how old they were when every recorder had them.
         finished: posed frames for whoever iterates over the pipeline.
         states: what the source was doing.
-        track_ids: the people seen so far.
+        people: who was seen so far.
         error: why the stream ended early, or None.
     """
 
@@ -138,7 +139,7 @@ class Stream:
         self.missed = {recorder.path.name: 0 for recorder in recorders} | {CALLER: 0}
         self.ages_ns: deque[int] = deque(maxlen=KEPT_AGES)
         self.states: list[State] = []
-        self.track_ids: set[int] = set()
+        self.people = Appearances()
         self.error: StageError | None = None
         self.source = source
         self._estimator = estimator
@@ -287,7 +288,7 @@ class Stream:
                     self.ledger.fail(taken.frame.index, f"{stopwatch.stage}: {error}")
                     self._in_flight.leave(taken.size)
                     continue
-                self.track_ids.update(pose.track_id for pose in posed.poses)
+                self.people.add(posed)
                 self._publish(_Flight(posed, stopwatch, taken.size, len(self.recorders)))
         except Closed:
             pass

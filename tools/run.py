@@ -32,6 +32,9 @@ _STOP_SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 if hasattr(signal, "SIGHUP"):
     _STOP_SIGNALS[signal.SIGHUP] = "SIGHUP"
 
+_SHOWN_PEOPLE = 10
+"""People whom the console lists."""
+
 _SHOWN_REASONS = 5
 """Reasons of a kind that the console lists."""
 
@@ -270,7 +273,15 @@ def _print_stream(console: Console, stream: Stream, config: RunConfig) -> None:
     for name, count in stream.missed.items():
         if count:
             console.print(f"         {count} missed by {escape(name)}, which was behind")
-    console.print(f"people   a pose in {counts.with_person} of {counts.posed} frames")
+    people = stream.people.all()
+    console.print(f"people   {len(people)}; a pose in {counts.with_person} of {counts.posed} frames")
+    for person in people[:_SHOWN_PEOPLE]:
+        gaps = {0: "", 1: ", one gap"}.get(person.gaps, f", {person.gaps} gaps")
+        console.print(
+            f"         person {person.track_id}: {person.first_s:.2f} to {person.last_s:.2f} s, {person.poses} poses{gaps}"
+        )
+    if len(people) > _SHOWN_PEOPLE:
+        console.print(f"         {len(people) - _SHOWN_PEOPLE} people more: see {SUMMARY_NAME}")
     _print_reasons(console, counts.problems, "without a pose")
     if counts.posed and not counts.with_person and not counts.problems:
         if config.boxes:
