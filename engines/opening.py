@@ -15,10 +15,11 @@ from engines.batcher import Batcher
 from engines.graph import pose_graph
 from engines.manifest import is_engine
 from engines.metadata import read_metadata
+from engines.onnx_file import POSE, read_onnx
 from engines.parity import LIMITS
 from engines.people import PeopleDetector, people_specs
 from engines.pose import CROPS, ModelInfo, PoseModel, predicts
-from engines.session import Session
+from engines.session import Session, check_threads
 from engines.sessions.openvino import cpu_precisions
 from engines.sessions.registry import CHECKPOINT, ENGINE, RUNTIMES, Choice, Runtime, choose_runtime, loading
 from engines.sessions.torch import TorchNetwork
@@ -122,7 +123,7 @@ def open_people_detector(
                 )
             session = chosen.open(_people_reference(model), called, threads=threads, precision="fp32")
         else:
-            onnx = model if isinstance(model, bytes) else _read(model, "a people detector")
+            onnx = read_onnx(model, None, called)  # its layout is looked at when it is open
             session = chosen.open(onnx, called, threads=threads, precision="fp32")
     return PeopleDetector(session if max_batch is None else Batcher(session, max_batch))
 
@@ -204,18 +205,16 @@ def _people_reference(path: Path) -> TorchNetwork:
 
 def _choose(model: object, runtime: str, threads: int | None) -> Runtime:
     chosen = RUNTIMES[choose_runtime(runtime, engine=is_engine(model)).name]
-    if threads is not None and threads < 1:
-        raise RuntimeUnavailableError(f"expected 1 thread or more, received {threads}")
+    check_threads(threads)
     return chosen
 
 
 def _exported(model: Path | bytes | VerifiedCheckpoint, name: str | None, *, random: bool) -> tuple[bytes, ModelInfo]:
     """An ONNX file and what it says about itself."""
-    if isinstance(model, bytes):
-        return model, read_metadata(model, "the model in memory", name)
-    if isinstance(model, Path):
-        onnx = _read(model, "an ONNX model")
-        return onnx, read_metadata(onnx, str(model), name)
+    if isinstance(model, (Path, bytes)):
+        source = "the model in memory" if isinstance(model, bytes) else str(model)
+        onnx = read_onnx(model, POSE, source)
+        return onnx, read_metadata(onnx, source, name)
     onnx = pose_graph(model, name=name or model.variant.name.lower(), random=random)
     return onnx, read_metadata(onnx, model.source, name)
 
@@ -235,10 +234,3 @@ def _shipped_int8(info: ModelInfo) -> tuple[bytes, ModelInfo]:
         )
     onnx = shipped.int8.read_bytes()
     return onnx, read_metadata(onnx, str(shipped.int8), info.name)
-
-
-def _read(path: Path, what: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"expected {what} at {path}, but it cannot be read: {error.strerror}") from error

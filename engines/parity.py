@@ -13,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnextpose.errors import ModelError, ParityError
+from convnextpose.files import parse_json
 from convnextpose.variants import INPUT_SIZE
 from convnextpose.weights import Deviation
 from engines.people import PeopleDetector
 from engines.pose import PosePredictor
 from engines.session import SessionDescription
+from engines.typed_json import decode
 
 
 @dataclass(frozen=True)
@@ -167,15 +169,8 @@ class ParityReport:
             ParityError: the text is no such report.
         """
         try:
-            found = json.loads(text)
-            found["reference"] = SessionDescription(**found["reference"])
-            found["candidate"] = SessionDescription(**found["candidate"])
-            found["limits"] = ParityLimits(**found["limits"])
-            found["joints"] = tuple(
-                JointParity(joint["joint"], Differences(**joint["px"]), Differences(**joint["mm"])) for joint in found["joints"]
-            )
-            return cls(**{**found, "px": Differences(**found["px"]), "mm": Differences(**found["mm"])})
-        except (ValueError, KeyError, TypeError) as error:
+            return decode(cls, parse_json(text))
+        except ValueError as error:
             raise ParityError(f"expected a parity report in JSON, received something else: {error}") from error
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnextpose.crop import crop_region
-from convnextpose.errors import CalibrationError, SinkError
+from convnextpose.errors import CalibrationError
 from engines.calibration import CalibrationSet
 from engines.people import PeopleDetector
 from engines.pose import PoseModel
@@ -70,12 +70,8 @@ def _crops(path: Path, model: PoseModel, detector: PeopleDetector, share: int) -
                     yield warp_crop(frame.image, crop_region(pose.box, frame.width, frame.height))
 
 
-def write_preview(crops: NDArray[np.uint8], out: Path) -> None:
-    """Write crops [N, 256, 256, 3] as one PNG, to see what was collected.
-
-    Raises:
-        SinkError: it cannot be written.
-    """
+def draw_preview(crops: NDArray[np.uint8]) -> bytes:
+    """Crops [N, 256, 256, 3] as one PNG, to see what was collected."""
     chosen = crops[np.linspace(0, len(crops) - 1, min(len(crops), SHEET_TILES)).round().astype(int)]
     tiles = [cv2.resize(crop, (SHEET_TILE_PX, SHEET_TILE_PX), interpolation=cv2.INTER_AREA) for crop in chosen]
     columns = min(SHEET_COLUMNS, len(tiles))
@@ -84,7 +80,4 @@ def write_preview(crops: NDArray[np.uint8], out: Path) -> None:
     for index, tile in enumerate(tiles):
         top, left = (SHEET_TILE_PX * place for place in divmod(index, columns))
         sheet[top : top + SHEET_TILE_PX, left : left + SHEET_TILE_PX] = tile
-    try:
-        out.write_bytes(cv2.imencode(".png", sheet)[1].tobytes())
-    except OSError as error:
-        raise SinkError(f"cannot write {out}: {error.strerror}") from error
+    return bytes(cv2.imencode(".png", sheet)[1].tobytes())

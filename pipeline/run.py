@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -39,6 +40,8 @@ from pipeline.streams import Pipeline, Stream
 from pipeline.summary import NAME as SUMMARY_NAME
 from pipeline.summary import check_summary, write_summary
 from pipeline.types import RunHeader
+
+_log = logging.getLogger("convnextpose.run")
 
 RANDOM_CAPTION = "RANDOM WEIGHTS"
 """Stamped on every picture of a run whose poses mean nothing."""
@@ -93,7 +96,10 @@ class RunConfig:
     on_damage: str = OnDamage.STOP.value
 
     def __post_init__(self) -> None:
-        """Check what can be checked without touching a file."""
+        """Check what can be checked without touching a file; paths may be given as strings."""
+        for name in ("out", "boxes", "trace"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, Path(value))
         if not self.source_list:
             raise ValueError("expected at least one source, received none")
         if not 0 <= self.min_score <= 1:
@@ -209,7 +215,7 @@ def _keep_apart(config: RunConfig, folders: Sequence[Path]) -> None:
         SinkError: naming the file.
     """
     inputs = [*config.source_list, *([config.boxes] if config.boxes else []), config.model]
-    read = {Path(path).resolve() for path in inputs}
+    read = {Path(path).resolve() for path in inputs if Path(path).exists()}  # the model may be a name
     names = [FORMATS[name].file_name for name in config.formats]
     written = [folder / name for folder in folders for name in names] if config.out else []
     written += [config.out / SUMMARY_NAME] if config.out else []
@@ -265,6 +271,7 @@ def open_pipeline(config: RunConfig) -> Pipeline:
         )
         opened.callback(model.close)
         models = [model.close]
+        _log.info("model %s (%s) runs in %s", model.info.name, model.info.variant.name, model.describe())
         detector = None
         if given is None and not config.random_weights:
             detector = open_detector(config.runtime, threads=config.threads, max_batch=several)

@@ -232,7 +232,7 @@ def draw_camera(panel: Picture, view: View, floor: Floor, turn: float, half_angl
 
 def draw_shadows(panel: Picture, view: View, bones: Array, radius_px: float) -> None:
     """Darken the floor softly along bones [B, 2, 2] (px) that were projected onto it."""
-    # A shadow has no fine detail: it is drawn small, and only the part that isn't empty is enlarged.
+    # A shadow has no fine detail: it is drawn small, and only the part that isn't empty is blurred and enlarged.
     factor = max(1, min(view.width, view.height) // 180)
     small = np.zeros((-(-view.height // factor), -(-view.width // factor)), np.uint8)
     size = np.array([view.width, view.height])
@@ -240,11 +240,14 @@ def draw_shadows(panel: Picture, view: View, bones: Array, radius_px: float) -> 
     thickness = line_width(2 * radius_px / factor)
     cv2.polylines(small, list(lines), False, 190, thickness, cv2.LINE_AA, SHIFT)
     blur = (thickness + 1, max(1, thickness // 2))
-    soft = cv2.blur(cv2.blur(small, blur), blur)
+    x, y, width, height = cv2.boundingRect(small)
+    left, top = max(0, x - 2 * blur[0]), max(0, y - 2 * blur[1])
+    drawn = small[top : y + height + 2 * blur[1], left : x + width + 2 * blur[0]]
+    soft = cv2.blur(cv2.blur(drawn, blur), blur)
     x, y, width, height = cv2.boundingRect(soft)
     if width == 0:
         return
     light = cv2.resize(255 - soft[y : y + height, x : x + width], (width * factor, height * factor))
-    region = panel[y * factor :, x * factor :][: height * factor, : width * factor]
+    region = panel[(top + y) * factor :, (left + x) * factor :][: height * factor, : width * factor]
     light = light[: region.shape[0], : region.shape[1]]
     region[:] = cv2.multiply(region, cv2.merge([light, light, light]), scale=1 / 255)

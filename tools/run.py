@@ -27,6 +27,7 @@ from pipeline.people.tracker import KEEP_LOST_S, MAX_PEOPLE
 from pipeline.run import RunConfig, open_pipeline
 from pipeline.streams import Pipeline, Stream
 from pipeline.summary import NAME as SUMMARY_NAME
+from tools.console import make_console
 
 _STOP_SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 if hasattr(signal, "SIGHUP"):
@@ -149,8 +150,7 @@ def run_command(
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    console = Console(highlight=False, emoji=False)
-    console.soft_wrap = not console.is_terminal
+    console = make_console()
     pipeline = open_pipeline(config)
     _print_head(console, pipeline, config)
     failure: StageError | None = None
@@ -194,7 +194,7 @@ def _follow(pipeline: Pipeline) -> None:
         TextColumn("{task.fields[fps]:.1f} fps"),
         TimeRemainingColumn(),
     )
-    screen = Console(stderr=True)
+    screen = make_console(stderr=True, soft_wrap=False)
     with Progress(*columns, console=screen, disable=not screen.is_terminal, transient=True) as progress:
         several = len(pipeline.streams) > 1
         tasks = {

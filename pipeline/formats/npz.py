@@ -31,6 +31,7 @@ def _pose_type(joints: int, *, smooth: bool) -> np.dtype[Any]:
             ("scores", np.float32, joints),
             ("root_depth_mm", np.float64),
             ("root_depth_source", np.str_, max(len(source.value) for source in RootDepthSource)),
+            ("cut_by_edge", np.bool_),
         ]
         + ([("smoothed_mm", np.float32, (joints, 3))] if smooth else [])
     )
@@ -41,9 +42,9 @@ class NpzRecorder(PoseRecorder):
 
     For F frames and P poses of J joints: `frame_index` [F], `time_s` [F] s, `camera` [F, 4] (fx, fy, cx, cy) px; `pose_frame`
     [P] (the row of its frame), `track_id` [P], `box` [P, 4] (x, y, width, height) px, `joints_px` [P, J, 2], `joints_mm`
-    [P, J, 3], `scores` [P, J], `root_depth_mm` [P], `root_depth_source` [P], and `smoothed_mm` [P, J, 3] where the run's header
-    says so (NaN for a pose that nobody smoothed); `header`, the run's header as JSON text; and `random_weights`, whether the
-    poses mean nothing.
+    [P, J, 3], `scores` [P, J], `root_depth_mm` [P], `root_depth_source` [P], `cut_by_edge` [P], and `smoothed_mm` [P, J, 3]
+    where the run's header says so (NaN for a pose that nobody smoothed); `header`, the run's header as JSON text; and
+    `random_weights`, whether the poses mean nothing.
 
     A killed run leaves no arrays; `pose_arrays` makes them from the lines of JSON.
     """
@@ -114,6 +115,7 @@ def _pose_rows(frame_row: int, poses: Sequence[Pose], header: RunHeader) -> NDAr
             pose.scores,
             pose.root_depth_mm,
             pose.root_depth_source.value,
+            pose.cut_by_edge,
             *([unknown if pose.smoothed_mm is None else pose.smoothed_mm] if header.smooth else []),
         )
         for pose in poses

@@ -139,6 +139,7 @@ def _pose_record(pose: Pose, *, smooth: bool) -> dict[str, Any]:
         "scores": _rounded(pose.scores, 4),
         "root_depth_mm": round(float(pose.root_depth_mm), 2),
         "root_depth_source": pose.root_depth_source.value,
+        "cut_by_edge": pose.cut_by_edge,
     }
 
 
@@ -224,5 +225,6 @@ def _parse_pose(record: dict[str, Any], joints: int) -> Pose:
         scores=np.array(record["scores"], np.float64),
         root_depth_mm=record["root_depth_mm"],
         root_depth_source=RootDepthSource(record["root_depth_source"]),
+        cut_by_edge=bool(record.get("cut_by_edge", False)),  # results of 0.1.0 do not say
         smoothed_mm=np.array(record["smoothed_mm"], np.float64) if "smoothed_mm" in record else None,
     )
