@@ -34,6 +34,7 @@ from pipeline.formats.base import Recorder, WrittenFile, written_files
 from pipeline.formats.trace import TraceRecorder
 from pipeline.inbox import Board, Closed, Inbox, InFlight
 from pipeline.ledger import FrameLedger
+from pipeline.people.appearances import Appearances
 from pipeline.sources import Source
 from pipeline.timeline import Stopwatch, Timeline, TimingTable
 from pipeline.types import Frame, PosedFrame, RunHeader, UnreadableFrame
@@ -125,7 +126,7 @@ class Stream:
         clock: what the newest of these ages is by, as in `Frame`; None before there is one.
         finished: posed frames for whoever iterates over the pipeline.
         states: what the source was doing.
-        track_ids: the people seen so far.
+        people: who was seen so far.
         error: why the stream ended early, or None.
     """
 
@@ -147,7 +148,7 @@ class Stream:
         self.ages_ns: deque[int] = deque(maxlen=KEPT_AGES)
         self.clock: str | None = None
         self.states: list[State] = []
-        self.track_ids: set[int] = set()
+        self.people = Appearances()
         self.error: StageError | None = None
         self.source = source
         self.estimator = estimator
@@ -304,7 +305,7 @@ class Stream:
                     self.ledger.fail(taken.frame.index, f"{stopwatch.stage}: {error}")
                     self._in_flight.leave(taken.size)
                     continue
-                self.track_ids.update(pose.track_id for pose in posed.poses)
+                self.people.add(posed)
                 self._publish(_Flight(posed, stopwatch, taken.size, len(self.recorders)))
         except Closed:
             pass

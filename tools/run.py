@@ -42,6 +42,9 @@ if hasattr(signal, "SIGHUP"):
 _TONES = {"running": "green", "live": "green", "connecting": "yellow", "stalled": "yellow", "lost": "red", "broken": "red"}
 """Colours of states on a terminal."""
 
+_SHOWN_PEOPLE = 10
+"""People whom the console lists."""
+
 _SHOWN_REASONS = 5
 """Reasons of a kind that the console lists."""
 
@@ -332,7 +335,15 @@ def _print_stream(console: Console, stream: Stream, config: RunConfig) -> None:
     for name, count in stream.missed.items():
         if count:
             console.print(f"         {count} missed by {escape(name)}, which was behind")
-    console.print(f"people   a pose in {counts.with_person} of {counts.posed} frames")
+    people = stream.people.all()
+    console.print(f"people   {len(people)}; a pose in {counts.with_person} of {counts.posed} frames")
+    for person in people[:_SHOWN_PEOPLE]:
+        gaps = {0: "", 1: ", one gap"}.get(person.gaps, f", {person.gaps} gaps")
+        console.print(
+            f"         person {person.track_id}: {person.first_s:.2f} to {person.last_s:.2f} s, {person.poses} poses{gaps}"
+        )
+    if len(people) > _SHOWN_PEOPLE:
+        console.print(f"         {len(people) - _SHOWN_PEOPLE} people more: see {SUMMARY_NAME}")
     _print_reasons(console, counts.problems, "without a pose")
     if counts.posed and not counts.with_person and not counts.problems:
         if config.boxes:
