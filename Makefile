@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO = convnextpose/weights/demo.mp4
 
-.PHONY: demo test test-gpu check bench clean
+.PHONY: demo test test-all test-gpu check bench clean
 
 $(VENV)/base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,10 @@ demo: $(VENV)/base
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest
+
+# Also the slow cases: more of what one fast case of each law shows.
+test-all: $(VENV)/dev
+	$(BIN)/python -m pytest -m ""
 
 # Fails, and does not skip, where there is no GPU.
 test-gpu: $(VENV)/dev

@@ -214,19 +214,21 @@ def _reference_joints(frames: LabelledFrames) -> list[NDArray[np.float64]]:
 
 
 def _finding_figures(model: PoseModel, frames: LabelledFrames) -> Figures:
-    """Whom a run finds: one person in each picture, and the boxes of the detector."""
+    """Whom a run finds in each picture, and the boxes of the detector."""
     from benchmarks.pictures import count_found
-    from pipeline.people.detection import detect
-    from pipeline.people.tracks import DETECTION_SCORE, SinglePerson
+    from pipeline.estimator import Estimator
+    from pipeline.people.detection import detections_of
+    from pipeline.people.tracker import PeopleTracker
     from pipeline.run import open_detector
-    from pipeline.timeline import Stopwatch
 
-    finder = SinglePerson(model, detector := open_detector(), follows=False)
-    _, frames_with = count_found(frames, lambda frame: [person.box for person in finder.find(frame, Stopwatch())])
-    boxed, _ = count_found(frames, lambda frame: [d.box for d in detect(detector, frame.image, DETECTION_SCORE)])
+    see = detections_of(open_detector())
+    estimator = Estimator(model, PeopleTracker(see, model.info.joint_set, follows=False))
+    found, _ = count_found(frames, lambda frame: [pose.box for pose in estimator.step(frame).poses])
+    boxed, _ = count_found(frames, lambda frame: [detection.box for detection in see(frame)])
+    labelled = sum(len(people) for _, people in frames)
     return {
-        "frames whose found person is labelled": f"{frames_with} of {len(frames)}",
-        "labelled people in detected boxes": f"{boxed} of {sum(len(people) for _, people in frames)}",
+        "labelled people whom a run finds": f"{found} of {labelled}",
+        "labelled people in detected boxes": f"{boxed} of {labelled}",
     }
 
 

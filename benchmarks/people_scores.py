@@ -26,12 +26,13 @@ from convnextpose import weights
 from convnextpose.crop import Box
 from convnextpose.errors import PoseError, SourceError
 from engines.opening import open_people_detector
+from pipeline.estimator import Estimator
 from pipeline.people import MIN_SCORE
-from pipeline.people.tracks import SinglePerson, box_from_joints
+from pipeline.people.detection import detections_of
+from pipeline.people.tracker import PeopleTracker, box_from_joints
 from pipeline.run import open_model
 from pipeline.sources import open_source
-from pipeline.stages import RelativePose
-from pipeline.types import Frame
+from pipeline.types import Frame, Pose
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for `benchmarks` and `training`, which are not installed
 
@@ -54,17 +55,17 @@ class Search:
 
     file: Path
     frame: int
-    best: RelativePose | None
+    best: Pose | None
 
     def finds(self, score: float) -> bool:
         """Whether somebody counts as found from this score on."""
-        return self.best is not None and self.best.score >= score
+        return self.best is not None and float(self.best.scores.mean()) >= score
 
     def is_of(self, boxes: list[Box]) -> bool:
         """Whether the best pose is of one of the people in these boxes."""
         from benchmarks.pictures import FOUND_IOU
 
-        return self.best is not None and any(box_from_joints(self.best.joints).iou(box) >= FOUND_IOU for box in boxes)
+        return self.best is not None and any(box_from_joints(self.best.joints_px).iou(box) >= FOUND_IOU for box in boxes)
 
 
 def main() -> None:
@@ -80,7 +81,7 @@ def main() -> None:
     if not arguments.files and arguments.people is None:
         parser.error("expected pictures or videos, or --people FOLDER, received neither")
     try:
-        finder = SinglePerson(open_model(arguments.model, precision="fp32"), open_people_detector(arguments.detector))
+        finder = everybody(arguments.model, arguments.detector)
         if arguments.people is None:
             print_lines(finder, [Path(file) for file in arguments.files], arguments.every)
             return
@@ -91,16 +92,24 @@ def main() -> None:
         parser.exit(1, f"{error}\n")
 
 
-def search_files(finder: SinglePerson, files: list[Path], every: int) -> Iterator[Search]:
+def everybody(model: str, detector: Path) -> Estimator:
+    """Finds all poses that lie where the detector sees somebody, however unsure they are."""
+    poses = open_model(model, precision="fp32")
+    see = detections_of(open_people_detector(detector))
+    return Estimator(poses, PeopleTracker(see, poses.info.joint_set, min_score=0.0, follows=False))
+
+
+def search_files(finder: Estimator, files: list[Path], every: int) -> Iterator[Search]:
     """Search every n-th frame of each file."""
     for file in files:
         with open_source(file) as source:
             for frame in source:
                 if isinstance(frame, Frame) and frame.index % every == 0:
-                    yield Search(file, frame.index, finder.best(frame))
+                    best = max(finder.step(frame).poses, key=lambda pose: float(pose.scores.mean()), default=None)
+                    yield Search(file, frame.index, best)
 
 
-def print_lines(finder: SinglePerson, files: list[Path], every: int) -> None:
+def print_lines(finder: Estimator, files: list[Path], every: int) -> None:
     """Print the best score of each picture, and where it is."""
     began, searches = time.perf_counter(), 0
     for search in search_files(finder, files, every):
@@ -111,7 +120,7 @@ def print_lines(finder: SinglePerson, files: list[Path], every: int) -> None:
             continue
         box = best.box
         where = f"x={box.x:.0f} y={box.y:.0f} {box.width:.0f}x{box.height:.0f} px"
-        print(f"{place}  {'found' if search.finds(MIN_SCORE) else 'nobody':6s}  score {best.score:.2f}  {where}")
+        print(f"{place}  {'found' if search.finds(MIN_SCORE) else 'nobody':6s}  score {best.scores.mean():.2f}  {where}")
     print(f"{searches} pictures, {(time.perf_counter() - began) / max(1, searches) * 1000:.0f} ms each, decoding included")
 
 
@@ -143,7 +152,7 @@ def known_people(folder: Path) -> dict[str, KnownPeople]:
     return groups | {"without people, backgrounds": backgrounds}
 
 
-def count(finder: SinglePerson, people: KnownPeople, every: int) -> dict[str, list[int]]:
+def count(finder: Estimator, people: KnownPeople, every: int) -> dict[str, list[int]]:
     """For each of SCORES: in how many pictures a known person is found, and in how many something else is."""
     searches = list(search_files(finder, list(people), every))
     right = [search for search in searches if search.is_of(people[search.file])]

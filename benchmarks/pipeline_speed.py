@@ -1,11 +1,12 @@
 """How near the threaded pipeline comes to what the machine's cores allow, and what the threads gain.
 
-    python benchmarks/pipeline_speed.py [--clip CLIP] [--rounds 5] [--json FILE]
+    python benchmarks/pipeline_speed.py [--clip CLIP] [--rounds 5] [--json FILE] [--precision fp32] [--formats mp4,ndjson,npz]
 
-Everything is on: decoding, finding the person, the network, lifting, drawing, MP4, NDJSON and NPZ. Each round runs the clip
-once with the stages called one after another in one thread and once through the pipeline, in turn, so that a machine that
-drifts does so for both. The bound on a frame's time is the larger of two figures of the round's run in one thread: the slowest
-stage's time, and the CPU time of the whole process over the number of cores. Ratios are taken in each round; the median counts.
+Everything is on: decoding, finding and following the person, the network, lifting, drawing, MP4, NDJSON and NPZ. Each round
+opens the same pipeline twice: once it runs in its threads, once its own source, estimator, renderer and recorders are called
+one after another in one thread. The bound on a frame's time is the larger of two figures of the round's run in one thread: the
+time of the work that one thread of the pipeline does, for the slowest of them, and the CPU time of the whole process over the
+number of cores. Ratios are taken in each round; the median counts.
 """
 
 from __future__ import annotations
@@ -13,90 +14,119 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convnextpose import weights
-from convnextpose.camera import Intrinsics, RootDepthSource
-from engines.runtimes.base import usable_cores
-from pipeline.draw import PoseRenderer
-from pipeline.formats.table import DEFAULT_FORMATS, open_recorders
-from pipeline.people import SinglePerson
-from pipeline.run import RunConfig, open_model, open_pipeline
-from pipeline.sources import open_source
-from pipeline.stages import infer, lift
-from pipeline.timeline import STAGES
-from pipeline.types import PosedFrame, RunHeader
+from engines.session import usable_cores
+from pipeline.formats.table import DEFAULT_FORMATS
+from pipeline.run import RunConfig, open_pipeline
+from pipeline.timeline import STAGES, Stopwatch, Timeline
+from pipeline.types import UnreadableFrame
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # for `benchmarks`, which is not installed
+
+from benchmarks.rounds import by_turns, in_words, ratios
 
 
 @dataclass(frozen=True)
-class Alone:
-    """The stages called one after another in one thread.
+class Speed:
+    """A run of a clip.
 
     Attributes:
         frames: frames that went through.
-        wall_s: the whole run, s.
+        wall_s: the whole run, the end of its files included, but not the opening of its model, s.
         cpu_s: CPU time of the process, all threads of all libraries, s.
-        stage_s: each stage's time, s.
     """
 
     frames: int
     wall_s: float
     cpu_s: float
-    stage_s: dict[str, float]
 
 
-def run_alone(config: RunConfig, out: Path) -> Alone:
-    """Run the clip in this thread."""
-    stage_s = dict.fromkeys(STAGES, 0.0)
-    with open_model(config.model, config.runtime, threads=config.threads) as runtime, open_source(config.source) as source:
-        info = source.info
-        camera = config.camera or Intrinsics.assumed(info.width, info.height)
-        depth_source = RootDepthSource.INTRINSICS if config.camera else RootDepthSource.ASSUMED_FOV
-        header = RunHeader(
-            info.id, info.width, info.height, info.frame_rate, info.frame_count, camera, depth_source,
-            runtime.model, runtime.describe(),
-        )  # fmt: skip
-        finder, renderer = SinglePerson(runtime), PoseRenderer(runtime.model.joint_set)
-        sinks = open_recorders(out, DEFAULT_FORMATS, header, overwrite=True)
-        frames = iter(source)
-        count = 0
-        begin, begin_cpu = time.perf_counter(), time.process_time()
+@dataclass(frozen=True)
+class SpeedAlone(Speed):
+    """A run in one thread.
+
+    Attributes:
+        thread_s: by the work that a thread of the pipeline does, how long it took here, s.
+        timelines: where each frame's time went.
+    """
+
+    thread_s: dict[str, float]
+    timelines: tuple[Timeline, ...]
+
+    def stage_ms(self) -> dict[str, list[float]]:
+        """What each stage, and each format that is written, took of each frame that went through it, ms."""
+        taken: dict[str, list[float]] = {}
+        for timeline in self.timelines:
+            of_frame: dict[str, float] = {}
+            for span in timeline.spans:
+                name = f"{span.stage} {span.part}" if span.part else span.stage
+                of_frame[name] = of_frame.get(name, 0.0) + span.work_ns / 1e6
+            for name, value in of_frame.items():
+                taken.setdefault(name, []).append(value)
+        return dict(sorted(taken.items(), key=lambda item: STAGES.index(item[0].split()[0])))
+
+
+def run_alone(config: RunConfig) -> SpeedAlone:
+    """Run a config's one source in this thread."""
+    pipeline = open_pipeline(config)
+    (stream,) = pipeline.streams
+    thread_s: dict[str, float] = {}
+    timelines = []
+    begin, begin_cpu = time.perf_counter(), time.process_time()
+
+    def note(thread: str, start: float) -> float:
+        now = time.perf_counter()
+        thread_s[thread] = thread_s.get(thread, 0.0) + now - start
+        return now
+
+    with pipeline:
+        frames, now = iter(stream.source), begin
         while True:
-            marks = [time.perf_counter()]
-            frame = next(frames, None)
+            stopwatch = Stopwatch()
+            with stopwatch.span("capture"):
+                frame = next(frames, None)
+            now = note("reader", now)
             if frame is None:
                 break
-            marks.append(time.perf_counter())
-            people = finder.find(frame)
-            marks.append(time.perf_counter())
-            sightings = infer(runtime, frame, people, finder.min_score)
-            finder.observe(sightings)
-            marks.append(time.perf_counter())
-            poses = tuple(lift(s, camera, depth_source) for s in sightings)
-            marks.append(time.perf_counter())
-            picture = renderer.render(frame, poses, camera)
-            marks.append(time.perf_counter())
-            for sink in sinks:
-                sink.write(PosedFrame(frame, poses, camera, picture))
-            marks.append(time.perf_counter())
-            for stage, start, end in zip(STAGES, marks[:-1], marks[1:], strict=True):
-                stage_s[stage] += end - start
-            count += 1
-        for sink in sinks:
-            sink.close()
-        return Alone(count, time.perf_counter() - begin, time.process_time() - begin_cpu, stage_s)
+            if isinstance(frame, UnreadableFrame):
+                continue
+            posed = stream.estimator.step(frame, stopwatch)
+            now = note("estimator", now)
+            if stream.renderer is not None:
+                with stopwatch.span("render"):
+                    picture = stream.renderer.render(frame, posed.poses, posed.camera, caption=stream.caption)
+                posed = replace(posed, picture=picture)
+                now = note("renderer", now)
+            for recorder in stream.recorders:
+                with stopwatch.span("write", part=recorder.path.suffix.removeprefix(".")):
+                    recorder.write(posed)
+                now = note(recorder.path.name, now)
+            timelines.append(stopwatch.timeline(frame.source_id, frame.index))
+    wall_s, cpu_s = time.perf_counter() - begin, time.process_time() - begin_cpu
+    return SpeedAlone(len(timelines), wall_s, cpu_s, thread_s, tuple(timelines))
 
 
-def run_threaded(config: RunConfig) -> tuple[int, float, float]:
-    """Run the clip through the pipeline; returns frames, wall time and CPU time, s."""
+def run_threaded(config: RunConfig) -> Speed:
+    """Run a config's one source through the pipeline."""
     pipeline = open_pipeline(config)
     begin, begin_cpu = time.perf_counter(), time.process_time()
     with pipeline:
         count = sum(1 for _ in pipeline)
-    return count, time.perf_counter() - begin, time.process_time() - begin_cpu
+    return Speed(count, time.perf_counter() - begin, time.process_time() - begin_cpu)
+
+
+def bound_ms(alone: SpeedAlone, cores: int) -> tuple[float, str]:
+    """The least time that a frame can take in the pipeline on so many cores, ms, and what bounds it."""
+    slowest = max(alone.thread_s, key=lambda thread: alone.thread_s[thread])
+    bounds = {f"the {slowest}'s work": alone.thread_s[slowest], f"all CPU time over {cores} cores": alone.cpu_s / cores}
+    what = max(bounds, key=lambda name: bounds[name])
+    return 1e3 * bounds[what] / alone.frames, what
 
 
 def main() -> None:
@@ -105,45 +135,60 @@ def main() -> None:
     parser.add_argument("--clip", type=Path, default=weights.DEMO_CLIP)
     parser.add_argument("--model", default="xs")
     parser.add_argument("--runtime", default="auto")
+    parser.add_argument("--precision", default="auto")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--formats", default=",".join(DEFAULT_FORMATS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     cores = usable_cores()
-    rows = []
-    for _ in range(arguments.rounds):
-        with tempfile.TemporaryDirectory() as folder:
-            config = RunConfig(
-                arguments.clip,
-                model=arguments.model,
-                runtime=arguments.runtime,
-                threads=arguments.threads,
-                out=Path(folder) / "threaded",
-            )
-            alone = run_alone(config, Path(folder) / "alone")
-            frames, wall_s, cpu_s = run_threaded(config)
-        slowest = max(alone.stage_s, key=lambda stage: alone.stage_s[stage])
-        slowest_ms, cpu_ms = 1e3 * alone.stage_s[slowest] / alone.frames, 1e3 * alone.cpu_s / cores / alone.frames
-        rows.append(
-            {
-                "alone_ms": 1e3 * alone.wall_s / alone.frames,
-                "threaded_ms": 1e3 * wall_s / frames,
-                "slowest_stage_ms": slowest_ms,
-                "cpu_over_cores_ms": cpu_ms,
-                "threaded_cpu_over_cores_ms": 1e3 * cpu_s / cores / frames,
-                "bound_ms": max(slowest_ms, cpu_ms),
-                **{f"{stage}_ms": 1e3 * s / alone.frames for stage, s in alone.stage_s.items()},
-            }
+    alone: list[SpeedAlone] = []
+    threaded: list[Speed] = []
+    with tempfile.TemporaryDirectory() as folder:
+        config = RunConfig(
+            arguments.clip,
+            model=arguments.model,
+            runtime=arguments.runtime,
+            precision=arguments.precision,
+            threads=arguments.threads,
+            formats=tuple(arguments.formats.split(",")),
+            out=Path(folder) / "results",
+            overwrite=True,
         )
-    figures = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
-    figures["of_bound"] = statistics.median(row["bound_ms"] / row["threaded_ms"] for row in rows)
-    figures["gain"] = statistics.median(row["alone_ms"] / row["threaded_ms"] for row in rows)
-    for key, value in figures.items():
-        print(f"{key:28s} {value:8.2f}")
-    print(f"{cores} cores, {arguments.rounds} rounds: {1e3 / figures['threaded_ms']:.1f} frames a second, ", end="")
-    print(f"{figures['of_bound']:.2f} of the bound, {figures['gain']:.2f} times the speed of one thread")
+        for _, in_one_thread in by_turns((True, False), arguments.rounds):
+            if in_one_thread:
+                alone.append(run_alone(config))
+            else:
+                threaded.append(run_threaded(config))
+    bounds = [bound_ms(run, cores) for run in alone]
+    threaded_ms = [1e3 * run.wall_s / run.frames for run in threaded]
+    alone_ms = [1e3 * run.wall_s / run.frames for run in alone]
+    of_frame = {  # a stage that did not happen to a frame took nothing of it
+        name: statistics.median(sum(run.stage_ms().get(name, [])) / run.frames for run in alone) for name in alone[0].stage_ms()
+    }
+    figures = {
+        "pipeline": statistics.median(threaded_ms),
+        "pipeline, CPU over cores": statistics.median(1e3 * run.cpu_s / cores / run.frames for run in threaded),
+        "one thread": statistics.median(alone_ms),
+        "one thread, CPU over cores": statistics.median(1e3 * run.cpu_s / cores / run.frames for run in alone),
+        **{
+            f"one thread, {thread}": statistics.median(1e3 * run.thread_s[thread] / run.frames for run in alone)
+            for thread in alone[0].thread_s
+        },
+        "bound": statistics.median(value for value, _ in bounds),
+        **{f"stage {name}": value for name, value in of_frame.items()},
+    }
+    print(f"{arguments.clip.name}, {alone[0].frames} frames, {cores} cores, {arguments.rounds} rounds; ms a frame, medians")
+    for name, value in figures.items():
+        print(f"  {name:28s} {value:8.2f}")
+    of_bound = ratios([value for value, _ in bounds], threaded_ms)
+    gain = ratios(alone_ms, threaded_ms)
+    print(f"{1e3 / figures['pipeline']:.1f} frames a second; the bound is {bounds[0][1]}")
+    print(f"speed over the bound's     {in_words(of_bound)}")
+    print(f"speed over one thread's    {in_words(gain)}")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"cores": cores, "rounds": rows, "median": figures}, indent=2) + "\n")
+        record = {"cores": cores, "ms_a_frame": figures, "of_bound": of_bound, "gain": gain}
+        arguments.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

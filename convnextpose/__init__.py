@@ -6,8 +6,11 @@ May import numpy; torch only inside `network.py`, and when used inside `containe
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import Any
+
+logging.getLogger("convnextpose").addHandler(logging.NullHandler())  # silent unless the program that uses it says otherwise
 
 _PUBLIC = {
     "Box": "convnextpose.crop",

@@ -1,7 +1,7 @@
 """Verified checkpoints: which variant the tensors make, and the proof that nothing is missing, foreign or broken.
 
 The shapes decide what a checkpoint is, never its name. Canonical names are those of `network.PoseNetwork`: without
-`module.`, head layers as `head.deconv_layers_1.dwconv.weight`. Published files call the same tensors either that
+prefix, head layers as `head.deconv_layers_1.dwconv.weight`. Published files call the same tensors either that
 ("named", XS and S) or `head.deconv_layers_1.0.weight` ("numbered", M and L).
 """
 
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, asdict, dataclass
 from pathlib import Path
@@ -19,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convnextpose.containers import read_container, require_torch, show
+from convnextpose.containers import read_container, require_torch
 from convnextpose.errors import CheckpointError
+from convnextpose.files import show
+from convnextpose.pickles import OddTensor, StoredTensor
 from convnextpose.skeleton import HUMAN36M, JOINT_SETS, JointSet, joint_set_of_size
 from convnextpose.variants import HEAD_LAYERS, Variant
 
@@ -29,11 +33,24 @@ if TYPE_CHECKING:
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-STATE_KEYS = ("network", "state_dict", "model")
-"""Where in a checkpoint's dictionary the state dict may stand; the first is that of the published files."""
+STATE_KEYS = (
+    "network", "state_dict", "model", "model_state_dict", "module", "net", "params", "model_ema", "state_dict_ema",
+    "ema_state_dict", "ema", "params_ema",
+)  # fmt: skip
+"""Where in a checkpoint's dictionary the state dict may stand, in this order; the first is that of the published files. Those
+with `ema` hold a running mean of the weights, which is taken where there are no others."""
+
+MAX_NESTING = 4
+"""In how many dictionaries a state dict may lie."""
 
 LISTED = 3
 """How many tensors a message names before it counts the rest."""
+
+_COMPILED = "_orig_mod."
+"""What torch.compile puts before the names in a module that it compiled, which may be any."""
+
+_PREFIX = re.compile(r"(?:[^.]+\.)*?(?=(?:backbone|head)\.)")
+"""What wrappers put before a network's names: `module.` of DataParallel, `_orig_mod.` of torch.compile, `model.` of others."""
 
 _NUMBERED = re.compile(r"(head\.deconv_layers_\d+)\.([012])\.(.+)")
 _NAMED = re.compile(r"head\.deconv_layers_\d+\.(dwconv|norm|pwconv)\..+")
@@ -57,6 +74,7 @@ class VerifiedCheckpoint:
         source: the name that was given.
         name_claims: the variant that the source's name claims, where that is another than `variant`; otherwise None.
         head_format: `named` or `numbered`, see the module's docstring.
+        key_prefix: what stood before every name in the source, such as `module.`; empty for nothing.
     """
 
     variant: Variant
@@ -66,6 +84,7 @@ class VerifiedCheckpoint:
     source: str
     name_claims: Variant | None
     head_format: str
+    key_prefix: str
     token: InitVar[object] = None
 
     def __post_init__(self, token: object) -> None:
@@ -106,6 +125,7 @@ class VerificationReport:
         backbone_kernel: side of the depthwise kernels in the backbone.
         head: its three layers.
         head_format: how the file calls the head's tensors, `named` or `numbered`.
+        key_prefix: what stands before every tensor's name in the file, such as `module.`; empty for nothing.
         heatmap_size: side of the heat-map, bins.
         depth_bins: depth of the heat-map volume, bins.
         joints: how many joints it estimates.
@@ -126,6 +146,7 @@ class VerificationReport:
     backbone_kernel: int
     head: tuple[HeadLayerReport, ...]
     head_format: str
+    key_prefix: str
     heatmap_size: int
     depth_bins: int
     joints: int
@@ -164,7 +185,7 @@ def verify_state(
     are sound, and so is a single variance of zero: a channel that never fires has it.
 
     Args:
-        state: tensors by name, with or without `module.`, in either head format, of any floating type.
+        state: tensors by name, with or without a prefix such as `module.`, in either head format, of any floating type.
         source: what to call it in messages.
         sha256: hash of the file that it came from, or None to hash the tensors.
         variant: the variant that it must be, or None to take what the shapes say.
@@ -174,8 +195,11 @@ def verify_state(
         RuntimeUnavailableError: PyTorch is missing.
     """
     require_torch()
-    tensors, head_format = _canonical(state, source)
-    shapes = {name: tuple(int(size) for size in tensor.shape) for name, tensor in tensors.items()}
+    tensors, head_format, key_prefix = _canonical(state, source)
+    odd = [f"{show(name)} ({tensor.kind})" for name, tensor in tensors.items() if isinstance(tensor, OddTensor)]
+    if odd:
+        raise CheckpointError(f"{source}: expected plain tensors, received others for {_listing(odd)}: save them densely")
+    shapes = {name: _shape_of(name, tensor, source) for name, tensor in tensors.items()}
     found, joint_set = _identify(shapes, source, variant)
     # Values come after shapes: a tensor of the right shape is small, whatever the file says.
     arrays = {name: _freeze(name, tensors[name], source) for name in _expected(found, len(joint_set))}
@@ -189,6 +213,7 @@ def verify_state(
         source=source,
         name_claims=None if claim is found else claim,
         head_format=head_format,
+        key_prefix=key_prefix,
         token=_TOKEN,
     )
 
@@ -224,6 +249,7 @@ def describe(checkpoint: VerifiedCheckpoint) -> VerificationReport:
         backbone_kernel=state["backbone.stages.0.0.dwconv.weight"].shape[-1],
         head=tuple(head),
         head_format=checkpoint.head_format,
+        key_prefix=checkpoint.key_prefix,
         heatmap_size=spec.heatmap_size,
         depth_bins=state[_FINAL].shape[0] // len(checkpoint.joint_set),
         joints=len(checkpoint.joint_set),
@@ -240,13 +266,16 @@ def claimed_variant(name: str) -> Variant | None:
 
 
 def _find_state(tree: object, source: str) -> Mapping[str, Any]:
-    """The state dict in what a container holds: under one of `STATE_KEYS`, or the whole."""
+    """The state dict in what a container holds: under one of `STATE_KEYS`, or under one in that, or the whole."""
+    found = tree
+    for _ in range(MAX_NESTING):
+        inner = [found[key] for key in STATE_KEYS if isinstance(found.get(key), Mapping)] if isinstance(found, Mapping) else []
+        if not inner:
+            break
+        found = inner[0]
+    if isinstance(found, Mapping) and (found is not tree or any(_is_tensor(value) for value in found.values())):
+        return found
     if isinstance(tree, Mapping):
-        for key in STATE_KEYS:
-            if isinstance(tree.get(key), Mapping):
-                return tree[key]
-        if any(_is_tensor(value) for value in tree.values()):
-            return tree
         received = "a dictionary of " + (", ".join(show(key) for key in list(tree)[:5]) or "nothing")
     else:
         received = f"a {type(tree).__name__}"
@@ -254,35 +283,53 @@ def _find_state(tree: object, source: str) -> Mapping[str, Any]:
 
 
 def _is_tensor(value: object) -> bool:
-    return isinstance(value, (np.ndarray, require_torch().Tensor))
+    return isinstance(value, (StoredTensor, OddTensor, np.ndarray, np.generic, require_torch().Tensor))
 
 
-def _canonical(state: Mapping[str, Any], source: str) -> tuple[dict[str, Any], str]:
-    """The tensors under their canonical names, and the head's format."""
-    for name, value in state.items():
+def _canonical(state: Mapping[str, Any], source: str) -> tuple[dict[str, Any], str, str]:
+    """The tensors under their canonical names, the head's format, and the prefix that all names have."""
+    # Wrappers keep counters of their own beside the network, such as AveragedModel's `n_averaged`.
+    named = {name: value for name, value in state.items() if not _is_counter(name, value)}
+    for name, value in named.items():
         if not isinstance(name, str) or not _is_tensor(value):
-            raise CheckpointError(f"{source}: expected tensors by name, received {show(name)}, a {type(value).__name__}")
-    wrapped = sum(name.startswith("module.") for name in state)
-    if wrapped not in (0, len(state)):
+            raise CheckpointError(f"{source}: expected tensors by name, received {show(name)}, a {_kind(value)}")
+    prefixes = Counter(match[0] for match in map(_PREFIX.match, named) if match)
+    if len(prefixes) > 1:
+        told = " and ".join(f"{f'`{show(prefix)}`' if prefix else 'none'} before {n}" for prefix, n in prefixes.most_common(3))
         raise CheckpointError(
-            f"{source}: expected `module.` before every name or none, received it before {wrapped} of {len(state)}"
+            f"{source}: expected one network, with one prefix before every name or none, received {told} of {len(named)} "
+            "names: keep those of one"
         )
+    prefix = next(iter(prefixes), "")
     tensors: dict[str, Any] = {}
     formats = set()
-    for name, value in state.items():
-        canonical = name.removeprefix("module.")
+    for name, value in named.items():
+        canonical = name.removeprefix(prefix).replace(_COMPILED, "")
         numbered = _NUMBERED.fullmatch(canonical)
         if numbered:
             formats.add("numbered")
             canonical = f"{numbered[1]}.{_PARTS[numbered[2]]}.{numbered[3]}"
         elif _NAMED.fullmatch(canonical):
             formats.add("named")
+        if canonical in tensors and len(formats) < 2:
+            raise CheckpointError(f"{source}: expected each tensor once, received {show(canonical)} under two names")
         tensors[canonical] = value
     if len(formats) > 1:
         raise CheckpointError(
             f"{source}: expected head layers as `dwconv`, `norm`, `pwconv` or as `0`, `1`, `2`, received both in one file"
         )
-    return tensors, "".join(formats)
+    return tensors, "".join(formats), prefix
+
+
+def _kind(value: object) -> str:
+    return "tensor" if _is_tensor(value) else type(value).__name__
+
+
+def _is_counter(name: object, value: object) -> bool:
+    """Whether an entry is a number beside the network's tensors, whose names all have dots."""
+    if not isinstance(name, str) or "." in name:
+        return False
+    return isinstance(value, (int, float, str)) or (_is_tensor(value) and math.prod(getattr(value, "shape", (2,))) == 1)
 
 
 @functools.cache
@@ -356,20 +403,32 @@ def _listing(names: Sequence[str], text: Callable[[str], str] = show) -> str:
     return ", ".join(map(text, names[:LISTED])) + more
 
 
-def _freeze(name: str, tensor: Any, source: str) -> NDArray[Any]:  # noqa: ANN401 (a Tensor or an array)
+def _shape_of(name: str, tensor: Any, source: str) -> tuple[int, ...]:  # noqa: ANN401 (a tensor of any kind, or an array)
+    try:
+        return tuple(int(size) for size in tensor.shape)
+    except (RuntimeError, TypeError, ValueError) as error:  # nested tensors have no one shape
+        raise CheckpointError(f"{source}: expected {show(name)} as a plain tensor, received one without a shape") from error
+
+
+def _freeze(name: str, tensor: Any, source: str) -> NDArray[Any]:  # noqa: ANN401 (a tensor of any kind, or an array)
     """A copy as float32 (int64 for counters) that nobody can write to."""
-    torch = require_torch()
-    if isinstance(tensor, np.ndarray):
-        tensor = torch.tensor(tensor)
-    if tensor.layout != torch.strided or tensor.device.type == "meta":
-        raise CheckpointError(f"{source}: expected {name} as a plain tensor, received one that is sparse or has no numbers")
     counter = name.endswith("num_batches_tracked")
-    known = (torch.int64, torch.int32) if counter else (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-    if tensor.dtype not in known:
+    stored = isinstance(tensor, (StoredTensor, np.ndarray, np.generic))
+    if not stored and (tensor.layout != require_torch().strided or tensor.is_nested or tensor.device.type == "meta"):
+        raise CheckpointError(f"{source}: expected {name} as a plain tensor, received one that is sparse or has no numbers")
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in (("int64", "int32") if counter else ("float32", "float16", "bfloat16", "float64")):
         raise CheckpointError(
-            f"{source}: expected {name} in {'whole' if counter else 'floating-point'} numbers, received {tensor.dtype}"
+            f"{source}: expected {name} in {'whole' if counter else 'floating-point'} numbers, received {dtype}"
         )
-    array = tensor.detach().to("cpu", known[0]).numpy()
+    wanted = np.int64 if counter else np.float32
+    if isinstance(tensor, StoredTensor):
+        tensor = tensor.numpy()
+    elif not stored:
+        torch = require_torch()
+        tensor = tensor.detach().to("cpu", torch.int64 if counter else torch.float32).numpy()
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as that
+        array = np.asarray(tensor, dtype=wanted)
     # An array over bytes is read-only for good: no flag makes it writable.
     return np.frombuffer(array.tobytes(), array.dtype).reshape(array.shape)
 

@@ -13,8 +13,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from convnextpose.containers import read_container
 from convnextpose.errors import CheckpointError
+from convnextpose.files import show
 from convnextpose.network import Backbone, HeadLayer, Normalise
+from convnextpose.pickles import StoredTensor
 from convnextpose.variants import Variant, VariantSpec
 
 FRAME_SIZE = 384
@@ -128,21 +131,15 @@ def build_detector(path: Path) -> Detector:
     Raises:
         CheckpointError: the file cannot be read, or its tensors are not the detector's.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"expected a safetensors file of a people detector at {path}, it cannot be read: {error}"
-        ) from error
+    state = read_container(path).tree
+    if not isinstance(state, dict) or not all(isinstance(tensor, StoredTensor) for tensor in state.values()):
+        raise CheckpointError(f"expected a safetensors file of a people detector at {path}, it holds something else")
     network = Detector()
     own = network.state_dict()
-    wrong = sorted(set(own) ^ set(state)) or sorted(k for k, t in own.items() if t.shape != state[k].shape)
+    wrong = sorted(set(own) ^ set(state)) or sorted(k for k, t in own.items() if tuple(t.shape) != state[k].shape)
     if wrong:
         raise CheckpointError(
-            f"expected the tensors of a people detector in {path}, but {wrong[0]} is missing, too many or too large"
+            f"expected the tensors of a people detector in {path}, but {show(wrong[0])} is missing, too many or too large"
         )
-    network.load_state_dict(state)
+    network.load_state_dict({name: torch.from_numpy(tensor.numpy()) for name, tensor in state.items()})
     return network.float().eval().requires_grad_(False)

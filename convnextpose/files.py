@@ -242,8 +242,3 @@ def _put_in_free_place(partial: Path, out: Path) -> None:
     except OSError:  # a file system without hard links: the place is taken by an empty file first
         os.close(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         partial.replace(out)
-
-
-def put_in_place(data: bytes, out: Path) -> None:
-    """Write a file in place of whatever is there."""
-    write_file(out, data, overwrite=True)

@@ -28,16 +28,16 @@ from convnextpose.errors import (
     RuntimeUnavailableError,
     SinkError,
 )
-from convnextpose.files import put_in_place
+from convnextpose.files import child, read_file, show, write_file, write_files
 from engines import manifest, torch2trt
 from engines.bundle import BUNDLE_SUFFIX, Bundle, Proof, RecordedPoses, TypedModel, read_bundle, write_bundle
 from engines.calibration import CalibrationSet, SplitCrops, hash_crops
 from engines.graph import pose_graph
 from engines.manifest import ENGINE_SUFFIX, EngineDraft, EngineManifest, Machine, OptionValue
 from engines.opening import open_pose_model
-from engines.parity import LIMITS, compare
+from engines.parity import LIMITS, LayerHarm, compare
 from engines.pose import PRECISIONS, ModelInfo
-from engines.precision import LayerHarm, int8_within_limits, measure, to_fp16
+from engines.precision import int8_within_limits, measure, to_fp16
 from engines.targets import Target, find_target
 from engines.tensorrt.builder import BuildOptions, BuiltEngine, build_engine, convolution_types
 from engines.tensorrt.device import Gpu
@@ -49,6 +49,9 @@ CHECKPOINT_SUFFIXES = (".tar", ".pth", ".pt", ".ckpt", ".zip", ".safetensors")
 
 UNTOLD = "a type that the log does not tell"
 """In a count of convolutions: those that the library's log leaves out."""
+
+MAX_TIMING_BYTES = 256 * 1024**2
+"""The largest timing cache that is read; one has some MB."""
 
 TORCH2TRT = "torch2trt"
 """The way for TensorRT 8, which has no strongly typed networks; `engines.torch2trt`."""
@@ -418,9 +421,13 @@ class _Job:
         self._info = source.info(precision)
         target = planned.target.name
         self.subject = f"{self._info.name} {precision} {target}"
-        self._path = (
-            request.out / f"{self._info.name}-{precision}-{target}{ENGINE_SUFFIX if planned.library else BUNDLE_SUFFIX}"
-        )
+        try:
+            self._path = child(
+                request.out, f"{self._info.name}-{precision}-{target}{ENGINE_SUFFIX if planned.library else BUNDLE_SUFFIX}"
+            )
+        except ValueError as error:  # the name may be out of a bundle
+            raise EngineError(f"{show(request.source)}: {error}") from error
+        self._replacing: tuple[Path, ...] = ()
         self._options: dict[str, OptionValue] = {**request.options.named(), "via": request.via}
 
     def kept(self) -> BuildResult | None:
@@ -429,7 +436,11 @@ class _Job:
         Raises:
             OutputExistsError: something else is there, and may not be replaced.
         """
-        if not self._path.exists() or self._request.overwrite:
+        self._replacing = (self._path, manifest.path_of(self._path)) if self._request.overwrite else ()
+        if self._request.overwrite:
+            return None
+        if not self._path.exists():
+            self._look_at_lone_manifest()
             return None
         try:
             found = manifest.read(self._path) if self._plan.library else read_bundle(self._path).draft
@@ -443,6 +454,7 @@ class _Job:
                 f"{self._path} is there and of another checkpoint ({found.model.checkpoint_sha256[:12]}, asked for was "
                 f"{self._info.checkpoint_sha256[:12]}); replace it with --overwrite, or name another folder"
             )
+        self._replacing = (self._path, manifest.path_of(self._path))  # of this checkpoint, made by another build
         wanted = (self._info, self._plan.target.name, self._request.options.batch)
         if (found.model, found.target, found.batch) != wanted or not self._options.items() <= found.options.items():
             return None
@@ -451,13 +463,25 @@ class _Job:
         self._progress(Step(self.subject, f"{self._path.name} is there already and fits: nothing to do", done=True))
         return BuildResult(self._path, "kept", found)
 
+    def _look_at_lone_manifest(self) -> None:
+        """Let a manifest be replaced whose engine is not there: a build that was killed between the two leaves one."""
+        lone = manifest.path_of(self._path)
+        if self._plan.library and lone.exists():
+            try:
+                manifest.read(self._path)
+            except EngineError as error:
+                raise OutputExistsError(
+                    f"{lone} is there and is no manifest ({error}); replace it with --overwrite, or name another folder"
+                ) from error
+            self._replacing = (lone,)
+
     def _fits(self, found: EngineManifest) -> bool:
         """Whether an engine is whole, and what would be built again."""
         planned = self._plan
         assert planned.library is not None
         try:
-            found.check_bytes(self._path.read_bytes())
-        except (EngineError, OSError):
+            manifest.load(self._path)
+        except EngineError:
             return False
         return (found.library, found.library_version, found.compute_capabilities, found.gpu_name) == (
             planned.library.name,
@@ -513,9 +537,9 @@ class _Job:
         found = replace(found, options={**built.options, **found.options})
         if _runs_here(found):
             found = self._proven(found, built, typed)
-        _put_pair_in_place(built.data, found.to_json().encode(), self._path)
+        write_files(_pair(built.data, found, self._path), self._replacing)
         if built.timing_cache is not None:
-            put_in_place(built.timing_cache, cache)
+            write_file(cache, built.timing_cache, overwrite=True)
         self._tell(f"wrote {self._path.name} ({len(built.data) / 2**20:.1f} MiB) and its manifest")
         return BuildResult(self._path, "built", found, tuple(types.most_common()))
 
@@ -531,7 +555,9 @@ class _Job:
                 calibration_crops=self._source.crops.calibration,
             )
         capability = None if self._plan.gpu else self._plan.compute_capability
-        timings = cache.read_bytes() if library.keeps_timings and cache.exists() else b""
+        timings = b""
+        if library.keeps_timings and cache.exists():
+            timings = read_file(cache, MAX_TIMING_BYTES, EngineError, "a timing cache of earlier builds")
         return build_engine(typed.onnx, library, capability, options, timings)
 
     def _proven(self, found: EngineManifest, built: BuiltEngine, typed: TypedModel) -> EngineManifest:
@@ -543,7 +569,7 @@ class _Job:
         with _step(self._progress, self.subject, "proving the engine") as done:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / self._path.name
-                _put_pair_in_place(built.data, found.to_json().encode(), path)
+                write_files(_pair(built.data, found, path))
                 with open_pose_model(path, "tensorrt") as candidate:
                     proof, reference = typed.proof, RecordedPoses(typed.proof, replace(typed.info, precision="fp32"))
                     parity = compare(reference, candidate, proof.crops, LIMITS[typed.info.precision])
@@ -554,7 +580,7 @@ class _Job:
     def _bundle(self, typed: TypedModel, draft: EngineDraft) -> BuildResult:
         there = replace(self._request, source=self._path.name, out=Path(), precisions=(), targets=(), calibration=None)
         draft = replace(draft, command=there.command("", draft.target))
-        write_bundle(Bundle(draft, typed), self._path)
+        write_bundle(Bundle(draft, typed), self._path, overwrite=self._path in self._replacing)
         target = self._plan.target
         fits = [jetpack.version for jetpack in target.jetpacks if jetpack.strongly_typed]
         needs = f" (JetPack {', '.join(fits)})" if fits else ""
@@ -619,22 +645,6 @@ def _folder_lock(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
         os.close(handle)
 
 
-def _put_pair_in_place(engine: bytes, text: bytes, path: Path) -> None:
-    """Write an engine and its manifest beside their places, then move both there: on failure neither has changed.
-
-    Raises:
-        SinkError: they cannot be written.
-    """
-    # The manifest first: an engine without one would be of unknown origin, a manifest without an engine is nothing.
-    pairs = [(target, target.with_name(f".{target.name}.{os.getpid()}.part")) for target in (manifest.path_of(path), path)]
-    try:
-        try:
-            for (_, partial), data in zip(pairs, (text, engine), strict=True):
-                partial.write_bytes(data)
-            for target, partial in pairs:
-                partial.replace(target)
-        finally:
-            for _, partial in pairs:
-                partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise SinkError(f"cannot write {path}: {error.strerror}") from error
+def _pair(engine: bytes, found: EngineManifest, path: Path) -> dict[Path, bytes]:
+    """An engine and its manifest by their places, the manifest first: an engine without one would be of unknown origin."""
+    return {manifest.path_of(path): found.to_json().encode(), path: engine}

@@ -16,18 +16,28 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from convnextpose.archives import open_zip, read_npz, unpacked_limit
 from convnextpose.errors import EngineError, GeometryError
-from convnextpose.files import put_in_place
+from convnextpose.files import MAX_JSON_BYTES, LimitError, parse_json, read_file, size_text, write_file
+from convnextpose.variants import INPUT_SIZE
+from engines.calibration import MAX_PROOF_CROPS
 from engines.manifest import EngineDraft
-from engines.parity import ParityReport
+from engines.onnx_file import POSE, read_onnx
+from engines.parity import LayerHarm, ParityReport
 from engines.pose import ModelInfo, Predictions, check_crops
-from engines.precision import LayerHarm
 from engines.session import SessionDescription
+from engines.typed_json import decode
 
 BUNDLE_SUFFIX = ".bundle.zip"
 
 BUNDLE_GRAPH, BUNDLE_DRAFT, BUNDLE_PROOF = "model.onnx", "draft.json", "proof.npz"
 """The files in a bundle."""
+
+MAX_GRAPH_BYTES = 128 * 1024**2
+"""The largest graph in a bundle. That of the largest variant in FP32 has 34 MB."""
+
+_MAX_PROOF_BYTES = 16 * 1024**2
+_MAX_CROPS_BYTES, _MAX_JOINTS_BYTES = MAX_PROOF_CROPS * INPUT_SIZE**2 * 3, MAX_PROOF_CROPS * 64 * 3 * 4
 
 
 @dataclass(frozen=True)
@@ -101,10 +111,11 @@ class Bundle:
     model: TypedModel
 
 
-def write_bundle(bundle: Bundle, path: Path) -> None:
+def write_bundle(bundle: Bundle, path: Path, *, overwrite: bool = False) -> None:
     """Write it as a ZIP file, in one step.
 
     Raises:
+        OutputExistsError: the file is there and may not be replaced.
         SinkError: it cannot be written.
     """
     proof, buffer, arrays = bundle.model.proof, io.BytesIO(), io.BytesIO()
@@ -119,7 +130,30 @@ def write_bundle(bundle: Bundle, path: Path) -> None:
         archive.writestr(BUNDLE_DRAFT, bundle.draft.to_json())
         archive.writestr(BUNDLE_GRAPH, bundle.model.onnx)
         archive.writestr(BUNDLE_PROOF, arrays.getvalue())
-    put_in_place(buffer.getvalue(), path)
+    write_file(path, buffer.getvalue(), overwrite=overwrite)
+
+
+def _member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+    size = archive.getinfo(name).file_size
+    if size > limit:
+        raise LimitError(f"expected {name} of at most {size_text(limit)}, received {size_text(size)}")
+    return archive.read(name)
+
+
+def _read_proof(data: bytes, joint_count: int) -> Proof:
+    limits = {"crops": _MAX_CROPS_BYTES, "joints": _MAX_JOINTS_BYTES, "scores": _MAX_JOINTS_BYTES, "reference": MAX_JSON_BYTES}
+    arrays = read_npz(data, limits)
+    crops, joints, scores = arrays["crops"], arrays["joints"], arrays["scores"]
+    check_crops(crops)
+    expected = Predictions(joints, scores)
+    if (
+        joints.shape != (len(crops), joint_count, 3)
+        or joints.dtype != np.float32
+        or scores.dtype != np.float32
+        or not len(crops)
+    ):
+        raise ValueError(f"its proof has predictions {joints.dtype} {list(joints.shape)} for {len(crops)} crops")
+    return Proof(crops, expected, decode(SessionDescription, parse_json(str(arrays["reference"]))))
 
 
 def read_bundle(path: Path) -> Bundle:
@@ -128,18 +162,17 @@ def read_bundle(path: Path) -> Bundle:
     Raises:
         EngineError: there is no such file, or it is damaged, edited or something else.
     """
+    data = read_file(path, MAX_GRAPH_BYTES + _MAX_PROOF_BYTES, EngineError, "a bundle that `convnextpose build` wrote")
     try:
-        with zipfile.ZipFile(path) as archive:
-            text, onnx, proof = (archive.read(name) for name in (BUNDLE_DRAFT, BUNDLE_GRAPH, BUNDLE_PROOF))
-        draft = EngineDraft.from_json(text.decode())
+        archive = open_zip(data, unpacked_limit(len(data)))
+        draft = EngineDraft.from_json(_member(archive, BUNDLE_DRAFT, MAX_JSON_BYTES).decode())
+        onnx = _member(archive, BUNDLE_GRAPH, MAX_GRAPH_BYTES)
         if hashlib.sha256(onnx).hexdigest() != draft.onnx_sha256:
             raise ValueError("its graph is not the one that its draft tells of")
-        with np.load(io.BytesIO(proof), allow_pickle=False) as arrays:
-            reference = SessionDescription(**json.loads(str(arrays["reference"])))
-            recorded = Proof(arrays["crops"], Predictions(arrays["joints"], arrays["scores"]), reference)
-        check_crops(recorded.crops)
-    except FileNotFoundError:
-        raise EngineError(f"expected a bundle that `convnextpose build` wrote, there is no {path}") from None
+        read_onnx(onnx, POSE, f"{BUNDLE_GRAPH} in {path}")
+        recorded = _read_proof(_member(archive, BUNDLE_PROOF, _MAX_PROOF_BYTES), len(draft.model.joint_set))
+    except LimitError as error:
+        raise EngineError(f"{path}: {error}") from error
     # zipfile, numpy and their parsers raise all kinds of errors for damaged bytes.
     except Exception as error:
         raise EngineError(

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from convnextpose.errors import CalibrationError, OutputExistsError, SinkError
-from convnextpose.files import put_in_place
+from convnextpose.archives import read_npz
+from convnextpose.errors import CalibrationError
+from convnextpose.files import MAX_JSON_BYTES, LimitError, check_place, parse_json, read_file, write_file
+from convnextpose.variants import INPUT_SIZE
 from engines.pose import check_crops
 
 FORMAT = "convnextpose.calibration"
@@ -21,6 +23,11 @@ VERSION = 1
 MIN_CROPS = 8
 """Different crops that a set has at least: fewer show too little of what a network meets (docs/decisions/0004)."""
 
+MAX_CROPS = 1024
+"""Crops that a set has at most, 0.2 GB of them: more cost hours and show nothing new."""
+
+MAX_FILE_BYTES = 256 * 1024**2
+"""The largest file of a set: its crops as they are, and its header."""
 
 PROOF_SHARE, MAX_PROOF_CROPS = 3, 16
 """One crop of so many is kept from calibration to prove the calibrated model on, up to that many: the proof takes a second a
@@ -67,6 +74,10 @@ class CalibrationSet:
             CalibrationError: there are too few, or some are of one colour, black for example.
         """
         check_crops(self.crops)
+        if len(self.crops) > MAX_CROPS:
+            raise CalibrationError(
+                f"expected at most {MAX_CROPS} crops to calibrate on, received {len(self.crops)}: choose some of them"
+            )
         different = len({hash_crops(crop[None]) for crop in self.crops})
         if different < MIN_CROPS:
             raise CalibrationError(
@@ -115,14 +126,15 @@ class CalibrationSet:
             OutputExistsError: the file is there and may not be replaced.
             SinkError: it cannot be written.
         """
-        if out.exists() and not overwrite:
-            raise OutputExistsError(f"{out} exists; allow overwriting it, or name another file")
-        if out.is_dir() or not out.parent.is_dir():
-            raise SinkError(f"expected a file in a folder that exists, received {out}")
+        check_place(out, overwrite=overwrite)
+        write_file(out, self.to_bytes(), overwrite=overwrite)
+
+    def to_bytes(self) -> bytes:
+        """The bytes of the file that `save` writes."""
         header = {"format": FORMAT, "version": VERSION, "sha256": self.sha256, "sources": list(self.sources)}
         buffer = io.BytesIO()
         np.savez_compressed(buffer, header=np.array(json.dumps(header)), crops=self.crops)
-        put_in_place(buffer.getvalue(), out)
+        return buffer.getvalue()
 
     @classmethod
     def load(cls, path: Path) -> CalibrationSet:
@@ -132,8 +144,9 @@ class CalibrationSet:
             CalibrationError: there is no such file, it is damaged or something else, or its crops are of no use.
         """
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                header, crops = json.loads(str(arrays["header"])), arrays["crops"]
+            data = read_file(path, MAX_FILE_BYTES, CalibrationError, "a calibration set of `convnextpose calibrate`")
+            arrays = read_npz(data, {"header": 4 * MAX_JSON_BYTES, "crops": MAX_CROPS * INPUT_SIZE**2 * 3})
+            header, crops = parse_json(str(arrays["header"])), arrays["crops"]
             if header["format"] != FORMAT:
                 raise ValueError(f"its format is {header['format']!r}")
             if header["version"] != VERSION:
@@ -146,10 +159,8 @@ class CalibrationSet:
             return cls(crops, tuple(map(str, header["sources"])))
         except CalibrationError:
             raise
-        except FileNotFoundError:
-            raise CalibrationError(
-                f"expected a calibration set, there is no {path}; collect one with `convnextpose calibrate CLIP --out {path}`"
-            ) from None
+        except LimitError as error:
+            raise CalibrationError(f"{path}: {error}") from error
         # numpy, zipfile and their parsers raise all kinds of errors for damaged bytes; GeometryError is of check_crops.
         except Exception as error:
             raise CalibrationError(

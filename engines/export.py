@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convnextpose.errors import OutputExistsError, SinkError
-from convnextpose.files import put_in_place
+from convnextpose.files import check_place, write_file
 from engines.graph import people_graph, pose_graph
 from engines.opening import open_people_detector, open_pose_model
 from engines.parity import DetectorParity, ParityReport, compare, compare_detectors, noise_crops, noise_frames
@@ -57,10 +56,7 @@ def export(
         RuntimeUnavailableError: there is no runtime to prove the exported model in.
         ParityError: the exported model strays from the reference.
     """
-    if out.exists() and not overwrite:
-        raise OutputExistsError(f"{out} exists; allow overwriting it, or name another file")
-    if out.is_dir() or not out.parent.is_dir():
-        raise SinkError(f"expected a file in a folder that exists, received {out}")
+    check_place(out, overwrite=overwrite)
     data = pose_graph(checkpoint, name=name, random=random)
     with (
         open_pose_model(checkpoint, "torch", name=name, random=random) as reference,
@@ -68,7 +64,7 @@ def export(
     ):
         parity = compare(reference, candidate, noise_crops(PARITY_CROPS))
     parity.check()
-    put_in_place(data, out)
+    write_file(out, data, overwrite=overwrite)
     import onnx
 
     node_count = len(onnx.load_from_string(data).graph.node)
@@ -89,5 +85,5 @@ def export_detector(weights: Path, out: Path) -> DetectorParity:
     with open_people_detector(weights, "torch") as reference, open_people_detector(data) as candidate:
         parity = compare_detectors(reference, candidate, noise_frames(PARITY_FRAMES, candidate.frame_size))
     parity.check()
-    put_in_place(data, out)
+    write_file(out, data, overwrite=True)
     return parity

@@ -9,17 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from convnextpose.errors import EngineError, ParityError
-from convnextpose.skeleton import JOINT_SETS
-from convnextpose.variants import Variant
-from engines.parity import ParityReport
+from convnextpose.errors import EngineError, ModelError, ParityError
+from convnextpose.files import MAX_JSON_BYTES, parse_json, read_file, show
+from engines.parity import LayerHarm, ParityReport
 from engines.pose import ModelInfo
-from engines.precision import LayerHarm
+from engines.typed_json import decode
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -35,6 +35,12 @@ RTX = "tensorrt_rtx"
 
 VERSION_COMPATIBLE, HARDWARE_COMPATIBLE = "version_compatible", "hardware_compatible"
 """The options that widen what an engine fits: True or False, and the name of the level (in lower case) or None."""
+
+MAX_BATCH = 1024
+"""The most crops that an engine takes at once: far more than one GPU's memory holds the layers of."""
+
+MAX_ENGINE_BYTES = 1024**3
+"""The largest engine file that is read. One of the largest variant in FP32 has less than 0.1 GB."""
 
 OptionValue = str | int | bool | None
 
@@ -58,9 +64,10 @@ class BatchRange:
         Raises:
             EngineError: the three are not in it.
         """
-        if not 1 <= self.min <= self.typical <= self.max:
+        if not 1 <= self.min <= self.typical <= self.max <= MAX_BATCH:
             raise EngineError(
-                f"expected a batch of 1 <= min <= typical <= max crops, received {self.min}, {self.typical}, {self.max}"
+                f"expected a batch of 1 <= min <= typical <= max <= {MAX_BATCH} crops, received {self.min}, {self.typical}, "
+                f"{self.max}"
             )
 
 
@@ -123,32 +130,38 @@ class EngineDraft:
             EngineError: the text is something else, or it was edited.
         """
         try:
-            found = json.loads(text)
-            if found.pop("format") != cls.FORMAT:
+            found = parse_json(text)
+            if not isinstance(found, dict) or found.pop("format", None) != cls.FORMAT:
                 raise ValueError("it has another format")
-            if (version := found.pop("version")) != VERSION:
+            version = found.pop("version", None)
+            if version != VERSION:
                 raise EngineError(
-                    f"expected an engine's manifest of version {VERSION}, received {version}; build the engine again"
+                    f"expected an engine's manifest of version {VERSION}, received {show(version)}; build the engine again"
                 )
-            if found.pop("sha256") != _hash(found):
+            # The hash tells of accidents. Anybody can make it anew: what the fields say is believed no more for it.
+            if found.pop("sha256", None) != _hash(found):
                 raise EngineError("the engine's manifest was edited: its hash differs; build the engine again")
-            return cls(**cls._typed(found))
+            return decode(cls, found)
         except EngineError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError, ParityError) as error:
+        except (ValueError, RecursionError, ModelError, ParityError) as error:
             raise EngineError(f"expected an engine's manifest in JSON, received something else: {error}") from error
 
-    @classmethod
-    def _typed(cls, found: dict[str, Any]) -> dict[str, Any]:
-        """The fields from JSON's types; raises all that wrong ones make it raise."""
-        model = found["model"]
-        return {
-            **found,
-            "model": ModelInfo(**{**model, "variant": Variant[model["variant"]], "joint_set": JOINT_SETS[model["joint_set"]]}),
-            "batch": BatchRange(**found["batch"]),
-            "excluded_layers": tuple(LayerHarm(**harm) for harm in found["excluded_layers"]),
-            "graph_parity": ParityReport.from_json(json.dumps(found["graph_parity"])),
-        }
+    def __post_init__(self) -> None:
+        """Check the command, which people are told to run.
+
+        Raises:
+            EngineError: it is another than one that builds engines.
+        """
+        try:
+            words = shlex.split(self.command)
+        except ValueError:
+            words = []
+        if words[:2] != ["convnextpose", "build"] or shlex.join(words) != self.command:
+            raise EngineError(
+                f"expected a command of `convnextpose build` in the engine's manifest, received {show(self.command)}; "
+                "build the engine again"
+            )
 
 
 @dataclass(frozen=True)
@@ -240,15 +253,6 @@ class EngineManifest(EngineDraft):
         here, built = _numbers(version), _numbers(self.library_version)
         return here[:1] == built[:1] and here >= built
 
-    @classmethod
-    def _typed(cls, found: dict[str, Any]) -> dict[str, Any]:
-        parity = found["engine_parity"]
-        return {
-            **super()._typed(found),
-            "compute_capabilities": tuple(found["compute_capabilities"]),
-            "engine_parity": None if parity is None else ParityReport.from_json(json.dumps(parity)),
-        }
-
 
 def is_engine(model: object) -> bool:
     """Whether a model is an engine file, by its name."""
@@ -266,16 +270,18 @@ def load(engine: Path) -> EngineManifest:
     Raises:
         EngineError: one of the two is missing or damaged, or they do not fit each other.
     """
+    return load_with_bytes(engine)[0]
+
+
+def load_with_bytes(engine: Path) -> tuple[EngineManifest, bytes]:
+    """As `load`, and the very bytes that were found to be the engine's."""
+    data = read_file(engine, MAX_ENGINE_BYTES, EngineError, "an engine")
     manifest = read(engine)
-    try:
-        data = engine.read_bytes()
-    except OSError as error:
-        raise EngineError(f"expected an engine at {engine}, but it cannot be read: {error.strerror}") from error
     try:
         manifest.check_bytes(data)
     except EngineError as error:
         raise EngineError(f"{engine}: {error}") from None
-    return manifest
+    return manifest, data
 
 
 def read(engine: Path) -> EngineManifest:
@@ -284,18 +290,15 @@ def read(engine: Path) -> EngineManifest:
     Raises:
         EngineError: the manifest is missing, damaged or edited.
     """
+    if not engine.name or engine.is_dir():
+        raise EngineError(f"expected an engine file that `convnextpose build` wrote, received the folder {engine}")
     path = path_of(engine)
+    what = f"the manifest of engine {engine} (made with it by `convnextpose build`)"
+    data = read_file(path, MAX_JSON_BYTES, EngineError, what)
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise EngineError(
-            f"expected the manifest of engine {engine} at {path}, but it cannot be read: {error.strerror}; build the engine "
-            "with `convnextpose build`"
-        ) from error
+        return EngineManifest.from_json(data.decode())
     except UnicodeDecodeError as error:
         raise EngineError(f"{path}: expected an engine's manifest in JSON, received other bytes") from error
-    try:
-        return EngineManifest.from_json(text)
     except EngineError as error:
         raise EngineError(f"{path}: {error}") from error
 

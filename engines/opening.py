@@ -6,19 +6,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from convnextpose import weights
 from convnextpose.errors import ModelError, RuntimeUnavailableError
+from convnextpose.variants import INPUT_SIZE
 from engines.batcher import Batcher
 from engines.graph import pose_graph
 from engines.manifest import is_engine
 from engines.metadata import read_metadata
+from engines.onnx_file import POSE, read_onnx
 from engines.parity import LIMITS
 from engines.people import PeopleDetector, people_specs
 from engines.pose import CROPS, ModelInfo, PoseModel, predicts
-from engines.session import Session
+from engines.session import Session, check_threads
 from engines.sessions.openvino import cpu_precisions
 from engines.sessions.registry import CHECKPOINT, ENGINE, RUNTIMES, Choice, Runtime, choose_runtime, loading
-from engines.sessions.tensorrt import TensorRTSession
 from engines.sessions.torch import TorchNetwork
 
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ def open_pose_model(
     random: bool = False,
     max_batch: int | None = None,
 ) -> PoseModel:
-    """Open a pose model. It has run one crop when this returns, so that the next is as fast as any.
+    """Open a pose model. It has run a crop, with `max_batch` a batch too, when this returns: the next is as fast as any.
 
     Args:
         model: an exported ONNX file or its bytes; an engine, named `.engine`, with its manifest beside it; or a verified
@@ -59,6 +62,8 @@ def open_pose_model(
     chosen = _choose(model, runtime, threads)
     with loading(chosen):
         if chosen.runs == ENGINE:
+            from engines.sessions.tensorrt import TensorRTSession
+
             assert isinstance(model, Path)
             called = f"model {name or model.name}"
             session: Session = chosen.open(model, called, threads=threads, precision=precision)
@@ -81,7 +86,11 @@ def open_pose_model(
             # An INT8 graph says itself which of its layers are: the precision is that of the others.
             rest = "fp32" if what == "int8" else what
             session = chosen.open(onnx, f"model {info.name}", threads=threads, precision=rest)
-    return PoseModel(session if max_batch is None else Batcher(session, max_batch), info)
+    if max_batch is None:
+        return PoseModel(session, info)
+    shared = PoseModel(Batcher(session, max_batch), info)
+    shared.run(np.zeros((2, INPUT_SIZE, INPUT_SIZE, 3), np.uint8))  # libraries prepare for batches apart from single crops
+    return shared
 
 
 def open_people_detector(
@@ -114,7 +123,7 @@ def open_people_detector(
                 )
             session = chosen.open(_people_reference(model), called, threads=threads, precision="fp32")
         else:
-            onnx = model if isinstance(model, bytes) else _read(model, "a people detector")
+            onnx = read_onnx(model, None, called)  # its layout is looked at when it is open
             session = chosen.open(onnx, called, threads=threads, precision="fp32")
     return PeopleDetector(session if max_batch is None else Batcher(session, max_batch))
 
@@ -132,6 +141,7 @@ def choose_precision(precision: str, runtime: str, info: ModelInfo) -> Choice:
     Raises:
         RuntimeUnavailableError: the runtime or the CPU does not have the precision.
         ModelError: the model has no INT8 graph.
+        CheckpointError: the package's file of the model was changed.
     """
     if precision not in ("auto", *CPU_PRECISIONS):
         raise RuntimeUnavailableError(f"expected precision auto, {', '.join(CPU_PRECISIONS)}, received {precision!r}")
@@ -145,7 +155,7 @@ def choose_precision(precision: str, runtime: str, info: ModelInfo) -> Choice:
         if precision == "int8" and runtime == "openvino":
             _shipped_int8(info)
         elif precision != "fp32":
-            able = cpu_precisions() if runtime == "openvino" else ["fp32"]
+            able = cpu_precisions() if runtime == "openvino" else ("fp32",)
             if precision not in able:
                 elsewhere = "" if runtime == "openvino" else "; openvino has others"
                 raise RuntimeUnavailableError(
@@ -195,18 +205,16 @@ def _people_reference(path: Path) -> TorchNetwork:
 
 def _choose(model: object, runtime: str, threads: int | None) -> Runtime:
     chosen = RUNTIMES[choose_runtime(runtime, engine=is_engine(model)).name]
-    if threads is not None and threads < 1:
-        raise RuntimeUnavailableError(f"expected 1 thread or more, received {threads}")
+    check_threads(threads)
     return chosen
 
 
 def _exported(model: Path | bytes | VerifiedCheckpoint, name: str | None, *, random: bool) -> tuple[bytes, ModelInfo]:
     """An ONNX file and what it says about itself."""
-    if isinstance(model, bytes):
-        return model, read_metadata(model, "the model in memory", name)
-    if isinstance(model, Path):
-        onnx = _read(model, "an ONNX model")
-        return onnx, read_metadata(onnx, str(model), name)
+    if isinstance(model, (Path, bytes)):
+        source = "the model in memory" if isinstance(model, bytes) else str(model)
+        onnx = read_onnx(model, POSE, source)
+        return onnx, read_metadata(onnx, source, name)
     onnx = pose_graph(model, name=name or model.variant.name.lower(), random=random)
     return onnx, read_metadata(onnx, model.source, name)
 
@@ -226,10 +234,3 @@ def _shipped_int8(info: ModelInfo) -> tuple[bytes, ModelInfo]:
         )
     onnx = shipped.int8.read_bytes()
     return onnx, read_metadata(onnx, str(shipped.int8), info.name)
-
-
-def _read(path: Path, what: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"expected {what} at {path}, but it cannot be read: {error.strerror}") from error

@@ -13,16 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnextpose.errors import ModelError, ParityError
+from convnextpose.files import parse_json
 from convnextpose.variants import INPUT_SIZE
 from convnextpose.weights import Deviation
 from engines.people import PeopleDetector
 from engines.pose import PosePredictor
 from engines.session import SessionDescription
+from engines.typed_json import decode
 
 
 @dataclass(frozen=True)
 class ParityLimits:
-    """How far a runtime may stray from the reference; each positive.
+    """How far a model may stray from the reference; each positive.
 
     Attributes:
         mean_px, max_px: mean and largest distance in the crop, px.
@@ -49,7 +51,7 @@ class ParityLimits:
 
 
 FP32_LIMITS = ParityLimits(mean_px=1e-3, max_px=1e-2, mean_mm=1e-2, max_mm=1e-1, max_score=1e-3)
-"""For a runtime that computes in FP32: what the order of its sums may change."""
+"""For a model that computes in FP32: what the order of its sums may change."""
 
 LIMITS = {
     "fp32": FP32_LIMITS,
@@ -91,7 +93,7 @@ class JointParity:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """A runtime against the reference.
+    """A model against the reference.
 
     Attributes:
         model: the model's name.
@@ -167,16 +169,28 @@ class ParityReport:
             ParityError: the text is no such report.
         """
         try:
-            found = json.loads(text)
-            found["reference"] = SessionDescription(**found["reference"])
-            found["candidate"] = SessionDescription(**found["candidate"])
-            found["limits"] = ParityLimits(**found["limits"])
-            found["joints"] = tuple(
-                JointParity(joint["joint"], Differences(**joint["px"]), Differences(**joint["mm"])) for joint in found["joints"]
-            )
-            return cls(**{**found, "px": Differences(**found["px"]), "mm": Differences(**found["mm"])})
-        except (ValueError, KeyError, TypeError) as error:
+            return decode(cls, parse_json(text))
+        except ValueError as error:
             raise ParityError(f"expected a parity report in JSON, received something else: {error}") from error
+
+
+@dataclass(frozen=True)
+class LayerHarm:
+    """What one layer in INT8 does to the poses, while all others stay in FP16.
+
+    Attributes:
+        layer: its name.
+        mean_px: mean distance in the crop to the reference, px.
+        mean_mm: mean difference of depth to the reference, mm.
+    """
+
+    layer: str
+    mean_px: float
+    mean_mm: float
+
+    def __str__(self) -> str:
+        """For people."""
+        return f"{self.layer} ({self.mean_px:.2g} px, {self.mean_mm:.2g} mm)"
 
 
 def compare(
@@ -197,7 +211,7 @@ def compare(
             f"({reference.info.checkpoint_sha256[:12]}) and {candidate.info.name} ({candidate.info.checkpoint_sha256[:12]})"
         )
     if len(crops) == 0:
-        raise ParityError("expected one crop or more to compare runtimes on, received none")
+        raise ParityError("expected one crop or more to compare models on, received none")
     expected, found = reference.run(crops), candidate.run(crops)
     for model, predictions in ((reference, expected), (candidate, found)):
         if not (np.isfinite(predictions.joints).all() and np.isfinite(predictions.scores).all()):

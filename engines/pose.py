@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnextpose.errors import GeometryError, ModelError
+from convnextpose.files import show
 from convnextpose.skeleton import JointSet
 from convnextpose.variants import INPUT_SIZE, Variant
 from engines.session import ArraySpec, Session, SessionDescription
@@ -51,6 +52,15 @@ class ModelInfo:
     random: bool = False
     precision: str = "fp32"
     calibration_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the precision, which chooses limits and names of files.
+
+        Raises:
+            ModelError: there is no such precision.
+        """
+        if self.precision not in PRECISIONS:
+            raise ModelError(f"expected precision {', '.join(PRECISIONS)}, received {show(self.precision)}")
 
 
 @dataclass(frozen=True)
@@ -159,8 +169,35 @@ class PoseModel:
             raise ModelError(f"model {self.info.name} breaks the contract: {error}") from error
         if len(predicted.joints) != 1:
             raise ModelError(f"expected one pose of one crop from model {self.info.name}, received {len(predicted.joints)}")
-        if not (np.isfinite(predicted.joints).all() and np.isfinite(predicted.scores).all()):
-            raise ModelError(f"expected finite joints and scores from model {self.info.name}, received NaN or infinity")
+        _check_ranges(self.info.name, predicted)
+
+
+PICTURE_SLACK_PX, SCORE_SLACK, MAX_DEPTH_MM = 1.0, 1e-3, 10_000.0
+"""How far a prediction may be outside its range. A joint is a mean over the crop's pixels, so that only rounding leads out of
+it; depths are within 1,000 mm of the pelvis for every variant, and within ten times that for any body."""
+
+
+def _check_ranges(name: str, predicted: Predictions) -> None:
+    """Refuse predictions of a first crop, a black one, that no model of this project gives.
+
+    Raises:
+        ModelError: NaN, scores outside 0..1, or joints outside the crop.
+    """
+    joints, scores = predicted.joints, predicted.scores
+    if not (np.isfinite(joints).all() and np.isfinite(scores).all()):
+        raise ModelError(f"expected finite joints and scores from model {show(name)}, received NaN or infinity")
+    if scores.min() < -SCORE_SLACK or scores.max() > 1 + SCORE_SLACK:
+        raise ModelError(
+            f"expected scores in 0..1 from model {show(name)}, received {scores.min():g} to {scores.max():g}: export it again "
+            "with `convnextpose export`"
+        )
+    picture, depths = joints[..., :2], np.abs(joints[..., 2])
+    low, high = -PICTURE_SLACK_PX, INPUT_SIZE + PICTURE_SLACK_PX
+    if picture.min() < low or picture.max() > high or depths.max() > MAX_DEPTH_MM:
+        raise ModelError(
+            f"expected joints within the crop (0 to {INPUT_SIZE} px) and {MAX_DEPTH_MM:g} mm from model {show(name)}, received "
+            f"{picture.min():g} to {picture.max():g} px and {depths.max():g} mm: export it again with `convnextpose export`"
+        )
 
 
 def check_crops(crops: NDArray[np.uint8]) -> None:

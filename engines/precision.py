@@ -19,7 +19,7 @@ from convnextpose.errors import ExportError, ModelError, ParityError, install_co
 from engines.calibration import CalibrationSet
 from engines.graph import layer_name
 from engines.metadata import read_metadata, write_metadata
-from engines.parity import LIMITS, ParityLimits, ParityReport, compare
+from engines.parity import LIMITS, LayerHarm, ParityLimits, ParityReport, compare
 from engines.pose import ModelInfo, PoseModel, PosePredictor
 from engines.sessions.typed import TypedSession
 
@@ -37,25 +37,6 @@ RANKING_CROPS = 4
 """Crops on which each layer's harm is measured: enough to rank them, few as every layer has its turn."""
 
 _NEEDS = "giving a model another precision needs onnx and onnxruntime"
-
-
-@dataclass(frozen=True)
-class LayerHarm:
-    """What one layer in INT8 does to the poses, while all others stay in FP16.
-
-    Attributes:
-        layer: its name.
-        mean_px: mean distance in the crop to the reference, px.
-        mean_mm: mean difference of depth to the reference, mm.
-    """
-
-    layer: str
-    mean_px: float
-    mean_mm: float
-
-    def __str__(self) -> str:
-        """For people."""
-        return f"{self.layer} ({self.mean_px:.2g} px, {self.mean_mm:.2g} mm)"
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from convnextpose.errors import GeometryError
+from convnextpose.errors import GeometryError, RuntimeUnavailableError
 
 Arrays = dict[str, NDArray[Any]]
 """Arrays by the names that the network gives them."""
@@ -126,3 +127,25 @@ def check_arrays(arrays: Mapping[str, NDArray[Any]], specs: tuple[ArraySpec, ...
             f"expected one item or more along axis 0, as many in each array, received {', '.join(map(str, sorted(counts)))}"
         )
     return counts.pop()
+
+
+MIN_MOST_THREADS = 64
+"""As many threads may be asked for on any machine: some more than cores do no harm."""
+
+
+def usable_cores() -> int:
+    """How many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of threads that a library would fail at, or take minutes to start; None is its own choice.
+
+    Raises:
+        RuntimeUnavailableError: saying how many there may be.
+    """
+    most = max(MIN_MOST_THREADS, usable_cores())
+    if threads is not None and not 1 <= threads <= most:
+        raise RuntimeUnavailableError(
+            f"expected 1 to {most} threads, received {threads}: this machine has {usable_cores()} cores to run them on"
+        )

@@ -10,25 +10,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnextpose.crop import crop_region
-from convnextpose.errors import CalibrationError, SinkError
+from convnextpose.errors import CalibrationError
 from engines.calibration import CalibrationSet
 from engines.people import PeopleDetector
 from engines.pose import PoseModel
 from pipeline.estimator import Estimator
-from pipeline.people.tracks import SinglePerson
+from pipeline.people.detection import detections_of
+from pipeline.people.tracker import PeopleTracker
 from pipeline.sources import open_source
 from pipeline.stages import warp_crop
 from pipeline.types import Frame
 
 FOLLOW_STEP = 5
-"""Mean frames between two looks up to which a person is followed; in frames farther apart each is searched anew."""
+"""Mean frames between two looks up to which the nearest person is followed; in frames farther apart each is searched anew."""
 
 SHEET_TILE_PX, SHEET_COLUMNS, SHEET_TILES = 96, 12, 144
 """A preview sheet: side of a crop on it, px; crops in a row; the most crops on it, chosen evenly."""
 
 
 def collect_crops(sources: Sequence[Path], model: PoseModel, detector: PeopleDetector, count: int) -> CalibrationSet:
-    """Crops of the person in evenly spaced frames of videos, pictures and folders of pictures.
+    """Crops of the nearest person in evenly spaced frames of videos, pictures and folders of pictures.
 
     Frames without a person give none, so that there may be fewer crops than asked for.
 
@@ -59,7 +60,9 @@ def _crops(path: Path, model: PoseModel, detector: PeopleDetector, share: int) -
         with open_source(path) as source:
             frames = sum(1 for _ in source)
     looked_at = {round(index) for index in np.linspace(0, frames - 1, min(share, frames))}
-    estimator = Estimator(model, SinglePerson(model, detector, follows=is_video and frames <= FOLLOW_STEP * share))
+    follows = is_video and frames <= FOLLOW_STEP * share
+    people = PeopleTracker(detections_of(detector), model.info.joint_set, max_people=1, follows=follows)
+    estimator = Estimator(model, people)
     with open_source(path) as source:
         for frame in source:
             if isinstance(frame, Frame) and frame.index in looked_at:
@@ -67,12 +70,8 @@ def _crops(path: Path, model: PoseModel, detector: PeopleDetector, share: int) -
                     yield warp_crop(frame.image, crop_region(pose.box, frame.width, frame.height))
 
 
-def write_preview(crops: NDArray[np.uint8], out: Path) -> None:
-    """Write crops [N, 256, 256, 3] as one PNG, to see what was collected.
-
-    Raises:
-        SinkError: it cannot be written.
-    """
+def draw_preview(crops: NDArray[np.uint8]) -> bytes:
+    """Crops [N, 256, 256, 3] as one PNG, to see what was collected."""
     chosen = crops[np.linspace(0, len(crops) - 1, min(len(crops), SHEET_TILES)).round().astype(int)]
     tiles = [cv2.resize(crop, (SHEET_TILE_PX, SHEET_TILE_PX), interpolation=cv2.INTER_AREA) for crop in chosen]
     columns = min(SHEET_COLUMNS, len(tiles))
@@ -81,7 +80,4 @@ def write_preview(crops: NDArray[np.uint8], out: Path) -> None:
     for index, tile in enumerate(tiles):
         top, left = (SHEET_TILE_PX * place for place in divmod(index, columns))
         sheet[top : top + SHEET_TILE_PX, left : left + SHEET_TILE_PX] = tile
-    try:
-        out.write_bytes(cv2.imencode(".png", sheet)[1].tobytes())
-    except OSError as error:
-        raise SinkError(f"cannot write {out}: {error.strerror}") from error
+    return bytes(cv2.imencode(".png", sheet)[1].tobytes())

@@ -1,15 +1,15 @@
 """The picture that people see: the skeleton over the frame, and beside it the same pose in 3D on a floor that turns slowly.
 
-The person's left is blue, the right orange, the middle white: a pair that colour-blind people tell apart too. Joints below
-`LOW_SCORE` are hollow, and bones that end at one are thin and dashed. Line widths and text follow the picture's shorter
-side, so that 360p and 4K look alike. The 3D view turns with the frame's time stamp, never the wall clock: the same frames
-always give the same pictures.
+One person's left is blue, the right orange, the middle white: a pair that colour-blind people tell apart too. Of several people
+each has a colour of its own, by the track id, lighter on the left and darker on the right. Joints below `LOW_SCORE` are hollow,
+and bones that end at one are thin and dashed. Line widths and text follow the picture's shorter side, so that 360p and 4K look
+alike. The 3D view turns with the frame's time stamp, never the wall clock: the same frames always give the same pictures.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -19,6 +19,7 @@ from convnextpose.camera import Intrinsics
 from convnextpose.crop import Box
 from convnextpose.errors import GeometryError
 from convnextpose.skeleton import JointSet
+from pipeline.labels import Label, draw_labels, person_bgr, side_bgr
 from pipeline.strokes import (
     FAR_PX,
     LEFT_BGR,
@@ -27,8 +28,8 @@ from pipeline.strokes import (
     OUTLINE_BGR,
     RIGHT_BGR,
     SHIFT,
-    TEXT_BGR,
     Array,
+    Colour,
     Picture,
     Strokes,
     blend,
@@ -49,7 +50,8 @@ TURN_DEGREES_PER_S = 15.0
 START_DEGREES = 30.0
 """The 3D view's turn at time 0, so that a single picture shows depth too."""
 
-_SIDES = {"left": LEFT_BGR, "right": RIGHT_BGR, "middle": MIDDLE_BGR}
+_SIDES = ("left", "right", "middle")
+_ALONE_BGR = np.array([LEFT_BGR, RIGHT_BGR, MIDDLE_BGR], np.float64)
 _CAPTION_BGR = (0, 196, 255)
 _BONE_RADIUS_MM = 24.0
 _SHADOW_RADIUS_MM = 60.0
@@ -59,8 +61,8 @@ class PoseRenderer:
     """Draws the frames of one source, in order.
 
     It remembers where the people and the ground were, so that noise in the root depth doesn't shake the 3D view: a person's
-    place on the floor is smoothed over time, the shape never. A frame of another source, or of an earlier time, starts
-    afresh. One thread at a time.
+    place on the floor is smoothed over time. A frame of another source, or of an earlier time, starts afresh. Poses that are
+    smoothed over time are shown so. One thread at a time.
     """
 
     def __init__(self, joint_set: JointSet) -> None:
@@ -68,7 +70,8 @@ class PoseRenderer:
         self._joint_set = joint_set
         self._skeleton = _Skeleton.of(joint_set)
         self._floor = Floor(joint_set.root)
-        self._view: View | None = None
+        self._views: dict[tuple[int, int, bool], View] = {}
+        self._several = False
 
     def render(self, frame: Frame, poses: tuple[Pose, ...], camera: Intrinsics, *, caption: str | None = None) -> Picture:
         """The frame with its poses drawn over it, and the 3D view to its right.
@@ -98,20 +101,29 @@ class PoseRenderer:
         canvas[height:, :width] = frame.image[-1:]
 
         unit = side / 360
-        for pose in sorted(poses, key=lambda pose: -pose.root_depth_mm):
-            _draw_corners(picture, pose.box, unit)
+        poses = tuple(_shown(pose, camera) for pose in poses)
+        afresh = frame.source_id != self._floor.source_id or frame.time_s < self._floor.time_s
+        # It stays so: colours that come and go tell nobody apart.
+        self._several = len(poses) > 1 or (self._several and not afresh)
+        far_first = sorted(poses, key=lambda pose: -pose.root_depth_mm)
+        for pose in far_first:
+            _draw_corners(picture, pose.box, unit, person_bgr(pose.track_id) if self._several else MIDDLE_BGR)
             self._draw_over(picture, pose, unit)
-        if len(poses) > 1:
-            for pose in poses:
-                _draw_label(picture, f"#{pose.track_id}", pose.box, unit)
+        if self._several:
+            draw_labels(picture, [_label(pose, pose.box.x, pose.box.y - 3 * unit) for pose in far_first[::-1]], 12.0 * unit)
         if caption:
             _draw_caption(picture, caption, unit)
 
-        if self._view is None or (self._view.height, self._view.width) != panel.shape[:2]:
-            self._view = View.of_size(panel.shape[1], panel.shape[0])
+        size = panel.shape[1], panel.shape[0], self._several
+        if size not in self._views:
+            self._views = {size: View.of_size(size[0], size[1], several=self._several)}
         self._floor.follow(frame, poses)
-        self._draw_panel(panel, self._view, frame, poses, camera)
+        self._draw_panel(panel, self._views[size], frame, poses, camera)
         return canvas
+
+    def _colours(self, pose: Pose) -> Array:
+        """[3, 3] colours of a person's left, right and middle."""
+        return side_bgr(pose.track_id) if self._several else _ALONE_BGR
 
     def _draw_over(self, picture: Picture, pose: Pose, unit: float) -> None:
         """Draw the skeleton over the picture."""
@@ -119,7 +131,9 @@ class PoseRenderer:
         # A small person gets thin bones, to stay visible underneath.
         radius = float(np.clip(0.0105 * max(pose.box.width, pose.box.height), 1.3 * unit, 3.2 * unit))
         depth = np.clip(pose.joints_mm[:, 2], -FAR_MM, FAR_MM)
-        strokes = self._skeleton.strokes(points, np.full(len(points), radius), depth, np.ones(len(points)), pose.scores)
+        strokes = self._skeleton.strokes(
+            points, np.full(len(points), radius), depth, np.ones(len(points)), pose.scores, self._colours(pose)
+        )
         paint(picture, strokes, max(1.0, 0.9 * unit))
 
     def _draw_panel(self, panel: Picture, view: View, frame: Frame, poses: tuple[Pose, ...], camera: Intrinsics) -> None:
@@ -152,14 +166,15 @@ class PoseRenderer:
             # More than perspective alone would, width and brightness tell near from far.
             radius = np.maximum(_BONE_RADIUS_MM / floor.zoom * view.scale * nearness**1.5, 0.9 * view.unit)
             shade = np.clip(0.94 + 1.5 * (nearness - 1.0), 0.6, 1.0)
-            parts.append(self._skeleton.strokes(points[:, :2], radius, -nearness, shade, pose.scores))
+            parts.append(self._skeleton.strokes(points[:, :2], radius, -nearness, shade, pose.scores, self._colours(pose)))
         paint(panel, Strokes.joined(parts), max(1.0, 0.9 * view.unit))
-        if len(poses) > 1:
-            for pose, points in zip(poses, people, strict=True):
-                label = text_image(f"#{pose.track_id}", view.text_px, TEXT_BGR)
+        if self._several:
+            labels = []
+            for pose, points in sorted(zip(poses, people, strict=True), key=lambda entry: -float(entry[1][:, 2].mean())):
                 x, y, nearness_there = points[np.argmin(points[:, 1])]
                 gap = 2 * _BONE_RADIUS_MM / floor.zoom * view.scale * nearness_there + 2 * view.unit
-                blend(panel, label, x - label.width / 2, y - gap - label.height)
+                labels.append(_label(pose, float(x) - 0.6 * view.text_px, float(y) - gap))
+            draw_labels(panel, labels, 0.8 * view.text_px)
 
 
 @dataclass(frozen=True)
@@ -168,25 +183,25 @@ class _Skeleton:
 
     Attributes:
         bones: [B, 2] pairs of joints.
-        bone_bgr: [B, 3] colours.
+        bone_sides: [B] 0 for the left, 1 for the right, 2 for the middle.
         joints: [K] joints at the ends of bones. One without bones (Human3.6M's Thorax) would be a dot that means nothing.
-        joint_bgr: [K, 3] colours.
+        joint_sides: [K] as `bone_sides`.
     """
 
     bones: NDArray[np.intp]
-    bone_bgr: Array
+    bone_sides: NDArray[np.intp]
     joints: NDArray[np.intp]
-    joint_bgr: Array
+    joint_sides: NDArray[np.intp]
 
     @classmethod
     def of(cls, joint_set: JointSet) -> _Skeleton:
-        """The bones and joints of a joint set, in the colours of their sides."""
+        """The bones and joints of a joint set, and their sides."""
         bones = np.array(joint_set.bones, np.intp)
-        colours = np.array([_SIDES[joint_set.side(joint)] for joint in range(len(joint_set))], np.float64)
+        sides = np.array([_SIDES.index(joint_set.side(joint)) for joint in range(len(joint_set))], np.intp)
         joints = np.unique(bones)
-        return cls(bones, colours[bones[:, 1]], joints, colours[joints])
+        return cls(bones, sides[bones[:, 1]], joints, sides[joints])
 
-    def strokes(self, points: Array, radius: Array, depth: Array, shade: Array, scores: Array) -> Strokes:
+    def strokes(self, points: Array, radius: Array, depth: Array, shade: Array, scores: Array, bgr: Array) -> Strokes:
         """One person's bones and joints.
 
         Args:
@@ -195,6 +210,7 @@ class _Skeleton:
             depth: [J], greater is farther away.
             shade: [J] brightness, 0..1.
             scores: [J], 0..1.
+            bgr: [3, 3] colours of left, right and middle.
         """
         dark = np.array(OUTLINE_BGR, np.float64)
         bone_depth = depth[self.bones].mean(axis=1)
@@ -202,7 +218,7 @@ class _Skeleton:
             start=points[self.bones[:, 0]],
             end=points[self.bones[:, 1]],
             radii=radius[self.bones],
-            bgr=self.bone_bgr * shade[self.bones].mean(axis=1)[:, None],
+            bgr=bgr[self.bone_sides] * shade[self.bones].mean(axis=1)[:, None],
             edge_bgr=np.repeat(dark[None], len(self.bones), axis=0),
             depth=bone_depth,
         )
@@ -211,13 +227,13 @@ class _Skeleton:
         np.minimum.at(front, self.bones, bone_depth[:, None])
         sure = scores >= LOW_SCORE
         solid = sure[self.joints, None]
-        bgr = self.joint_bgr * shade[self.joints, None]
+        joint_bgr = bgr[self.joint_sides] * shade[self.joints, None]
         dots = Strokes(
             start=points[self.joints],
             end=points[self.joints],
             radii=np.repeat(radius[self.joints, None] * np.where(solid, 1.35, 1.0), 2, axis=1),
-            bgr=np.where(solid, bgr, dark),
-            edge_bgr=np.where(solid, dark, bgr),
+            bgr=np.where(solid, joint_bgr, dark),
+            edge_bgr=np.where(solid, dark, joint_bgr),
             depth=np.nextafter(front[self.joints], -np.inf),
         )
         if sure.all():
@@ -226,7 +242,7 @@ class _Skeleton:
         return Strokes.joined([bones.take(whole), bones.take(~whole).dashed(), dots])
 
 
-def _draw_corners(picture: Picture, box: Box, unit: float) -> None:
+def _draw_corners(picture: Picture, box: Box, unit: float, bgr: Colour) -> None:
     """Draw the box's four corners, thin: a whole rectangle would hide more than it shows."""
     size = np.array([picture.shape[1], picture.shape[0]])
     low = np.clip([box.x, box.y], -8.0 * unit, size + 8.0 * unit)
@@ -238,17 +254,18 @@ def _draw_corners(picture: Picture, box: Box, unit: float) -> None:
     lines = list(fixed(np.stack([corners + inward * (1, 0), corners, corners + inward * (0, 1)], axis=1)))
     line, edge = line_width(unit), line_width(0.6 * unit)
     cv2.polylines(picture, lines, False, OUTLINE_BGR, line + 2 * edge, cv2.LINE_AA, SHIFT)
-    cv2.polylines(picture, lines, False, MIDDLE_BGR, line, cv2.LINE_AA, SHIFT)
+    cv2.polylines(picture, lines, False, bgr, line, cv2.LINE_AA, SHIFT)
 
 
-def _draw_label(picture: Picture, words: str, box: Box, unit: float) -> None:
-    """Write a label above the box's top left corner, or inside the picture's edge where there is no room."""
-    text, pad = text_image(words, 14.0 * unit, MIDDLE_BGR), round(2 * unit)
-    height, width = text.height + 2 * pad, text.width + 2 * pad
-    left = round(min(max(box.x, 0.0), max(0, picture.shape[1] - width)))
-    top = round(min(max(box.y - height - 3 * unit, 0.0), max(0, picture.shape[0] - height)))
-    picture[top : top + height, left : left + width] = OUTLINE_BGR
-    blend(picture, text, left + pad, top + pad)
+def _shown(pose: Pose, camera: Intrinsics) -> Pose:
+    """The pose as it is drawn: smoothed over time, where it is."""
+    if pose.smoothed_mm is None or pose.smoothed_mm[:, 2].min() <= 0:
+        return pose
+    return replace(pose, joints_mm=pose.smoothed_mm, joints_px=camera.project(pose.smoothed_mm)[:, :2])
+
+
+def _label(pose: Pose, left: float, bottom: float) -> Label:
+    return Label(f"{pose.track_id}", person_bgr(pose.track_id), left, bottom)
 
 
 def _draw_caption(picture: Picture, caption: str, unit: float) -> None:

@@ -1,7 +1,7 @@
-"""One source's frames to poses, one plain function after another: boxes, crops, predictions, lift, tracks.
+"""One source's frames to poses, one plain function after another: boxes, crops, predictions, ids, lift, smoothing.
 
 It knows no thread. A run, the calibration, the benchmarks and the tests call the very same `Estimator.step`. All that is
-remembered from frame to frame of a source lives in its people finder.
+remembered from frame to frame of a source lives in its people finder and its smoother.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from convnextpose.camera import Intrinsics, RootDepthSource
 from convnextpose.errors import GeometryError
 from engines.pose import PoseModel
 from pipeline.people import PeopleFinder
+from pipeline.people.smoothing import PoseSmoother
 from pipeline.stages import lift, predict
 from pipeline.timeline import Stopwatch
-from pipeline.types import Frame, PosedFrame
+from pipeline.types import Frame, PosedFrame, TrackEvent
 
 
 class Estimator:
@@ -28,6 +29,7 @@ class Estimator:
         self._model = model
         self._people = people
         self._camera = camera
+        self._smoother = PoseSmoother(model.info.joint_set.root)
 
     def step(self, frame: Frame, stopwatch: Stopwatch | None = None) -> PosedFrame:
         """The poses of a frame; where its time went is added to the stopwatch.
@@ -36,30 +38,35 @@ class Estimator:
             GeometryError: the frame cannot be worked on; the next one can.
         """
         stopwatch = stopwatch or Stopwatch()
-        size, problems = (frame.width, frame.height), []
-        boxes = []
-        for tracked in self._people.find(frame, stopwatch):
+        size = frame.width, frame.height
+        events: list[TrackEvent] = []
+        while True:
+            boxes, problems = [], []
+            for tracked in self._people.find(frame, stopwatch):
+                try:
+                    tracked.box.clip(*size)
+                except GeometryError as error:  # one person: the others of the frame still have poses
+                    problems.append(str(error))
+                else:
+                    boxes.append(tracked)
             try:
-                tracked.box.clip(*size)
-            except GeometryError as error:  # one person: the others of the frame still have poses
-                problems.append(str(error))
-            else:
-                boxes.append(tracked)
-        try:
-            read = predict(self._model, frame.image, boxes, stopwatch)
-        except GeometryError:
-            self._people.observe(())
-            raise
-        seen = tuple(pose for pose in read if pose.score >= self._people.min_score)
+                read = predict(self._model, frame.image, boxes, stopwatch)
+            except GeometryError:  # whoever was followed was not seen in this frame
+                self._people.identify(())
+                raise
+            with stopwatch.span("track"):
+                known = self._people.identify(read)
+            events += known.events
+            if not known.look_again:
+                break
         camera = self._camera or Intrinsics.assumed(*size)
         source = RootDepthSource.INTRINSICS if self._camera else RootDepthSource.ASSUMED_FOV
         poses = []
         with stopwatch.span("lift"):
-            for pose in seen:
+            for pose in known.poses:
                 try:
                     poses.append(lift(pose, size, camera, source, self._model.info.joint_set))
                 except GeometryError as error:
                     problems.append(str(error))
-        with stopwatch.span("track"):
-            self._people.observe(seen)
-        return PosedFrame(frame, tuple(poses), camera, problems=tuple(problems))
+            smoothed = self._smoother.step(frame.time_s, poses)
+        return PosedFrame(frame, smoothed, camera, problems=tuple(problems), events=tuple(events))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -30,8 +32,9 @@ from pipeline.estimator import Estimator
 from pipeline.formats.table import DEFAULT_FORMATS, FORMATS, open_recorders
 from pipeline.formats.trace import TraceRecorder
 from pipeline.people import MIN_SCORE, PeopleFinder, WholePicture
+from pipeline.people.detection import detections_of
 from pipeline.people.given import GivenBoxes
-from pipeline.people.tracks import SinglePerson
+from pipeline.people.tracker import KEEP_LOST_S, MAX_PEOPLE, PeopleTracker
 from pipeline.sources import OnDamage, Source, SourceInfo, open_source
 from pipeline.status import RunStatus
 from pipeline.streams import Pipeline, Stream
@@ -40,6 +43,8 @@ from pipeline.summary import check_summary, write_summary
 from pipeline.types import RunHeader
 from pipeline.views.base import View
 from pipeline.views.table import ViewConfig, open_view
+
+_log = logging.getLogger("convnextpose.run")
 
 RANDOM_CAPTION = "RANDOM WEIGHTS"
 """Stamped on every picture of a run whose poses mean nothing."""
@@ -61,11 +66,14 @@ class RunConfig:
         out: folder for the results, or None to write none; with several sources each has a folder of its own in it.
         formats: names of the formats that results are written in (`pipeline.formats.table.FORMATS`).
         overwrite: whether results that are there already may be replaced.
-        boxes: file of the people's boxes, or None to find and follow one person.
+        boxes: file of the people's boxes, or None to find and follow everybody.
         camera: the true intrinsics, or None to assume a field of view.
         trace: file for the timeline of every frame, or None.
         random_weights: replace the model's weights by random numbers, for benchmarks.
         min_score: mean joint score from which a person counts as found, 0..1.
+        max_people: how many people are followed at once; with more in the picture, the nearest.
+        keep_lost_s: how long somebody who is out of sight is looked for, s.
+        smooth: whether files with numbers hold the poses smoothed over time beside the raw ones; pictures show them anyway.
         threads: threads of the network's library, or None for its own choice.
         video_stream: which of a file's video streams is read, from 0, or None for the one that players show.
         on_damage: what is done where a recording is damaged: `stop` ends it there, `skip` goes on behind it.
@@ -84,17 +92,27 @@ class RunConfig:
     trace: Path | None = None
     random_weights: bool = False
     min_score: float = MIN_SCORE
+    max_people: int = MAX_PEOPLE
+    keep_lost_s: float = KEEP_LOST_S
+    smooth: bool = False
     threads: int | None = None
     video_stream: int | None = None
     on_damage: str = OnDamage.STOP.value
     views: tuple[ViewConfig, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check what can be checked without touching a file."""
+        """Check what can be checked without touching a file; paths may be given as strings."""
+        for name in ("out", "boxes", "trace"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, Path(value))
         if not self.source_list:
             raise ValueError("expected at least one source, received none")
         if not 0 <= self.min_score <= 1:
             raise ValueError(f"expected a minimum score in 0..1, received {self.min_score}")
+        if self.max_people < 1:
+            raise ValueError(f"expected to follow at least one person, received max_people={self.max_people}")
+        if not 0 <= self.keep_lost_s < math.inf:
+            raise ValueError(f"expected a finite time to look for the lost, 0 s or more, received {self.keep_lost_s}")
         if unknown := [name for name in self.formats if name not in FORMATS]:
             raise ValueError(f"expected formats among {', '.join(FORMATS)}, received {unknown[0]!r}")
         if self.random_weights and is_engine(Path(self.model)):
@@ -202,7 +220,7 @@ def _keep_apart(config: RunConfig, folders: Sequence[Path]) -> None:
         SinkError: naming the file.
     """
     inputs = [*config.source_list, *([config.boxes] if config.boxes else []), config.model]
-    read = {Path(path).resolve() for path in inputs}
+    read = {Path(path).resolve() for path in inputs if Path(path).exists()}  # the model may be a name
     names = [FORMATS[name].file_name for name in config.formats]
     written = [folder / name for folder in folders for name in names] if config.out else []
     written += [config.out / SUMMARY_NAME] if config.out else []
@@ -258,6 +276,7 @@ def open_pipeline(config: RunConfig) -> Pipeline:
         )
         opened.callback(model.close)
         models = [model.close]
+        _log.info("model %s (%s) runs in %s", model.info.name, model.info.variant.name, model.describe())
         detector = None
         if given is None and not config.random_weights:
             detector = open_detector(config.runtime, threads=config.threads, max_batch=several)
@@ -279,11 +298,19 @@ def open_pipeline(config: RunConfig) -> Pipeline:
                 root_depth_source=RootDepthSource.INTRINSICS if config.camera else RootDepthSource.ASSUMED_FOV,
                 model=model.info,
                 runtime=model.describe(),
+                smooth=config.smooth,
             )
             recorders = [] if folder is None else open_recorders(folder, config.formats, header, overwrite=config.overwrite)
             people: PeopleFinder = given or WholePicture()
             if detector is not None:  # pictures have no frame rate: one is not what came after another
-                people = SinglePerson(model, detector, config.min_score, follows=info.live or info.frame_rate is not None)
+                people = PeopleTracker(
+                    detections_of(detector),
+                    model.info.joint_set,
+                    min_score=config.min_score,
+                    max_people=config.max_people,
+                    keep_lost_s=config.keep_lost_s,
+                    follows=info.live or info.frame_rate is not None,
+                )
             streams.append(
                 Stream(
                     source,

@@ -116,6 +116,7 @@ class Stream:
 
     Attributes:
         header: what the run is.
+        source, estimator, renderer, caption: as they were given.
         ledger: what became of the frames.
         timing: where their time went.
         recorders: what takes the results.
@@ -149,11 +150,11 @@ class Stream:
         self.track_ids: set[int] = set()
         self.error: StageError | None = None
         self.source = source
-        self._estimator = estimator
-        self._caption = caption
+        self.estimator = estimator
+        self.renderer = renderer
+        self.caption = caption
         self._live = source.info.live
         self._draws = renderer is not None and any(recorder.needs_picture for recorder in recorders)
-        self._renderer = renderer
         self._stopping = threading.Event()
         self._in_flight = InFlight()
         self._lock = threading.Lock()
@@ -298,7 +299,7 @@ class Stream:
                 taken = self._taken.get()
                 stopwatch = taken.stopwatch
                 try:
-                    posed = self._estimator.step(taken.frame, stopwatch)
+                    posed = self.estimator.step(taken.frame, stopwatch)
                 except GeometryError as error:
                     self.ledger.fail(taken.frame.index, f"{stopwatch.stage}: {error}")
                     self._in_flight.leave(taken.size)
@@ -339,7 +340,7 @@ class Stream:
                     self._finish(missed)
 
     def _draw(self) -> None:
-        renderer, inbox = self._renderer, self._to_draw
+        renderer, inbox = self.renderer, self._to_draw
         assert renderer is not None
         targets = [(r, i) for r, i in zip(self.recorders, self._inboxes, strict=True) if r.needs_picture]
         try:
@@ -347,7 +348,7 @@ class Stream:
                 flight = inbox.get()
                 posed = flight.posed
                 with flight.stopwatch.span("render", enter_ns=flight.entered_ns):
-                    picture = renderer.render(posed.frame, posed.poses, posed.camera, caption=self._caption)
+                    picture = renderer.render(posed.frame, posed.poses, posed.camera, caption=self.caption)
                 flight.posed = replace(posed, picture=picture)
                 for recorder, target in targets:
                     self._offer(target, flight, [recorder])

@@ -53,6 +53,8 @@ class Strokes(NamedTuple):
     @classmethod
     def joined(cls, parts: Sequence[Strokes]) -> Strokes:
         """The strokes of all parts."""
+        if len(parts) == 1:
+            return parts[0]
         return cls(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
     def take(self, which: NDArray[np.intp] | NDArray[np.bool_]) -> Strokes:
@@ -95,14 +97,15 @@ class Strokes(NamedTuple):
         return dashes._replace(radii=dashes.radii * 0.5)
 
     def polygons(self, outline_px: float) -> NDArray[np.int32]:
-        """The strokes [N, P, 2], wider by `outline_px` all around, in OpenCV's fixed point."""
+        """The strokes [2, N, P, 2] in OpenCV's fixed point: wider by `outline_px` all around, and as they are."""
         along = self.end - self.start
         length = np.hypot(along[:, 0], along[:, 1])
         cos = np.where(length > 0, along[:, 0], 1.0) / np.where(length > 0, length, 1.0)
         sin = along[:, 1] / np.where(length > 0, length, 1.0)
         count = len(_ROUND) // 2
-        radii = np.repeat(self.radii[:, ::-1] + outline_px, count, axis=1)
-        points = np.repeat(np.stack([self.end, self.start], axis=1), count, axis=1)
+        radii = np.repeat(self.radii[:, ::-1] + np.array([outline_px, 0.0])[:, None, None], count, axis=2)
+        points = np.empty((*radii.shape, 2))
+        points[...] = np.repeat(np.stack([self.end, self.start], axis=1), count, axis=1)
         points[..., 0] += radii * (cos[:, None] * _ROUND[:, 0] - sin[:, None] * _ROUND[:, 1])
         points[..., 1] += radii * (sin[:, None] * _ROUND[:, 0] + cos[:, None] * _ROUND[:, 1])
         return fixed(points)
@@ -137,7 +140,7 @@ def paint(canvas: Picture, strokes: Strokes, outline_px: float) -> None:
     strokes = strokes.inside(canvas.shape[1], canvas.shape[0])
     strokes = strokes.take(np.argsort(-strokes.depth, kind="stable"))
     for wide, narrow, edge_bgr, bgr in zip(
-        strokes.polygons(outline_px), strokes.polygons(0.0), strokes.edge_bgr.tolist(), strokes.bgr.tolist(), strict=True
+        *strokes.polygons(outline_px), strokes.edge_bgr.tolist(), strokes.bgr.tolist(), strict=True
     ):
         cv2.fillConvexPoly(canvas, wide, edge_bgr, cv2.LINE_AA, SHIFT)
         cv2.fillConvexPoly(canvas, narrow, bgr, cv2.LINE_AA, SHIFT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Literal
 
 import numpy as np
@@ -105,6 +106,7 @@ class Pose:
         root_depth_mm: distance of the pelvis from the camera along z, mm.
         root_depth_source: where that distance came from.
         cut_by_edge: whether the box reaches the picture's edge, so that a part of the person may be out of sight.
+        smoothed_mm: [J, 3] as `joints_mm`, smoothed over time, or None where nobody smooths.
     """
 
     track_id: int
@@ -115,6 +117,7 @@ class Pose:
     root_depth_mm: float
     root_depth_source: RootDepthSource
     cut_by_edge: bool = False
+    smoothed_mm: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         """Check that the shapes fit each other and every number is finite."""
@@ -126,6 +129,47 @@ class Pose:
             )
         if not (np.isfinite(self.joints_px).all() and np.isfinite(self.joints_mm).all()):
             raise GeometryError("expected finite joints, received NaN or infinity")
+        if self.smoothed_mm is not None and (self.smoothed_mm.shape != (count, 3) or not np.isfinite(self.smoothed_mm).all()):
+            raise GeometryError(f"expected finite smoothed_mm [{count}, 3], received {self.smoothed_mm.shape}")
+
+
+class TrackEventKind(str, Enum):
+    """What can happen to a person's track."""
+
+    BORN = "born"
+    """Somebody was seen twice, and has an id from now on."""
+    LOST = "lost"
+    """Somebody is out of sight."""
+    FOUND_AGAIN = "found_again"
+    """Somebody who was lost is back."""
+    MERGED = "merged"
+    """Two tracks were one person's; the younger ended."""
+    CUT = "cut"
+    """A new take begins: the track ended."""
+
+
+@dataclass(frozen=True)
+class TrackEvent:
+    """Something that happened to a track.
+
+    Attributes:
+        kind: what.
+        time_s: when: the time stamp of the frame that showed it.
+        track_id: whose track; None for a cut while nobody was followed.
+        reason: why, a few words.
+        other_id: the track that goes on, for a merged one.
+    """
+
+    kind: TrackEventKind
+    time_s: float
+    track_id: int | None
+    reason: str
+    other_id: int | None = None
+
+    def __str__(self) -> str:
+        """For logs."""
+        who = "" if self.track_id is None else f" person {self.track_id}"
+        return f"{self.time_s:.3f} s: {self.kind.value}{who} ({self.reason})"
 
 
 @dataclass(frozen=True)
@@ -139,6 +183,7 @@ class PosedFrame:
         picture: BGR uint8 [H2, W2, 3], the drawn result, or None where drawing is off.
         timeline: where the frame's time went; None until every stage is done with it.
         problems: why people in it have no pose, one sentence each.
+        events: what happened to people's tracks with it.
     """
 
     frame: Frame
@@ -147,6 +192,7 @@ class PosedFrame:
     picture: NDArray[np.uint8] | None = None
     timeline: Timeline | None = None
     problems: tuple[str, ...] = ()
+    events: tuple[TrackEvent, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -162,6 +208,7 @@ class RunHeader:
         root_depth_source: where root depths come from.
         model: the model.
         runtime: what runs it.
+        smooth: whether files with numbers hold the smoothed poses, too.
     """
 
     source: str
@@ -173,6 +220,7 @@ class RunHeader:
     root_depth_source: RootDepthSource
     model: ModelInfo
     runtime: SessionDescription
+    smooth: bool = False
 
     @property
     def joint_set(self) -> JointSet:

@@ -17,6 +17,7 @@ from pipeline.strokes import (
     SHIFT,
     TEXT_BGR,
     Array,
+    Colour,
     Picture,
     Strokes,
     blend,
@@ -42,6 +43,9 @@ _ROOM_MM = 800.0  # from a pelvis to the floor's edge, before the view widens
 _WIDEST = 6.0
 _SOLE_MM = 35.0  # the lowest joints are ankles or toes: the ground is under them
 _LEG_MM = 1150.0  # a joint farther below the pelvis than legs reach tells nothing about the ground
+
+_KEY: tuple[tuple[str, Colour], ...] = (("left", LEFT_BGR), ("right", RIGHT_BGR), ("unsure", MIDDLE_BGR))
+_SEVERAL_KEY: tuple[tuple[str, Colour], ...] = (("left", (225, 225, 225)), ("right", (120, 120, 120)), ("unsure", MIDDLE_BGR))
 
 FAR_MM = 1e5
 """Joints may be anywhere: what is farther than this is out of sight, and drawn as if it were here."""
@@ -125,8 +129,11 @@ class View:
     backdrop: Picture
 
     @classmethod
-    def of_size(cls, width: int, height: int) -> View:
-        """The view that fills `width` x `height` px with a person who raises the arms, and the floor."""
+    def of_size(cls, width: int, height: int, *, several: bool = False) -> View:
+        """The view that fills `width` x `height` px with a person who raises the arms, and the floor.
+
+        Its key tells one person's sides by colour, those of several people by light and dark.
+        """
         # The floor's front edge is as far below the middle as raised hands are above it, both with a little room.
         scale = min(height / 2860.0, width / 2280.0)
         view = cls(width, height, scale, np.full((height, width, 3), _BACKDROP_BGR, np.uint8))
@@ -135,7 +142,7 @@ class View:
         for share in np.linspace(1.0, 0.0, 24, endpoint=False):
             ring = fixed(view.project(rim * share)[:, :2])
             cv2.fillConvexPoly(view.backdrop, ring, mixed(_FLOOR_BGR, _RIM_BGR, share), cv2.LINE_AA, SHIFT)
-        view._draw_key()
+        view._draw_key(_SEVERAL_KEY if several else _KEY)
         return view
 
     @property
@@ -153,10 +160,10 @@ class View:
         """Between text and the edges, px."""
         return 9.0 * self.unit
 
-    def _draw_key(self) -> None:
+    def _draw_key(self, key: tuple[tuple[str, Colour], ...]) -> None:
         """What colours and dashes mean, in the top left corner."""
         unit, x = self.unit, self.margin
-        for name, bgr in (("left", LEFT_BGR), ("right", RIGHT_BGR), ("unsure", MIDDLE_BGR)):
+        for name, bgr in key:
             words = text_image(name, self.text_px, TEXT_BGR)
             y = self.margin + words.height / 2
             swatch = Strokes(
@@ -225,7 +232,7 @@ def draw_camera(panel: Picture, view: View, floor: Floor, turn: float, half_angl
 
 def draw_shadows(panel: Picture, view: View, bones: Array, radius_px: float) -> None:
     """Darken the floor softly along bones [B, 2, 2] (px) that were projected onto it."""
-    # A shadow has no fine detail: it is drawn small, and only the part that isn't empty is enlarged.
+    # A shadow has no fine detail: it is drawn small, and only the part that isn't empty is blurred and enlarged.
     factor = max(1, min(view.width, view.height) // 180)
     small = np.zeros((-(-view.height // factor), -(-view.width // factor)), np.uint8)
     size = np.array([view.width, view.height])
@@ -233,11 +240,14 @@ def draw_shadows(panel: Picture, view: View, bones: Array, radius_px: float) -> 
     thickness = line_width(2 * radius_px / factor)
     cv2.polylines(small, list(lines), False, 190, thickness, cv2.LINE_AA, SHIFT)
     blur = (thickness + 1, max(1, thickness // 2))
-    soft = cv2.blur(cv2.blur(small, blur), blur)
+    x, y, width, height = cv2.boundingRect(small)
+    left, top = max(0, x - 2 * blur[0]), max(0, y - 2 * blur[1])
+    drawn = small[top : y + height + 2 * blur[1], left : x + width + 2 * blur[0]]
+    soft = cv2.blur(cv2.blur(drawn, blur), blur)
     x, y, width, height = cv2.boundingRect(soft)
     if width == 0:
         return
     light = cv2.resize(255 - soft[y : y + height, x : x + width], (width * factor, height * factor))
-    region = panel[y * factor :, x * factor :][: height * factor, : width * factor]
+    region = panel[(top + y) * factor :, (left + x) * factor :][: height * factor, : width * factor]
     light = light[: region.shape[0], : region.shape[1]]
     region[:] = cv2.multiply(region, cv2.merge([light, light, light]), scale=1 / 255)

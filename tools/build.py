@@ -20,6 +20,7 @@ from engines.build import BuildFailure, BuildReport, BuildRequest, BuildResult, 
 from engines.manifest import BatchRange, EngineManifest
 from engines.targets import find_target
 from engines.tensorrt.builder import BuildOptions
+from tools.console import make_console
 
 TABLE_WIDTH = 110
 """Characters that the table may have on any terminal: a long name must not cost the figures their digits."""
@@ -96,8 +97,7 @@ def build_command(
     Exit codes: 0 done; 1 something failed (nothing half is left, what was finished is kept); 2 wrong use; 130 stopped by
     Ctrl-C.
     """
-    console = Console(highlight=False)
-    console.soft_wrap = not console.is_terminal
+    console = make_console()
     sources = _sources(models or [], everything)
     try:
         targets = tuple(find_target(name) for name in _split(target or []))
@@ -131,7 +131,7 @@ def build_command(
             failures += report.failures
     if results:
         console.print()
-        Console(highlight=False, width=max(console.width, TABLE_WIDTH)).print(_table(results))
+        make_console(soft_wrap=False, width=max(console.width, TABLE_WIDTH)).print(_table(results))
     if failures:
         console.print(f"[bold red]{len(failures)} failed[/]")
         raise typer.Exit(1)

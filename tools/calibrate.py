@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
-from convnextpose.errors import OutputExistsError
-from engines.calibration import MIN_CROPS
-from pipeline.calibration import collect_crops, write_preview
+from convnextpose.files import check_place, write_files
+from engines.calibration import MAX_CROPS, MIN_CROPS
+from pipeline.calibration import collect_crops, draw_preview
 from pipeline.run import open_detector, open_model
+from tools.console import make_console
 
 
 def calibrate_command(
@@ -24,7 +24,9 @@ def calibrate_command(
         typer.Argument(metavar="CLIP...|FOLDER", help="Videos, pictures, folders of pictures; one person in each."),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="FILE.npz", help="The calibration set to write.", show_default=False)],
-    count: Annotated[int, typer.Option(min=MIN_CROPS, help="How many crops to collect, evenly from all sources.")] = 128,
+    count: Annotated[
+        int, typer.Option(min=MIN_CROPS, max=MAX_CROPS, help="How many crops to collect, evenly from all sources.")
+    ] = 128,
     model: Annotated[
         str, typer.Option(help="What finds the people: default weights by name (xs), a checkpoint, or an exported .onnx file.")
     ] = "xs",
@@ -40,14 +42,13 @@ def calibrate_command(
         raise typer.BadParameter(f"expected a file that ends in .npz, received {out.name!r}", param_hint="--out")
     preview = out.with_suffix(".png")
     for path in (out, preview):
-        if path.exists() and not overwrite:
-            raise OutputExistsError(f"{path} exists; allow overwriting it with --overwrite, or name another file")
+        check_place(path, overwrite=overwrite)
     found = collect_crops(sources, open_model(model), open_detector(), count)
-    found.save(out, overwrite=overwrite)
-    write_preview(found.crops, preview)
-    console = Console(highlight=False, soft_wrap=True)
+    contents = {out: found.to_bytes(), preview: draw_preview(found.crops)}
+    write_files(contents, tuple(contents) if overwrite else ())
+    console = make_console(soft_wrap=True)
     fewer = "" if len(found) == count else f" of {count}: nobody was found in the other frames"
     console.print(f"crops    {len(found)}{fewer}")
-    console.print(f"wrote    {escape(str(out))} ({out.stat().st_size / 2**20:.1f} MiB)")
+    console.print(f"wrote    {escape(str(out))} ({len(contents[out]) / 2**20:.1f} MiB)")
     console.print(f"wrote    {escape(str(preview))}: look whether they are people in full view")
     console.print(f"sha256   {found.sha256}")

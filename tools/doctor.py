@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
 import os
 import platform
 import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from convnextpose import weights
 from convnextpose.errors import CheckpointError, PoseError, RuntimeUnavailableError, install_command
-from engines.cpu_precision import BATCH, measure_precisions
-from engines.sessions.registry import CHECKPOINT, ENGINE, RUNTIMES
-from engines.tensorrt.gpu import BINDINGS, binding_installed, binding_version, open_device
-from engines.tensorrt.module import LIBRARIES, load_library
+from tools.console import make_console
+from tools.loading import explain, mend
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Finding:
 def doctor_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON, for a program.")] = False,
 ) -> None:
-    """Look at this machine: Python, runtimes, GPU, default weights, speed; say what is missing for what and how to mend it.
+    """Look at this machine: Python, runtimes, GPU, weights, speed; say what is missing for what and how to mend it.
 
     Exit codes: 0 the default job can run here (something optional may be missing); 1 it cannot.
     """
@@ -61,14 +60,23 @@ def doctor_command(
 def examine() -> list[Finding]:
     """Everything that is looked at, in the order in which it is told."""
     findings = [_python(), _processor()]
-    findings += [_package(name, "capture, drawing and results") for name in ("numpy", "av")]
-    findings.append(_opencv())
+    findings += [_module(name, package) for name, package in (("numpy", "numpy"), ("av", "av"), ("cv2", "OpenCV"))]
     extra = install_command("build")
-    findings += [_package(name, "export", extra, optional=True) for name in ("onnx", "onnxscript", "safetensors")]
-    findings += _runtimes()
-    findings += [_driver(), *_bindings(), _gpu(), *_tensorrt()]
-    findings += _weights()
-    findings += _speed()
+    findings += [_package(name, "export", extra) for name in ("onnx", "onnxscript", "safetensors")]
+    # Each of these imports what it looks at, or what needs that: one that fails costs the others nothing.
+    for what, needed_for, look in (
+        ("runtimes", "running models", _runtimes),
+        ("NVIDIA driver", "TensorRT engines", lambda: [_driver()]),
+        ("bindings", "TensorRT engines", _bindings),
+        ("GPU", "TensorRT engines", lambda: [_gpu()]),
+        ("TensorRT", "TensorRT engines", _tensorrt),
+        ("weights", "running models", _weights),
+        ("speed", "running models", _speed),
+    ):
+        try:
+            findings += look()
+        except ImportError as error:
+            findings.append(Finding(what, "broken", explain(error) or str(error), needed_for, mend(error)))
     return findings
 
 
@@ -91,23 +99,28 @@ def _processor() -> Finding:
     return Finding("processor", "ok", f"{cores} cores" + (f", {' '.join(extras)}" if extras else ""), "CPU runtimes")
 
 
-def _package(name: str, needed_for: str, mend: str = "", *, optional: bool = False) -> Finding:
+def _package(name: str, needed_for: str, how_to_install: str) -> Finding:
+    """Something optional that is looked for and not loaded."""
     try:
         return Finding(name, "ok", metadata.version(name), needed_for)
     except metadata.PackageNotFoundError:
-        return Finding(name, "missing" if optional else "broken", "not installed", needed_for, mend or f"pip install {name}")
+        return Finding(name, "missing", "not installed", needed_for, how_to_install)
 
 
-def _opencv() -> Finding:
-    """Any OpenCV that loads serves: PyPI's, its headless twin, or a Jetson's own."""
+def _module(name: str, what: str) -> Finding:
+    """Something that every run needs, loaded: of OpenCV PyPI's serves, its headless twin, and a Jetson's own."""
+    needed_for = "capture, drawing and results"
     try:
-        import cv2
+        with redirect_stdout(io.StringIO()):  # OpenCV tells there what it misses
+            version = importlib.import_module(name).__version__
     except ImportError as error:
-        return Finding("OpenCV", "broken", str(error), "capture, drawing and results", "pip install opencv-python")
-    return Finding("OpenCV", "ok", cv2.__version__, "capture, drawing and results")
+        return Finding(what, "broken", explain(error) or str(error), needed_for, mend(error))
+    return Finding(what, "ok", version, needed_for)
 
 
 def _runtimes() -> list[Finding]:
+    from engines.sessions.registry import CHECKPOINT, ENGINE, RUNTIMES
+
     candidates = [runtime for runtime in RUNTIMES.values() if runtime.runs != ENGINE]  # TensorRT's modules are told one by one
     usable = any(candidate.modules for candidate in candidates if candidate.runs != CHECKPOINT)
     findings = []
@@ -134,6 +147,8 @@ def _driver() -> Finding:
 
 def _bindings() -> list[Finding]:
     """The bindings to CUDA; with one of them the other is not missing."""
+    from engines.tensorrt.gpu import BINDINGS, binding_installed, binding_version
+
     found = [name for name in BINDINGS if binding_installed(name)]
     if not found:
         return [Finding(BINDINGS[0], "missing", "not installed", "TensorRT engines", f"pip install {BINDINGS[0]}")]
@@ -141,6 +156,8 @@ def _bindings() -> list[Finding]:
 
 
 def _gpu() -> Finding:
+    from engines.tensorrt.gpu import open_device
+
     try:
         device = open_device()
     except PoseError as error:
@@ -153,6 +170,8 @@ def _gpu() -> Finding:
 
 def _tensorrt() -> list[Finding]:
     """The TensorRT modules, loaded: one that is installed may still lack a library. With one the other is not missing."""
+    from engines.tensorrt.module import LIBRARIES, load_library
+
     findings = []
     for name in LIBRARIES:
         try:
@@ -165,6 +184,8 @@ def _tensorrt() -> list[Finding]:
 
 
 def _weights() -> list[Finding]:
+    from convnextpose import weights
+
     findings = []
     for name in weights.names():
         try:
@@ -180,6 +201,8 @@ def _weights() -> list[Finding]:
 
 def _speed() -> list[Finding]:
     """How fast the default weights are here, in each precision that this CPU has; what hinders it was told before."""
+    from engines.cpu_precision import BATCH, measure_precisions
+
     try:
         speeds = measure_precisions()
     except PoseError:
@@ -194,7 +217,7 @@ def _speed() -> list[Finding]:
 
 
 def _print(findings: list[Finding]) -> None:
-    console = Console(highlight=False)
+    console = make_console(soft_wrap=False)
     table = Table(box=None, pad_edge=False)
     for heading in ("", "what", "found", "for"):
         table.add_column(heading, overflow="fold")

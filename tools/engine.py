@@ -15,6 +15,7 @@ from convnextpose.errors import PoseError
 from engines import manifest as manifests
 from engines.manifest import EngineManifest
 from engines.sessions.tensorrt import LayerInfo, MemoryUse, TensorRTSession, open_engine
+from tools.console import make_console
 
 app = typer.Typer(help="Look at TensorRT engines.", no_args_is_help=True)
 
@@ -35,7 +36,7 @@ def inspect_command(
 
     Exit codes: 0 the engine is whole (whether or not this machine can run it); 1 it is not.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console(soft_wrap=True)
     manifest = manifests.read(path)
     _print_manifest(console, manifest)
     manifests.load(path)

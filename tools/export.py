@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from convnextpose.checkpoint import verify
 from engines.export import export
+from tools.console import make_console
 
 
 def export_command(
@@ -28,7 +28,7 @@ def export_command(
     Exit codes: 0 done; 1 the checkpoint, the export or its comparison failed, and no file was left; 2 wrong use.
     """
     verified = verify(checkpoint)
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console(soft_wrap=True)
     if verified.name_claims is not None:
         wrong = f"the name of {checkpoint} claims variant {verified.name_claims.name}, its tensors are variant "
         console.print(f"[bold red]WRONG NAME[/]  {escape(wrong + verified.variant.name)}")

@@ -2,41 +2,44 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
 import sys
+from collections.abc import Sequence
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
-from convnextpose.errors import PoseError, RuntimeUnavailableError
+from convnextpose.errors import PoseError
+from tools.console import forgive, make_console
+from tools.loading import explain
 
 HELP = """Raw video in, 3D human poses out. Start with: convnextpose run CLIP --out DIR
 
 Exit codes: 0 done, 1 the job failed, 2 wrong use, 130 stopped by Ctrl-C."""
 
+COMMANDS = {
+    "run": "Turn videos into 3D poses: an annotated MP4, poses as NDJSON and NPZ, a summary, and the time of every stage.",
+    "verify": "Check checkpoints: which variant their tensors make, and that none is missing, foreign or broken.",
+    "export": "Write a verified checkpoint as ONNX, compared with PyTorch before the file is put in place.",
+    "calibrate": "Collect crops of people to calibrate INT8 models on, and a preview sheet FILE.png to look at them.",
+    "build": "Turn checkpoints into TensorRT engines: verify, export, type, prove, build, and write each with its manifest.",
+    "engine": "Look at TensorRT engines.",
+    "bench-engine": "Time an engine on the host and on the GPU, for several numbers of crops, beside FP16 PyTorch.",
+    "doctor": "Look at this machine: Python, runtimes, GPU, weights, speed; say what is missing for what and how to mend it.",
+}
+"""The subcommands, and what each does. `bench-engine` is `bench_engine_command` in `tools/bench_engine.py`, and so on."""
 
-def build_app() -> typer.Typer:
-    """The command line with all its subcommands.
+
+def build_app(arguments: Sequence[str]) -> typer.Typer:
+    """The command line with the one subcommand that the arguments name; of the others only name and help are known.
+
+    So a library that one subcommand needs and that cannot be loaded costs the others nothing.
 
     Raises:
-        RuntimeUnavailableError: a library that the base install needs cannot be loaded.
+        ImportError: a library that the subcommand needs cannot be loaded.
     """
-    try:
-        from tools.bench_engine import bench_engine_command
-        from tools.build import build_command
-        from tools.calibrate import calibrate_command
-        from tools.doctor import doctor_command
-        from tools.engine import app as engine_app
-        from tools.export import export_command
-        from tools.run import run_command
-        from tools.verify import verify_command
-    except ImportError as error:
-        if "libGL" in str(error):
-            raise RuntimeUnavailableError(
-                f"OpenCV cannot be loaded ({error}): install the system's libGL, or OpenCV's headless wheel with "
-                f"`pip uninstall -y opencv-python && pip install opencv-python-headless`"
-            ) from error
-        raise
     app = typer.Typer(
         name="convnextpose",
         help=HELP,
@@ -45,29 +48,58 @@ def build_app() -> typer.Typer:
         add_completion=False,
         rich_markup_mode="rich",
     )
-    app.command("run")(run_command)
-    app.command("verify")(verify_command)
-    app.command("export")(export_command)
-    app.command("calibrate")(calibrate_command)
-    app.command("build")(build_command)
-    app.add_typer(engine_app, name="engine")
-    app.command("bench-engine")(bench_engine_command)
-    app.command("doctor")(doctor_command)
+    app.callback()(_options)
+    wanted = next((word for word in arguments if word in COMMANDS), None)
+    for name, summary in COMMANDS.items():
+        if name != wanted:
+            app.command(name, help=summary)(_not_loaded)
+            continue
+        module = importlib.import_module(f"tools.{name.replace('-', '_')}")
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=name)
+        else:
+            app.command(name)(getattr(module, f"{name.replace('-', '_')}_command"))
     return app
+
+
+def _options(
+    verbose: Annotated[bool, typer.Option("--verbose", help="Tell on stderr what goes on: models, sources, tracks.")] = False,
+) -> None:
+    if verbose:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+        logger = logging.getLogger("convnextpose")
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+
+
+def _not_loaded() -> None:
+    """Stands for a subcommand in the list of them: the one that runs is another."""
+    raise typer.BadParameter(f"expected the subcommand first: one of {', '.join(COMMANDS)}")
 
 
 def main() -> None:
     """Run the command line; an error of the project's own is one line on stderr and exit code 1."""
+    forgive(sys.stdout)
+    forgive(sys.stderr)
     try:
-        build_app()()
+        build_app(sys.argv[1:])()
     except PoseError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}")
-        sys.exit(1)
+        _fail(str(error))
+    except ImportError as error:
+        if (told := explain(error)) is None:
+            raise
+        _fail(told)
     except OSError as error:  # a terminal or a pipe that went away, a disk that is full
         print(f"error: {error.strerror or error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _fail(told: str) -> None:
+    make_console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(told)}")
+    sys.exit(1)
 
 
 if __name__ == "__main__":

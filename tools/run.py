@@ -20,10 +20,12 @@ from convnextpose.camera import Intrinsics
 from convnextpose.checkpoint import claimed_variant
 from convnextpose.errors import GeometryError, StageError
 from engines.manifest import is_engine
-from engines.sessions.registry import choose_runtime, runtime_help
+from engines.opening import CPU_PRECISIONS, choose_precision
+from engines.sessions.registry import Choice, choose_runtime, runtime_help
 from pipeline.formats.table import DEFAULT_FORMATS, FORMATS
 from pipeline.ledger import Reasons
 from pipeline.people import MIN_SCORE
+from pipeline.people.tracker import KEEP_LOST_S, MAX_PEOPLE
 from pipeline.run import RunConfig, open_pipeline
 from pipeline.status import RunStatus
 from pipeline.streams import Pipeline, Stream
@@ -31,6 +33,7 @@ from pipeline.summary import NAME as SUMMARY_NAME
 from pipeline.views.base import Place
 from pipeline.views.osc import STYLES
 from pipeline.views.table import ViewConfig
+from tools.console import make_console
 
 _STOP_SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 if hasattr(signal, "SIGHUP"):
@@ -80,13 +83,17 @@ def run_command(
     ] = "xs",
     runtime: Annotated[str, typer.Option(help=runtime_help())] = "auto",
     precision: Annotated[
-        str, typer.Option(help="What the network computes in on a CPU: auto, fp32, bf16, fp16 or int8; an engine has its own.")
+        str,
+        typer.Option(
+            help=f"What the network computes in on a CPU: auto, {', '.join(CPU_PRECISIONS)}. auto takes bf16 where the CPU "
+            "has it and the model is proven in it, otherwise fp32."
+        ),
     ] = "auto",
     boxes: Annotated[
         Path | None,
         typer.Option(
             help="The people's boxes, px: CSV with frame,x,y,width,height[,track_id], MOTChallenge's lines, or an earlier "
-            "poses.ndjson. Without it one person is found and followed."
+            "poses.ndjson. Without it everybody is found and followed."
         ),
     ] = None,
     camera: Annotated[
@@ -104,6 +111,15 @@ def run_command(
     min_score: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Mean joint score from which somebody counts as a person.")
     ] = MIN_SCORE,
+    max_people: Annotated[
+        int, typer.Option(min=1, help="How many people are followed at once; with more in the picture, the nearest.")
+    ] = MAX_PEOPLE,
+    keep_lost: Annotated[
+        float, typer.Option(min=0.0, metavar="SECONDS", help="How long somebody who is out of sight keeps the track id.")
+    ] = KEEP_LOST_S,
+    smooth: Annotated[
+        bool, typer.Option("--smooth", help="Write poses smoothed over time beside the raw ones; pictures always show those.")
+    ] = False,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of the runtime; its own choice if not given.", show_default=False)
     ] = None,
@@ -165,6 +181,9 @@ def run_command(
             trace=trace,
             random_weights=weights_kind == "random",
             min_score=min_score,
+            max_people=max_people,
+            keep_lost_s=keep_lost,
+            smooth=smooth,
             threads=threads,
             video_stream=video_stream,
             on_damage=on_damage,
@@ -172,8 +191,7 @@ def run_command(
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    console = Console(highlight=False, emoji=False)
-    console.soft_wrap = not console.is_terminal
+    console = make_console()
     pipeline = open_pipeline(config)
     _print_head(console, pipeline, config)
     failure: StageError | None = None
@@ -210,7 +228,7 @@ def run_command(
 
 def _follow(pipeline: Pipeline) -> None:
     """Run it. On a terminal a line for each source tells meanwhile what it is doing; elsewhere it is quiet."""
-    screen = Console(stderr=True, highlight=False, emoji=False)
+    screen = make_console(stderr=True, soft_wrap=False)
     if not screen.is_terminal:
         pipeline.run()
         return
@@ -264,17 +282,18 @@ def _print_head(console: Console, pipeline: Pipeline, config: RunConfig) -> None
     if claim is not None and claim is not header.model.variant:
         wrong = f"the name of {config.model} claims variant {claim.name}, its tensors are variant {header.model.variant.name}"
         console.print(f"[bold red]WRONG NAME[/]  {escape(wrong)}")
-    console.print(f"runtime  {escape(str(header.runtime))}{_why(config)}")
+    runtime = choose_runtime(config.runtime, engine=is_engine(Path(config.model)))
+    console.print(f"runtime  {escape(str(header.runtime))}{escape(_because(config.runtime, runtime))}")
+    precision = choose_precision(config.precision, runtime.name, header.model)
+    console.print(f"         {precision.name}{escape(_because(config.precision, precision))}")
     depth = "the given camera" if config.camera else "an assumed field of view: depths and scale are a guess"
     console.print(f"depth    from {depth}")
     for viewing in pipeline.viewings:
         console.print(f"view     {escape(viewing.view.address)} ({viewing.view.name})", soft_wrap=True)
 
 
-def _why(config: RunConfig) -> str:
-    if config.runtime != "auto":
-        return ", as asked for"
-    return f", chosen because {choose_runtime(engine=is_engine(Path(config.model))).reason}"
+def _because(asked: str, choice: Choice) -> str:
+    return ", as asked for" if asked != "auto" else f", chosen because {choice.reason}"
 
 
 def _print_end(console: Console, pipeline: Pipeline, config: RunConfig) -> None:

@@ -19,6 +19,7 @@ from rich.text import Text
 from convnextpose.checkpoint import VerificationReport, describe, verify
 from convnextpose.errors import PoseError
 from convnextpose.variants import Variant
+from tools.console import make_console, visible
 
 LABEL_WIDTH = 12
 COLUMN_WIDTH = 14
@@ -56,7 +57,7 @@ def verify_command(
     if as_json:
         typer.echo(json.dumps([_to_json(file, result) for file, result in zip(files, results, strict=True)], indent=2))
     else:
-        _print_results(Console(highlight=False), results)
+        _print_results(make_console(soft_wrap=False), results)
     if any(isinstance(result, PoseError) for result in results):
         raise typer.Exit(1)
 
@@ -74,15 +75,15 @@ def _print_results(console: Console, results: list[VerificationReport | PoseErro
         console.print(_table(reports[start : start + fitting]))
     for report in reports:
         # As sha256sum prints it, so that it can be checked with it.
-        console.print(Text(f"{report.sha256}  {report.file}"), soft_wrap=True)
+        console.print(Text(visible(f"{report.sha256}  {report.file}")), soft_wrap=True)
     if reports:
         console.print()
     for result in results:
         if isinstance(result, PoseError):
-            console.print(Text.assemble(("REFUSED  ", "bold red"), str(result)), soft_wrap=True)
+            console.print(Text.assemble(("REFUSED  ", "bold red"), visible(str(result))), soft_wrap=True)
         elif result.name_claims:
             told = f"{result.file}: its name says {result.name_claims}, but its tensors are those of {result.variant}"
-            console.print(Text.assemble(("WRONG NAME  ", "bold yellow"), told), soft_wrap=True)
+            console.print(Text.assemble(("WRONG NAME  ", "bold yellow"), visible(told)), soft_wrap=True)
     style = "bold green" if len(reports) == len(results) else "bold red"
     console.print(Text(f"{len(reports)} of {len(results)} verified", style))
 
@@ -91,7 +92,7 @@ def _table(reports: list[VerificationReport]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", width=LABEL_WIDTH, style="dim", no_wrap=True)
     for report in reports:
-        table.add_column(Text(Path(report.file).name or report.file), min_width=COLUMN_WIDTH, overflow="fold")
+        table.add_column(Text(visible(Path(report.file).name or report.file)), min_width=COLUMN_WIDTH, overflow="fold")
     for lines in zip(*map(_lines, reports), strict=True):
         table.add_row(lines[0][0], *(value for _, value in lines))
     table.add_row("verdict", *(_verdict(report) for report in reports))
@@ -114,6 +115,7 @@ def _lines(report: VerificationReport) -> list[tuple[str, str]]:
         ("  active, %", ",".join(_percent(layer.active_percent) for layer in head)),
         ("  upsampling", ",".join("x2" if layer.upsamples else "none" for layer in head)),
         ("  keys", report.head_format),
+        ("  prefix", report.key_prefix or "none"),
         ("heat-map", f"{report.heatmap_size}x{report.heatmap_size}"),
         ("depth bins", str(report.depth_bins)),
         ("joints", f"{report.joints} {report.joint_set}"),

@@ -206,22 +206,26 @@ class Scene:
         return F.normalize(torch.tensor([[math.sin(azimuth), math.cos(azimuth), 1.2]]), dim=-1) @ camera.T
 
     @torch.no_grad()
-    def shot(self, moment: Moment, share: float) -> tuple[NDArray[np.uint8], dict[str, object]]:
-        """A frame [H, W, 3] uint8 BGR and what the truth says of it."""
-        camera = self.camera(share)
-        view, ground = self.behind(camera)
+    def layer(self, moment: Moment, camera: Tensor, view: Tensor) -> tuple[NDArray[np.float32], Tensor]:
+        """The person's layer in the frame [H, W, 5], as `_laid` gives it, and the joints [J, 3], m, camera axes."""
         place = camera @ (torch.tensor([*moment.place_m, 0.0]) - torch.tensor(CAMERA_M))
         turn = camera @ rotation(UP, torch.tensor(moment.heading))
         stand = Stand(turn[None], place[None], self.light(camera), moment.angles[None])
         generator = seeded(torch.device("cpu"), self.script.seed, 2)  # the same for each frame: so the person is the same
         people = render(self.body, Draws(1, generator), LAYER_PX, 0.4, never=True, stand=stand, closed=True)
         people = in_its_light(Draws(1, generator), people, view)
-        layer = _laid(people)
+        return _laid(people), people.joints_m[0]
+
+    @torch.no_grad()
+    def shot(self, moment: Moment, share: float) -> tuple[NDArray[np.uint8], dict[str, object]]:
+        """A frame [H, W, 3] uint8 BGR and what the truth says of it."""
+        camera = self.camera(share)
+        view, ground = self.behind(camera)
+        layer, joints = self.layer(moment, camera, view)
         alpha, shadow = layer[..., 3:4], layer[..., 4:]
         picture = view[0].permute(1, 2, 0).numpy() * (1 - 0.45 * shadow * ground[0, 0, :, :, None].numpy())
         picture = (picture * (1 - alpha) + layer[..., :3])[..., ::-1]
         rows, columns = (np.nonzero((alpha[..., 0] > 0.5).any(axis))[0] for axis in (1, 0))
-        joints = people.joints_m[0]
         joints_px = joints[:, :2] / joints[:, 2:] * FOCAL_PX + torch.tensor([(WIDTH - 1) / 2, (HEIGHT - 1) / 2])
         box = [columns[0] - 0.5, rows[0] - 0.5, columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
         facts: dict[str, object] = {

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +127,17 @@ def _checked(name: str) -> tuple[dict[str, Any], dict[str, Path]]:
     card = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     files = {suffix: FOLDER / f"{name}.{suffix}" for suffix in card["sha256"]}
     for suffix, path in files.items():
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        state = path.stat()
+        digest = _digest(path, state.st_size, state.st_mtime_ns)
         if digest != card["sha256"][suffix]:
             raise CheckpointError(
                 f"expected {path.name} with SHA-256 {card['sha256'][suffix][:12]}, received {digest[:12]}: the installed file "
                 f"was changed; install the package again"
             )
     return card, files
+
+
+@lru_cache(maxsize=16)
+def _digest(path: Path, size: int, changed_ns: int) -> str:
+    """The SHA-256 of a file. A run asks for the same weights several times: it is worked out again once the file changes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

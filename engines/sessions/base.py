@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -112,8 +111,3 @@ def require_fp32(library: str, precision: str) -> None:
         raise RuntimeUnavailableError(
             f"expected precision fp32 for the runtime {library}, received {precision!r}; openvino has others"
         )
-
-
-def usable_cores() -> int:
-    """How many CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

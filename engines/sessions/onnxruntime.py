@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from engines.session import Arrays, ArraySpec, SessionDescription
-from engines.sessions.base import LockedSession, cannot_run, require_fp32, usable_cores
+from engines.session import Arrays, ArraySpec, SessionDescription, usable_cores
+from engines.sessions.base import LockedSession, cannot_run, require_fp32
 
 _TYPES = {"float": "float32", "float16": "float16", "double": "float64", "bool": "bool"}
 """Its names for types that differ from numpy's; the integers' are the same."""

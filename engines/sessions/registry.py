@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 from convnextpose.errors import RuntimeUnavailableError, install_command
 from engines.manifest import ENGINE_SUFFIX
 from engines.session import Session
 from engines.sessions.onnxruntime import OnnxRuntimeSession
 from engines.sessions.openvino import OpenVinoSession
-from engines.sessions.tensorrt import open_engine_session
 from engines.sessions.torch import TorchSession
 
 EXPORTED, CHECKPOINT, ENGINE = "exported models", "checkpoints", "engines"
@@ -69,6 +69,12 @@ class Runtime:
         return f"pip install {self.packages[0][1]}" if self.extra is None else install_command(self.extra)
 
 
+def _open_engine(path: Path, name: str, *, threads: int | None = None, precision: str = "auto") -> Session:
+    from engines.sessions.tensorrt import open_engine_session  # much that runs without a GPU does not need
+
+    return open_engine_session(path, name, threads=threads, precision=precision)
+
+
 RUNTIMES = {
     runtime.name: runtime
     for runtime in (
@@ -78,7 +84,7 @@ RUNTIMES = {
         Runtime(
             "tensorrt",
             ENGINE,
-            open_engine_session,
+            _open_engine,
             # Two families: the module that an engine was built with runs it.
             (("tensorrt", "tensorrt"), ("tensorrt_rtx", "tensorrt-rtx-cu13")),
             extra="tensorrt",

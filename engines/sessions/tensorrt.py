@@ -83,15 +83,7 @@ def open_engine(path: Path, name: str | None = None, *, binding: str = "auto") -
         EngineError: engine or manifest are damaged or do not fit each other or this machine; says which and what rebuilds it.
         RuntimeUnavailableError: the library, the binding to CUDA, the driver or the GPU is missing; says which.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise EngineError(f"expected an engine at {path}, but it cannot be read: {error.strerror}") from error
-    found = manifests.read(path)
-    try:
-        found.check_bytes(data)
-    except EngineError as error:
-        raise EngineError(f"{path}: {error}") from None
+    found, data = manifests.load_with_bytes(path)
     return TensorRTSession(data, found, _library_for(found), open_device(binding), name=name)
 
 

@@ -116,46 +116,46 @@ class TorchGpuSession(LockedSession):
     def _infer(self, arrays: Arrays, count: int) -> Arrays:
         import torch
 
-        if count not in self._recorded:
-            self._recorded[count] = self._record(arrays)
-        begun, recorded = time.perf_counter_ns(), self._recorded[count]
-        first, second, third, fourth = self._events
-        for spec, pinned in zip(self._inputs, recorded.pinned_inputs, strict=True):
-            pinned.numpy()[:] = arrays[spec.name]
-        with torch.cuda.stream(self._stream):
-            first.record()
-            for there, pinned in zip(recorded.inputs, recorded.pinned_inputs, strict=True):
-                there.copy_(pinned, non_blocking=True)
-            second.record()
-            recorded.graph.replay()
-            third.record()
-            for pinned, there in zip(recorded.pinned_outputs, recorded.outputs, strict=True):
-                pinned.copy_(there, non_blocking=True)
-            fourth.record()
-        self._stream.synchronize()
-        found = {spec.name: pinned.numpy().copy() for spec, pinned in zip(self._outputs, recorded.pinned_outputs, strict=True)}
+        with torch.inference_mode():  # all of it: what is made within must not be written to without
+            if count not in self._recorded:
+                self._recorded[count] = self._record(arrays)
+            begun, recorded = time.perf_counter_ns(), self._recorded[count]
+            first, second, third, fourth = self._events
+            for spec, pinned in zip(self._inputs, recorded.pinned_inputs, strict=True):
+                pinned.numpy()[:] = arrays[spec.name]
+            with torch.cuda.stream(self._stream):
+                first.record()
+                for there, pinned in zip(recorded.inputs, recorded.pinned_inputs, strict=True):
+                    there.copy_(pinned, non_blocking=True)
+                second.record()
+                recorded.graph.replay()
+                third.record()
+                for pinned, there in zip(recorded.pinned_outputs, recorded.outputs, strict=True):
+                    pinned.copy_(there, non_blocking=True)
+                fourth.record()
+            self._stream.synchronize()
+            results = [pinned.numpy().copy() for pinned in recorded.pinned_outputs]
         spans = (first.elapsed_time(second), second.elapsed_time(third), third.elapsed_time(fourth))
         self._times = RunTimes((time.perf_counter_ns() - begun) / 1e6, *spans, batches=1, replayed=1)
-        return found
+        return {spec.name: result for spec, result in zip(self._outputs, results, strict=True)}
 
     def _record(self, arrays: Arrays) -> _Recorded:
         import torch
 
         examples = [torch.from_numpy(arrays[spec.name].copy()) for spec in self._inputs]
-        with torch.inference_mode():
-            inputs = tuple(torch.zeros_like(example, device="cuda") for example in examples)
-            torch.cuda.synchronize()
-            with torch.cuda.stream(self._stream):
-                for _ in range(WARM_UP):
-                    self._module(*inputs)
-            self._stream.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=self._stream):
-                outputs = tuple(self._module(*inputs))
-            pinned_inputs, pinned_outputs = (
-                tuple(torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors)
-                for tensors in (inputs, outputs)
-            )
+        inputs = tuple(torch.zeros_like(example, device="cuda") for example in examples)
+        torch.cuda.synchronize()
+        with torch.cuda.stream(self._stream):
+            for _ in range(WARM_UP):
+                self._module(*inputs)
+        self._stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream):
+            outputs = tuple(self._module(*inputs))
+        pinned_inputs, pinned_outputs = (
+            tuple(torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors)
+            for tensors in (inputs, outputs)
+        )
         return _Recorded(graph, inputs, outputs, pinned_inputs, pinned_outputs)
 
     def _release(self) -> None:

@@ -20,7 +20,7 @@ from pipeline.types import Pose, PosedFrame, RunHeader
 _FRAME = np.dtype([("frame_index", np.int64), ("time_s", np.float64), ("camera", np.float64, 4)])
 
 
-def _pose_type(joints: int) -> np.dtype[Any]:
+def _pose_type(joints: int, *, smooth: bool) -> np.dtype[Any]:
     return np.dtype(
         [
             ("pose_frame", np.int64),
@@ -31,7 +31,9 @@ def _pose_type(joints: int) -> np.dtype[Any]:
             ("scores", np.float32, joints),
             ("root_depth_mm", np.float64),
             ("root_depth_source", np.str_, max(len(source.value) for source in RootDepthSource)),
+            ("cut_by_edge", np.bool_),
         ]
+        + ([("smoothed_mm", np.float32, (joints, 3))] if smooth else [])
     )
 
 
@@ -40,7 +42,8 @@ class NpzRecorder(PoseRecorder):
 
     For F frames and P poses of J joints: `frame_index` [F], `time_s` [F] s, `camera` [F, 4] (fx, fy, cx, cy) px; `pose_frame`
     [P] (the row of its frame), `track_id` [P], `box` [P, 4] (x, y, width, height) px, `joints_px` [P, J, 2], `joints_mm`
-    [P, J, 3], `scores` [P, J], `root_depth_mm` [P], `root_depth_source` [P]; `header`, the run's header as JSON text; and
+    [P, J, 3], `scores` [P, J], `root_depth_mm` [P], `root_depth_source` [P], `cut_by_edge` [P], and `smoothed_mm` [P, J, 3]
+    where the run's header says so (NaN for a pose that nobody smoothed); `header`, the run's header as JSON text; and
     `random_weights`, whether the poses mean nothing.
 
     A killed run leaves no arrays; `pose_arrays` makes them from the lines of JSON.
@@ -56,7 +59,7 @@ class NpzRecorder(PoseRecorder):
         self._poses = GrowingFile.unnamed(self.path.parent)
 
     def _add(self, item: PosedFrame) -> None:
-        poses = _pose_rows(self._taken, item.poses, len(self._header.joint_set))
+        poses = _pose_rows(self._taken, item.poses, self._header)
         frame = _frame_row(item.frame.index, item.frame.time_s, item.camera)
         self._poses.append(poses.tobytes())
         self._frames.append(frame.tobytes())
@@ -68,7 +71,9 @@ class NpzRecorder(PoseRecorder):
         try:
             if self._taken:
                 frames = _rows(self._frames, _FRAME, self._taken)
-                poses = _rows(self._poses, _pose_type(len(self._header.joint_set)), self._pose_count)
+                poses = _rows(
+                    self._poses, _pose_type(len(self._header.joint_set), smooth=self._header.smooth), self._pose_count
+                )
                 part.unlink(missing_ok=True)
                 with part.open("xb") as file:
                     arrays = _arrays(frames, poses, self._header)
@@ -87,18 +92,19 @@ def pose_arrays(poses: PoseFile) -> dict[str, Any]:
     Raises:
         OverflowError, ValueError: an id or a number does not fit into the arrays.
     """
-    joints = len(poses.header.joint_set)
     frames = [_frame_row(frame.index, frame.time_s, frame.camera) for frame in poses.frames]
-    rows = [_pose_rows(row, frame.poses, joints) for row, frame in enumerate(poses.frames)]
-    empty = np.empty(0, _pose_type(joints))
-    return _arrays(np.array(frames, _FRAME), np.concatenate([empty, *rows]), poses.header)
+    rows = [_pose_rows(row, frame.poses, poses.header) for row, frame in enumerate(poses.frames)]
+    rows.append(_pose_rows(0, (), poses.header))
+    return _arrays(np.array(frames, _FRAME), np.concatenate(rows), poses.header)
 
 
 def _frame_row(index: int, time_s: float, camera: Intrinsics) -> NDArray[Any]:
     return np.array((index, time_s, (camera.fx, camera.fy, camera.cx, camera.cy)), _FRAME)
 
 
-def _pose_rows(frame_row: int, poses: Sequence[Pose], joints: int) -> NDArray[Any]:
+def _pose_rows(frame_row: int, poses: Sequence[Pose], header: RunHeader) -> NDArray[Any]:
+    joints = len(header.joint_set)
+    unknown = np.full((joints, 3), np.nan)
     rows = [
         (
             frame_row,
@@ -109,10 +115,12 @@ def _pose_rows(frame_row: int, poses: Sequence[Pose], joints: int) -> NDArray[An
             pose.scores,
             pose.root_depth_mm,
             pose.root_depth_source.value,
+            pose.cut_by_edge,
+            *([unknown if pose.smoothed_mm is None else pose.smoothed_mm] if header.smooth else []),
         )
         for pose in poses
     ]
-    return np.array(rows, _pose_type(joints))
+    return np.array(rows, _pose_type(joints, smooth=header.smooth))
 
 
 def _rows(file: GrowingFile, kind: np.dtype[Any], count: int) -> NDArray[Any]:

@@ -21,7 +21,7 @@ from convnextpose.skeleton import JOINT_SETS
 from convnextpose.variants import Variant
 from engines.pose import ModelInfo
 from engines.session import SessionDescription
-from pipeline.types import Pose, PosedFrame, RunHeader
+from pipeline.types import Pose, PosedFrame, RunHeader, TrackEvent, TrackEventKind
 
 FORMAT = "convnextpose/1"
 """Name and version of the records; a reader refuses another."""
@@ -33,6 +33,7 @@ UNITS = {
     "box": "px",
     "joints_px": "px",
     "joints_mm": "mm",
+    "smoothed_mm": "mm",
     "root_depth_mm": "mm",
     "scores": "0..1",
     "camera": "px",
@@ -48,12 +49,14 @@ class PosesAtTime:
         time_s: its time stamp, s.
         camera: the intrinsics that the poses were lifted with.
         poses: the people in it.
+        events: what happened to their tracks.
     """
 
     index: int
     time_s: float
     camera: Intrinsics
     poses: tuple[Pose, ...]
+    events: tuple[TrackEvent, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ def header_record(header: RunHeader) -> dict[str, Any]:
             "random": header.model.random,
         },
         "runtime": asdict(header.runtime),
+        "smooth": header.smooth,
         "source": {
             "name": header.source,
             "width": header.width,
@@ -108,20 +112,34 @@ def frame_record(posed: PosedFrame, header: RunHeader) -> dict[str, Any]:
         record["camera"] = asdict(posed.camera)
     if header.model.random:
         record["random_weights"] = True
-    record["poses"] = [_pose_record(pose) for pose in posed.poses]
+    if posed.events:
+        record["events"] = [_event_record(event) for event in posed.events]
+    record["poses"] = [_pose_record(pose, smooth=header.smooth) for pose in posed.poses]
     return record
 
 
-def _pose_record(pose: Pose) -> dict[str, Any]:
+def _event_record(event: TrackEvent) -> dict[str, Any]:
+    record: dict[str, Any] = {"event": event.kind.value, "time_s": round(float(event.time_s), 6)}
+    if event.track_id is not None:
+        record["track_id"] = int(event.track_id)
+    if event.other_id is not None:
+        record["other_id"] = int(event.other_id)
+    return record | {"reason": event.reason}
+
+
+def _pose_record(pose: Pose, *, smooth: bool) -> dict[str, Any]:
     x, y, width, height = (round(float(value), 3) for value in (pose.box.x, pose.box.y, pose.box.width, pose.box.height))
+    smoothed = {} if pose.smoothed_mm is None or not smooth else {"smoothed_mm": _rounded(pose.smoothed_mm, 2)}
     return {
         "track_id": int(pose.track_id),
         "box": [x, y, max(width, 0.001), max(height, 0.001)],  # rounded, it still encloses something
         "joints_px": _rounded(pose.joints_px, 3),
         "joints_mm": _rounded(pose.joints_mm, 2),
+        **smoothed,
         "scores": _rounded(pose.scores, 4),
         "root_depth_mm": round(float(pose.root_depth_mm), 2),
         "root_depth_source": pose.root_depth_source.value,
+        "cut_by_edge": pose.cut_by_edge,
     }
 
 
@@ -177,6 +195,7 @@ def _parse_header(record: dict[str, Any]) -> RunHeader:
         root_depth_source=RootDepthSource(record["root_depth_source"]),
         model=ModelInfo(model["name"], Variant[model["variant"]], joints, model["checkpoint_sha256"], model["random"]),
         runtime=SessionDescription(**record["runtime"]),
+        smooth=record.get("smooth", False),
     )
 
 
@@ -184,8 +203,14 @@ def _parse_frame(record: dict[str, Any], header: RunHeader) -> PosesAtTime:
     if record["type"] != "frame":
         raise ValueError("expected a frame")
     camera = Intrinsics(**record["camera"]) if "camera" in record else header.camera
-    return PosesAtTime(
-        record["index"], record["time_s"], camera, tuple(_parse_pose(pose, len(header.joint_set)) for pose in record["poses"])
+    poses = tuple(_parse_pose(pose, len(header.joint_set)) for pose in record["poses"])
+    events = tuple(_parse_event(event) for event in record.get("events", ()))
+    return PosesAtTime(record["index"], record["time_s"], camera, poses, events)
+
+
+def _parse_event(record: dict[str, Any]) -> TrackEvent:
+    return TrackEvent(
+        TrackEventKind(record["event"]), record["time_s"], record.get("track_id"), record["reason"], record.get("other_id")
     )
 
 
@@ -200,4 +225,6 @@ def _parse_pose(record: dict[str, Any], joints: int) -> Pose:
         scores=np.array(record["scores"], np.float64),
         root_depth_mm=record["root_depth_mm"],
         root_depth_source=RootDepthSource(record["root_depth_source"]),
+        cut_by_edge=bool(record.get("cut_by_edge", False)),  # results of 0.1.0 do not say
+        smoothed_mm=np.array(record["smoothed_mm"], np.float64) if "smoothed_mm" in record else None,
     )

@@ -32,20 +32,22 @@ class CutDetector:
         self._thumbnail: NDArray[np.float32] | None = None
         self._time_s = -math.inf
 
-    def begins_take(self, frame: Frame) -> bool:
-        """Whether a hard cut or a jump in time lies between the last frame that was given and this one."""
+    def begins_take(self, frame: Frame) -> str | None:
+        """Why a new take begins with this frame: a hard cut or a jump in time since the last one; None if it goes on."""
         step = max(1, min(frame.height // (4 * _GRID[1]), frame.width // (4 * _GRID[0])))
         small = np.ascontiguousarray(frame.image[::step, ::step])
         thumbnail = cv2.resize(small, _GRID, interpolation=cv2.INTER_AREA).astype(np.float32)
         before, elapsed_s = self._thumbnail, frame.time_s - self._time_s
         self._thumbnail, self._time_s = thumbnail, frame.time_s
         if before is None:
-            return False
-        if not 0 <= elapsed_s <= JUMP_S:
-            return True
+            return None
+        if elapsed_s < 0:
+            return f"time goes back by {-elapsed_s:.2f} s"
+        if elapsed_s > JUMP_S:
+            return f"{elapsed_s:.2f} s without a frame"
         if float(np.abs(thumbnail - before).mean()) < _CHANGE:
-            return False
-        return _likeness(before, thumbnail) < _LIKENESS
+            return None
+        return "a hard cut" if _likeness(before, thumbnail) < _LIKENESS else None
 
 
 def _likeness(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from convnextpose.crop import Box
 from convnextpose.errors import GeometryError
 from engines.people import PeopleDetector, without_duplicates
+from pipeline.types import Frame
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,16 @@ class Detection:
 
     box: Box
     score: float
+
+
+DETECTION_SCORE = 0.3
+"""Score of the people detector from which the pose in a box is read. It is low, since the pose has the last word; in boxes of
+lower scores are things that the pose network, too, takes for people (docs/people.md)."""
+
+
+def detections_of(detector: PeopleDetector) -> Callable[[Frame], list[Detection]]:
+    """A function that gives the people whom a detector sees in a frame, as `detect` does."""
+    return lambda frame: detect(detector, frame.image, DETECTION_SCORE)
 
 
 def detect(detector: PeopleDetector, image: NDArray[np.uint8], min_score: float) -> list[Detection]:

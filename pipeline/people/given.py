@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from convnextpose.crop import Box
 from convnextpose.errors import SourceError
 from pipeline.formats.records import read_poses
+from pipeline.people import Identified
 from pipeline.stages import RelativePose, TrackedBox
 from pipeline.timeline import Stopwatch
 from pipeline.types import Frame
@@ -31,8 +32,6 @@ class GivenBoxes:
         boxes: frame number to its people.
     """
 
-    min_score = 0.0
-
     def __init__(self, boxes: Mapping[int, tuple[TrackedBox, ...]]) -> None:
         self._boxes = boxes
 
@@ -40,8 +39,9 @@ class GivenBoxes:
         """The boxes given for this frame."""
         return self._boxes.get(frame.index, ())
 
-    def observe(self, poses: tuple[RelativePose, ...]) -> None:
-        """Nothing to learn: the boxes are given."""
+    def identify(self, poses: Sequence[RelativePose]) -> Identified:
+        """The poses as they are: the boxes are given."""
+        return Identified(tuple(poses))
 
     def check(self, path: Path, width: int, height: int) -> None:
         """Refuse corners (x1, y1, x2, y2) that were given as x, y, width and height.

@@ -126,10 +126,7 @@ def test_a_state_of_arrays(xs_state):
 
 
 def test_parameters_that_require_a_gradient(xs_state):
-    from convnextpose.network import PoseNetwork
-
-    network = PoseNetwork(Variant.XS)
-    network.load_state_dict(xs_state)
+    network = loaded(xs_state)
     state = {name: torch.nn.Parameter(t) if t.is_floating_point() else t for name, t in network.state_dict().items()}
     assert_holds(verify_state(state, source="training"), xs_state)
 
@@ -140,6 +137,83 @@ def test_zero_biases_means_and_a_dead_channel_are_sound(xs_state):
     }
     state["backbone.norm.running_var"][5] = 0
     assert_holds(verify_state(state, source="random"), state)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module.module.", "module._orig_mod.", "network.pose."])
+def test_any_prefix_before_every_name(prefix, xs_state):
+    checkpoint = verify_state({prefix + name: tensor for name, tensor in xs_state.items()}, source="random")
+    assert checkpoint.key_prefix == describe(checkpoint).key_prefix == prefix
+    assert_holds(checkpoint, xs_state)
+
+
+def test_a_backbone_that_was_compiled_by_itself(xs_state):
+    state = {name.replace("backbone.", "backbone._orig_mod."): tensor for name, tensor in xs_state.items()}
+    assert_holds(verify_state(state, source="random"), xs_state)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda s: {"model_state_dict": s}, lambda s: {"state_dict_ema": s, "arch": "xs"}, lambda s: {"ema": {"module": s}},
+     lambda s: {"model_ema": {"state_dict": s}}],
+)  # fmt: skip
+def test_what_wrappers_save(wrap, xs_state, tmp_path):
+    torch.save(wrap(xs_state), tmp_path / "m.pth")
+    assert_holds(verify(tmp_path / "m.pth"), xs_state)
+
+
+def test_an_averaged_model(xs_state):
+    network = torch.optim.swa_utils.AveragedModel(loaded(xs_state))
+    assert_holds(verify_state(network.state_dict(), source="swa"), xs_state)
+
+
+def loaded(state):
+    from convnextpose.network import PoseNetwork
+
+    network = PoseNetwork(Variant.XS)
+    network.load_state_dict(state)
+    return network
+
+
+def test_a_running_mean_is_taken_only_where_there_are_no_other_weights(xs_state, tmp_path):
+    mean = {name: tensor * 2 for name, tensor in xs_state.items()}
+    torch.save({"state_dict_ema": mean, "state_dict": xs_state}, tmp_path / "m.pth")
+    assert_holds(verify(tmp_path / "m.pth"), xs_state)
+
+
+def test_numpy_scalars_beside_and_in_a_state(xs_state, tmp_path):
+    counters = {name: np.int64(tensor) if name.endswith("tracked") else tensor for name, tensor in xs_state.items()}
+    torch.save({"network": counters, "best_mpjpe": np.float64(60.6), "epoch": np.int64(3)}, tmp_path / "m.pth")
+    with pytest.raises(CheckpointError, match="num_batches_tracked, a int"):
+        verify(tmp_path / "m.pth")
+    torch.save({"network": xs_state, "best_mpjpe": np.float64(60.6), "epoch": np.int64(3)}, tmp_path / "m.pth")
+    assert_holds(verify(tmp_path / "m.pth"), xs_state)
+    assert_holds(verify_state(counters, source="random"), xs_state)
+
+
+def test_two_networks_in_one_state(xs_state):
+    state = {prefix + name: tensor for prefix in ("model.", "ema.") for name, tensor in xs_state.items()}
+    count = len(xs_state)
+    assert f"received `model.` before {count} and `ema.` before {count} of {2 * count} names" in refused(state)
+
+
+def test_a_nested_tensor_in_memory(xs_state):
+    nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    assert "as a plain tensor" in refused({**xs_state, "backbone.norm.bias": nested})
+
+
+@pytest.mark.parametrize(
+    ("layout", "sentence"),
+    [
+        (torch.strided, "expected plain tensors, received others for backbone.norm.bias"),
+        (torch.jagged, "asks for torch.*: refused"),
+    ],
+    ids=["nested", "jagged"],
+)
+def test_a_nested_tensor_in_a_file(layout, sentence, xs_state, tmp_path):
+    nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=layout)
+    torch.save({"network": {**xs_state, "backbone.norm.bias": nested}}, tmp_path / "m.pth")
+    with pytest.raises(CheckpointError, match=sentence):
+        verify(tmp_path / "m.pth")
 
 
 # What comes out
@@ -281,10 +355,10 @@ def test_negative_variances(xs_state):
 @pytest.mark.parametrize(
     ("tensor", "sentence"),
     [
-        (torch.ones(320, dtype=torch.int64), "in floating-point numbers, received torch.int64"),
-        (torch.ones(320, dtype=torch.complex64), "in floating-point numbers, received torch.complex64"),
-        (torch.ones(320, dtype=torch.bool), "in floating-point numbers, received torch.bool"),
-        (np.ones(320, np.int32), "in floating-point numbers, received torch.int32"),
+        (torch.ones(320, dtype=torch.int64), "in floating-point numbers, received int64"),
+        (torch.ones(320, dtype=torch.complex64), "in floating-point numbers, received complex64"),
+        (torch.ones(320, dtype=torch.bool), "in floating-point numbers, received bool"),
+        (np.ones(320, np.int32), "in floating-point numbers, received int32"),
         (torch.ones(320).to_sparse(), "as a plain tensor"),
         (torch.ones(320, device="meta"), "as a plain tensor"),
         ([1.0] * 320, "expected tensors by name, received backbone.norm.bias, a list"),
@@ -297,7 +371,7 @@ def test_tensors_that_are_no_plain_numbers(tensor, sentence, xs_state):
 
 def test_counters_of_another_type(xs_state):
     name = "backbone.norm.num_batches_tracked"
-    assert "in whole numbers, received torch.float32" in refused({**xs_state, name: torch.tensor(1.0)})
+    assert "in whole numbers, received float32" in refused({**xs_state, name: torch.tensor(1.0)})
 
 
 def test_a_tensor_that_claims_to_be_enormous_is_never_made(xs_state):
@@ -310,7 +384,8 @@ def test_mixed_names(xs_state, as_published):
     assert "received both in one file" in refused({**xs_state, **numbered})
     wrapped = dict(xs_state)
     wrapped["module." + FINAL] = wrapped.pop(FINAL)
-    assert f"expected `module.` before every name or none, received it before 1 of {len(xs_state)}" in refused(wrapped)
+    message = refused(wrapped)
+    assert f"received none before {len(xs_state) - 1} and `module.` before 1 of {len(xs_state)} names" in message
 
 
 @pytest.mark.parametrize(
@@ -320,7 +395,7 @@ def test_mixed_names(xs_state, as_published):
         ([torch.ones(1)], "a list"),
         ({}, "a dictionary of nothing"),
         ({"epoch": 1, "optimizer": {}}, "a dictionary of epoch, optimizer"),
-        ({"epoch": 1, 2: torch.ones(1)}, "received epoch, a int"),
+        ({"epoch": 1, 2: torch.ones(1)}, "received 2, a tensor"),
         ({"network": {}}, "received something else"),
         ({"network": {"a\x1b[2J" + "b" * 200: torch.ones(1)}}, "received something else"),
     ],

@@ -5,11 +5,14 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import pickle
 import shutil
 import sys
 import tarfile
 import tempfile
+import tracemalloc
 import zipfile
+from collections import Counter, OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +20,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convnextpose.containers import MAX_BYTES, MAX_DEPTH, MAX_MEMBERS, read_container
-from convnextpose.errors import CheckpointError, RuntimeUnavailableError
+from convnextpose.archives import MAX_MEMBERS
+from convnextpose.containers import MAX_BYTES, MAX_DEPTH, read_container
+from convnextpose.errors import CheckpointError
+from convnextpose.pickles import OddTensor, StoredTensor
 
 torch = pytest.importorskip("torch")
 
@@ -59,6 +64,12 @@ def tar_of(source, path, name=None):
     return path
 
 
+def tensors_of(tree):
+    """The tensors in dictionaries inside each other."""
+    values = tree.values() if isinstance(tree, dict) else ()
+    return [value for value in values if isinstance(value, StoredTensor)] + [t for v in values for t in tensors_of(v)]
+
+
 def saved(tmp_path):
     return save(tmp_path / "snapshot_68.pth")
 
@@ -74,7 +85,7 @@ CONTAINERS = {
     "folder around the unpacked folder": folder,
     "folder with the file": lambda t: (t / "holder").mkdir() or save(t / "holder" / "m.pth").parent,
     "re-zipped": lambda t: zip_of(folder(t), t / "again.zip"),
-    "re-zipped without a folder": lambda t: zip_of(folder(t) / "snapshot_68", t / "again.zip", zipfile.ZIP_LZMA),
+    "re-zipped without a folder": lambda t: zip_of(folder(t) / "snapshot_68", t / "again.zip", zipfile.ZIP_STORED),
     "zip of the file": lambda t: zip_of(save((t / "holder").mkdir() or t / "holder" / "m.pth").parent, t / "again.zip"),
     "tar of the file": lambda t: tar_of(saved(t), t / "real.tar"),
     "tar of the legacy file": lambda t: tar_of(save(t / "m.pth", legacy=True), t / "real.tar"),
@@ -88,7 +99,7 @@ def test_every_container_gives_the_same_tensors(make, tmp_path):
     tree = read_container(make(tmp_path)).tree
     assert tree["epoch"] == 68
     assert tree["network"].keys() == TREE["network"].keys()
-    assert all(torch.equal(tree["network"][name], tensor) for name, tensor in TREE["network"].items())
+    assert all(np.array_equal(tree["network"][name].numpy(), tensor.numpy()) for name, tensor in TREE["network"].items())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -97,7 +108,7 @@ def test_safetensors(dtype, tmp_path):
 
     tensor = TREE["network"]["a.weight"].to(dtype)
     save_file({"a.weight": tensor}, tmp_path / "weights.bin")
-    assert torch.equal(read_container(tmp_path / "weights.bin").tree["a.weight"], tensor)
+    assert np.array_equal(read_container(tmp_path / "weights.bin").tree["a.weight"].numpy(), tensor.float().numpy())
 
 
 def test_what_other_programs_leave_in_folders_and_archives_does_no_harm(tmp_path):
@@ -172,7 +183,7 @@ def test_a_pickle_that_calls_anything_else_is_refused(function, tmp_path):
     call = b"\x80\x02c" + function.replace(" ", "\n").encode() + b"\nX\x04\x00\x00\x00true\x85R."
     (tmp_path / "unpacked").mkdir()
     (tmp_path / "unpacked" / "data.pkl").write_bytes(call)
-    with pytest.raises(CheckpointError, match=f"asks for {function.replace('builtins ', '').replace(' ', '.')}: refused"):
+    with pytest.raises(CheckpointError, match=f"asks for {function.replace(' ', '.')}: refused"):
         read_container(tmp_path / "unpacked")
 
 
@@ -249,7 +260,7 @@ def forged_tar(path):
     ids=["file", "folder", "zip", "tar"],
 )  # fmt: skip
 def test_what_is_too_large_is_refused_before_it_is_read(make, tmp_path):
-    with pytest.raises(CheckpointError, match=r"expected at most 2\.1 GB, received [24]\.\d GB"):
+    with pytest.raises(CheckpointError, match=r"expected .*at most .*, received (.* )?(536\.9 MB|4\.0 GB)"):
         read_container(make(tmp_path))
 
 
@@ -295,7 +306,7 @@ def test_no_file(name, tmp_path):
         (b"<!DOCTYPE html><html>", "starts with b'<!DOCTYPE html"),
         (b"PK\5\6" + b"\0" * 18, "starts with b'PK"),
         (b"cos\nsystem\n(S'true'\ntR.", "starts with b.cos"),
-        (b"\x80\x04N.", "cut short or damaged"),
+        (b"\x80\x04N.", "received a plain pickle: save it with torch.save"),
         (b"\x80\x02", "cut short or damaged"),
         (gzip.compress(b"weights"), "starts with b'"),
     ],
@@ -317,7 +328,7 @@ def test_a_folder_without_a_checkpoint(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(CheckpointError, match="expected a file or a folder"):
+    with pytest.raises(CheckpointError, match="which is a device, a pipe or a socket"):
         read_container(tmp_path / "pipe")
 
 
@@ -375,7 +386,7 @@ def test_a_tar_cut_anywhere_is_refused_or_whole(whole, tmp_path):
     for length in range(0, len(whole["tar"]), 7):
         path.write_bytes(whole["tar"][:length])
         try:
-            assert torch.equal(read_container(path).tree["network"]["a.weight"], TREE["network"]["a.weight"])
+            assert np.array_equal(read_container(path).tree["network"]["a.weight"].numpy(), TREE["network"]["a.weight"].numpy())
         except CheckpointError:
             refused += 7
     # What a tar may lose is the zeros that fill its last block.
@@ -392,7 +403,8 @@ def test_damaged_bytes_give_a_tree_or_one_sentence(kind, whole, tmp_path_factory
     path = Path(tmp_path_factory.getbasetemp(), f"damaged.{kind}")
     path.write_bytes(damaged)
     try:
-        read_container(path)
+        for tensor in tensors_of(read_container(path).tree):
+            tensor.numpy()
     except CheckpointError as error:
         assert "\n" not in str(error)
 
@@ -400,20 +412,169 @@ def test_damaged_bytes_give_a_tree_or_one_sentence(kind, whole, tmp_path_factory
 # The libraries
 
 
-@pytest.mark.parametrize("kind", ["torch", "safetensors"])
-def test_without_the_library_it_says_what_to_install(kind, whole, tmp_path, monkeypatch):
+def test_no_library_that_runs_pickles_is_needed(whole, tmp_path, monkeypatch):
     for module in [name for name in sys.modules if name == "safetensors" or name.startswith("safetensors.")]:
         monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setitem(sys.modules, kind, None)
-    (tmp_path / "m").write_bytes(whole["safetensors"])
-    with pytest.raises(RuntimeUnavailableError, match=r"pip install '\.\[build\]'"):
-        read_container(tmp_path / "m")
+    for name in ("torch", "safetensors"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(pickle, "Unpickler", None)
+    for kind, data in whole.items():
+        (tmp_path / kind).write_bytes(data)
+        tree = read_container(tmp_path / kind).tree
+        assert np.array_equal(tree.get("network", tree)["a.weight"].numpy(), np.arange(12.0, dtype=np.float32).reshape(3, 4))
 
 
-def test_an_unsafe_torch_reads_no_pickle(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.9.1+cu128"))
-    (tmp_path / "zip").write_bytes(whole["zip"])
-    (tmp_path / "safe").write_bytes(whole["safetensors"])
-    with pytest.raises(RuntimeUnavailableError, match=r"needs PyTorch 2\.10 or newer, found 2\.9\.1"):
-        read_container(tmp_path / "zip")
-    assert "b" in read_container(tmp_path / "safe").tree
+# What torch.save writes
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_every_protocol_of_pickles(protocol, legacy, tmp_path):
+    torch.save(TREE, tmp_path / "m.pth", pickle_protocol=protocol, _use_new_zipfile_serialization=not legacy)
+    tree = read_container(tmp_path / "m.pth").tree
+    assert tree["epoch"] == 68
+    assert np.array_equal(tree["network"]["a.weight"].numpy(), TREE["network"]["a.weight"].numpy())
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_what_stands_beside_a_network(protocol, tmp_path):
+    beside = {
+        "best": np.float64(2.5), "step": np.int32(-3), "better": np.bool_(True), "size": torch.Size([1, 2]), "name": "é",
+        "milestones": Counter({17: 1}), "ordered": OrderedDict(a=1), "bytes": b"\xff", "none": None, "tuple": (1, [2.5], {}),
+        "long": 2**70, "device": torch.device("cpu"), "set": {1},
+    }  # fmt: skip
+    torch.save(beside, tmp_path / "m.pth", pickle_protocol=protocol)
+    tree = read_container(tmp_path / "m.pth").tree
+    unlike = {"size": (1, 2), "device": tree["device"], "set": [1]}
+    assert tree == {**beside, **unlike}
+
+
+tensors = st.tuples(
+    st.sampled_from(["float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]),
+    st.lists(st.integers(0, 4), max_size=4),
+    st.randoms(use_true_random=False),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(drawn=tensors, legacy=st.booleans(), transposed=st.booleans(), sliced=st.booleans(), parameter=st.booleans())
+def test_any_tensor_is_read_as_it_was_saved(drawn, legacy, transposed, sliced, parameter, tmp_path_factory):
+    dtype, shape, random = drawn
+    tensor = (torch.rand(shape, generator=torch.Generator().manual_seed(random.randrange(2**31))) * 200 - 90).to(
+        getattr(torch, dtype)
+    )
+    tensor = tensor.transpose(0, -1) if transposed and shape else tensor
+    tensor = tensor[1:] if sliced and shape else tensor
+    tensor = torch.nn.Parameter(tensor) if parameter and tensor.is_floating_point() else tensor
+    path = save(Path(tmp_path_factory.getbasetemp(), "any.pth"), {"a": tensor, "b": tensor}, legacy)
+    for found in read_container(path).tree.values():
+        assert found.shape == tuple(tensor.shape)
+        assert np.array_equal(found.numpy(), (tensor.detach().float() if dtype == "bfloat16" else tensor.detach()).numpy())
+
+
+def test_tensors_that_are_no_plain_numbers_are_told_by_their_kind(tmp_path):
+    nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    for tensor, kind in ((torch.eye(2).to_sparse(), "sparse_tensor"), (nested, "nested_tensor")):
+        assert read_container(save(tmp_path / "m.pth", {"a": tensor})).tree == {"a": OddTensor(kind)}
+
+
+# Pickles made to break what reads them
+
+
+def zip_with(path, pickled, compression=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("x/data.pkl", pickled)
+    return path
+
+
+def attribute_of_a_dictionary(name):
+    """An OrderedDict whose method of that name is hidden by a number."""
+    return b"\x80\x02ccollections\nOrderedDict\n)R}X" + len(name).to_bytes(4, "little") + name.encode() + b"K\x01sb."
+
+
+@pytest.mark.parametrize("name", ["get", "items", "values", "__len__"])
+def test_a_pickle_hides_no_method_of_a_dictionary(name, tmp_path):
+    assert read_container(zip_with(tmp_path / "m.pth", attribute_of_a_dictionary(name))).tree == {}
+
+
+def refused(path):
+    """The sentence of the refusal, which took little memory."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError) as error:
+            for tensor in tensors_of(read_container(path).tree):
+                tensor.numpy()
+        assert tracemalloc.get_traced_memory()[1] < 300e6
+    finally:
+        tracemalloc.stop()
+    assert str(error.value).isprintable()
+    return str(error.value)
+
+
+GET, TUPLE_OF_IT = b"h\x00", b"\x85"
+A_LONG_LIST = b"\x80\x02](" + b"K\x01" * 100_000 + b"eq\x00"
+BOMBS = {
+    "a tuple as a key": (b"\x80\x02})" + b"\x85" * 2000 + b"K\x01s.", "a dictionary whose key is a tuple"),
+    "lists": (b"\x80\x02" + b"]" * 1_000_000 + b".", "a pickle of over 200,000 operations"),
+    "marks": (b"\x80\x02" + b"(" * 1_000_000 + b".", "a pickle of over 200,000 operations"),
+    "zeros": (b"\x80\x02" + b"\0" * 1_000_000, "cut short or damaged"),
+    "100 MB of lists": (b"\x80\x02" + b"]" * 100_000_000, "expected at most 67.1 MB unpacked"),
+    "60 MB of lists": (b"\x80\x02" + b"]" * 60_000_000, "expected a pickle of at most 1.0 MB"),
+    "text that claims 2**60 bytes": (b"\x80\x04\x8d" + (2**60).to_bytes(8, "little") + b"a.", "cut short or damaged"),
+    "a high place to keep something": (b"\x80\x02Nr" + b"\xff\xff\xff\x7f" + b"0.", "cut short or damaged"),
+    "a list copied over and over": (
+        A_LONG_LIST + b"ctorch\nSize\nq\x01" + b"h\x01h\x00\x85R" * 20_000 + b".",
+        "200,000 operations",
+    ),
+    "a bytearray of any size": (b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\0\0\0\0\x10\x85R.", "asks for builtins.bytearray"),
+    "a tensor of any size": (b"\x80\x02ctorch\nTensor\n\x8a\x05\0\0\0\0\x10\x85R.", "asks for torch.Tensor"),
+}
+
+
+@pytest.mark.parametrize(("pickled", "sentence"), BOMBS.values(), ids=BOMBS.keys())
+def test_a_small_file_that_wants_much_is_refused(pickled, sentence, tmp_path):
+    assert sentence in refused(zip_with(tmp_path / "bomb.pth", pickled))
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_compression_that_unpacks_all_at_once_is_refused(compression, tmp_path):
+    path = zip_with(tmp_path / "bomb.pth", b"\0" * 50_000_000, compression)
+    assert "expected a ZIP's usual compression" in refused(path)
+
+
+def test_a_storage_of_zeros_that_shrank_to_nothing_is_refused(tmp_path):
+    tree = {"network": {"a": torch.zeros(25_000_000)}}
+    packed = zip_of(unpack(save(tmp_path / "m.pth", tree), tmp_path / "unpacked"), tmp_path / "again.zip")
+    assert packed.stat().st_size < 200_000
+    assert "expected at most 67.1 MB unpacked, received an archive of 99 kB" in refused(packed)
+
+
+def test_archives_inside_each_other_do_not_multiply_what_they_may_unpack_to(tmp_path):
+    inner = zip_with(tmp_path / "inner.zip", b"\0" * 60_000_000)
+    with zipfile.ZipFile(tmp_path / "padded.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(inner, "m.pth")
+        archive.writestr("padding", b"\0" * 60_000_000)
+        archive.writestr("more", b"\0" * 60_000_000)
+    assert "expected at most 67.1 MB unpacked" in refused(tmp_path / "padded.zip")
+
+
+def test_a_safetensors_header_of_many_lists(tmp_path):
+    header = b'{"a":[' + b"[]," * 500_000 + b"[]]}"
+    (tmp_path / "bomb").write_bytes(len(header).to_bytes(8, "little") + header)
+    assert "starts with b'" in refused(tmp_path / "bomb")
+
+
+def test_a_safetensors_header_too_deep(tmp_path):
+    header = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    (tmp_path / "deep").write_bytes(len(header).to_bytes(8, "little") + header)
+    assert "too deep inside each other" in refused(tmp_path / "deep")
+
+
+@settings(max_examples=200, deadline=None)
+@given(operations=st.binary(max_size=60))
+def test_any_operations_give_a_tree_or_one_sentence(operations, tmp_path_factory):
+    path = zip_with(Path(tmp_path_factory.getbasetemp(), "any.zip"), b"\x80\x04" + operations + b".")
+    try:
+        read_container(path)
+    except CheckpointError as error:
+        assert str(error).isprintable()

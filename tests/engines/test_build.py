@@ -1,5 +1,6 @@
 """A checkpoint becomes proven engines or bundles, each whole or not there, whatever happens meanwhile."""
 
+import hashlib
 import json
 import os
 import resource
@@ -7,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import threading
+import tracemalloc
 import zipfile
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,7 +36,7 @@ from engines import manifest
 from engines.build import BuildRequest, build, find_checkpoints, plan
 from engines.bundle import RecordedPoses, read_bundle
 from engines.calibration import MAX_PROOF_CROPS, MIN_CROPS, CalibrationSet, hash_crops
-from engines.manifest import BatchRange, EngineManifest
+from engines.manifest import BatchRange, EngineDraft, EngineManifest
 from engines.opening import open_pose_model
 from engines.parity import LIMITS, noise_crops
 from engines.pose import CROPS, PoseModel, predicts
@@ -252,21 +254,98 @@ def test_a_full_disk_leaves_what_was_there(bundle, tmp_path):
 
 
 def test_an_engine_without_its_manifest_is_never_left(bundle, tmp_path, monkeypatch):
-    """Stopped between the two moves, there is a manifest alone; the next build makes it whole."""
-    original = Path.replace
+    """Stopped between the two moves, neither is there; killed there, the manifest alone, and the next build makes it whole."""
+    original = os.link
 
     def stop(path, target):
         if str(target).endswith(".engine"):
             raise KeyboardInterrupt
         return original(path, target)
 
-    monkeypatch.setattr(Path, "replace", stop)
+    monkeypatch.setattr(os, "link", stop)
     with pytest.raises(KeyboardInterrupt):
         rebuild(bundle, tmp_path)
-    assert names(tmp_path) == ["xs-fp16-rtx40.engine.json"]
+    assert names(tmp_path) == []
     monkeypatch.undo()
+    engine = rebuild(bundle, tmp_path).path
+    engine.unlink()
     assert rebuild(bundle, tmp_path).outcome == "built"
-    manifest.load(tmp_path / "xs-fp16-rtx40.engine")
+    manifest.load(engine)
+
+
+def test_a_file_that_is_no_manifest_is_not_replaced_by_one(bundle, tmp_path):
+    mine = tmp_path / "xs-fp16-rtx40.engine.json"
+    mine.write_text("mine")
+    with pytest.raises(OutputExistsError, match="is there and is no manifest"):
+        rebuild(bundle, tmp_path)
+    assert mine.read_text() == "mine"
+    assert names(tmp_path) == [mine.name]
+
+
+def test_a_file_that_appears_during_a_build_stays(bundle, tmp_path, monkeypatch):
+    engine = tmp_path / "xs-fp16-rtx40.engine"
+
+    def build_engine(*arguments):
+        engine.write_text("another program's")
+        return original(*arguments)
+
+    original = building.build_engine
+    monkeypatch.setattr(building, "build_engine", build_engine)
+    with pytest.raises(OutputExistsError):
+        rebuild(bundle, tmp_path)
+    assert engine.read_text() == "another program's"
+    assert names(tmp_path) == [engine.name]
+
+
+def rewritten(bundle, path, edit):
+    """A bundle whose draft was edited and sealed again, which anybody can do."""
+    with zipfile.ZipFile(bundle) as source, zipfile.ZipFile(path, "w") as target:
+        for member in source.namelist():
+            data = source.read(member)
+            if member == "draft.json":
+                draft = {key: value for key, value in json.loads(data).items() if key not in ("format", "version", "sha256")}
+                edit(draft)
+                digest = hashlib.sha256(json.dumps(draft, sort_keys=True).encode()).hexdigest()
+                data = json.dumps({"format": EngineDraft.FORMAT, "version": 1, "sha256": digest, **draft})
+            target.writestr(member, data)
+    return path
+
+
+@pytest.mark.parametrize("name", ["../../outside", "/tmp/outside", "a/b", "a\0b", "\x1b[2J", "n" * 300, "..\\a\n"])
+def test_a_name_in_a_bundle_leads_nowhere(name, bundle, tmp_path):
+    evil = rewritten(bundle, tmp_path / "evil.bundle.zip", lambda draft: draft["model"].update(name=name))
+    out = tmp_path / "some" / "folder"
+    before = names(tmp_path.parent)
+    with pytest.raises(EngineError, match="name") as error:
+        rebuild(str(evil), out)
+    assert str(error.value).isprintable()
+    assert names(out) == []
+    assert names(tmp_path) == ["evil.bundle.zip", "some"]
+    assert names(tmp_path.parent) == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("precision", "../../outside"), ("variant", "../.."), ("joint_set", ["a"]), ("random", "yes")]
+)
+def test_what_else_a_bundle_says_of_its_model_leads_nowhere(key, value, bundle, tmp_path):
+    evil = rewritten(bundle, tmp_path / "evil.bundle.zip", lambda draft: draft["model"].update({key: value}))
+    with pytest.raises(EngineError, match="damaged or something else"):
+        rebuild(str(evil), tmp_path / "out")
+
+
+@pytest.mark.parametrize("member", ["model.onnx", "draft.json", "proof.npz"])
+def test_a_bundle_that_unpacks_to_gigabytes_is_refused_before_it_does(member, bundle, tmp_path):
+    path = tmp_path / "bomb.bundle.zip"
+    with zipfile.ZipFile(bundle) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, bytes(140_000_000) if name == member else source.read(name))
+    tracemalloc.start()
+    try:
+        with pytest.raises(EngineError, match="at most"):
+            read_bundle(path)
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_builds_at_once_make_one_whole_engine(bundle, tmp_path):
@@ -403,7 +482,7 @@ def test_a_bundle_says_what_to_do_with_it(made, bundle):
 
 def test_a_bundle_carries_the_proof(bundle):
     proof = read_bundle(Path(bundle)).model.proof
-    with open_pose_model(weights.load("xs").onnx, threads=1) as runtime:
+    with open_pose_model(weights.load("xs").onnx, precision="fp32", threads=1) as runtime:
         model = runtime.info
         found = runtime.run(proof.crops)
     assert np.abs(found.joints - proof.expected.joints).max() < 0.1

@@ -1,6 +1,9 @@
 """A calibration set is what was saved, byte for byte, or an error; sets that calibrate to nothing are refused."""
 
 import json
+import tracemalloc
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convnextpose.errors import CalibrationError, GeometryError, OutputExistsError, SinkError
-from engines.calibration import MIN_CROPS, CalibrationSet, hash_crops
+from engines.calibration import MAX_CROPS, MIN_CROPS, CalibrationSet, hash_crops
 from engines.parity import noise_crops
 
 
@@ -97,11 +100,38 @@ def test_what_is_no_set_is_refused(crops, saved, tmp_path):
     refused("newer.npz", "of version 1", header=json.dumps(header | {"version": 2}), crops=crops)
     refused("edited.npz", "their hash differs", header=json.dumps(header), crops=edited)
     refused("small.npz", "expected crops uint8", header=json.dumps(header), crops=crops[:, :8])
-    with pytest.raises(CalibrationError, match="there is no"):
+    with pytest.raises(CalibrationError, match="there is no such file"):
         CalibrationSet.load(tmp_path / "missing.npz")
     (tmp_path / "text.npz").write_text("no arrays")
     with pytest.raises(CalibrationError, match=r"text\.npz is damaged"):
         CalibrationSet.load(tmp_path / "text.npz")
+
+
+def test_a_set_that_unpacks_to_gigabytes_is_refused_before_it_does(crops, tmp_path):
+    path = tmp_path / "bomb.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("header.npy", "w") as file:
+            np.save(file, np.array(json.dumps({"format": "convnextpose.calibration"})))
+        with archive.open("crops.npy", "w", force_zip64=True) as file:
+            shape = (20 * MAX_CROPS, 256, 256, 3)
+            np.lib.format.write_array_header_1_0(file, {"shape": shape, "fortran_order": False, "descr": "|u1"})
+            for _ in range(20):
+                file.write(bytes(256 * 256 * 3 * 100))
+    tracemalloc.start()
+    try:
+        with pytest.raises(CalibrationError, match=r"expected crops\.npy of at most 201\.3 MB, received 393\.2 MB"):
+            CalibrationSet.load(path)
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+    finally:
+        tracemalloc.stop()
+    with pytest.raises(CalibrationError, match="expected at most 1024 crops"):
+        CalibrationSet(np.broadcast_to(crops[:1], (MAX_CROPS + 1, 256, 256, 3)))
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "."])
+def test_what_is_no_file_is_refused(path):
+    with pytest.raises(CalibrationError, match="expected a calibration set"):
+        CalibrationSet.load(Path(path))
 
 
 def test_what_is_there_is_kept_unless_overwriting_is_allowed(crops, tmp_path):
@@ -118,5 +148,5 @@ def test_a_place_that_cannot_be_written_is_refused(crops, tmp_path):
     with pytest.raises(SinkError, match="folder that exists"):
         CalibrationSet(crops).save(tmp_path / "missing" / "people.npz")
     with pytest.raises(SinkError, match="cannot write"):
-        CalibrationSet(crops).save(tmp_path / ("n" * 245 + ".npz"))
+        CalibrationSet(crops).save(tmp_path / ("n" * 252 + ".npz"))
     assert list(tmp_path.iterdir()) == []

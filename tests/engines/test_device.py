@@ -185,7 +185,7 @@ def test_a_missing_binding_is_told_with_what_installs_it(binding, message):
         "import sys\n"
         "for name in ('cuda', 'cuda.bindings', 'pycuda'): sys.modules[name] = None\n"
         "from convnextpose.errors import RuntimeUnavailableError\n"
-        "from engines.tensorrt.device import open_device\n"
+        "from engines.tensorrt.gpu import open_device\n"
         f"try: open_device({binding!r})\n"
         "except RuntimeUnavailableError as error: print(error)\n"
     )

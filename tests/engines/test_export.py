@@ -135,5 +135,19 @@ def test_a_graph_that_strays_leaves_no_file(checkpoint, tmp_path, monkeypatch):
 
 def test_a_write_that_fails_leaves_nothing(checkpoint, tmp_path):
     with pytest.raises(SinkError, match="cannot write"):
-        export(checkpoint, tmp_path / ("n" * 245 + ".onnx"), name="x")  # the partial file's name is too long
+        export(checkpoint, tmp_path / ("n" * 252 + ".onnx"), name="x")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_appears_during_the_export_stays(checkpoint, tmp_path, monkeypatch):
+    out = tmp_path / "model.onnx"
+
+    def compare(*runtimes):
+        out.write_text("another program's")
+        return original(*runtimes)
+
+    original = engines.export.compare
+    monkeypatch.setattr(engines.export, "compare", compare)
+    with pytest.raises(OutputExistsError, match=r"model\.onnx exists"):
+        export(checkpoint, out, name="x")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("model.onnx", "another program's")]

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import shlex
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -13,9 +15,8 @@ from convnextpose.skeleton import JOINT_SETS
 from convnextpose.variants import Variant
 from engines import manifest
 from engines.manifest import BatchRange, EngineDraft, EngineManifest, Machine
-from engines.parity import LIMITS, Differences, JointParity, ParityReport
+from engines.parity import LIMITS, Differences, JointParity, LayerHarm, ParityReport
 from engines.pose import ModelInfo
-from engines.precision import LayerHarm
 from engines.session import SessionDescription
 
 ENGINE = bytes(range(256)) * 40
@@ -64,9 +65,10 @@ def engine(tmp_path):
 names = st.text(st.characters(codec="utf-8"), max_size=30)
 
 
+@settings(deadline=None)
 @given(
     name=names,
-    command=names,
+    command=names.map(lambda name: shlex.join(["convnextpose", "build", name])),
     random=st.booleans(),
     variant=st.sampled_from(Variant),
     joint_set=st.sampled_from(sorted(JOINT_SETS)),
@@ -101,7 +103,7 @@ def test_a_draft_is_no_manifest():
         EngineDraft.from_json(one.to_json())
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_every_edit_is_found(data):
     """Whatever field is changed, at whatever depth: the hash tells."""
@@ -113,6 +115,81 @@ def test_every_edit_is_found(data):
     place[key] = data.draw((st.integers() | st.text() | st.none()).filter(lambda value: value != place[key]))
     with pytest.raises(EngineError, match="edited"):
         EngineManifest.from_json(json.dumps(found))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_a_hash_that_fits_makes_no_other_types_right(data):
+    """Whoever edits a manifest can seal it again: any value anywhere gives a manifest, or one sentence."""
+    found = json.loads(make().to_json())
+    place, key = found, data.draw(st.sampled_from([key for key in found if key not in ("format", "version", "sha256")]))
+    while isinstance(place[key], (dict, list)) and place[key] and data.draw(st.booleans()):
+        place = place[key]
+        key = data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+    place[key] = data.draw(json_values)
+    try:
+        again = EngineManifest.from_json(sealed(found))
+    except EngineError as error:
+        assert str(error).isprintable()
+    else:
+        again.misfit(HERE)
+        assert EngineManifest.from_json(again.to_json()) == again
+
+
+def sealed(fields):
+    rest = {key: value for key, value in fields.items() if key not in ("format", "version", "sha256")}
+    return json.dumps({**fields, "sha256": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("options", ["a"], "expected options to be .*Mapping.*, received a list"),
+        ("engine_bytes", "many", "expected engine_bytes to be int, received 'many'"),
+        ("model", {"name": 1}, "expected a field variant in model"),
+        ("batch", {"min": 1, "typical": 1, "max": 10**12}, "max <= 1024 crops, received 1, 1, 1000000000000"),
+        (
+            "excluded_layers",
+            [{"layer": "a", "mean_px": True, "mean_mm": 1}],
+            r"excluded_layers\[0\]\.mean_px to be float, .* true",
+        ),
+        ("compute_capabilities", "8.9", "expected compute_capabilities to be .*tuple"),
+        ("command", "rm -rf ~", "expected a command of `convnextpose build`"),
+        ("command", "convnextpose build a; rm -rf ~", "expected a command of `convnextpose build`"),
+        ("command", "convnextpose build $(rm -rf ~)", "expected a command of `convnextpose build`"),
+    ],
+)
+def test_a_sealed_field_that_is_wrong_is_named(field, value, sentence):
+    with pytest.raises(EngineError, match=sentence):
+        EngineManifest.from_json(sealed({**json.loads(make().to_json()), field: value}))
+
+
+@pytest.mark.parametrize("text", ["[" * 3000 + "]" * 3000, '{"format":' * 100_000, '{"format": NaN}', "1" * 5000, "[]" * 10**6])
+def test_json_that_breaks_parsers_is_refused(text):
+    with pytest.raises(EngineError, match="expected an engine's manifest in JSON, received something else"):
+        EngineManifest.from_json(text)
+
+
+@pytest.mark.parametrize("path", [".", "", "/", ".."])
+def test_a_folder_is_no_engine(path):
+    for look in (manifest.read, manifest.load):
+        with pytest.raises(EngineError, match=r"expected an engine.*, received the folder"):
+            look(Path(path))
+
+
+def test_a_device_is_no_engine(tmp_path):
+    (tmp_path / "x.engine").symlink_to("/dev/zero")
+    (tmp_path / "x.engine.json").symlink_to("/dev/zero")
+    for look in (manifest.read, manifest.load):
+        with pytest.raises(EngineError, match="a device, a pipe or a socket"):
+            look(tmp_path / "x.engine")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"format": "convnextpose.engine"}', "\x00"])
@@ -160,6 +237,7 @@ def test_one_of_the_two_is_missing(engine):
     engine.unlink()
     with pytest.raises(EngineError, match="expected an engine at"):
         manifest.load(engine)
+    engine.write_bytes(ENGINE)
     manifest.path_of(engine).write_bytes(b"\xff\xfe")
     with pytest.raises(EngineError, match=r"m-int8-rtx40\.engine\.json: expected an engine's manifest in JSON"):
         manifest.load(engine)

@@ -150,7 +150,9 @@ def test_torch_needs_a_checkpoint(exported):
     ("options", "message"),
     [
         ({"runtime": "tflite"}, "auto, openvino, onnxruntime, torch, tensorrt, received 'tflite'"),
-        ({"threads": 0}, "1 thread or more, received 0"),
+        ({"threads": 0}, "expected 1 to [0-9]+ threads, received 0"),
+        ({"threads": 5000}, "expected 1 to [0-9]+ threads, received 5000: this machine has [0-9]+ cores"),
+        ({"threads": 2**31}, "expected 1 to [0-9]+ threads, received 2147483648"),
         ({"runtime": "openvino", "precision": "int3"}, "auto, fp32, bf16, fp16, int8, received 'int3'"),
         ({"runtime": "onnxruntime", "precision": "bf16"}, "fp32.*'bf16'"),
     ],

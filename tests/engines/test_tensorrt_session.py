@@ -464,7 +464,7 @@ def test_an_edited_manifest_is_told(copied):
 @pytest.mark.parametrize("missing", ["engine", "manifest"])
 def test_half_an_engine_is_told(copied, missing):
     (copied if missing == "engine" else manifests.path_of(copied)).unlink()
-    with pytest.raises(EngineError, match=f"expected (an|the) {missing}.*cannot be read"):
+    with pytest.raises(EngineError, match=f"expected (an|the) {missing}.*there is no such file"):
         open_engine(copied)
 
 

@@ -14,6 +14,7 @@ from convnextpose.crop import Box
 from convnextpose.errors import GeometryError
 from convnextpose.skeleton import HUMAN36M, JOINT_SETS, MUCO, JointSet
 from pipeline.draw import LEFT_BGR, RIGHT_BGR, START_DEGREES, TURN_DEGREES_PER_S, PoseRenderer
+from pipeline.labels import Label, draw_labels, side_bgr
 from pipeline.types import Frame, Pose
 
 CAMERA = Intrinsics(620.0, 620.0, 319.5, 179.5)
@@ -169,7 +170,8 @@ def test_another_source_or_an_earlier_time_starts_afresh(before: Frame) -> None:
 def people_in_view(renderer: PoseRenderer, time_s: float, *poses: Pose) -> np.ndarray:
     """[H, W]: where the limbs are in the 3D view, seen from the same side every time."""
     panel = renderer.render(frame(time_s=time_s), poses, CAMERA)[:, 640:]
-    limbs = where(panel, LEFT_BGR) | where(panel, RIGHT_BGR)
+    colours = [LEFT_BGR, RIGHT_BGR] if len(poses) == 1 else [tuple(bgr) for p in poses for bgr in side_bgr(p.track_id)[:2]]
+    limbs = np.any([where(panel, bgr) for bgr in colours], axis=0)
     limbs[: round(0.12 * len(limbs))] = False
     return limbs
 
@@ -231,6 +233,32 @@ def test_track_ids_are_shown_only_among_several_people() -> None:
     one, other = pair(1, 2), pair(1, 7)
     for part in (np.s_[:, :640], np.s_[:, 640:]):
         assert (one[part] != other[part]).any()
+
+
+def test_several_people_keep_their_colours_when_one_is_left() -> None:
+    def colours(renderer: PoseRenderer, *ids: int, time_s: float = 0.0) -> list[bool]:
+        poses = tuple(standing(at_mm=(1600 * i - 800, 0, 4000), track_id=track_id) for i, track_id in enumerate(ids))
+        drawn = renderer.render(frame(time_s=time_s), poses, CAMERA)[40:, :640]
+        return [bool(where(drawn, tuple(side_bgr(track_id)[0])).any()) for track_id in (1, 2)]
+
+    renderer = PoseRenderer(HUMAN36M)
+    assert colours(renderer, 1, 2) == [True, True]
+    assert colours(renderer, 2, time_s=0.1) == [False, True]
+    assert colours(PoseRenderer(HUMAN36M), 2) == [False, False]
+
+
+@given(st.lists(st.tuples(st.floats(-50, 400), st.floats(-50, 300)), min_size=1, max_size=10))
+def test_labels_stay_in_the_picture_and_dodge_each_other(places: list[tuple[float, float]]) -> None:
+    labels = [Label(str(i), (10 + 20 * i, 255, 128), x, y) for i, (x, y) in enumerate(places)]
+    alone = []
+    for label in labels:
+        picture = np.zeros((240, 320, 3), np.uint8)
+        draw_labels(picture, [label], 12.0)
+        alone.append((picture == np.array(label.bgr)).all(axis=-1).sum())
+    picture = np.zeros((240, 320, 3), np.uint8)
+    draw_labels(picture, labels, 12.0)
+    for label, whole in zip(labels, alone, strict=True):
+        assert whole > 0 and (picture == np.array(label.bgr)).all(axis=-1).sum() >= 0.8 * whole
 
 
 @pytest.mark.parametrize("size", [(640, 360), (3840, 2160), (360, 640), (320, 180)])

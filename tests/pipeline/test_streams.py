@@ -14,8 +14,9 @@ from convnextpose.errors import GeometryError, SinkError, SourceError, StageErro
 from pipeline.draw import PoseRenderer
 from pipeline.estimator import Estimator
 from pipeline.inbox import MAX_FRAMES_IN_FLIGHT
+from pipeline.people.detection import detections_of
 from pipeline.people.given import GivenBoxes
-from pipeline.people.tracks import SinglePerson
+from pipeline.people.tracker import PeopleTracker
 from pipeline.stages import TrackedBox
 from pipeline.streams import LIVE_WAITING_FRAMES, NEWER_CAME, Pipeline, Stream
 from pipeline.timeline import STAGES
@@ -72,13 +73,17 @@ class Collect:
         self.closed += 1
 
 
+def tracker(model):
+    return PeopleTracker(detections_of(BlobDetector()), model.info.joint_set)
+
+
 def stream(source, recorders=(), people=None, model=None, camera=None):
     model = model or BlobModel()
     header = RunHeader(
         source.info.id, 640, 480, 25.0, source.count, Intrinsics.assumed(640, 480), RootDepthSource.ASSUMED_FOV,
         model.info, model.describe(),
     )  # fmt: skip
-    people = people or SinglePerson(model, BlobDetector())
+    people = people or tracker(model)
     estimator, renderer = Estimator(model, people, camera=camera), PoseRenderer(model.info.joint_set)
     return Stream(source, estimator, header, recorders=recorders, renderer=renderer)
 
@@ -120,9 +125,11 @@ def test_every_frame_comes_out_once_in_order_with_its_pose_and_timeline():
     assert all(f.picture is not None and f.picture.shape[0] == 480 for f in drawn.frames)
     for frame in frames:
         timeline = frame.timeline
-        assert {s.stage for s in timeline.spans} == set(STAGES) - (set() if frame.frame.index == 0 else {"detect"})
+        assert {s.stage for s in timeline.spans} | {"detect"} == set(STAGES)
         assert {s.part for s in timeline.spans if s.stage == "write"} == {"all", "mp4"}
         assert (timeline.source_id, timeline.index) == ("pictures", frame.frame.index)
+    detected = [f.frame.index for f in frames if "detect" in {s.stage for s in f.timeline.spans}]
+    assert detected == list(range(0, 60, 5)), "the detector looks five times a second"
     account = counts(pipeline)
     assert (account.received, account.posed, account.dropped, account.failed) == (60, 60, 0, 0)
     assert (source.closed, plain.closed, drawn.closed, model.closed) == (1, 1, 1, 1)
@@ -139,7 +146,7 @@ def test_threads_change_nothing_about_the_poses():
     """The same poses as `Estimator.step` gives in one thread, and the same in every run."""
     runs = [[f.poses[0] for f in make(Pictures(40), [Collect()])] for _ in range(2)]
     model = BlobModel()
-    estimator = Estimator(model, SinglePerson(model, BlobDetector()))
+    estimator = Estimator(model, tracker(model))
     alone = [estimator.step(frame).poses[0] for frame in Pictures(40)]
     for poses in runs:
         for a, b in zip(poses, alone, strict=True):

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+import tools.calibrate
 from convnextpose import weights
 from engines.calibration import CalibrationSet
 
@@ -64,6 +65,16 @@ def test_nobody_is_told(cli, photos, tmp_path):
     assert "received 1 (of 1)" in error
     assert not out.exists()
     assert not out.with_suffix(".png").exists()
+
+
+@pytest.mark.parametrize("name", ["people.npz", "people.png"])
+def test_what_appears_meanwhile_is_kept(cli, tmp_path, name, monkeypatch):
+    original = tools.calibrate.draw_preview
+    monkeypatch.setattr(tools.calibrate, "draw_preview", lambda crops: (tmp_path / name).write_text("mine") and original(crops))
+    code, text, error = cli(weights.DEMO_CLIP, "--out", tmp_path / "people.npz", "--count", 8)
+    assert code == 1
+    assert name in error and "wrote" not in text
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
 
 
 @pytest.mark.parametrize("name", ["people.npz", "people.png"])

@@ -17,6 +17,7 @@ import pytest
 
 from benchmarks.accuracy import score
 from convnextpose import weights
+from engines.sessions.openvino import cpu_precisions
 from pipeline.timeline import STAGES
 
 ROOT = Path(__file__).parent.parent.parent
@@ -134,9 +135,9 @@ def test_its_poses_are_near_the_true_ones(demo_run):
 def test_its_trace_holds_every_frame(demo_run):
     events = json.loads((demo_run[0] / "trace.json").read_text())
     spans = [e for e in events if e["ph"] == "X"]
-    assert {event["name"] for event in spans} == set(STAGES)
+    assert {event["cat"] for event in spans} == set(STAGES)
     for stage in ("capture", "infer", "lift", "render"):
-        assert len({event["args"]["frame"] for event in spans if event["name"] == stage}) == 250
+        assert len({event["args"]["frame"] for event in spans if event["cat"] == stage}) == 250
 
 
 def test_its_summary_says_what_the_console_says(demo_run):
@@ -211,13 +212,40 @@ def test_every_runtime_gives_the_same_poses(demo_run, short_clip, tmp_path, runt
     boxes = demo_run[0] / "poses.ndjson"
     results = []
     for name in ("openvino", runtime):
-        arguments = ("run", short_clip, "--out", out / name, "--boxes", boxes, "--runtime", name)
+        arguments = ("run", short_clip, "--out", out / name, "--boxes", boxes, "--runtime", name, "--precision", "fp32")
         result = convnextpose(*arguments)
         assert result.returncode == 0, result.stderr
         assert f"runtime  {name}" in result.stdout
         with np.load(out / name / "poses.npz") as arrays:
             results.append(arrays["joints_px"])
     assert np.abs(results[0] - results[1]).max() < 0.01
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16", "int8"])
+def test_every_precision_gives_about_the_same_poses(demo_run, short_clip, tmp_path, precision):
+    pytest.importorskip("openvino")
+    if precision == "bf16" and precision not in cpu_precisions():
+        pytest.skip("this CPU has no BF16")
+    boxes, joints = demo_run[0] / "poses.ndjson", []
+    for name in ("fp32", precision):
+        out = tmp_path / name
+        result = convnextpose("run", short_clip, "--out", out, "--boxes", boxes, "--precision", name, "--runtime", "openvino")
+        assert result.returncode == 0, result.stderr
+        with np.load(out / "poses.npz") as arrays:
+            header = json.loads(str(arrays["header"]))
+            joints.append(arrays["joints_px"])
+    assert ("chosen because" in result.stdout) == (precision == "auto")
+    runs_in = {"int8": ["int8+fp32"], "bf16": ["bf16"], "auto": ["bf16", "fp32"]}[precision]
+    assert header["runtime"]["precision"] in runs_in
+    assert f"({header['runtime']['precision']} on CPU" in result.stdout
+    assert np.linalg.norm(joints[1] - joints[0], axis=-1).mean() < 1.0  # px of the picture
+
+
+def test_a_precision_that_nothing_has_is_one_sentence(tmp_path):
+    out = tmp_path / "out"
+    message = one_sentence(convnextpose("run", weights.DEMO_CLIP, "--out", out, "--precision", "int4"))
+    assert "expected precision auto, fp32, bf16, fp16, int8, received 'int4'" in message
+    assert not out.exists()
 
 
 def test_an_empty_room_gives_no_pose(tmp_path):
@@ -357,12 +385,14 @@ def test_doctor_tells_what_is_there_and_what_mends_the_rest():
     assert findings["weights xs"]["state"] == "ok"
     assert findings["runtime openvino"]["state"] == "ok"
     assert all(f["mend"] for f in findings.values() if f["state"] != "ok")
+    assert sum("what auto takes" in f["found"] for f in findings.values()) == 1
+    assert "ms a crop" in findings["speed fp32"]["found"]
     people = convnextpose("doctor")
     assert people.returncode == 0 and "openvino" in people.stdout
 
 
 def test_weights_that_were_changed_are_refused(tmp_path, monkeypatch):
-    for name in ("xs.json", "xs.onnx", "xs.safetensors"):
+    for name in ("xs.json", "xs.onnx", "xs.int8.onnx", "xs.safetensors"):
         (tmp_path / name).write_bytes((weights.FOLDER / name).read_bytes())
     monkeypatch.setattr(weights, "FOLDER", tmp_path)
     assert weights.load("xs").variant.name == "XS"

@@ -84,7 +84,7 @@ def test_a_bad_file_does_not_hide_the_others(files, run):
     assert result.exit_code == 1
     assert row(result.output, "variant") == ["XS"]
     assert "missing tensors (1): backbone.norm.weight (expected [320], received nothing)" in result.output
-    assert f"REFUSED  {files / 'nothing.tar'}: expected a checkpoint, but there is no such file" in result.output
+    assert f"REFUSED  expected a checkpoint at {files / 'nothing.tar'}, but there is no such file" in result.output
     assert "1 of 3 verified" in result.output
 
 

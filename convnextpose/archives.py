@@ -1,0 +1,103 @@
+"""ZIP archives and NumPy's .npz files out of foreign hands: every declared size is held to a bound before it is unpacked."""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnextpose.files import LimitError, show, size_text
+
+MAX_MEMBERS = 10_000
+"""The most files in an archive or a folder. A checkpoint with Adam's state has about 800."""
+
+MAX_RATIO, ALWAYS_ALLOWED = 20, 64 * 1024**2
+"""An archive may unpack to that many times its size, and to so many bytes in any case. Weights shrink by a tenth, pictures to a
+half: what shrinks more was made to exhaust the memory."""
+
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""Those that Python unpacks piece by piece: of the others one block of some kB becomes gigabytes at once."""
+
+_MAX_NPY_HEADER, _CHUNK = 10_000, 1024**2
+
+
+def unpacked_limit(packed: int) -> int:
+    """How many bytes an archive of a size (bytes) may unpack to."""
+    return max(ALWAYS_ALLOWED, MAX_RATIO * packed)
+
+
+def open_zip(data: bytes, limit: int) -> zipfile.ZipFile:
+    """A ZIP archive in memory whose directory was looked at.
+
+    Args:
+        data: its bytes.
+        limit: the most bytes that its members may have, added.
+
+    Raises:
+        ValueError, zipfile.BadZipFile: it is damaged.
+        LimitError: it is too large, has too many members, a password or a rare compression.
+    """
+    # Every entry of the directory begins so: counted before Python makes an object of each.
+    if data.count(b"PK\x01\x02") > MAX_MEMBERS:
+        raise LimitError(f"expected an archive of a few files, received more than {MAX_MEMBERS:,} files")
+    archive = zipfile.ZipFile(io.BytesIO(data))
+    total = sum(info.file_size for info in archive.infolist())
+    if total > limit:
+        raise LimitError(
+            f"expected at most {size_text(limit)} unpacked, received an archive of {size_text(len(data))} that unpacks to "
+            f"{size_text(total)}"
+        )
+    for info in archive.infolist():
+        if info.flag_bits & 0x1:
+            raise LimitError("expected files that can be read, received an archive with a password: unpack it first")
+        if info.compress_type not in _COMPRESSIONS:
+            raise LimitError(
+                f"expected a ZIP's usual compression (deflate) or none, received another for {show(info.filename)}: pack it "
+                "again"
+            )
+    return archive
+
+
+def read_npz(data: bytes, limits: Mapping[str, int]) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz file, by name; there may be others, which are not looked at.
+
+    Args:
+        data: its bytes.
+        limits: the arrays that are wanted, and the most bytes that each may have.
+
+    Raises:
+        ValueError, KeyError, zipfile.BadZipFile: it is damaged, an array is missing, or one of Python objects.
+        LimitError: an array is too large.
+    """
+    # What else is in the file is never unpacked: its size does no harm.
+    archive = open_zip(data, 2**62)
+    return {name: _read_npy(archive, f"{name}.npy", limit) for name, limit in limits.items()}
+
+
+def _read_npy(archive: zipfile.ZipFile, name: str, limit: int) -> NDArray[Any]:
+    size = archive.getinfo(name).file_size
+    if size > limit + _MAX_NPY_HEADER:
+        raise LimitError(f"expected {name} of at most {size_text(limit)}, received {size_text(size)}")
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"{name} in an unknown version of NumPy's format")
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, by_columns, dtype = read(file, max_header_size=_MAX_NPY_HEADER)
+        if dtype.hasobject:
+            raise ValueError(f"{name} of Python objects")
+        left = size - file.tell()
+        if math.prod(shape) * dtype.itemsize != left:
+            raise ValueError(f"{name} that should have {math.prod(shape) * dtype.itemsize} bytes and has {left}")
+        array, filled = np.empty(left, np.uint8), 0
+        while part := file.read(_CHUNK):
+            array[filled : filled + len(part)] = np.frombuffer(part, np.uint8)
+            filled += len(part)
+        if filled != left:
+            raise ValueError(f"{name} cut short")
+    return array.view(dtype).reshape(shape, order="F" if by_columns else "C")

@@ -1,0 +1,73 @@
+"""Telling people apart in a picture: a colour for each track id, and labels that keep out of each other's way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.strokes import OUTLINE_BGR, Array, Picture, blend, mixed, text_image
+
+PEOPLE_BGR = (
+    (233, 180, 86), (66, 228, 240), (167, 121, 255), (120, 214, 96), (0, 140, 255), (255, 120, 150), (190, 235, 190),
+    (90, 90, 245), (215, 200, 0), (205, 170, 240), (0, 190, 190), (150, 190, 215),
+)  # fmt: skip
+"""Colours of people; track ids take them in turn. Near the first ones: the colours of Okabe and Ito for colour-blind people."""
+
+_LIGHT, _DARK = (255, 255, 255), (0, 0, 0)
+
+
+def person_bgr(track_id: int) -> tuple[int, int, int]:
+    """The colour of a person."""
+    return PEOPLE_BGR[track_id % len(PEOPLE_BGR)]
+
+
+def side_bgr(track_id: int) -> Array:
+    """[3, 3] colours of a person's left (light), right (dark) and middle."""
+    bgr = person_bgr(track_id)
+    return np.array([mixed(bgr, _LIGHT, 0.5), mixed(bgr, _DARK, 0.35), bgr], np.float64)
+
+
+@dataclass(frozen=True)
+class Label:
+    """A label that wants to stand somewhere.
+
+    Attributes:
+        words: what it says.
+        bgr: the colour of its ground.
+        left, bottom: where its bottom left corner wants to be, px.
+    """
+
+    words: str
+    bgr: tuple[int, int, int]
+    left: float
+    bottom: float
+
+
+def draw_labels(picture: Picture, labels: Sequence[Label], height_px: float) -> None:
+    """Draw labels in the order given, each as near to its place as the earlier ones and the picture's edges allow."""
+    taken: list[tuple[int, int, int, int]] = []
+    pad = max(1, round(height_px / 7))
+    for label in labels:
+        text = text_image(label.words, height_px, OUTLINE_BGR)
+        height, width = text.height + 2 * pad, text.width + 2 * pad
+        most_x, most_y = max(0, picture.shape[1] - width), max(0, picture.shape[0] - height)
+        wanted_x, wanted_y = min(max(label.left, 0.0), most_x), min(max(label.bottom - height, 0.0), most_y)
+        best = round(wanted_x), round(wanted_y)
+        least = np.inf
+        for row in range(-4, 5):
+            for column in range(-3, 4):
+                x, y = round(wanted_x + column * (width + pad) / 2), round(wanted_y + row * (height + pad) / 2)
+                if not (0 <= x <= most_x and 0 <= y <= most_y):
+                    continue
+                free = all(x >= r or x + width <= l or y >= b or y + height <= t for l, t, r, b in taken)  # noqa: E741
+                cost = (x - wanted_x) ** 2 + (y - wanted_y) ** 2 + (0 if free else 1e9)
+                if cost < least:
+                    least, best = cost, (x, y)
+        x, y = best
+        taken.append((x, y, x + width, y + height))
+        edge = max(1, pad // 2)
+        picture[max(0, y - edge) : y + height + edge, max(0, x - edge) : x + width + edge] = OUTLINE_BGR
+        picture[y : y + height, x : x + width] = label.bgr
+        blend(picture, text, x + pad, y + pad)

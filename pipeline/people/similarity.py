@@ -1,0 +1,54 @@
+"""How alike two poses are: whether they are the same person's, seen twice."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnextpose.skeleton import JointSet
+
+SPREAD = {
+    "Shoulder": 0.158, "Elbow": 0.144, "Wrist": 0.124, "Hip": 0.214, "Knee": 0.174, "Ankle": 0.178, "Nose": 0.052,
+}  # fmt: skip
+"""How far people who mark the same joint are apart, as a share of the person's size.
+
+Source: COCO's keypoint evaluation, k = 2 sigma (cocodataset.org, "Keypoint evaluation").
+"""
+
+OTHER_SPREAD = 0.158
+"""The same for joints that COCO doesn't have: as wide as shoulders."""
+
+
+class PoseSimilarity:
+    """Object keypoint similarity of poses: 1 where joint lies on joint, 0 for people far apart.
+
+    A pose network takes left for right now and then, in a picture from the side above all, so that a pose and the one with its
+    sides exchanged are as good as the same.
+
+    Args:
+        joint_set: the joints' names and sides.
+    """
+
+    def __init__(self, joint_set: JointSet) -> None:
+        names = (name.removeprefix("L_").removeprefix("R_") for name in joint_set.joints)
+        self._spread = np.array([SPREAD.get(name, OTHER_SPREAD) for name in names])
+        self._exchanged = list(joint_set.flip_order)
+
+    def __call__(self, one: NDArray[np.floating], other: NDArray[np.floating], size_px: float) -> float:
+        """How alike two poses [J, 2 or more] (x px and y px) are, 0..1: the mean over joints of exp(-d² / (2 size² spread²)).
+
+        Args:
+            one, other: the poses.
+            size_px: square root of the person's area, px.
+        """
+        return max(float(np.exp(-d / (2 * (size_px * self._spread) ** 2)).mean()) for d in self._squared(one, other))
+
+    def distance(self, one: NDArray[np.floating], other: NDArray[np.floating]) -> float:
+        """The mean squared distance of the joints of two poses [J, 2 or more], px squared."""
+        return min(float(d.mean()) for d in self._squared(one, other))
+
+    def _squared(
+        self, one: NDArray[np.floating], other: NDArray[np.floating]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        a, b = np.asarray(one, np.float64)[:, :2], np.asarray(other, np.float64)[:, :2]
+        return ((a - b) ** 2).sum(-1), ((a - b[self._exchanged]) ** 2).sum(-1)

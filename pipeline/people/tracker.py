@@ -1,0 +1,486 @@
+"""Everybody in the picture, each with an identity that lasts.
+
+Where somebody may be comes from the people detector, a few times a second, and in every frame from the people who are followed:
+constant velocity says where each is now. The pose network reads all these places in one batch, and the poses are matched with
+the people followed so far. All times are those of the stream, in seconds: how many frames lie between them does not matter.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnextpose.crop import Box
+from convnextpose.errors import GeometryError
+from convnextpose.skeleton import JointSet
+from engines.people import overlaps
+from pipeline.people import MIN_SCORE, Identified
+from pipeline.people.assignment import assign
+from pipeline.people.clothes import Clothes, difference
+from pipeline.people.cuts import CutDetector
+from pipeline.people.detection import Detection
+from pipeline.people.motion import Motion
+from pipeline.people.similarity import PoseSimilarity
+from pipeline.stages import RelativePose, TrackedBox
+from pipeline.timeline import Stopwatch
+from pipeline.types import Frame, TrackEvent, TrackEventKind
+
+_log = logging.getLogger("convnextpose.people")
+
+MAX_PEOPLE = 10
+"""How many people are followed at once, unless told otherwise."""
+
+KEEP_LOST_S = 1.5
+"""How long somebody who is out of sight is looked for, unless told otherwise, s."""
+
+KEEP_FRACTION = 2 / 3
+"""A pose that is this fraction of MIN_SCORE is unsure: whoever is followed may have it, but nobody is found by it."""
+
+DETECTION_INTERVAL_S = 0.2
+"""Between two looks of the detector at least, s: at five frames a second, and with one frame more to be sure of it, a newcomer
+has a pose within half a second."""
+
+DETECTION_AGREEMENT = 0.4
+"""Intersection over union that a detected box and that of the pose in it have at least, if somebody is there."""
+
+EXPLAINED = 0.5
+"""Intersection over union from which a detected box is that of somebody who is followed."""
+
+CANDIDATES = 8
+"""Detected boxes that are read in a frame at most, the surest."""
+
+BORN_AFTER_S, BORN_WITHIN_S = 0.08, 0.5
+"""Time between the first sighting and the one that makes it sure, at least and at most, s. In the first frame of a take, where
+nobody is known yet, further looks at the same frame make it sure."""
+
+LOOKS = 3
+"""How often the first frame of a take is looked at, at most: each time in the boxes of the poses that were just seen."""
+
+LOST_AFTER_S = 0.25
+"""How long somebody is out of sight who counts as lost, s."""
+
+SAME_PERSON = 0.5
+"""Object keypoint similarity from which two poses of a frame are one person's."""
+
+APART = 0.2
+"""Object keypoint similarity under which the poses of two tracks show that they are two people."""
+
+UNLIKELY = 4.0
+"""Cost of a match from which it is more likely that the two have nothing to do with each other."""
+
+TAIL = 4.0
+"""Degrees of freedom of Student's distribution that places are taken to have: now and then somebody, or the camera, jerks."""
+
+SIZE_SPREAD, SIZE_CHANGE = 0.12, 0.25
+"""How far the size of the same person's poses differs (logarithm), and how much more so for each second between them."""
+
+SHAPE_SPREAD, SHAPE_CHANGE, SHAPE_SPREAD_MOST = 0.1, 0.5, 0.3
+"""How far joints move against the body's middle (a share of its size), by how much more each second, and at most."""
+
+SHAPE_WEIGHT = 4.0
+"""For how many independent numbers a pose's shape counts: joints move together."""
+
+CLOTHES_SPREAD, CLOTHES_WEIGHT = 20.0, 1.5
+"""How far the colours of one person's clothes differ from look to look, grey levels, and how much that counts: less than the
+place of somebody who was just seen, more than that of somebody who has been out of sight."""
+
+CLOTHES_S = 1.0
+"""Time constant of what is known of a person's clothes, s."""
+
+SMOOTHING_S = 0.15
+"""Time constant of a person's size and box, s."""
+
+NEARER = 1.2
+"""How many times larger a newcomer is than the smallest of `max_people` people, to be followed in that person's place."""
+
+MARGIN_SIDE, MARGIN_TOP, MARGIN_BOTTOM = 0.04, 0.02, 0.095
+"""What a person's outline has beyond the joints, as fractions of the joints' height: measured on the demo clip's truth."""
+
+
+def box_from_joints(joints: NDArray[np.floating]) -> Box:
+    """The box of a person from the joints [J, 2 or more] (px): their box and the margins that an outline has beyond them.
+
+    Raises:
+        GeometryError: the joints enclose nothing.
+    """
+    box = Box.around(joints)
+    extent = max(box.height, box.width)
+    return Box(
+        box.x - MARGIN_SIDE * extent,
+        box.y - MARGIN_TOP * box.height,
+        box.width + 2 * MARGIN_SIDE * extent,
+        box.height * (1 + MARGIN_TOP + MARGIN_BOTTOM),
+    )
+
+
+@dataclass(eq=False)
+class _Sighting:
+    """Somebody who was seen in a frame.
+
+    Attributes:
+        pose: the pose.
+        box: its box, px; it may reach beyond the picture.
+        place: [2] the middle of its joints, px.
+        size: square root of the box's area, px.
+        clothes: [3, 3] their colours, BGR.
+        sure: whether the score is a person's.
+        detected: whether the detector saw somebody there.
+        seekers: the tracks in whose expected places it was seen.
+    """
+
+    pose: RelativePose
+    box: Box
+    place: NDArray[np.float64]
+    size: float
+    clothes: NDArray[np.float64]
+    sure: bool
+    detected: bool
+    seekers: list[_Track]
+
+
+@dataclass(eq=False)
+class _Track:
+    """Somebody who is followed.
+
+    Attributes:
+        motion: where the person is going.
+        joints: [J, 2] from their middle when last seen, px.
+        corners: [4] left, top, right and bottom of the box, from the middle of the joints, px.
+        size: square root of the box's area, px.
+        clothes: [3, 3] their colours, BGR.
+        first_s, seen_s: times of the first and of the last sighting.
+        missed_s: time of the first frame since then that lacks the person, or None.
+        track_id: None until a second sighting agrees with the first.
+        told_lost: whether `lost` was told since the last sighting.
+        together: the people from whom this one was never seen apart.
+    """
+
+    motion: Motion
+    joints: NDArray[np.float64]
+    corners: NDArray[np.float64]
+    size: float
+    clothes: NDArray[np.float64]
+    first_s: float
+    seen_s: float
+    missed_s: float | None = None
+    track_id: int | None = None
+    told_lost: bool = False
+    together: set[_Track] = field(default_factory=set)
+
+    @classmethod
+    def begin(cls, sighting: _Sighting, time_s: float) -> _Track:
+        motion = Motion(time_s, sighting.place, sighting.size)
+        return cls(motion, _centred(sighting), _corners(sighting), sighting.size, sighting.clothes, time_s, time_s)
+
+    def expected(self, time_s: float) -> Box:
+        """The box that the person has now, px."""
+        (x, y), _ = self.motion.predict(time_s, self.size)
+        left, top, right, bottom = self.corners.tolist()
+        return Box(float(x) + left, float(y) + top, right - left, bottom - top)
+
+    def expected_joints(self, time_s: float) -> NDArray[np.float64]:
+        """[J, 2] the joints that the person has now, if the body has not moved, px."""
+        return self.joints + self.motion.predict(time_s, self.size)[0]
+
+    def see(self, sighting: _Sighting, time_s: float) -> None:
+        elapsed_s = time_s - self.seen_s
+        share = (
+            1 - math.exp(-elapsed_s / SMOOTHING_S) if elapsed_s > 0 else 1.0
+        )  # the second look at a picture replaces the first
+        self.motion.update(time_s, sighting.place, self.size)
+        self.joints = _centred(sighting)
+        self.corners = self.corners + share * (_corners(sighting) - self.corners)
+        self.size += share * (sighting.size - self.size)
+        if sighting.sure:
+            learnt = self.clothes + (1 - math.exp(-elapsed_s / CLOTHES_S)) * (sighting.clothes - self.clothes)
+            self.clothes = np.where(np.isfinite(learnt), learnt, sighting.clothes)
+        self.seen_s, self.missed_s, self.told_lost = time_s, None, False
+
+
+def _centred(sighting: _Sighting) -> NDArray[np.float64]:
+    return sighting.pose.joints[:, :2] - sighting.place
+
+
+def _corners(sighting: _Sighting) -> NDArray[np.float64]:
+    box, (x, y) = sighting.box, sighting.place
+    return np.array([box.x - x, box.y - y, box.x + box.width - x, box.y + box.height - y])
+
+
+class PeopleTracker:
+    """Finds everybody in the frames of one source and follows them.
+
+    Args:
+        see: the people whom the detector sees in a frame, duplicates left out.
+        joint_set: the joints' names.
+        min_score: mean joint score from which a person counts as found; followed down to KEEP_FRACTION of it.
+        max_people: how many people are followed at once; with more in the picture, the nearest.
+        keep_lost_s: how long somebody who is out of sight is looked for, s.
+        follows: whether the frames follow each other in time. If not, as with pictures of a folder, each is searched anew.
+
+    """
+
+    def __init__(
+        self,
+        see: Callable[[Frame], Sequence[Detection]],
+        joint_set: JointSet,
+        *,
+        min_score: float = MIN_SCORE,
+        max_people: int = MAX_PEOPLE,
+        keep_lost_s: float = KEEP_LOST_S,
+        follows: bool = True,
+    ) -> None:
+        self._see = see
+        self._alike = PoseSimilarity(joint_set)
+        self._clothes = Clothes(joint_set)
+        self._min_score, self._keep_score = min_score, min_score * KEEP_FRACTION
+        self._max_people = max_people
+        self._keep_lost_s = keep_lost_s
+        self._follows = follows
+        self._cuts = CutDetector()
+        self._tracks: list[_Track] = []
+        self._next_id = 0
+        self._frame: Frame | None = None
+        self._begins = True
+        self._looks = 0
+        self._detected_s = -math.inf
+        self._sought: list[_Track | Detection] = []
+        self._events: list[TrackEvent] = []
+
+    def find(self, frame: Frame, stopwatch: Stopwatch) -> tuple[TrackedBox, ...]:
+        """The places where somebody may be: of everybody who is followed, and those that the detector sees beside them.
+
+        Asked again about the same frame, the places where a second look is worth it.
+        """
+        again = self._frame is not None and frame.index == self._frame.index
+        self._frame, self._events = frame, []
+        self._looks = self._looks + 1 if again else 1
+        if not again:
+            self._begin(frame)
+        sought: list[tuple[_Track | Detection, Box]] = []
+        for track in self._tracks:
+            try:
+                sought.append((track, track.expected(frame.time_s).clip(frame.width, frame.height)))
+            except GeometryError:  # outside the picture
+                continue
+        if not again and frame.time_s - self._detected_s >= DETECTION_INTERVAL_S - 1e-6:
+            self._detected_s = frame.time_s
+            with stopwatch.span("detect"):
+                detections = self._see(frame)
+            sought += self._unexplained(detections, [box for _, box in sought])
+        self._sought = [who for who, _ in sought]
+        return tuple(TrackedBox(number, box) for number, (_, box) in enumerate(sought))
+
+    def _begin(self, frame: Frame) -> None:
+        """Let go of everybody who was in an earlier take, or out of sight for too long."""
+        reason = self._cuts.begins_take(frame)
+        if reason is not None and self._follows:
+            ids: list[int | None] = [track.track_id for track in self._tracks if track.track_id is not None]
+            for track_id in ids or [None]:
+                self._tell(TrackEventKind.CUT, track_id, reason)
+        self._begins = reason is not None or not self._follows or self._detected_s == -math.inf
+        if self._begins:
+            self._tracks, self._detected_s = [], -math.inf
+
+        def kept(track: _Track) -> bool:
+            if track.track_id is None:
+                return frame.time_s - track.seen_s <= LOST_AFTER_S and frame.time_s - track.first_s <= BORN_WITHIN_S
+            return track.missed_s is None or frame.time_s - track.missed_s <= self._keep_lost_s
+
+        self._tracks = [track for track in self._tracks if kept(track)]
+
+    def _unexplained(self, detections: Sequence[Detection], expected: Sequence[Box]) -> list[tuple[_Track | Detection, Box]]:
+        """The surest detections that are of nobody who is followed."""
+        shared = overlaps(_array([d.box for d in detections]), _array(expected))
+        explained = {row for row, _ in assign(1 - shared, 1 - EXPLAINED)}
+        new = [detection for row, detection in enumerate(detections) if row not in explained]
+        new.sort(key=lambda d: (-d.score, d.box.x, d.box.y, d.box.width, d.box.height))
+        return [(detection, detection.box) for detection in new[:CANDIDATES]]
+
+    def identify(self, poses: Sequence[RelativePose]) -> Identified:
+        """Who the poses are that were read in the places that the last `find` named."""
+        assert self._frame is not None
+        now = self._frame.time_s
+        sightings, seekers_of = self._sightings(poses)
+        known = [track for track in self._tracks if track.track_id is not None]
+        sure = [s for s in sightings if s.sure]
+        matches = self._match(known, sure, now)
+        rest = [t for t in known if t not in matches and (t.missed_s is None or now - t.seen_s <= LOST_AFTER_S)]
+        taken = set(map(id, matches.values()))
+        matches |= self._match(rest, [s for s in sightings if id(s) not in taken], now)
+        taken = set(map(id, matches.values()))
+        unborn = [track for track in self._tracks if track.track_id is None]
+        matches |= self._match(unborn, [s for s in sightings if id(s) not in taken], now)
+        taken = set(map(id, matches.values()))
+
+        found_again = {track: now - track.seen_s for track in matches if track.told_lost}
+        for track, sighting in matches.items():
+            track.see(sighting, now)
+        self._merge(matches, seekers_of, now)
+        for track in self._tracks:
+            if track not in matches:
+                self._miss(track, seekers_of, matches, now)
+        self._admit(matches, found_again, now)
+        new = [s for s in sightings if s.detected and id(s) not in taken and self._is_apart(s, matches, now)]
+        self._tracks += [_Track.begin(sighting, now) for sighting in new]
+        poses_now = [
+            replace(sighting.pose, track_id=track.track_id)
+            for track, sighting in matches.items()
+            if track.track_id is not None and track in self._tracks
+        ]
+        poses_now.sort(key=lambda pose: pose.track_id)
+        unsure = any(track.track_id is None for track in self._tracks)
+        return Identified(tuple(poses_now), tuple(self._events), look_again=self._begins and unsure and self._looks < LOOKS)
+
+    def _sightings(self, poses: Sequence[RelativePose]) -> tuple[list[_Sighting], dict[_Track, _Sighting]]:
+        """Everybody who was seen, once each, and who each track's place shows."""
+        assert self._frame is not None
+        found = []
+        for pose in poses:
+            if pose.score < self._keep_score:
+                continue
+            try:
+                box = box_from_joints(pose.joints)
+                box.clip(self._frame.width, self._frame.height)
+            except GeometryError:  # its joints enclose nothing, or lie outside the picture: no person
+                continue
+            who = self._sought[pose.track_id]
+            if isinstance(who, Detection) and box.iou(who.box) < DETECTION_AGREEMENT:
+                continue
+            seekers = [who] if isinstance(who, _Track) else []
+            place = pose.joints[:, :2].mean(axis=0)
+            size, sure = math.sqrt(box.area), pose.score >= self._min_score
+            clothes = self._clothes.read(self._frame.image, pose.joints, size)
+            found.append(_Sighting(pose, box, place, size, clothes, sure, not seekers, seekers))
+        found.sort(key=lambda s: (-s.pose.score, s.box.x, s.box.y, s.box.width, s.box.height))
+        apart: list[_Sighting] = []
+        for sighting in found:
+            for other in apart:
+                size = max(sighting.size, other.size)
+                if self._alike(sighting.pose.joints, other.pose.joints, size) >= SAME_PERSON:
+                    other.detected |= sighting.detected
+                    other.seekers += sighting.seekers
+                    break
+            else:
+                apart.append(sighting)
+        return apart, {track: sighting for sighting in apart for track in sighting.seekers}
+
+    def _match(self, tracks: Sequence[_Track], sightings: Sequence[_Sighting], now: float) -> dict[_Track, _Sighting]:
+        """The likeliest way in which the tracks' people are those who were seen."""
+        if not tracks or not sightings:
+            return {}
+        costs = np.array([self._costs(track, sightings, now) for track in tracks])
+        return {tracks[row]: sightings[column] for row, column in assign(costs, UNLIKELY)}
+
+    def _costs(self, track: _Track, sightings: Sequence[_Sighting], now: float) -> NDArray[np.float64]:
+        """[S]: how unlikely it is that a track's person is each of those seen (negative logarithm of the likelihood)."""
+        elapsed_s = max(0.0, now - track.seen_s)
+        place, spread_px = track.motion.predict(now, track.size)
+        places, sizes = np.array([s.place for s in sightings]), np.array([s.size for s in sightings])
+        away = (TAIL + 2) * np.log1p(((places - place) ** 2).sum(-1) / spread_px**2 / TAIL)
+        larger = (np.log(sizes / track.size) / math.hypot(SIZE_SPREAD, SIZE_CHANGE * elapsed_s)) ** 2
+        moved = np.array([self._alike.distance(_centred(s), track.joints) for s in sightings]) / track.size**2
+        limit = min(math.hypot(SHAPE_SPREAD, SHAPE_CHANGE * elapsed_s), SHAPE_SPREAD_MOST)
+        changed = SHAPE_WEIGHT * moved / limit**2
+        dressed = np.array([difference(s.clothes, track.clothes) for s in sightings]) / CLOTHES_SPREAD**2
+        dressed = CLOTHES_WEIGHT * np.log1p(dressed)
+        # The last term is the likelihood's own factor: who could be anywhere is nowhere likely, down to that of a newcomer.
+        return np.asarray((away + larger + changed) / 2 + dressed + 2 * math.log(min(1.0, spread_px / track.size)))
+
+    def _merge(self, matches: dict[_Track, _Sighting], seekers_of: dict[_Track, _Sighting], now: float) -> None:
+        """Where one person has two tracks, the older stays."""
+        for track, sighting in seekers_of.items():
+            other = next((t for t, s in matches.items() if s is sighting), None)
+            if other is None or track in matches or track not in self._tracks or None in (track.track_id, other.track_id):
+                continue
+            first, second = sorted((track, other), key=lambda t: t.track_id or 0)
+            if first not in second.together:
+                continue  # two people, one behind the other
+            self._tell(TrackEventKind.MERGED, second.track_id, f"the same person as {first.track_id}", first.track_id)
+            if second is other:  # the older one goes on from where the younger is seen
+                matches[first] = matches.pop(second)
+                first.see(sighting, now)
+            self._tracks.remove(second)
+
+    def _miss(self, track: _Track, seekers_of: dict[_Track, _Sighting], matches: dict[_Track, _Sighting], now: float) -> None:
+        """A track's person is not seen in this frame."""
+        if track.missed_s is None:
+            track.missed_s = now
+        if track.track_id is None or track.told_lost or now - track.seen_s < LOST_AFTER_S:
+            return
+        track.told_lost = True
+        self._tell(TrackEventKind.LOST, track.track_id, self._why(track, seekers_of.get(track), matches, now))
+
+    def _why(self, track: _Track, seen: _Sighting | None, matches: dict[_Track, _Sighting], now: float) -> str:
+        assert self._frame is not None
+        expected = track.expected(now)
+        try:
+            inside = expected.clip(self._frame.width, self._frame.height).area / expected.area
+        except GeometryError:
+            inside = 0.0
+        if inside < 0.6:
+            return "out of the picture"
+        for other, sighting in matches.items():
+            if other.track_id is not None and (sighting is seen or sighting.box.iou(expected) > 0.3):
+                return f"where person {other.track_id} is"
+        return "nobody is seen there"
+
+    def _is_apart(self, sighting: _Sighting, matches: Mapping[_Track, _Sighting], now: float) -> bool:
+        """Whether somebody who was seen is clearly another person than all who are known."""
+        for track in self._tracks:
+            if track.track_id is not None and matches.get(track) is not sighting:
+                joints = matches[track].pose.joints if track in matches else track.expected_joints(now)
+                if self._alike(sighting.pose.joints, joints, max(sighting.size, track.size)) > APART:
+                    return False
+        return True
+
+    def _admit(self, matches: dict[_Track, _Sighting], found_again: Mapping[_Track, float], now: float) -> None:
+        """Number the newcomers whom a second sighting made sure; where there is no room for all, the nearest are followed."""
+        born = {
+            track
+            for track, sighting in matches.items()
+            if track.track_id is None
+            and sighting.sure
+            and (self._begins or now - track.first_s >= BORN_AFTER_S)
+            and self._is_apart(sighting, matches, now)
+        }
+        there = [t for t in self._tracks if t in born or (t.track_id is not None and not t.told_lost)]
+        there.sort(key=lambda t: -t.size * (1.0 if t in born or t in found_again else NEARER))
+        for track in there[self._max_people :]:
+            if track.track_id is not None and track not in found_again:
+                self._tell(TrackEventKind.LOST, track.track_id, f"{self._max_people} people are nearer")
+            self._tracks.remove(track)
+        for track, gap_s in found_again.items():
+            if track in self._tracks:
+                self._tell(TrackEventKind.FOUND_AGAIN, track.track_id, f"out of sight for {gap_s:.2f} s")
+        born &= set(self._tracks)
+        for track in sorted(born, key=lambda t: (t.first_s, matches[t].box.x, matches[t].box.y, matches[t].size)):
+            track.track_id, self._next_id = self._next_id, self._next_id + 1
+            self._tell(TrackEventKind.BORN, track.track_id, f"first seen at {track.first_s:.3f} s")
+        self._note_together(born, now)
+
+    def _note_together(self, born: Collection[_Track], now: float) -> None:
+        """Keep in mind who was never seen apart from whom."""
+        known = [track for track in self._tracks if track.track_id is not None]
+        joints = [track.expected_joints(now) for track in known]
+        for track, own in zip(known, joints, strict=True):
+            near = {
+                other
+                for other, theirs in zip(known, joints, strict=True)
+                if other is not track and self._alike(own, theirs, max(track.size, other.size)) > APART
+            }
+            track.together = near if track in born else track.together & near
+
+    def _tell(self, kind: TrackEventKind, track_id: int | None, reason: str, other_id: int | None = None) -> None:
+        assert self._frame is not None
+        event = TrackEvent(kind, self._frame.time_s, track_id, reason, other_id)
+        self._events.append(event)
+        _log.info("%s: %s", self._frame.source_id, event)
+
+
+def _array(boxes: Sequence[Box]) -> NDArray[np.float64]:
+    return np.array([(b.x, b.y, b.width, b.height) for b in boxes], np.float64).reshape(-1, 4)
