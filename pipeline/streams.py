@@ -45,7 +45,7 @@ _log = logging.getLogger("convnextpose.streams")
 CLOSING_TIME_S = 10.0
 """How long `Pipeline.close` waits for the frames that are on their way before it gives them up, s."""
 
-VIEW_CLOSING_TIME_S = 1.0
+VIEW_CLOSING_TIME_S = 2.0
 """How long `Pipeline.close` waits for a view before it gives it up, s."""
 
 LIVE_WAITING_FRAMES = 8

@@ -85,6 +85,7 @@ function rootOf(header) {
 
 function write() {
   for (const card of cards.values()) card.write(lost, paused);
+  $("space").classList.toggle("stale", chosen?.picture.classList.contains("stale") ?? false);
   if (chosen) writeNumbers($("numbers"), chosen, status.get(chosen.name), headers.get(chosen.name), lost);
 }
 

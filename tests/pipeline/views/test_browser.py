@@ -93,7 +93,7 @@ def test_it_comes_back_after_a_restart_and_greys_what_is_stale_until_then(tab):
     with Run() as run:
         page, port = tab(run), port_of(run.view)
         moves_on(page, 20)
-    page.wait("document.querySelector('#link').className === 'bad' && document.querySelectorAll('.stale').length === 1")
+    page.wait("document.querySelector('#link').className === 'bad' && document.querySelectorAll('.card .stale').length === 1")
     assert "old" in page.run("document.querySelector('.badges').innerText")
     page.complaints.clear()  # a browser writes to its console that nobody answers
     with Run(port):
@@ -126,7 +126,7 @@ def test_a_paused_page_stands_still_and_goes_on_with_the_newest(tab):
         assert moves_on(page, still, 1) >= newest
         page.press(" ")
         page.wait("document.querySelector('.badges').innerText.includes('paused')")
-    page.wait("document.querySelectorAll('.stale').length === 1")  # paused, but of a run that is gone
+    page.wait("document.querySelectorAll('.card .stale').length === 1")  # paused, but of a run that is gone
     page.complaints.clear()
 
 
