@@ -83,7 +83,10 @@ def by_checkpoint(sha256: str) -> Weights | None:
         CheckpointError: as `load`.
     """
     for name in names():
+        try:
         card = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"expected the card of {name} in the package, it is not there; install the package again") from None
         if card["sha256"]["safetensors"] == sha256:
             return load(name)
     return None
