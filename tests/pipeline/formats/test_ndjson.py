@@ -94,7 +94,7 @@ def test_the_header_tells_what_the_numbers_are(tmp_path):
     assert header["source"] == {"name": "walk.mp4", "width": 96, "height": 64, "frame_rate": 25.0, "frame_count": 250}
     assert set(frame) == {"type", "index", "time_s", "poses"}
     assert set(frame["poses"][0]) == {
-        "track_id", "box", "joints_px", "joints_mm", "scores", "root_depth_mm", "root_depth_source",
+        "track_id", "box", "joints_px", "joints_mm", "scores", "root_depth_mm", "root_depth_source", "cut_by_edge",
     }  # fmt: skip
 
 
