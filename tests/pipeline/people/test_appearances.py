@@ -1,12 +1,13 @@
 """The account of who was there."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.people.appearances import Appearances
 from tests.pipeline.formats.samples import pose, posed
 
 
+@settings(deadline=None)
 @given(st.lists(st.sets(st.integers(0, 3)), max_size=20))
 def test_the_account_is_that_of_the_frames(frames):
     account = Appearances()
