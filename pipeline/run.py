@@ -267,6 +267,7 @@ def source_names(infos: Sequence[SourceInfo]) -> list[str]:
     names: list[str] = []
     for info in infos:
         kept = re.sub(r"^[a-z0-9]+://|[?#].*", "", info.id) if info.live else Path(info.id).stem
+        kept = kept or scheme_of(info.id) or ""
         plain = "".join(c if c.isalnum() or c in "-_. " else "_" for c in kept)
         stem = plain.strip(" ._") or "source"
         name, number = stem, 2

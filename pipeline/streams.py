@@ -272,7 +272,10 @@ class Stream:
                     item = replace(item, source_id=self.header.source)
                 self.ledger.receive(item.index)
                 if isinstance(item, UnreadableFrame):
-                    self.ledger.fail(item.index, f"capture: {item.reason}")
+                    if item.given_up:
+                        self.ledger.drop(item.index, item.reason)
+                    else:
+                        self.ledger.fail(item.index, f"capture: {item.reason}")
                     continue
                 expected_size = self._size_of(item.width, item.height)
                 self._in_flight.enter(expected_size)

@@ -66,11 +66,13 @@ class UnreadableFrame:
         source_id: which source it is from.
         index: its number in the source, in one row with those of `Frame`.
         reason: one sentence.
+        given_up: whether it could have been read, but newer ones came: it counts as dropped, not as failed.
     """
 
     source_id: str
     index: int
     reason: str
+    given_up: bool = False
 
 
 @dataclass(frozen=True)

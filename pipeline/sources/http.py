@@ -13,6 +13,9 @@ from pipeline.sources.uri import NetworkUri
 
 _KNOWN = ("flip", "ca", "verify")
 
+_PROTOCOLS = "http,https,tls,tcp,crypto,httpproxy"
+"""What a playlist or a redirection may lead to: the network, never a file of this computer."""
+
 
 def open_http(uri: str, opening: Opening) -> Source:
     """A camera or a file by its web address.
@@ -26,6 +29,6 @@ def open_http(uri: str, opening: Opening) -> Source:
     options = read_options(parsed.options, _KNOWN, parsed.shown())
     secure = parsed.scheme == "https"
     place = Place(parsed.shown(), parsed.host, parsed.port or (443 if secure else 80), tls=secure, ca=options.ca)
-    settings = tls_options(options) if secure else {}
+    settings = {"protocol_whitelist": _PROTOCOLS, **tls_options(options)}
     camera = Input(parsed.address(), place, options=settings, flip=options.flip, ends=True)
     return LiveSource(parsed.shown(), camera.connect, patience=opening.patience)

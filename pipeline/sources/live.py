@@ -191,7 +191,7 @@ class LiveSource(Source):
         if not isinstance(item, State):
             self._given += 1
             if item.index >= self._given:  # those before it were given up
-                return UnreadableFrame(self.info.id, self._given - 1, NOT_TAKEN)
+                return UnreadableFrame(self.info.id, self._given - 1, NOT_TAKEN, given_up=True)
             self._waiting -= 1
         return self._items.popleft()
 

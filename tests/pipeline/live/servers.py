@@ -72,9 +72,9 @@ import sys
 import gi
 gi.require_version("Gst", "1.0")
 gi.require_version("GstRtspServer", "1.0")
-from gi.repository import GLib, Gst, GstRtspServer
+from gi.repository import Gio, GLib, Gst, GstRtspServer
 Gst.init(None)
-port, size, codec, user, password = sys.argv[1:6]
+port, size, codec, user, password, certificate = sys.argv[1:7]
 width, height = size.split("x")
 encode = {
     "h264": "x264enc tune=zerolatency speed-preset=ultrafast key-int-max=10 threads=1 ! rtph264pay name=pay0 config-interval=1",
@@ -88,11 +88,16 @@ factory.set_launch(
     f"( videotestsrc is-live=true ! video/x-raw,format=I420,width={width},height={height},framerate=20/1 ! {encode} )"
 )
 factory.set_shared(True)
-if user:
+if user or certificate:
     auth = GstRtspServer.RTSPAuth()
     token = GstRtspServer.RTSPToken()
     token.set_string("media.factory.role", "user")
-    auth.add_basic(GstRtspServer.RTSPAuth.make_basic(user, password), token)
+    if user:
+        auth.add_basic(GstRtspServer.RTSPAuth.make_basic(user, password), token)
+    else:
+        auth.set_default_token(token)
+    if certificate:
+        auth.set_tls_certificate(Gio.TlsCertificate.new_from_file(certificate))
     server.set_auth(auth)
     permissions = GstRtspServer.RTSPPermissions()
     permissions.add_permission_for_role("user", "media.factory.access", True)
@@ -123,9 +128,9 @@ def rtsp_missing():
 class RtspServer:
     """A network camera; a context manager."""
 
-    def __init__(self, port=None, size="160x120", codec="h264", user="", password=""):
+    def __init__(self, port=None, size="160x120", codec="h264", user="", password="", certificate=""):
         self.port = port or free_port()
-        self._arguments = [size, codec, user, password]
+        self._arguments = [size, codec, user, password, str(certificate)]
 
     @property
     def uri(self):
@@ -135,7 +140,9 @@ class RtspServer:
         self.process = subprocess.Popen(
             [SYSTEM_PYTHON, "-c", _RTSP, str(self.port), *self._arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
-        assert self.process.stdout.readline() == b"ready\n"
+        if self.process.stdout.readline() != b"ready\n":
+            self.__exit__()
+            raise OSError("the RTSP server does not start")
         return self
 
     def signal(self, number):

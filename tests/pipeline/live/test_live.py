@@ -232,7 +232,7 @@ def test_frames_that_nobody_takes_are_given_up_in_the_middle_and_told():
     given_up = [item for item in taken if isinstance(item, UnreadableFrame)]
     assert sorted([f.index for f in frames] + [g.index for g in given_up]) == list(range(50))
     assert [f.index for f in frames][-WAITING_FRAMES:] == list(range(50 - WAITING_FRAMES, 50)), "the newest are kept"
-    assert {g.reason for g in given_up} == {NOT_TAKEN}
+    assert {(g.reason, g.given_up) for g in given_up} == {(NOT_TAKEN, True)}
     source.close()
     assert next(source, None) is None
 

@@ -217,6 +217,20 @@ def test_sound_is_no_video(patience, tmp_path):
         watcher.until_state("lost", "it sends no video")
 
 
+def test_a_playlist_cannot_name_a_file_of_this_computer(patience, tmp_path):
+    (tmp_path / "a.ts").write_bytes(encoded(25))
+
+    def answer(request):
+        request.send_response(200)
+        request.end_headers()
+        entry = f"file://{tmp_path}/a.ts"
+        request.wfile.write(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{entry}\n#EXT-X-ENDLIST\n".encode())
+
+    with WebServer(answer) as server, watch(server.uri + "/a.m3u8", patience) as watcher:
+        watcher.until_state("lost")
+    assert watcher.frames == []
+
+
 def test_hls_whose_server_goes_and_comes_back(patience):
     patience = Patience(open_s=3, read_s=3, stalled_s=1, first_wait_s=0.05, longest_wait_s=0.2)
     answer = Hls(30)
@@ -324,6 +338,25 @@ def test_a_certificate_that_nobody_vouches_for(patience, certificate):
             with watch(f"{uri}#{option}", patience) as watcher:
                 watcher.until_frames(2)
         camera.stop.set()
+
+
+def test_an_rtsps_server_that_nobody_vouches_for(rtsp, patience, certificate, tmp_path):
+    both = tmp_path / "both.pem"
+    both.write_bytes(certificate[0].read_bytes() + certificate[1].read_bytes())
+    try:
+        server = RtspServer(certificate=both).__enter__()
+    except OSError:
+        pytest.skip("needs Debian's glib-networking")
+    try:
+        uri = server.uri.replace("rtsp://", "rtsps://")
+        with watch(uri, patience) as strict:
+            strict.until_state("lost", "TLS: its certificate is not trusted")
+        for option in ("verify=no", f"ca={certificate[0]}"):
+            with watch(f"{uri}#{option}", patience) as watcher:
+                watcher.until_frames(2)
+        assert strict.frames == []
+    finally:
+        server.__exit__()
 
 
 def test_a_server_without_tls(patience):

@@ -172,6 +172,8 @@ def test_deepstream_yolo_667_every_camera_gets_poses_and_a_flooding_one_takes_no
         exact(each)
         mine = [f for f in frames if f.frame.source_id == each.header.source]
         assert mine and all(len(f.poses) == 1 for f in mine)
+        assert each.ledger.counts().failed == 0, "what nobody had time for is dropped"
+    assert exact(flooding).dropped > 0
 
 
 def test_ultralytics_3559_no_frame_comes_twice_and_none_is_left_out_of_the_account():
@@ -345,7 +347,7 @@ def test_a_file_of_sources_with_a_fault_is_told_by_its_line(tmp_path, text, told
 def test_results_of_cameras_are_named_by_their_addresses():
     ids = ["rtsp://10.0.0.7:554/live.sdp", "rtsp://10.0.0.8/live?channel=1", "/dev/video0", "test://", "clip.v2.mp4"]
     infos = [SourceInfo(each, not each.endswith("mp4"), None, None, None, None) for each in ids]
-    assert source_names(infos) == ["10.0.0.7_554_live.sdp", "10.0.0.8_live", "dev_video0", "source", "clip.v2"]
+    assert source_names(infos) == ["10.0.0.7_554_live.sdp", "10.0.0.8_live", "dev_video0", "test", "clip.v2"]
 
 
 def test_cameras_from_python_with_the_models_of_the_package(tmp_path):
@@ -362,7 +364,7 @@ def test_cameras_from_python_with_the_models_of_the_package(tmp_path):
     for each in pipeline.streams:
         assert exact(each).posed == each.recorders[0].written + each.missed["poses.ndjson"]
     written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    assert {path.parts[len((tmp_path / "out").parts)] for path in written} == {"door", "source", "summary.json"}
+    assert {path.parts[len((tmp_path / "out").parts)] for path in written} == {"door", "test", "summary.json"}
     assert all("hunter2" not in path.read_text() for path in written)
 
 
