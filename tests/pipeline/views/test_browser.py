@@ -33,8 +33,7 @@ class Run:
 
     def __init__(self, port=0, sources=("walk",)):
         streams = [stream(Pictures(100_000, name, live=True, pause_s=0.03)) for name in sources]
-        headers = [one.header for one in streams]
-        self.view = WebView(Place("127.0.0.1", port), headers, RunStatus(streams))
+        self.view = WebView(Place("127.0.0.1", port), RunStatus(streams))
         self.pipeline = Pipeline(streams, views=[self.view])
         self.thread = threading.Thread(target=self.pipeline.run)
         self.thread.start()
