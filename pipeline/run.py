@@ -412,7 +412,7 @@ def open_pipeline(config: RunConfig) -> Pipeline:
         views: list[View] = []
         status = RunStatus(streams)
         for view in config.views:
-            views.append(open_view(view, [stream.header for stream in streams], status))
+            views.append(open_view(view, status))
             opened.callback(views[-1].close)
         at_end = None
         if config.out is not None:

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.ledger import LedgerCounts
 from pipeline.streams import Stream
 from pipeline.summary import source_record
-from pipeline.types import State
+from pipeline.types import RunHeader, State
 
 FORMAT = "convnextpose-status-1"
 
@@ -66,6 +66,11 @@ class RunStatus:
         self._samples = [deque([(start, 0, 0)]) for _ in self._streams]
         self._record: dict[str, Any] = {}
         self._made_at = -RECORD_LIFE_S
+
+    @property
+    def headers(self) -> dict[str, RunHeader]:
+        """What the run is, for each source by its name, as far as it is known by now."""
+        return {stream.header.source: stream.header for stream in self._streams}
 
     def sources(self) -> list[SourceStatus]:
         """Each source's status now."""

@@ -1,35 +1,35 @@
-"""Poses as lines of JSON over TCP: a client connects, and gets a header for each source and then a line for each frame."""
+"""Poses as lines of JSON over TCP: a client gets a line for each frame, and before a source's first one its header."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Sequence
 from socketserver import BaseRequestHandler
 
-from pipeline.formats.records import to_line
 from pipeline.inbox import Board, Closed
 from pipeline.status import RunStatus
-from pipeline.types import PosedFrame, RunHeader
+from pipeline.types import PosedFrame
 from pipeline.views.base import Place
-from pipeline.views.messages import Shot, head_record
+from pipeline.views.messages import Shot
 from pipeline.views.serving import LISTEN_S, SEND_TIME_S, Connections, has_left
 
 
-def send_lines(connection: socket.socket, headers: Sequence[RunHeader], board: Board[Shot]) -> None:
+def send_lines(connection: socket.socket, board: Board[Shot]) -> None:
     """Send lines until the run ends or the client leaves: each source's newest frame whenever the last line has gone out.
+
+    Before a source's first frame comes its header.
 
     Raises:
         OSError: the client is gone, or did not take a line in SEND_TIME_S.
     """
     connection.settimeout(SEND_TIME_S)
-    connection.sendall(b"".join(to_line(head_record(header)) for header in headers))
     seen: dict[str, int] = {}
     with contextlib.suppress(Closed):
         while not has_left(connection):
             for source, posting in board.read(seen, LISTEN_S).items():
+                shot = posting.item
+                connection.sendall(shot.line() if source in seen else shot.head_line() + shot.line())
                 seen[source] = posting.number
-                connection.sendall(posting.item.line())
 
 
 class LineView:
@@ -37,8 +37,7 @@ class LineView:
 
     Args:
         place: where clients connect to.
-        headers: what the run is, for each source.
-        status: not used.
+        status: what the run is and does.
 
     Raises:
         SinkError: the place is taken, or not this machine's.
@@ -46,16 +45,16 @@ class LineView:
 
     name = "tcp"
 
-    def __init__(self, place: Place, headers: Sequence[RunHeader], status: RunStatus) -> None:
-        self._headers = {header.source: header for header in headers}
+    def __init__(self, place: Place, status: RunStatus) -> None:
+        self._status = status
         self._board: Board[Shot] = Board()
-        self._server = _Server(place, headers, self._board)
+        self._server = _Server(place, self._board)
         self.address = f"tcp://{self._server.place}"
 
     def show(self, posed: PosedFrame, /) -> None:
         """Put a frame where the clients' threads find it."""
         source = posed.frame.source_id
-        self._board.post(source, Shot(posed, self._headers[source]))
+        self._board.post(source, Shot(posed, self._status.headers[source]))
 
     def close(self) -> None:
         """Let every client go, and free the port."""
@@ -64,8 +63,8 @@ class LineView:
 
 
 class _Server(Connections):
-    def __init__(self, place: Place, headers: Sequence[RunHeader], board: Board[Shot]) -> None:
-        self.headers, self.board = headers, board
+    def __init__(self, place: Place, board: Board[Shot]) -> None:
+        self.board = board
         super().__init__(place, _Handler, "lines over TCP")
 
 
@@ -73,4 +72,4 @@ class _Handler(BaseRequestHandler):
     server: _Server
 
     def handle(self) -> None:
-        send_lines(self.request, self.server.headers, self.server.board)
+        send_lines(self.request, self.server.board)

@@ -11,6 +11,7 @@ import struct
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
 
@@ -37,9 +38,20 @@ def without_passwords(value: Any) -> Any:  # noqa: ANN401  # any JSON value
     return value
 
 
-def head_record(header: RunHeader) -> dict[str, Any]:
-    """What a run of one source is, as plain JSON values."""
-    record: dict[str, Any] = without_passwords(header_record(header))
+def page_record(header: RunHeader) -> dict[str, Any]:
+    """What the page must know of a source before its first frame, as plain JSON values."""
+    joints = header.joint_set
+    record: dict[str, Any] = without_passwords(
+        {
+            "source": {"name": header.source},
+            "joints": joints.joints,
+            "bones": joints.bones,
+            "root": joints.root,
+            "model": {"name": header.model.name, "random": header.model.random},
+            "runtime": asdict(header.runtime),
+            "root_depth_source": header.root_depth_source.value,
+        }
+    )
     return record
 
 
@@ -63,6 +75,10 @@ class Shot:
         self._header = header
         self._lock = threading.Lock()
         self._encoded: tuple[dict[str, Any], bytes] | None = None
+
+    def head_line(self) -> bytes:
+        """The header of the frame's source as a line of JSON."""
+        return to_line(without_passwords(header_record(self._header)))
 
     def line(self) -> bytes:
         """The frame as a line of JSON."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import math
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from convnextpose.errors import RuntimeUnavailableError, SinkError, install_command
 from convnextpose.skeleton import JointSet
 from pipeline.status import RunStatus
-from pipeline.types import Pose, PosedFrame, RunHeader
+from pipeline.types import Pose, PosedFrame
 from pipeline.view3d import Floor
 from pipeline.views.base import Place, View
 
@@ -178,8 +178,7 @@ class OscView:
 
     Args:
         place: where to.
-        headers: what the run is, for each source.
-        status: not used.
+        status: what the run is and does.
         style: `vmc`, `vrchat` or `plain`.
 
     Raises:
@@ -187,7 +186,7 @@ class OscView:
         SinkError: the host is not known.
     """
 
-    def __init__(self, place: Place, headers: Sequence[RunHeader], status: RunStatus, style: str) -> None:
+    def __init__(self, place: Place, status: RunStatus, style: str) -> None:
         try:
             import pythonosc.osc_bundle_builder  # noqa: F401  # so that it is missed now and not at the first frame
         except ImportError as error:
@@ -199,9 +198,9 @@ class OscView:
         self._socket, self._to = socket.socket(found[0], socket.SOCK_DGRAM), found[4]
         self.name = f"osc-{style}"
         self.address = f"udp://{place}"
-        self._headers = {header.source: header for header in headers}
-        self._first = headers[0].source
-        self._floors = {header.source: Floor(header.joint_set.root) for header in headers}
+        self._joint_sets = {source: header.joint_set for source, header in status.headers.items()}
+        self._first = next(iter(self._joint_sets))
+        self._floors = {source: Floor(joint_set.root) for source, joint_set in self._joint_sets.items()}
         self._messages = STYLES[style]
         self._origin: dict[int, Array] = {}
 
@@ -221,7 +220,7 @@ class OscView:
 
     def joints_of(self, posed: PosedFrame) -> JointSet:
         """The joint set of a frame's poses."""
-        return self._headers[posed.frame.source_id].joint_set
+        return self._joint_sets[posed.frame.source_id]
 
     def avatar(self, posed: PosedFrame, floor: Floor) -> Array | None:
         """The joints [J, 3] of the person seen longest, in Unity's axes, m, or None where nobody is seen."""
@@ -308,6 +307,6 @@ STYLES: dict[str, Callable[[OscView, PosedFrame, Floor], Iterator[Message]]] = {
 """What is sent of a frame, by style."""
 
 
-def opener(style: str) -> Callable[[Place, Sequence[RunHeader], RunStatus], View]:
+def opener(style: str) -> Callable[[Place, RunStatus], View]:
     """What opens an OSC view of a style."""
     return partial(OscView, style=style)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeline.status import RunStatus
-from pipeline.types import RunHeader
 from pipeline.views.base import Place, View
 from pipeline.views.lines import LineView
 from pipeline.views.osc import STYLES, opener
 from pipeline.views.web import WebView
 
-Opener = Callable[[Place, Sequence[RunHeader], RunStatus], View]
+Opener = Callable[[Place, RunStatus], View]
 
 VIEWS: dict[str, Opener] = {
     "page": WebView,
     "tcp": LineView,
     **{f"osc-{style}": opener(style) for style in STYLES},
 }
-"""What opens each view: a function of its place, the header of each source, and the run's status."""
+"""What opens each view: a function of its place and of the run's status."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +39,15 @@ class ViewConfig:
             raise ValueError(f"expected a view among {', '.join(VIEWS)}, received {self.kind!r}")
 
 
-def open_view(config: ViewConfig, headers: Sequence[RunHeader], status: RunStatus) -> View:
+def open_view(config: ViewConfig, status: RunStatus) -> View:
     """Open a view.
 
     Args:
         config: which, and where.
-        headers: what the run is, for each source.
-        status: what it is doing.
+        status: what the run is and does.
 
     Raises:
         SinkError: it cannot stand at its place.
         RuntimeUnavailableError: a library that it needs is not installed.
     """
-    return VIEWS[config.kind](config.place, headers, status)
+    return VIEWS[config.kind](config.place, status)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from importlib.resources import files
@@ -21,11 +20,11 @@ from urllib.parse import parse_qs, urlsplit
 from convnextpose.errors import RuntimeUnavailableError
 from pipeline.inbox import Board, Closed
 from pipeline.status import RunStatus
-from pipeline.types import PosedFrame, RunHeader
+from pipeline.types import PosedFrame
 from pipeline.views.base import Place
 from pipeline.views.guard import Guard
 from pipeline.views.lines import send_lines
-from pipeline.views.messages import Shot, head_record, page_message, without_passwords
+from pipeline.views.messages import Shot, page_message, page_record, without_passwords
 from pipeline.views.metrics import CONTENT_TYPE, metrics_text
 from pipeline.views.serving import LISTEN_S, SEND_TIME_S, Connections
 
@@ -59,8 +58,7 @@ class WebView:
 
     Args:
         place: where; beyond loopback a token is asked for.
-        headers: what the run is, for each source.
-        status: what it is doing.
+        status: what the run is and does.
 
     Attributes:
         name: `page`.
@@ -73,13 +71,13 @@ class WebView:
 
     name = "page"
 
-    def __init__(self, place: Place, headers: Sequence[RunHeader], status: RunStatus) -> None:
+    def __init__(self, place: Place, status: RunStatus) -> None:
         try:
             import websockets.server  # noqa: F401  # so that it is missed now and not by the first client
         except ImportError as error:
             raise RuntimeUnavailableError(f"the page needs websockets: {error}; pip install websockets") from error
-        self._headers = {header.source: header for header in headers}
-        self._site = Site(place, headers, status)
+        self._status = status
+        self._site = Site(place, status)
         self._server = _Server(place, self._site)
         token, host = self._site.guard.token, self._server.place.host
         if host in ("0.0.0.0", "::"):
@@ -89,7 +87,7 @@ class WebView:
     def show(self, posed: PosedFrame, /) -> None:
         """Put a frame where the clients' threads find it."""
         source = posed.frame.source_id
-        self._site.board.post(source, Shot(posed, self._headers[source]))
+        self._site.board.post(source, Shot(posed, self._status.headers[source]))
 
     def close(self) -> None:
         """Let every client go, and free the port."""
@@ -101,22 +99,23 @@ class Site:
     """What all connections share.
 
     Attributes:
-        headers: what the run is, for each source.
         board: the newest frame of each source.
         guard: who may come in.
         pages: the page's files by path: what is not among them cannot be asked for.
-        hello: the first message of a socket: what the run is.
     """
 
-    def __init__(self, place: Place, headers: Sequence[RunHeader], status: RunStatus) -> None:
-        self.headers = headers
+    def __init__(self, place: Place, status: RunStatus) -> None:
         self.board: Board[Shot] = Board()
         self.guard = Guard(place)
         folder = files("pipeline.views").joinpath("page")
         self.pages = {f"/{file.name}": file.read_bytes() for file in folder.iterdir() if file.name.rpartition(".")[2] in TYPES}
         self.pages["/"] = self.pages["/index.html"]
-        self.hello = json.dumps({"type": "hello", "sources": [head_record(header) for header in headers]})
         self._status = status
+
+    def hello(self) -> bytes:
+        """The first message of a socket: what the run is."""
+        headers = self._status.headers.values()
+        return json.dumps({"type": "hello", "sources": [page_record(header) for header in headers]}).encode()
 
     def status(self) -> dict[str, Any]:
         """The run's status, as JSON values."""
@@ -194,7 +193,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        send_lines(self.connection, self.server.site.headers, self.server.site.board)
+        send_lines(self.connection, self.server.site.board)
 
     def _open_socket(self) -> None:
         from websockets.datastructures import Headers
@@ -237,7 +236,7 @@ class _PageSocket:
         self._flush()
         if self._protocol.state is not State.OPEN:
             return
-        self._protocol.send_text(self._site.hello.encode())
+        self._protocol.send_text(self._site.hello())
         self._flush()
         seen: dict[str, int] = {}
         status_at = -STATUS_EVERY_S

@@ -68,7 +68,7 @@ async function frames(message) {
     const card = cards.get(frame.source);
     if (!card || !seen) return bitmaps[index].close();
     card.take(frame, bitmaps[index]);
-    space.take(card, rootOf(headers.get(frame.source)));
+    space.take(card, headers.get(frame.source).root);
   });
   if (message.status) {
     status = new Map(message.status.sources.map((source) => [source.name, source]));
@@ -77,10 +77,6 @@ async function frames(message) {
       if (source) card.now = { ...source.now, dropped: source.ledger.dropped };
     }
   }
-}
-
-function rootOf(header) {
-  return header.joints.indexOf("Pelvis");
 }
 
 function write() {

@@ -23,7 +23,7 @@ function reasons(ledger, missed) {
   return list;
 }
 
-/** Where the time goes. A live source's capture is mostly waiting for the next frame, and has no part in the shares. */
+/** Where the time goes. A live source's capture may be a wait for its next frame: it has no part in the shares. */
 function stages(rows, live) {
   const table = element("table");
   const head = element("tr");
@@ -33,8 +33,7 @@ function stages(rows, live) {
   const all = rows.filter(works).reduce((sum, row) => sum + row.share, 0) || 1;
   for (const row of rows) {
     const line = element("tr");
-    const name = works(row) ? row.stage : "capture (waits)";
-    line.append(element("td", "", name), element("td", "", row.p50_ms.toFixed(1)), element("td", "", row.p95_ms.toFixed(1)));
+    line.append(element("td", "", row.stage), element("td", "", row.p50_ms.toFixed(1)), element("td", "", row.p95_ms.toFixed(1)));
     const bar = element("td", "bar");
     if (works(row)) {
       const fill = element("i");
@@ -61,7 +60,7 @@ export function write(root, card, source, header, lost) {
     figures.append(figure("in", now.fps_in.toFixed(1), "frames/s"), figure("out", now.fps_out.toFixed(1), "frames/s"));
     if (now.live) figures.append(figure("age", card.frame ? duration(card.age()) : "none", CLOCKS[now.clock] ?? ""));
     else if (card.frame?.latency_ms != null) figures.append(figure("latency", `${card.frame.latency_ms.toFixed(0)} ms`, "capture to pose"));
-    figures.append(figure("people", card.frame ? String(card.frame.poses.length) : "0", `${source.people.tracks} ids so far`));
+    figures.append(figure("people", card.frame ? String(card.frame.poses.length) : "0", `${source.people.tracks} ${source.people.tracks === 1 ? "id" : "ids"} so far`));
     parts.push(figures);
     if (source.stages.length) parts.push(stages(source.stages, now.live));
     const ledger = element("div");

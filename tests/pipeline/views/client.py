@@ -15,14 +15,16 @@ from websockets.sync.client import connect
 from pipeline.status import RunStatus
 from pipeline.views.base import Place
 from pipeline.views.web import WebView
-from tests.pipeline.formats.samples import HEADER, posed
+from tests.pipeline.formats.samples import posed
+from tests.pipeline.test_streams import Pictures, stream
 
 WAIT_S = 20
 SILENCE_S = 0.6
 
 
-def header(source):
-    return replace(HEADER, source=source)
+def status_of(*sources):
+    """The status of a run of these sources that has not begun."""
+    return RunStatus([stream(Pictures(0, source)) for source in sources])
 
 
 def frame(index, source="walk.mp4", **options):
@@ -38,7 +40,7 @@ def index_in(image):
 
 @contextlib.contextmanager
 def web(host="127.0.0.1", sources=("walk.mp4",), status=None, port=0):
-    view = WebView(Place(host, port), [header(source) for source in sources], status or RunStatus([]))
+    view = WebView(Place(host, port), status or status_of(*sources))
     try:
         yield view
     finally:

@@ -11,10 +11,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from websockets.exceptions import InvalidStatus
 
+from pipeline.status import RunStatus
 from pipeline.views.base import Place
 from pipeline.views.guard import is_loopback
 from pipeline.views.metrics import metrics_text
 from pipeline.views.web import TYPES
+from tests.pipeline.test_streams import Pictures, stream
 from tests.pipeline.views.client import Client, ask, frame, port_of, web
 
 PATHS = ("/", "/main.js", "/style.css", "/poses", "/status", "/metrics", "/socket")
@@ -165,10 +167,11 @@ def test_the_page_loads_nothing_from_elsewhere_and_all_that_it_loads_is_there():
         assert "innerHTML" not in text, "what a source is called is text, never markup"
 
 
-class Told:
+class Told(RunStatus):
     """A status that names a camera's password where it should not."""
 
     def __init__(self, source):
+        super().__init__([stream(Pictures(0, source))])
         self.source = source
 
     def record(self):

@@ -8,15 +8,14 @@ import pytest
 
 from convnextpose.errors import SinkError
 from pipeline.formats.records import read_poses
-from pipeline.status import RunStatus
 from pipeline.views.base import Place
 from pipeline.views.lines import LineView
-from tests.pipeline.views.client import WAIT_S, frame, header
+from tests.pipeline.views.client import WAIT_S, frame, status_of
 
 
 @contextlib.contextmanager
 def lines(port=0):
-    view = LineView(Place("127.0.0.1", port), [header("walk.mp4")], RunStatus([]))
+    view = LineView(Place("127.0.0.1", port), status_of("walk.mp4"))
     try:
         yield view
     finally:
@@ -30,9 +29,10 @@ def connected(view):
 def test_a_client_gets_what_a_file_of_poses_holds(tmp_path):
     with lines() as view, connected(view) as connection:
         reader = connection.makefile("rb")
-        received = reader.readline()
+        received = b""
         for index in range(6):
             view.show(frame(index))
+            received += b"" if received else reader.readline()
             received += reader.readline()
         (tmp_path / "poses.ndjson").write_bytes(received)
         read = read_poses(tmp_path / "poses.ndjson")
@@ -57,10 +57,10 @@ def test_a_client_that_never_reads_and_one_that_leaves_harm_nobody():
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connected(view).close()
         reader = other.makefile("rb")
-        reader.readline()
         crowd = frame(0).poses * 400
         for index in range(20):
             view.show(frame(index, poses=crowd))
+            assert index or json.loads(reader.readline())["type"] == "header"
             assert json.loads(reader.readline())["index"] == index
 
 

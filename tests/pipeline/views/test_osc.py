@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 
 from convnextpose.errors import SinkError
 from convnextpose.skeleton import HUMAN36M, JOINT_SETS
-from pipeline.status import RunStatus
 from pipeline.views.base import Place
 from pipeline.views.osc import BONES, STYLES, TRACKERS, OscView, euler_degrees, joint_indices, quaternion, solve
-from tests.pipeline.formats.samples import HEADER, pose
-from tests.pipeline.views.client import WAIT_S, frame, header
+from tests.pipeline.formats.samples import pose
+from tests.pipeline.views.client import WAIT_S, frame, status_of
 
 osc_bundle = pytest.importorskip("pythonosc.osc_bundle")
 
@@ -45,7 +44,7 @@ def sending(style, sources=("walk.mp4",)):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
         receiver.bind(("127.0.0.1", 0))
         receiver.settimeout(WAIT_S)
-        view = OscView(Place("127.0.0.1", receiver.getsockname()[1]), [header(s) for s in sources], RunStatus([]), style)
+        view = OscView(Place("127.0.0.1", receiver.getsockname()[1]), status_of(*sources), style)
 
         def received():
             messages = osc_bundle.OscBundle(receiver.recv(65536))
@@ -133,7 +132,7 @@ def test_a_crowd_fits_a_datagram_nearest_first():
 
 def test_a_host_that_is_unknown_is_refused():
     with pytest.raises(SinkError, match=r"expected a host to send OSC to, received host\.invalid:9000"):
-        OscView(Place("host.invalid", 9000), [HEADER], RunStatus([]), "vmc")
+        OscView(Place("host.invalid", 9000), status_of("walk.mp4"), "vmc")
 
 
 numbers = st.tuples(*[st.floats(-1, 1)] * 4).map(np.array)
