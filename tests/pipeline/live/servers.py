@@ -284,7 +284,7 @@ class Watcher:
 
     def __exit__(self, *_):
         self.source.close()
-        self._thread.join(2)
+        self._thread.join(3)
         assert not self._thread.is_alive(), "iterating ends when the source is closed"
         assert self.error is None, self.error
         indices = sorted([f.index for f in self.frames] + [f.index for f in self.unreadable])
