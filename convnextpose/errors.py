@@ -12,7 +12,7 @@
     │       └── DeviceMemoryError(MemoryError)  the GPU's memory does not suffice
     ├── ParityError(RuntimeError)          a runtime that strays from the reference past its limit
     ├── SourceError(OSError)               a video, picture or folder that cannot be read
-    ├── SinkError(OSError)                 a result that cannot be written
+    ├── SinkError(OSError)                 a result that cannot be written, or a view that cannot be opened
     │   └── OutputExistsError(FileExistsError)  a result that is already there
     └── StageError(RuntimeError)           a pipeline stage that failed; `stage` names it
 
@@ -72,7 +72,7 @@ class SourceError(PoseError, OSError):
 
 
 class SinkError(PoseError, OSError):
-    """A result cannot be written."""
+    """A result cannot be written, or a live view or output cannot be opened."""
 
 
 class OutputExistsError(SinkError, FileExistsError):

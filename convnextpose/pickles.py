@@ -288,7 +288,7 @@ class _Machine:
         elif name == "BUILD":
             state = stack.pop()
             if isinstance(stack[-1], _NumpyType):
-                stack[-1] = stack[-1].ordered(state)
+                stack[-1].set_order(state)
             # Else attributes of a dictionary, such as `_metadata`: nothing here reads them, and none may hide its methods.
         elif name == "BINPERSID":
             told = stack.pop()
@@ -393,7 +393,7 @@ def _dictionary(items: Any) -> dict[Any, Any]:  # noqa: ANN401 (a dictionary, or
     return {_key(key): value for key, value in (items.items() if isinstance(items, Mapping) else items)}
 
 
-@dataclass(frozen=True)
+@dataclass
 class _NumpyType:
     """NumPy's type of one number."""
 
@@ -404,9 +404,10 @@ class _NumpyType:
         if not isinstance(self.code, str) or not re.fullmatch(r"[biufc]\d{1,2}", self.code):
             raise ValueError("a NumPy scalar that is no number")
 
-    def ordered(self, state: object) -> _NumpyType:
-        big = isinstance(state, tuple) and len(state) > 1 and state[1] == ">"
-        return _NumpyType(self.code, ">" if big else "<")
+    def set_order(self, state: object) -> None:
+        """Take the order of bytes from the state that NumPy saves; in place, as later scalars name the same type again."""
+        if isinstance(state, tuple) and len(state) > 1 and state[1] == ">":
+            self.order = ">"
 
     def number(self, data: object) -> object:
         if not isinstance(data, bytes):

@@ -1,10 +1,11 @@
-"""Inboxes between threads, and the bound on what is in flight between a source and its last subscriber."""
+"""Inboxes between threads, a board of the newest, and the bound on what is in flight from a source to its last subscriber."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -76,6 +77,69 @@ class Inbox(Generic[T]):
             self._items.clear()
             self._closed = True
             self._changed.notify_all()
+
+
+@dataclass(frozen=True)
+class Posting(Generic[T]):
+    """An item on a board.
+
+    Attributes:
+        number: how many its sender had posted with it, from 1: what a reader skipped shows in it.
+        item: what was posted.
+    """
+
+    number: int
+    item: T
+
+
+class Board(Generic[T]):
+    """The newest item of each sender, for any number of readers at their own pace. Nobody waits for a reader."""
+
+    def __init__(self) -> None:
+        self._newest: dict[str, Posting[T]] = {}
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def post(self, sender: str, item: T) -> None:
+        """Put up an item in the place of the sender's last one. On a closed board this does nothing."""
+        with self._changed:
+            if not self._closed:
+                last = self._newest.get(sender)
+                self._newest[sender] = Posting(last.number + 1 if last else 1, item)
+                self._changed.notify_all()
+
+    def read(self, seen: Mapping[str, int], timeout_s: float | None = None) -> dict[str, Posting[T]]:
+        """The newest item of each sender that is not the one seen, waiting for one; empty if none came in time.
+
+        Args:
+            seen: the number that was read last of each sender.
+            timeout_s: how long to wait at most, s; None for any time.
+
+        Raises:
+            Closed: the board is closed and holds nothing unseen.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._unseen(seen), timeout_s)
+            unseen = self._unseen(seen)
+            if self._closed and not unseen:
+                raise Closed
+            return unseen
+
+    def close(self) -> None:
+        """Nothing more will be posted: readers get what they have not seen. Calling it again does nothing."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def abort(self) -> None:
+        """Close, and take everything down."""
+        with self._changed:
+            self._newest.clear()
+            self._closed = True
+            self._changed.notify_all()
+
+    def _unseen(self, seen: Mapping[str, int]) -> dict[str, Posting[T]]:
+        return {sender: posting for sender, posting in self._newest.items() if posting.number != seen.get(sender)}
 
 
 class InFlight:

@@ -43,10 +43,13 @@ from pipeline.people.tracker import KEEP_LOST_S, MAX_PEOPLE, PeopleTracker
 from pipeline.sources import OnDamage, Patience, Source, SourceInfo, open_source
 from pipeline.sources.patience import PATIENCE
 from pipeline.sources.uri import scheme_of
+from pipeline.status import RunStatus
 from pipeline.streams import Pipeline, Stream
 from pipeline.summary import NAME as SUMMARY_NAME
 from pipeline.summary import check_summary, write_summary
 from pipeline.types import RunHeader
+from pipeline.views.base import View
+from pipeline.views.table import ViewConfig, open_view
 
 _log = logging.getLogger("convnextpose.run")
 
@@ -132,6 +135,7 @@ class RunConfig:
         threads: threads of the network's library, or None for its own choice.
         video_stream: which of a file's video streams is read, from 0, or None for the one that players show.
         on_damage: what is done where a recording is damaged: `stop` ends it there, `skip` goes on behind it.
+        views: what shows or sends the newest poses while it runs.
         live: whether files play as cameras do: in real time, newest frame only.
         loop: whether they begin anew at their end.
         segment_s: length of the segments in which live sources are recorded, s, or None for one recording each.
@@ -156,6 +160,7 @@ class RunConfig:
     threads: int | None = None
     video_stream: int | None = None
     on_damage: str = OnDamage.STOP.value
+    views: tuple[ViewConfig, ...] = ()
     live: bool = False
     loop: bool = False
     segment_s: float | None = None
@@ -404,8 +409,13 @@ def open_pipeline(config: RunConfig) -> Pipeline:
                     caption=RANDOM_CAPTION if model.info.random else None,
                 )
             )
+        views: list[View] = []
+        status = RunStatus(streams)
+        for view in config.views:
+            views.append(open_view(view, status))
+            opened.callback(views[-1].close)
         at_end = None
         if config.out is not None:
             at_end = partial(write_summary, out=config.out, overwrite=config.overwrite)
         opened.pop_all()
-    return Pipeline(streams, models=models, trace=trace, at_end=at_end)
+    return Pipeline(streams, models=models, views=views, trace=trace, at_end=at_end)

@@ -1,11 +1,14 @@
 """The one file that starts and joins a run's threads: a reader, an estimator and subscribers for each source.
 
     reader --frame--> estimator --posed frame--> recorders, each in a thread of its own --> the caller
-                                       \\--> renderer --drawn frame--> recorders that want the picture
+                                      |\\--> renderer --drawn frame--> recorders that want the picture
+                                       \\--> views, each in a thread of its own: the newest frame of each source
 
 A recorded source waits: the next frame is taken from it when what is in flight leaves room, in frames and in bytes, so that
 every recorder has every frame. A live source never waits: only its newest frame is kept for the estimator, and a recorder that
-falls behind misses frames, which are counted. So does one that cannot write, as on a full disk: the live part goes on.
+falls behind misses frames, which are counted. So does one that cannot write, as on a full disk: the live part goes on. A view
+never holds anything up: it sees the newest frame of each source when it has time for one, and a view that fails is closed and
+told of, while everything else goes on.
 
 An exception in a thread ends its source's stream, not those of other sources, and reaches the caller as a StageError when all
 streams have ended. A source that breaks off half way is gentler: what came before it goes through every stage first. A
@@ -29,16 +32,21 @@ from pipeline.draw import PoseRenderer
 from pipeline.estimator import Estimator
 from pipeline.formats.base import Recorder, WrittenFile, written_files
 from pipeline.formats.trace import TraceRecorder
-from pipeline.inbox import Closed, Inbox, InFlight
+from pipeline.inbox import Board, Closed, Inbox, InFlight
 from pipeline.ledger import FrameLedger
+from pipeline.people.appearances import Appearances
 from pipeline.sources import Source
 from pipeline.timeline import Stopwatch, Timeline, TimingTable
 from pipeline.types import Frame, PosedFrame, RunHeader, State, UnreadableFrame
+from pipeline.views.base import View
 
 _log = logging.getLogger("convnextpose.streams")
 
 CLOSING_TIME_S = 10.0
 """How long `Pipeline.close` waits for the frames that are on their way before it gives them up, s."""
+
+VIEW_CLOSING_TIME_S = 2.0
+"""How long `Pipeline.close` waits for a view before it gives it up, s."""
 
 LIVE_WAITING_FRAMES = 8
 """Frames of a live source that wait for a recorder, or for the caller, at most; one more pushes the oldest out."""
@@ -103,9 +111,10 @@ class Stream:
         recorders: what takes the results.
         missed: how many frames of a live source each recorder missed, by its file's name, and `caller` for who iterates.
         ages_ns: of the newest posed frames of a live source, how old they were when every recorder had them.
+        clock: what the newest of these ages is by, as in `Frame`; None before there is one.
         finished: posed frames for whoever iterates over the pipeline.
         states: what the source was doing, the newest KEPT_STATES.
-        track_ids: the people seen so far.
+        people: who was seen so far.
         error: why the stream ended early, or what could not be written of a live source; None if nothing went wrong.
     """
 
@@ -125,8 +134,9 @@ class Stream:
         self.recorders = list(recorders)
         self.missed = {recorder.path.name: 0 for recorder in recorders} | {CALLER: 0}
         self.ages_ns: deque[int] = deque(maxlen=KEPT_AGES)
+        self.clock: str | None = None
         self.states: deque[State] = deque(maxlen=KEPT_STATES)
-        self.track_ids: set[int] = set()
+        self.people = Appearances()
         self.error: StageError | None = None
         self.source = source
         self.estimator = estimator
@@ -140,6 +150,7 @@ class Stream:
         self._ready: Callable[[], object] = lambda: None
         self._ended: Callable[[], None] = lambda: None
         self._trace: Callable[[Timeline], None] = lambda timeline: None
+        self._show: Callable[[PosedFrame], None] | None = None
         self._taken: Inbox[_Taken] = Inbox(1 if self._live else None)
         waiting = LIVE_WAITING_FRAMES if self._live else None
         self.finished: Inbox[_Flight] = Inbox(waiting)
@@ -158,15 +169,22 @@ class Stream:
 
     # What the pipeline calls.
 
-    def start(self, ready: Callable[[], object], ended: Callable[[], None], trace: Callable[[Timeline], None]) -> None:
+    def start(
+        self,
+        ready: Callable[[], object],
+        ended: Callable[[], None],
+        trace: Callable[[Timeline], None],
+        show: Callable[[PosedFrame], None] | None = None,
+    ) -> None:
         """Start the threads.
 
         Args:
             ready: is called when there is one frame more in `finished`.
             ended: is called once, when the last thread ends.
             trace: takes the timeline of each such frame.
+            show: takes each posed frame for the views, before the recorders have it; None where there are no views.
         """
-        self._ready, self._ended, self._trace = ready, ended, trace
+        self._ready, self._ended, self._trace, self._show = ready, ended, trace, show
         if not self._live:  # a live source says what it does
             self._note(State.now("running"))
         for thread in self.threads:
@@ -292,7 +310,7 @@ class Stream:
                     self._in_flight.leave(taken.size)
                     continue
                 self.header = self.header.completed(posed)
-                self.track_ids.update(pose.track_id for pose in posed.poses)
+                self.people.add(posed)
                 self._publish(_Flight(posed, stopwatch, taken.size, len(self.recorders)))
         except Closed:
             pass
@@ -306,6 +324,9 @@ class Stream:
                     inbox.close()
 
     def _publish(self, flight: _Flight) -> None:
+        if self._show is not None:
+            posed = flight.posed
+            self._show(replace(posed, timeline=flight.stopwatch.timeline(posed.frame.source_id, posed.frame.index)))
         if not self.recorders:
             self._finish(flight)
             return
@@ -380,6 +401,7 @@ class Stream:
         self.ledger.pose(posed.frame.index, with_person=bool(posed.poses), problems=posed.problems)
         if posed.frame.captured_ns is not None:
             self.ages_ns.append(time.time_ns() - posed.frame.captured_ns)
+            self.clock = posed.frame.clock
         self._trace(timeline)
         flight.posed = replace(posed, timeline=timeline)
         pushed_out = self.finished.put(flight)
@@ -394,19 +416,80 @@ class Stream:
         _log.info("%s: %s%s", self.header.source, state.state, f" ({state.cause})" if state.cause else "")
 
 
+class Viewing:
+    """A view in a thread of its own: it shows the newest posed frame of each source. A `Pipeline` runs it.
+
+    Args:
+        view: what shows the frames; it is closed at the end, or when it fails.
+        board: the newest frame of each source.
+
+    Attributes:
+        shown: how many frames the view took.
+        error: why it stopped before the run's end, or None.
+    """
+
+    def __init__(self, view: View, board: Board[PosedFrame]) -> None:
+        self.view = view
+        self.shown = 0
+        self.error: str | None = None
+        self._board = board
+        self._thread = threading.Thread(target=self._run, name=f"view: {view.name}", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Close the view, once the board is closed; one that hangs is given up after VIEW_CLOSING_TIME_S."""
+        if self._thread.ident is None:
+            self._close()
+            return
+        self._thread.join(VIEW_CLOSING_TIME_S)
+        if self._thread.is_alive():
+            self._fail(f"it did not end within {VIEW_CLOSING_TIME_S:g} s and was given up")
+
+    def _run(self) -> None:
+        seen: dict[str, int] = {}
+        try:
+            while True:
+                for source, posting in self._board.read(seen).items():
+                    seen[source] = posting.number
+                    self.view.show(posting.item)
+                    self.shown += 1
+        except Closed:
+            pass
+        except Exception as error:  # noqa: BLE001  # a thread's edge: a view that breaks harms nobody
+            self._fail(str(error) if isinstance(error, PoseError) else f"{type(error).__name__}: {error}")
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        try:
+            self.view.close()
+        except Exception as error:  # noqa: BLE001
+            self._fail(f"{type(error).__name__}: {error}")
+
+    def _fail(self, reason: str) -> None:
+        if self.error is None:
+            self.error = reason
+            _log.warning("view %s stopped: %s", self.view.name, reason)
+
+
 class Pipeline:
     """Streams that run side by side: iterate over it for the posed frames, or use it as a context manager.
 
-    It closes everything that it was given: sources, models, recorders and trace.
+    It closes everything that it was given: sources, models, recorders, views and trace.
 
     Args:
         streams: one for each source.
         models: what is closed when the last stream has ended.
+        views: show the newest frames while it runs.
         trace: takes every timeline, or None.
         at_end: is called when all is closed; writes the summary and returns its path.
 
     Attributes:
         streams: one for each source.
+        viewings: one for each view.
         summary: the summary's path, once it is there.
     """
 
@@ -415,12 +498,15 @@ class Pipeline:
         streams: Sequence[Stream],
         *,
         models: Sequence[Callable[[], None]] = (),
+        views: Sequence[View] = (),
         trace: TraceRecorder | None = None,
         at_end: Callable[[Pipeline], Path] | None = None,
     ) -> None:
         self.streams = list(streams)
         self._trace = trace
         self._trace_lock = threading.Lock()
+        self._board: Board[PosedFrame] = Board()
+        self.viewings = [Viewing(view, self._board) for view in views]
         self._late_error: StageError | None = None
         self._at_end = at_end
         self.summary: Path | None = None
@@ -460,9 +546,13 @@ class Pipeline:
         """
         if self._closed:
             raise ValueError("expected a pipeline that is not closed, received one that has ended; make a new one")
+        if not any(stream.started for stream in self.streams):
+            for viewing in self.viewings:
+                viewing.start()
+        show = self._show if self.viewings else None
         for stream in self.streams:
             if not stream.started:
-                stream.start(partial(self._outbox.put, stream), self._stream_ended, self._add_trace)
+                stream.start(partial(self._outbox.put, stream), self._stream_ended, self._add_trace, show)
         while True:
             try:
                 stream = self._outbox.get()
@@ -515,6 +605,9 @@ class Pipeline:
             if not stream.started:
                 for recorder in stream.recorders:
                     recorder.close()
+        self._board.close()
+        for viewing in self.viewings:
+            viewing.close()
         while self._closers:  # one by one, so that an interrupted close can be called again for the rest
             self._closers[0]()
             del self._closers[0]
@@ -565,6 +658,9 @@ class Pipeline:
             self._running -= 1
             if not self._running:
                 self._outbox.close()
+
+    def _show(self, posed: PosedFrame) -> None:
+        self._board.post(posed.frame.source_id, posed)
 
     def _add_trace(self, timeline: Timeline) -> None:
         if self._trace is None or self._late_error is not None:

@@ -14,6 +14,7 @@ from convnextpose.files import write_file
 from pipeline.formats.base import written_files
 from pipeline.ledger import LedgerCounts, Reasons
 from pipeline.streams import Pipeline, Stream
+from pipeline.timeline import TimingTable
 
 NAME = "summary.json"
 FORMAT = "convnextpose-summary-1"
@@ -24,7 +25,10 @@ def summary_record(pipeline: Pipeline, out: Path) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "error": None if pipeline.error is None else str(pipeline.error),
-        "sources": [_source_record(stream, out) for stream in pipeline.streams],
+        "sources": [
+            source_record(stream, stream.timing) | {"files": _file_records(stream, out)} for stream in pipeline.streams
+        ],
+        "views": [{"name": viewing.view.name, "shown": viewing.shown, "error": viewing.error} for viewing in pipeline.viewings],
     }
 
 
@@ -50,9 +54,14 @@ def write_summary(pipeline: Pipeline, out: Path, *, overwrite: bool) -> Path:
     return out / NAME
 
 
-def _source_record(stream: Stream, out: Path) -> dict[str, Any]:
-    counts = stream.ledger.counts()
-    files = written_files(stream.recorders)
+def source_record(stream: Stream, timing: TimingTable) -> dict[str, Any]:
+    """What became of one source's frames, as plain JSON values; also while it runs.
+
+    Args:
+        stream: the source's.
+        timing: the frames that times are told of: all of the stream's, or the newest.
+    """
+    counts, ages_ns = stream.ledger.counts(), list(stream.ages_ns)
     return {
         "name": stream.header.source,
         "error": None if stream.error is None else str(stream.error),
@@ -69,16 +78,33 @@ def _source_record(stream: Stream, out: Path) -> dict[str, Any]:
                 "wait_p50_ms": round(row.wait_p50_ms, 3),
                 "share": round(row.share, 4),
             }
-            for row in stream.timing.statistics()
+            for row in timing.statistics()
         ],
-        "frames_per_second": round(stream.timing.frames_per_second, 3),
-        "latency_ms": _percentiles([stream.timing.latency_ms(p) for p in (50, 95, 99)]) if counts.posed else None,
-        "age_ms": _percentiles(np.percentile(stream.ages_ns, [50, 95, 99]) / 1e6) if stream.ages_ns else None,
-        "people": {"frames_with_a_pose": counts.with_person, "tracks": len(stream.track_ids)},
-        "files": [
-            {"path": file.path.relative_to(out).as_posix(), "frames": file.frames, "bytes": file.size_bytes} for file in files
-        ],
+        "frames_per_second": round(timing.frames_per_second, 3),
+        "latency_ms": _percentiles([timing.latency_ms(p) for p in (50, 95, 99)]) if counts.posed else None,
+        "age_ms": _percentiles(np.percentile(ages_ns, [50, 95, 99]) / 1e6) if ages_ns else None,
+        "people": {
+            "frames_with_a_pose": counts.with_person,
+            "tracks": len(stream.people.all()),
+            "seen": [
+                {
+                    "track_id": person.track_id,
+                    "first_s": round(person.first_s, 6),
+                    "last_s": round(person.last_s, 6),
+                    "poses": person.poses,
+                    "gaps": person.gaps,
+                }
+                for person in stream.people.all()
+            ],
+        },
     }
+
+
+def _file_records(stream: Stream, out: Path) -> list[dict[str, Any]]:
+    return [
+        {"path": file.path.relative_to(out).as_posix(), "frames": file.frames, "bytes": file.size_bytes}
+        for file in written_files(stream.recorders)
+    ]
 
 
 def _ledger_record(counts: LedgerCounts) -> dict[str, Any]:

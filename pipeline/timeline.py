@@ -147,6 +147,13 @@ class TimingTable:
             self._last_ns = max(self._last_ns, *(span.end_ns for span in timeline.spans))
             self._count += 1
 
+    def newest(self, count: int) -> TimingTable:
+        """A table of the newest `count` frames alone."""
+        table = TimingTable()
+        for timeline in self._kept()[-count:]:
+            table.add(timeline)
+        return table
+
     @property
     def frames_per_second(self) -> float:
         """Frames finished over the time from the first frame's capture to the last one's end; 0 before any is."""

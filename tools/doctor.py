@@ -49,7 +49,7 @@ def doctor_command(
     ] = None,
     seconds: Annotated[float, typer.Option(min=1.0, help="How long a camera is looked at.")] = 10.0,
 ) -> None:
-    """Look at this machine: Python, runtimes, GPU, default weights, speed; say what is missing for what and how to mend it.
+    """Look at this machine: Python, runtimes, GPU, weights, speed; say what is missing for what and how to mend it.
 
     Exit codes: 0 the default job can run here (something optional may be missing), or the camera gives frames; 1 not.
     """

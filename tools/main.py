@@ -28,7 +28,7 @@ COMMANDS = {
     "engine": "Look at TensorRT engines.",
     "bench-engine": "Time an engine on the host and on the GPU, for several numbers of crops, beside FP16 PyTorch.",
     "cameras": "List the cameras of this computer with their sizes and frame rates.",
-    "doctor": "Look at this machine: Python, runtimes, GPU, default weights; say what is missing for what and how to mend it.",
+    "doctor": "Look at this machine: Python, runtimes, GPU, weights, speed; say what is missing for what and how to mend it.",
 }
 """The subcommands, and what each does. `bench-engine` is `bench_engine_command` in `tools/bench_engine.py`, and so on."""
 

@@ -6,14 +6,16 @@ import re
 import signal
 import threading
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from convnextpose import weights
@@ -29,13 +31,23 @@ from pipeline.people import MIN_SCORE
 from pipeline.people.tracker import KEEP_LOST_S, MAX_PEOPLE
 from pipeline.run import RunConfig, SourceEntry, open_pipeline, read_sources
 from pipeline.sources.live import LOST, STALLED
+from pipeline.status import RunStatus
 from pipeline.streams import Pipeline, Stream
 from pipeline.summary import NAME as SUMMARY_NAME
+from pipeline.views.base import Place
+from pipeline.views.osc import STYLES
+from pipeline.views.table import ViewConfig
 from tools.console import make_console
 
 _STOP_SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 if hasattr(signal, "SIGHUP"):
     _STOP_SIGNALS[signal.SIGHUP] = "SIGHUP"
+
+_TONES = {"running": "green", "live": "green", "connecting": "yellow", "stalled": "yellow", "lost": "red", "broken": "red"}
+"""Colours of states on a terminal."""
+
+_SHOWN_PEOPLE = 10
+"""People whom the console lists."""
 
 _SHOWN_REASONS = 5
 """Reasons of a kind that the console lists."""
@@ -45,6 +57,13 @@ def _camera(text: str) -> Intrinsics:
     try:
         return Intrinsics.parse(text)
     except GeometryError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _place(text: str) -> Place:
+    try:
+        return Place.parse(text)
+    except ValueError as error:
         raise typer.BadParameter(str(error)) from error
 
 
@@ -67,10 +86,11 @@ def run_command(
     ] = None,
     *,
     out: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--out",
-            help="Folder for the results; with several sources each gets a folder of its own in it.",
+            help="Folder for the results; with several sources each gets a folder of its own in it. Needed unless a view or a "
+            "live output is asked for.",
             show_default=False,
         ),
     ],
@@ -136,6 +156,26 @@ def run_command(
     on_damage: Annotated[
         str, typer.Option(help="Where a recording is damaged: `stop` ends it there, `skip` goes on and counts what was lost.")
     ] = "stop",
+    view: Annotated[
+        Place | None,
+        typer.Option(
+            parser=_place,
+            metavar="[HOST:]PORT",
+            help="Show the run in a browser: pictures, skeletons, a 3D view, numbers. Beyond this machine (0.0.0.0:8080) it "
+            "asks for a token, which is printed once.",
+        ),
+    ] = None,
+    tcp: Annotated[
+        Place | None,
+        typer.Option(parser=_place, metavar="[HOST:]PORT", help="Serve the newest poses as lines of JSON over TCP."),
+    ] = None,
+    osc: Annotated[
+        Place | None,
+        typer.Option(parser=_place, metavar="[HOST:]PORT", help="Send the newest poses as OSC over UDP, one bundle a frame."),
+    ] = None,
+    osc_style: Annotated[
+        str, typer.Option(help=f"What the bundles hold: {', '.join(STYLES)}; VMC listens on port 39539, VRChat on 9000.")
+    ] = "vmc",
     live: Annotated[bool, typer.Option("--live", help="Play files as cameras: in real time, newest frame only.")] = False,
     loop: Annotated[bool, typer.Option("--loop", help="As --live, over and over.")] = False,
     seconds: Annotated[
@@ -163,6 +203,12 @@ def run_command(
     """
     if weights_kind not in ("trained", "random"):
         raise typer.BadParameter(f"expected trained or random, received {weights_kind!r}", param_hint="--weights")
+    if osc_style not in STYLES:
+        raise typer.BadParameter(f"expected {', '.join(STYLES)}, received {osc_style!r}", param_hint="--osc-style")
+    asked = (("page", view), ("tcp", tcp), (f"osc-{osc_style}", osc))
+    views = tuple(ViewConfig(kind, place) for kind, place in asked if place is not None)
+    if out is None and not views:
+        raise typer.BadParameter("expected a folder for the results, or a view such as --view 8080", param_hint="--out")
     entries = [*(SourceEntry(uri) for uri in sources or ()), *(read_sources(sources_file) if sources_file else ())]
     if not entries:
         raise typer.BadParameter("expected at least one source, received none: name one, or a file of them with --sources")
@@ -186,6 +232,7 @@ def run_command(
             threads=threads,
             video_stream=video_stream,
             on_damage=on_damage,
+            views=views,
             live=live,
             loop=loop,
             segment_s=segment,
@@ -234,25 +281,38 @@ def run_command(
 
 
 def _follow(pipeline: Pipeline) -> None:
-    """Run it, with a progress bar on a terminal."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[fps]:.1f} fps"),
-        TimeRemainingColumn(),
-    )
+    """Run it. On a terminal a line for each source tells meanwhile what it is doing; elsewhere it is quiet."""
     screen = make_console(stderr=True, soft_wrap=False)
-    with Progress(*columns, console=screen, disable=not screen.is_terminal, transient=True) as progress:
-        several = len(pipeline.streams) > 1
-        tasks = {
-            header.source: progress.add_task(escape(header.source) if several else "frames", total=header.frame_count, fps=0.0)
-            for header in pipeline.headers
-        }
-        timing = {stream.header.source: stream.timing for stream in pipeline.streams}
-        for posed in pipeline:
-            source = posed.frame.source_id
-            progress.update(tasks[source], advance=1, fps=timing[source].frames_per_second)
+    if not screen.is_terminal:
+        pipeline.run()
+        return
+    lines = partial(_lines, RunStatus(pipeline.streams))
+    with Live(get_renderable=lines, console=screen, refresh_per_second=5, transient=True):
+        pipeline.run()
+
+
+def _lines(status: RunStatus) -> Table:
+    """A line for each source: its name, its state with the cause, how far it is, speed, age and drops."""
+    table = Table.grid(padding=(0, 2))
+    for source in status.sources():
+        state, counts = source.state, source.counts
+        total, done = source.frame_count, counts.posed
+        numbers = [f"{source.fps_out:.1f} fps"]
+        if source.age_ms is not None:
+            numbers.append(f"age {source.age_ms:.0f} ms")
+        if counts.dropped:
+            numbers.append(f"{counts.dropped} dropped")
+        if counts.failed:
+            numbers.append(f"{counts.failed} failed")
+        table.add_row(
+            escape(source.source),
+            f"[{_TONES.get(state.state, 'default')}]{escape(state.state)}[/]",
+            ProgressBar(total, done, width=24) if total else "",
+            f"{done}/{total}" if total else f"{done} frames",
+            ", ".join(numbers),
+            escape(state.cause),
+        )
+    return table
 
 
 def _print_head(console: Console, pipeline: Pipeline, config: RunConfig) -> None:
@@ -284,6 +344,8 @@ def _print_head(console: Console, pipeline: Pipeline, config: RunConfig) -> None
     depth = "an assumed field of view: depths and scale are a guess" if guessed else "the given camera"
     of = f" for {', '.join(guessed)}" if 0 < len(guessed) < len(pipeline.streams) else ""
     console.print(f"depth    from {escape(depth + of)}")
+    for viewing in pipeline.viewings:
+        console.print(f"view     {escape(viewing.view.address)} ({viewing.view.name})", soft_wrap=True)
 
 
 def _because(asked: str, choice: Choice) -> str:
@@ -296,6 +358,9 @@ def _print_end(console: Console, pipeline: Pipeline, config: RunConfig) -> None:
         if len(pipeline.streams) > 1:
             console.print(f"[bold]{escape(stream.header.source)}[/]")
         _print_stream(console, stream, config)
+    for viewing in pipeline.viewings:
+        if viewing.error is not None:
+            console.print(f"[yellow]{viewing.view.name} stopped before the end[/]: {escape(viewing.error)}")
     for file in pipeline.outputs:
         console.print(f"wrote    {escape(str(file.path))} ({file.frames} frames)")
     if pipeline.summary is not None:
@@ -326,7 +391,15 @@ def _print_stream(console: Console, stream: Stream, config: RunConfig) -> None:
     troubles = Counter((each.state, each.cause) for each in stream.states if each.state in (STALLED, LOST))
     for (state, cause), count in troubles.most_common(_SHOWN_REASONS):
         console.print(f"camera   {count} times {state}: {escape(cause)}")
-    console.print(f"people   a pose in {counts.with_person} of {counts.posed} frames")
+    people = stream.people.all()
+    console.print(f"people   {len(people)}; a pose in {counts.with_person} of {counts.posed} frames")
+    for person in people[:_SHOWN_PEOPLE]:
+        gaps = {0: "", 1: ", one gap"}.get(person.gaps, f", {person.gaps} gaps")
+        console.print(
+            f"         person {person.track_id}: {person.first_s:.2f} to {person.last_s:.2f} s, {person.poses} poses{gaps}"
+        )
+    if len(people) > _SHOWN_PEOPLE:
+        console.print(f"         {len(people) - _SHOWN_PEOPLE} people more: see {SUMMARY_NAME}")
     _print_reasons(console, counts.problems, "without a pose")
     if counts.posed and not counts.with_person and not counts.problems:
         if config.boxes:

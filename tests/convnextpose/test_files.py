@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convnextpose import files
@@ -130,6 +130,7 @@ def test_a_name_that_leads_out_of_its_folder_is_refused(name):
         child(Path("folder"), name)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300))
 def test_any_name_is_refused_or_a_file_in_the_folder(name):
     try:

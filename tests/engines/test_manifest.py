@@ -65,6 +65,7 @@ def engine(tmp_path):
 names = st.text(st.characters(codec="utf-8"), max_size=30)
 
 
+@settings(deadline=None)
 @given(
     name=names,
     command=names.map(lambda name: shlex.join(["convnextpose", "build", name])),
@@ -102,7 +103,7 @@ def test_a_draft_is_no_manifest():
         EngineDraft.from_json(one.to_json())
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_every_edit_is_found(data):
     """Whatever field is changed, at whatever depth: the hash tells."""
@@ -123,7 +124,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_a_hash_that_fits_makes_no_other_types_right(data):
     """Whoever edits a manifest can seal it again: any value anywhere gives a manifest, or one sentence."""

@@ -155,7 +155,7 @@ def test_an_engine_of_another_machine_is_refused_by_the_field(xs_engine, change,
 
 
 def test_a_run_and_its_engine(cli, xs_engine, tmp_path):
-    code, text, error = cli("run", weights.DEMO_CLIP, "--engine", xs_engine.path, "--out", tmp_path / "out")
+    code, text, error = cli("run", weights.DEMO_CLIP, "--model", xs_engine.path, "--out", tmp_path / "out")
     assert (code, error) == (0, "")
     assert "the model is an engine" in text
     assert (tmp_path / "out" / "poses.npz").exists()

@@ -1,4 +1,4 @@
-"""`engine inspect`, `bench-engine`, `run --engine` and `doctor` where an engine, a GPU or neither is."""
+"""`engine inspect`, `bench-engine`, `run --model x.engine` and `doctor` where an engine, a GPU or neither is."""
 
 import json
 import sys
@@ -84,7 +84,7 @@ def test_inspecting_what_is_no_engine_is_one_sentence(cli, tmp_path):
 
 def test_a_run_with_an_engine_where_no_gpu_is_ends_in_one_sentence(cli, engine, tmp_path, no_gpu):
     out = tmp_path / "out"
-    code, _, error = cli("run", weights.DEMO_CLIP, "--engine", engine, "--out", out)
+    code, _, error = cli("run", weights.DEMO_CLIP, "--model", engine, "--out", out)
     assert code == 1
     assert error.startswith("error: ")
     assert error.count("\n") == 1
@@ -97,7 +97,7 @@ def test_a_run_with_an_engine_gives_poses(cli, engine, gpu, tmp_path, monkeypatc
     boxes, picture = tmp_path / "boxes.csv", tmp_path / "person.png"
     boxes.write_text("frame,x,y,width,height\n0,100,100,200,300\n0,120,100,200,300\n")
     cv2.imwrite(str(picture), cv2.VideoCapture(str(weights.DEMO_CLIP)).read()[1])
-    for choice in (("--engine", engine), ("--model", engine), ("--model", engine, "--runtime", "tensorrt")):
+    for choice in (("--model", engine), ("--model", engine, "--runtime", "tensorrt")):
         out = tmp_path / "out"
         code, text, error = cli("run", picture, *choice, "--out", out, "--boxes", boxes, "--overwrite")
         assert (code, error) == (0, "")
@@ -112,9 +112,7 @@ def test_a_run_with_an_engine_gives_poses(cli, engine, gpu, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--engine", "a.engine", "--model", "b.onnx"), "an engine or a model"),
-        (("--engine", "a.engine", "--weights", "random"), "an engine or a model"),
-        (("--engine", "a.plan"), "named \\*.engine"),
+        (("--model", "a.engine", "--weights", "random"), "a model to replace the weights of"),
     ],
 )
 def test_an_engine_and_something_else_is_wrong_use(cli, arguments, message, tmp_path):
@@ -126,7 +124,7 @@ def test_an_engine_and_something_else_is_wrong_use(cli, arguments, message, tmp_
 @pytest.mark.parametrize("arguments", [("--runtime", "openvino"), ("--threads", "2")])
 def test_what_an_engine_does_not_do_is_refused(cli, engine, gpu, arguments, tmp_path, monkeypatch):
     monkeypatch.setattr("engines.sessions.registry._found", lambda name: True)
-    code, _, error = cli("run", weights.DEMO_CLIP, "--out", tmp_path / "out", "--engine", engine, *arguments)
+    code, _, error = cli("run", weights.DEMO_CLIP, "--out", tmp_path / "out", "--model", engine, *arguments)
     assert code == 1
     assert "engine" in error
 
@@ -225,7 +223,7 @@ def test_the_doctor_tells_what_a_module_that_does_not_load_lacks(cli, tmp_path, 
 
 
 def test_the_doctor_tells_which_gpu_is_there(cli, monkeypatch):
-    monkeypatch.setattr("engines.tensorrt.device.open_device", lambda: CudaDevice(Driver(), "cuda-python in memory"))
+    monkeypatch.setattr("engines.tensorrt.gpu.open_device", lambda: CudaDevice(Driver(), "cuda-python in memory"))
     _, text, _ = cli("doctor", "--json")
     found = {found["what"]: found for found in json.loads(text)}["GPU"]
     assert found["state"] == "ok"

@@ -1,7 +1,9 @@
 """`convnextpose run` and `doctor` as a user runs them, on the demo clip that the package ships."""
 
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -73,6 +75,36 @@ def test_the_demo_clip_becomes_poses(demo_run):
         assert stage in result.stdout
     for name in ("poses.mp4", "poses.ndjson", "poses.npz", "summary.json"):
         assert str(out / name) in result.stdout and (out / name).stat().st_size > 1000
+
+
+def test_a_terminal_has_a_line_for_each_source_that_goes_away_at_the_end(short_clip):
+    pty = pytest.importorskip("pty", reason="terminals are tried where there is a pty")
+    terminal, of_child = pty.openpty()
+    command = [sys.executable, "-m", "tools.main", "run", short_clip, short_clip, "--view", "127.0.0.1:0"]
+    process = subprocess.Popen(command, stderr=of_child, stdout=subprocess.PIPE, cwd=ROOT, text=True)
+    os.close(of_child)
+    shown = b""
+    with contextlib.suppress(OSError):  # a terminal's end
+        while part := os.read(terminal, 4096):
+            shown += part
+    out, _ = process.communicate(timeout=240)
+    os.close(terminal)
+    assert process.returncode == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    assert re.search(r"short\.mp4 +(open|running|ended) .* \d+/40 +[\d.]+ fps", text) and "short.mp4 (2)" in text
+    assert re.search(r"view +http://127\.0\.0\.1:\d+/ \(page\)", out)
+    assert "/40" not in out
+
+
+def test_a_run_without_results_and_without_a_view_is_wrong_use(short_clip):
+    result = convnextpose("run", short_clip)
+    assert result.returncode == 2 and "--view" in result.stderr
+
+
+@pytest.mark.parametrize("place", ["nowhere", "1:2:3", "70000"])
+def test_a_view_at_no_place_is_wrong_use(short_clip, place):
+    result = convnextpose("run", short_clip, "--view", place)
+    assert result.returncode == 2 and "expected a p" in result.stderr
 
 
 def test_its_video_has_the_clips_times(demo_run):

@@ -1,0 +1,122 @@
+"""What leaves a running pipeline: messages for the page, and lines of JSON for programs.
+
+A message for the page is 4 bytes with the length of its head (big-endian), the head as JSON, and the JPEG of each frame that
+the head lists, in that order: a picture and its poses travel together and cannot come apart.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from typing import Any
+
+import cv2
+
+from pipeline.formats.records import frame_record, header_record, to_line
+from pipeline.sources.uri import without_password
+from pipeline.types import PosedFrame, RunHeader
+
+MAX_SIDE_PX = 1280
+"""The page gets pictures whose longer side is at most this: no screen shows several larger ones."""
+
+JPEG_QUALITY = 80
+
+
+def without_passwords(value: Any) -> Any:  # noqa: ANN401  # any JSON value
+    """A JSON value whose texts name no password, as `without_password` names URIs, also within sentences."""
+    if isinstance(value, dict):
+        return {key: without_passwords(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_passwords(item) for item in value]
+    if isinstance(value, str) and "://" in value:
+        return " ".join(without_password(word) for word in value.split(" "))
+    return value
+
+
+def page_record(header: RunHeader) -> dict[str, Any]:
+    """What the page must know of a source before its first frame, as plain JSON values."""
+    joints = header.joint_set
+    record: dict[str, Any] = without_passwords(
+        {
+            "source": {"name": header.source},
+            "joints": joints.joints,
+            "bones": joints.bones,
+            "root": joints.root,
+            "model": {"name": header.model.name, "random": header.model.random},
+            "runtime": asdict(header.runtime),
+            "root_depth_source": header.root_depth_source.value,
+        }
+    )
+    return record
+
+
+def live_record(posed: PosedFrame, header: RunHeader) -> dict[str, Any]:
+    """A frame as in `poses.ndjson`, with its source; of a live source also when it was taken, and by which clock."""
+    record = frame_record(posed, header)
+    record["source"] = without_passwords(header.source)
+    captured_ns = posed.frame.captured_ns
+    if captured_ns is not None:
+        taken = datetime.fromtimestamp(captured_ns / 1e9, timezone.utc)
+        record["utc"] = taken.isoformat(timespec="microseconds")
+        record["clock"] = posed.frame.clock
+    return record
+
+
+class Shot:
+    """A posed frame on its way to clients: its picture is encoded once for all, when the first of them wants it."""
+
+    def __init__(self, posed: PosedFrame, header: RunHeader) -> None:
+        self._posed = posed
+        self._header = header
+        self._lock = threading.Lock()
+        self._encoded: tuple[dict[str, Any], bytes] | None = None
+
+    def head_line(self) -> bytes:
+        """The header of the frame's source as a line of JSON."""
+        return to_line(without_passwords(header_record(self._header)))
+
+    def line(self) -> bytes:
+        """The frame as a line of JSON."""
+        return to_line(live_record(self._posed, self._header))
+
+    def part(self) -> tuple[dict[str, Any], bytes]:
+        """Its record, and its picture as JPEG.
+
+        The record is that of `live_record`, with `width` and `height` of the frame that joints are told in (px), `latency_ms`
+        from its capture to its poses, `jpeg_bytes`, and of a live source `age_ms`, how old the frame is now.
+        """
+        with self._lock:
+            if self._encoded is None:
+                self._encoded = self._encode()
+            record, jpeg = self._encoded
+        captured_ns = self._posed.frame.captured_ns
+        if captured_ns is not None:
+            record = record | {"age_ms": round((time.time_ns() - captured_ns) / 1e6, 1)}
+        return record, jpeg
+
+    def _encode(self) -> tuple[dict[str, Any], bytes]:
+        frame, timeline = self._posed.frame, self._posed.timeline
+        shrink = min(1.0, MAX_SIDE_PX / max(frame.width, frame.height))
+        size = (max(1, round(frame.width * shrink)), max(1, round(frame.height * shrink)))
+        image = frame.image if shrink == 1 else cv2.resize(frame.image, size, interpolation=cv2.INTER_AREA)
+        jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+        record = live_record(self._posed, self._header) | {
+            "width": frame.width,
+            "height": frame.height,
+            "latency_ms": None if timeline is None else round(timeline.latency_ns / 1e6, 2),
+            "jpeg_bytes": len(jpeg),
+        }
+        return record, jpeg
+
+
+def page_message(shots: Sequence[Shot], status: dict[str, Any] | None) -> bytes:
+    """One message for the page: frames of different sources, and the run's status where it is time for it."""
+    parts = [shot.part() for shot in shots]
+    head = {"type": "frames", "frames": [record for record, _ in parts], "status": status}
+    text = json.dumps(head, separators=(",", ":"), allow_nan=False).encode()
+    return b"".join([struct.pack(">I", len(text)), text, *(jpeg for _, jpeg in parts)])

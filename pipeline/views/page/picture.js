@@ -1,0 +1,146 @@
+// One source's card: its picture with the skeletons over it, its state, its age.
+
+import { LOW_SCORE, dot, stroke } from "./skeleton.js";
+
+const ON_PICTURE = { left: "#4fa8ff", right: "#ff9c40", middle: "#ffffff", edge: "#14161a" };
+const STALE_MS = 1000;
+
+export const TONES = { running: "good", live: "good", open: "warn", connecting: "warn", stalled: "warn", lost: "bad", broken: "bad" };
+
+export function element(tag, className, text) {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+export function duration(ms) {
+  if (ms < 1000) return `${Math.round(ms)} ms`;
+  if (ms < 60e3) return `${(ms / 1000).toFixed(1)} s`;
+  if (ms < 3600e3) return `${Math.floor(ms / 60e3)} min`;
+  return `${Math.floor(ms / 3600e3)} h`;
+}
+
+export class Card {
+  constructor(name, skeleton, onChoose) {
+    this.name = name;
+    this.skeleton = skeleton;
+    this.frame = null; // the newest that is shown
+    this.now = null; // the newest status
+    this.interval = STALE_MS / 3; // between frames, smoothed, ms
+    this.root = element("article", "card");
+    this.root.tabIndex = 0;
+    this.root.setAttribute("aria-label", name);
+    this.picture = element("div", "picture");
+    this.canvas = element("canvas");
+    this.canvas.width = 16;
+    this.canvas.height = 9;
+    this.empty = element("p", "empty", "no picture yet");
+    this.badges = element("div", "badges");
+    this.picture.append(this.canvas, this.empty, this.badges);
+    this.caption = element("div", "caption");
+    this.root.append(this.picture, this.caption);
+    this.root.addEventListener("click", onChoose);
+    this.root.addEventListener("keydown", (event) => event.key === "Enter" && onChoose());
+    this.picture.addEventListener("dblclick", () =>
+      document.fullscreenElement ? document.exitFullscreen() : this.picture.requestFullscreen?.(),
+    );
+    new ResizeObserver(() => this.draw()).observe(this.canvas);
+  }
+
+  /** Take a frame and its decoded picture; the last one is given back. */
+  take(frame, bitmap) {
+    const now = performance.now();
+    if (this.frame) this.interval += 0.2 * (Math.min(now - this.frame.at, 10e3) - this.interval);
+    this.bitmap?.close();
+    this.bitmap = bitmap;
+    this.frame = { ...frame, at: frame.arrived };
+    const age = (frame.age_ms ?? 0) + now - frame.arrived;
+    this.drawnAge = (this.drawnAge ?? age) + 0.1 * (age - (this.drawnAge ?? age));
+    this.empty.hidden = true;
+    this.root.dataset.index = frame.index; // for whoever watches the page from outside
+    this.draw();
+  }
+
+  /** How old a live source's frames are when they are drawn, smoothed; once none come any more, how old the last one is, ms. */
+  age() {
+    const shown = (this.frame.age_ms ?? 0) + performance.now() - this.frame.at;
+    return this.stale(false) && !this.paused ? shown : this.drawnAge;
+  }
+
+  stale(lost) {
+    if (!this.frame) return false;
+    return lost || performance.now() - this.frame.at > Math.max(STALE_MS, 4 * this.interval);
+  }
+
+  draw() {
+    if (!this.bitmap) return;
+    const { canvas, frame } = this;
+    const shown = canvas.clientWidth * devicePixelRatio || this.bitmap.width;
+    const width = Math.round(Math.min(Math.max(shown, 160), 1920));
+    const height = Math.round((width * frame.height) / frame.width);
+    if (canvas.width !== width || canvas.height !== height) {
+      canvas.width = width;
+      canvas.height = height;
+    }
+    const context = canvas.getContext("2d");
+    context.drawImage(this.bitmap, 0, 0, width, height);
+    const scale = width / frame.width;
+    // Joints are told with pixel centres at whole numbers; a canvas has them at halves.
+    const place = ([x, y]) => [(x + 0.5) * scale, (y + 0.5) * scale];
+    const unit = width / (canvas.clientWidth || width); // a pixel of the page
+    for (const pose of [...frame.poses].sort((a, b) => b.root_depth_mm - a.root_depth_mm)) {
+      const points = pose.joints_px.map(place);
+      const size = Math.max(pose.box[2], pose.box[3]) * scale;
+      const bone = Math.min(Math.max(0.016 * size, 2 * unit), 9 * unit);
+      for (const { from, to, side } of this.skeleton.bones) {
+        const unsure = pose.scores[from] < LOW_SCORE || pose.scores[to] < LOW_SCORE;
+        stroke(context, points[from], points[to], unsure ? 0.6 * bone : bone, ON_PICTURE[side], ON_PICTURE.edge, unsure);
+      }
+      for (const { joint, side } of this.skeleton.joints)
+        dot(context, points[joint], 0.7 * bone, ON_PICTURE[side], ON_PICTURE.edge, pose.scores[joint] < LOW_SCORE);
+      this.label(context, `#${pose.track_id}`, place([pose.box[0], pose.box[1]]), unit);
+    }
+  }
+
+  label(context, text, [x, y], unit) {
+    const size = 13 * unit;
+    context.font = `600 ${size}px system-ui, sans-serif`;
+    const width = context.measureText(text).width + 8 * unit;
+    const left = Math.min(Math.max(x, 0), this.canvas.width - width);
+    const top = Math.min(Math.max(y - size - 6 * unit, 0), this.canvas.height - size - 6 * unit);
+    context.fillStyle = "rgb(0 0 0 / 0.72)";
+    context.fillRect(left, top, width, size + 5 * unit);
+    context.fillStyle = "#fff";
+    context.textBaseline = "top";
+    context.fillText(text, left + 4 * unit, top + 3 * unit);
+  }
+
+  /** Bring what is written up to date. */
+  write(lost, paused) {
+    this.paused = paused;
+    const stale = lost || !paused ? this.stale(lost) : false;
+    this.picture.classList.toggle("stale", stale);
+    const badges = [];
+    if (paused && this.frame) badges.push(element("span", "", "paused"));
+    if (stale) badges.push(element("span", "old", `${duration(performance.now() - this.frame.at)} old`));
+    if (this.guessed()) badges.push(element("span", "guess", "depth is a guess"));
+    this.badges.replaceChildren(...badges);
+    const now = this.now;
+    const parts = [element("span", "name", this.name)];
+    const state = lost ? "out of reach" : (now?.state ?? "connecting");
+    parts.push(element("span", `state ${lost ? "bad" : (TONES[state] ?? "")}`, state));
+    if (now && !lost) {
+      parts.push(element("span", "soft", `${now.fps_out.toFixed(1)} fps`));
+      if (now.live && this.frame) parts.push(element("span", "soft", `age ${duration(this.age())}`));
+      if (now.dropped) parts.push(element("span", "soft", `${now.dropped} dropped`));
+      if (now.cause) parts.push(element("span", "cause", now.cause));
+    }
+    this.caption.replaceChildren(...parts);
+  }
+
+  /** Whether depths are a guess: nobody gave the camera's intrinsics. */
+  guessed() {
+    return this.frame?.poses.some((pose) => !["intrinsics", "given"].includes(pose.root_depth_source)) ?? false;
+  }
+}

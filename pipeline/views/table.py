@@ -1,0 +1,53 @@
+"""The views by name: to add one, write it and give it a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pipeline.status import RunStatus
+from pipeline.views.base import Place, View
+from pipeline.views.lines import LineView
+from pipeline.views.osc import STYLES, opener
+from pipeline.views.web import WebView
+
+Opener = Callable[[Place, RunStatus], View]
+
+VIEWS: dict[str, Opener] = {
+    "page": WebView,
+    "tcp": LineView,
+    **{f"osc-{style}": opener(style) for style in STYLES},
+}
+"""What opens each view: a function of its place and of the run's status."""
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """A view that a run is to have.
+
+    Attributes:
+        kind: a name in VIEWS.
+        place: where it stands, or where it sends to.
+    """
+
+    kind: str
+    place: Place
+
+    def __post_init__(self) -> None:
+        """Check the name."""
+        if self.kind not in VIEWS:
+            raise ValueError(f"expected a view among {', '.join(VIEWS)}, received {self.kind!r}")
+
+
+def open_view(config: ViewConfig, status: RunStatus) -> View:
+    """Open a view.
+
+    Args:
+        config: which, and where.
+        status: what the run is and does.
+
+    Raises:
+        SinkError: it cannot stand at its place.
+        RuntimeUnavailableError: a library that it needs is not installed.
+    """
+    return VIEWS[config.kind](config.place, status)

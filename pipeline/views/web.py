@@ -1,0 +1,309 @@
+"""The page and what stands beside it, on one port: `/`, its socket, `/poses`, `/status` and `/metrics`.
+
+Each connection has a thread of its own, so that a slow one holds up nobody else. The standard library's server speaks HTTP;
+a socket is spoken by `websockets`, in its form without I/O: with it, a page, a socket and the endless lines of `/poses` can
+share a port. The next message goes to a page only after it has acknowledged the last: what was sent and not read would grow
+old in buffers on the way, and be shown late.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
+
+from convnextpose.errors import RuntimeUnavailableError
+from pipeline.inbox import Board, Closed
+from pipeline.status import RunStatus
+from pipeline.types import PosedFrame
+from pipeline.views.base import Place
+from pipeline.views.guard import Guard
+from pipeline.views.lines import send_lines
+from pipeline.views.messages import Shot, page_message, page_record, without_passwords
+from pipeline.views.metrics import CONTENT_TYPE, metrics_text
+from pipeline.views.serving import LISTEN_S, SEND_TIME_S, Connections
+
+if TYPE_CHECKING:
+    from websockets.server import ServerProtocol
+
+MAX_CLIENT_BYTES = 1024
+"""Longest message that a page may send."""
+
+STATUS_EVERY_S = 1.0
+"""How often a page is told the status, s."""
+
+PING_AFTER_S, LOST_AFTER_S = 15.0, 60.0
+"""A client that says nothing is asked whether it is there, and given up, after so many seconds."""
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; base-uri 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+"""Sent with every answer: nothing is loaded from elsewhere, no other page may embed or read it, no address is passed on."""
+
+TYPES = {"js": "text/javascript", "svg": "image/svg+xml", "css": "text/css", "html": "text/html"}
+"""What the page's files are; `mimetypes` would ask the system, which may know them otherwise."""
+
+
+class WebView:
+    """Serves the page. A view.
+
+    Args:
+        place: where; beyond loopback a token is asked for.
+        status: what the run is and does.
+
+    Attributes:
+        name: `page`.
+        address: what to open in a browser, with the token where there is one. Show it, don't log it.
+
+    Raises:
+        SinkError: the place is taken, or not this machine's.
+        RuntimeUnavailableError: websockets is not installed.
+    """
+
+    name = "page"
+
+    def __init__(self, place: Place, status: RunStatus) -> None:
+        try:
+            import websockets.server  # noqa: F401  # so that it is missed now and not by the first client
+        except ImportError as error:
+            raise RuntimeUnavailableError(f"the page needs websockets: {error}; pip install websockets") from error
+        self._status = status
+        self._site = Site(place, status)
+        self._server = _Server(place, self._site)
+        token, host = self._site.guard.token, self._server.place.host
+        if host in ("0.0.0.0", "::"):
+            host = socket.gethostname()
+        self.address = f"http://{Place(host, self._server.place.port)}/" + (f"?token={token}" if token else "")
+
+    def show(self, posed: PosedFrame, /) -> None:
+        """Put a frame where the clients' threads find it."""
+        source = posed.frame.source_id
+        self._site.board.post(source, Shot(posed, self._status.headers[source]))
+
+    def close(self) -> None:
+        """Let every client go, and free the port."""
+        self._site.board.close()
+        self._server.close()
+
+
+class Site:
+    """What all connections share.
+
+    Attributes:
+        board: the newest frame of each source.
+        guard: who may come in.
+        pages: the page's files by path: what is not among them cannot be asked for.
+    """
+
+    def __init__(self, place: Place, status: RunStatus) -> None:
+        self.board: Board[Shot] = Board()
+        self.guard = Guard(place)
+        folder = files("pipeline.views").joinpath("page")
+        self.pages = {f"/{file.name}": file.read_bytes() for file in folder.iterdir() if file.name.rpartition(".")[2] in TYPES}
+        self.pages["/"] = self.pages["/index.html"]
+        self._status = status
+
+    def hello(self) -> bytes:
+        """The first message of a socket: what the run is."""
+        headers = self._status.headers.values()
+        return json.dumps({"type": "hello", "sources": [page_record(header) for header in headers]}).encode()
+
+    def status(self) -> dict[str, Any]:
+        """The run's status, as JSON values."""
+        record: dict[str, Any] = without_passwords(self._status.record())
+        return record
+
+
+class _Server(Connections):
+    refusal = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+    def __init__(self, place: Place, site: Site) -> None:
+        self.site = site
+        super().__init__(place, _Handler, "the page")
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = 10.0  # for a request's lines, s
+    server: _Server
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        self.close_connection = True  # a browser's idle connection would hold a thread
+        site = self.server.site
+        try:
+            url = urlsplit(self.path)
+            token = parse_qs(url.query).get("token", [None])[-1]
+        except ValueError:
+            self._reply(HTTPStatus.BAD_REQUEST, "text/plain", b"expected a path\n")
+            return
+        refusal = site.guard.refuse(self.headers, token)
+        if refusal is not None:
+            self._reply(refusal[0], "text/plain", f"{refusal[1]}\n".encode())
+        elif url.path == "/" and token is not None and site.guard.token is not None:
+            # The token moves into a cookie, out of the address bar, the history and what is sent on.
+            cookie = f"{site.guard.cookie}={site.guard.token}; Path=/; HttpOnly; SameSite=Strict"
+            self._reply(HTTPStatus.SEE_OTHER, "text/plain", b"", {"Location": "/", "Set-Cookie": cookie})
+        elif url.path in site.pages:
+            kind = "html" if url.path == "/" else url.path.rpartition(".")[2]
+            self._reply(HTTPStatus.OK, TYPES[kind], site.pages[url.path])
+        elif url.path == "/status":
+            self._reply(HTTPStatus.OK, "application/json", json.dumps(site.status(), indent=2).encode() + b"\n")
+        elif url.path == "/metrics":
+            self._reply(HTTPStatus.OK, CONTENT_TYPE, metrics_text(site.status()).encode())
+        elif url.path == "/poses":
+            self._stream_lines()
+        elif url.path == "/socket":
+            self._open_socket()
+        else:
+            known = "expected /, /poses, /status or /metrics\n"
+            self._reply(HTTPStatus.NOT_FOUND, "text/plain", known.encode())
+
+    def _reply(self, status: HTTPStatus, kind: str, body: bytes, more: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in (HEADERS | (more or {})).items():
+            self.send_header(name, value)
+        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _stream_lines(self) -> None:
+        self.send_response(HTTPStatus.OK)
+        for name, value in HEADERS.items():
+            self.send_header(name, value)
+        self.send_header("Content-Type", "application/x-ndjson")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        send_lines(self.connection, self.server.site.board)
+
+    def _open_socket(self) -> None:
+        from websockets.datastructures import Headers
+        from websockets.http11 import Request
+        from websockets.server import ServerProtocol
+
+        protocol = ServerProtocol(max_size=MAX_CLIENT_BYTES, logger=_quiet_logger())
+        protocol.receive_data(Request(self.path, Headers(self.headers.items())).serialize())
+        events = protocol.events_received()
+        if not events:
+            self._reply(HTTPStatus.BAD_REQUEST, "text/plain", b"expected a WebSocket's handshake\n")
+            return
+        protocol.send_response(protocol.accept(events[0]))  # type: ignore[arg-type]  # the first event is the request
+        _PageSocket(self.connection, protocol, self.server.site).run()
+
+    def version_string(self) -> str:
+        return "convnextpose"
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Log nothing: the first request of a page holds the token."""
+
+
+class _PageSocket:
+    """One page's socket: what it says, and what it is sent. Its thread runs `run`.
+
+    The page says `ack` after each message, `pause` and `resume`. While it is paused it is sent the status alone.
+    """
+
+    def __init__(self, connection: socket.socket, protocol: ServerProtocol, site: Site) -> None:
+        self._socket = connection
+        self._protocol = protocol
+        self._site = site
+        self._paused = False
+        self._unacknowledged = False
+        self._heard_at = self._pinged_at = time.monotonic()
+
+    def run(self) -> None:
+        from websockets.protocol import State
+
+        self._flush()
+        if self._protocol.state is not State.OPEN:
+            return
+        self._protocol.send_text(self._site.hello())
+        self._flush()
+        seen: dict[str, int] = {}
+        status_at = -STATUS_EVERY_S
+        while self._protocol.state is State.OPEN:
+            self._listen(LISTEN_S if self._unacknowledged or self._paused else 0.0)
+            self._ask_whether_it_is_there()
+            try:
+                if self._unacknowledged:
+                    self._site.board.read(seen, 0.0)  # only to see whether it is closed
+                    continue
+                news = self._site.board.read(seen, 0.0 if self._paused else LISTEN_S)
+            except Closed:
+                self._protocol.send_close(1001, "the run has ended")
+                self._flush()
+                return
+            news = {} if self._paused else news
+            is_due = time.monotonic() - status_at >= STATUS_EVERY_S
+            if news or is_due:
+                seen |= {source: posting.number for source, posting in news.items()}
+                status_at = time.monotonic() if is_due else status_at
+                shots = [posting.item for posting in news.values()]
+                self._protocol.send_binary(page_message(shots, self._site.status() if is_due else None))
+                self._unacknowledged = True
+                self._flush()
+
+    def _listen(self, timeout_s: float) -> None:
+        from websockets.frames import Frame, Opcode
+
+        self._socket.settimeout(timeout_s)
+        try:
+            data = self._socket.recv(4096)
+        except (TimeoutError, BlockingIOError):
+            return
+        if data:
+            self._protocol.receive_data(data)
+        else:
+            self._protocol.receive_eof()
+        self._heard_at = time.monotonic()
+        for event in self._protocol.events_received():
+            if isinstance(event, Frame) and event.opcode is Opcode.TEXT:
+                word = bytes(event.data)
+                self._unacknowledged = self._unacknowledged and word != b"ack"
+                self._paused = word == b"pause" if word in (b"pause", b"resume") else self._paused
+        self._flush()
+
+    def _ask_whether_it_is_there(self) -> None:
+        now = time.monotonic()
+        if now - self._heard_at > LOST_AFTER_S:
+            raise TimeoutError("the client has gone silent")
+        if now - max(self._heard_at, self._pinged_at) > PING_AFTER_S:
+            self._pinged_at = now
+            self._protocol.send_ping(b"")
+            self._flush()
+
+    def _flush(self) -> None:
+        self._socket.settimeout(SEND_TIME_S)
+        for data in self._protocol.data_to_send():
+            if data:
+                self._socket.sendall(data)
+            else:  # the protocol's sign that it is done
+                self._socket.shutdown(socket.SHUT_WR)
+
+
+def _quiet_logger() -> Any:  # noqa: ANN401
+    """A logger that nothing hears: websockets logs whole requests, and they hold the token."""
+    import logging
+
+    logger = logging.Logger("websockets")
+    logger.disabled = True
+    return logger

@@ -1,0 +1,16 @@
+"""Every test of a view ends without a thread of its own."""
+
+import threading
+
+import pytest
+
+from tests.pipeline.views.client import no_new_threads
+
+pytest.importorskip("websockets", reason="the page needs websockets")
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    before = set(threading.enumerate())
+    yield
+    assert no_new_threads(before)

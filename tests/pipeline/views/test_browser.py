@@ -1,0 +1,177 @@
+"""The page in a real browser: headless Chromium, where there is one (Debian: `apt-get install chromium`)."""
+
+import threading
+import time
+
+import pytest
+
+from pipeline.status import RunStatus
+from pipeline.streams import Pipeline
+from pipeline.views.base import Place
+from pipeline.views.web import WebView
+from tests.pipeline.test_streams import Pictures, stream
+from tests.pipeline.views.browser import BINARY, Browser
+from tests.pipeline.views.client import Client, port_of
+
+pytestmark = pytest.mark.skipif(BINARY is None, reason="no Chromium here: apt-get install chromium")
+
+SHOWN = "Number(document.querySelector('.card')?.dataset.index ?? -1)"
+
+
+ORANGE = """(() => {
+    const canvas = document.querySelector('.picture canvas');
+    const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+    let count = 0;
+    for (let i = 0; i < data.length; i += 4)
+        count += data[i] > 230 && data[i + 1] > 130 && data[i + 1] < 180 && data[i + 2] < 100;
+    return count;
+})()"""
+
+
+class Run:
+    """A live run of a walking blob with a page, until it is closed."""
+
+    def __init__(self, port=0, sources=("walk",)):
+        streams = [stream(Pictures(100_000, name, live=True, pause_s=0.03)) for name in sources]
+        self.view = WebView(Place("127.0.0.1", port), RunStatus(streams))
+        self.pipeline = Pipeline(streams, views=[self.view])
+        self.thread = threading.Thread(target=self.pipeline.run)
+        self.thread.start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.pipeline.stop()
+        self.thread.join(20)
+        assert not self.thread.is_alive() and self.pipeline.viewings[0].error is None
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("profile")) as started:
+        yield started
+
+
+@pytest.fixture
+def tab(browser):
+    opened = []
+
+    def open_tab(run, **options):
+        opened.append(browser.tab(run.view.address, **options))
+        return opened[-1]
+
+    yield open_tab
+    for each in opened:
+        assert not each.complaints, each.complaints
+        each.close()
+
+
+def moves_on(tab, since, by=3):
+    return tab.wait(f"{SHOWN} >= {since + by} && {SHOWN}")
+
+
+def test_it_opens_and_shows_moving_poses_with_their_numbers(tab):
+    with Run() as run:
+        page = tab(run)
+        first = moves_on(page, 0)
+        picture = page.run("document.querySelector('.picture canvas').toDataURL()")
+        room = page.run("document.querySelector('#space canvas').toDataURL()")
+        moves_on(page, first, 5)
+        assert page.run("document.querySelector('.picture canvas').toDataURL()") != picture
+        assert page.run("document.querySelector('#space canvas').toDataURL()") != room
+        assert page.run(ORANGE) > 50, "the right side's bones are orange"
+        page.wait("/in\\s*\\d+\\.\\d/.test(document.querySelector('#numbers').innerText)")
+        text = page.run("document.body.innerText")
+        for words in ("walk", "connected", "depth is a guess", "received", "infer", "frames/s", "since its arrival"):
+            assert words in text
+        assert page.run("document.querySelector('.card .state').innerText") == run.pipeline.streams[0].states[-1].state
+        assert page.run("document.querySelectorAll('.stale').length") == 0
+
+
+def test_it_comes_back_after_a_restart_and_greys_what_is_stale_until_then(tab):
+    with Run() as run:
+        page, port = tab(run), port_of(run.view)
+        moves_on(page, 20)
+    page.wait("document.querySelector('#link').className === 'bad' && document.querySelectorAll('.card .stale').length === 1")
+    assert "old" in page.run("document.querySelector('.badges').innerText")
+    page.complaints.clear()  # a browser writes to its console that nobody answers
+    with Run(port):
+        page.wait("document.querySelector('#link').className === 'good'")
+        page.wait(f"{SHOWN} < 20 && document.querySelectorAll('.stale').length === 0")
+        moves_on(page, page.run(SHOWN))
+    page.wait("document.querySelector('#link').className === 'bad'")
+    page.complaints.clear()
+
+
+def others_move_on(run, frames=10):
+    """Another client, with no screen; returns the newest frame that it saw."""
+    with Client(run.view) as client:
+        for _ in range(frames):
+            newest = client.frames()[-1]["index"]
+            client.say("ack")
+    return newest
+
+
+def test_a_paused_page_stands_still_and_goes_on_with_the_newest(tab):
+    with Run() as run:
+        page = tab(run)
+        moves_on(page, 0)
+        page.press(" ")
+        page.wait("document.querySelector('.badges').innerText.includes('paused')")
+        time.sleep(0.5)  # what was on its way
+        still, newest = page.run(SHOWN), others_move_on(run)
+        assert page.run(SHOWN) == still < newest and page.run("document.querySelectorAll('.stale').length") == 0
+        page.press(" ")
+        assert moves_on(page, still, 1) >= newest
+        page.press(" ")
+        page.wait("document.querySelector('.badges').innerText.includes('paused')")
+    page.wait("document.querySelectorAll('.card .stale').length === 1")  # paused, but of a run that is gone
+    page.complaints.clear()
+
+
+def test_a_hidden_page_takes_nothing_and_goes_on_with_the_newest(tab, browser):
+    with Run() as run:
+        page = tab(run)
+        moves_on(page, 0)
+        front = browser.tab()  # hides the other
+        page.wait("document.hidden")
+        time.sleep(0.5)
+        still, newest = page.run(SHOWN), others_move_on(run)
+        assert page.run(SHOWN) == still < newest
+        front.close()
+        page.show()
+        page.wait(f"{SHOWN} > {still}")
+        assert moves_on(page, still, 1) >= newest
+
+
+def test_keys_choose_turn_and_change_the_theme(tab):
+    with Run(sources=("a", "b")) as run:
+        page = tab(run)
+        page.wait("document.querySelectorAll('.card[data-index]').length === 2")
+        page.press("2")
+        page.wait("document.querySelector('#numbers h2').innerText === 'b'")
+        assert page.run("[...document.querySelectorAll('.card')].map(card => card.ariaCurrent).join()") == "false,true"
+        page.press(" ")
+        before = page.run("document.querySelector('#space canvas').toDataURL()")
+        page.press("ArrowLeft")
+        assert page.run("document.querySelector('#space canvas').toDataURL()") != before
+        page.press("0")
+        light = page.run("getComputedStyle(document.body).backgroundColor")
+        page.press("t")
+        page.press("t")
+        assert page.run("document.documentElement.dataset.theme") == "dark"
+        assert page.run("getComputedStyle(document.body).backgroundColor") != light
+        page.press("t")
+        assert page.run("getComputedStyle(document.body).backgroundColor") == light
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_it_fits_a_phone(tab, theme):
+    with Run(sources=("a camera with quite a long name", "b", "c")) as run:
+        page = tab(run, width=390, height=844, scale=2, mobile=True, theme=theme)
+        page.wait("document.querySelectorAll('.card[data-index]').length === 3")
+        page.wait("document.querySelector('#numbers table') !== null")
+        assert page.run("document.documentElement.scrollWidth <= innerWidth")
+        dark = page.run("getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0] < 128")
+        assert dark is (theme == "dark")
