@@ -23,7 +23,8 @@ from engines.people import DetectedBoxes, PeopleDetector, overlaps, people_specs
 from engines.session import SessionDescription
 from engines.sessions.base import LockedSession
 from pipeline.people.detection import detect
-from pipeline.people.tracks import DETECTION_CANDIDATES, DETECTION_SCORE
+from pipeline.people.detection import DETECTION_SCORE
+from pipeline.people.tracker import CANDIDATES
 from pipeline.sources import open_source
 
 EXPORTED = ("openvino", "onnxruntime")
@@ -229,7 +230,7 @@ def test_the_shipped_detector_sees_the_demo_clip_s_person():
     with open_source(shipped.DEMO_CLIP) as source:
         frames = [frame for frame in source if frame.index % 50 == 0]
     for frame in frames:
-        boxes = [detection.box for detection in detect(detector, frame.image, DETECTION_SCORE)[:DETECTION_CANDIDATES]]
+        boxes = [detection.box for detection in detect(detector, frame.image, DETECTION_SCORE)[:CANDIDATES]]
         assert max(box.iou(Box(*truth[frame.index]["box"])) for box in boxes) > 0.5
 
 
