@@ -22,8 +22,7 @@ from engines.parity import DetectorParity, compare_detectors, noise_frames
 from engines.people import DetectedBoxes, PeopleDetector, overlaps, people_specs, without_duplicates
 from engines.session import SessionDescription
 from engines.sessions.base import LockedSession
-from pipeline.people.detection import detect
-from pipeline.people.detection import DETECTION_SCORE
+from pipeline.people.detection import DETECTION_SCORE, detect
 from pipeline.people.tracker import CANDIDATES
 from pipeline.sources import open_source
 
