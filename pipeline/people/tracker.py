@@ -256,7 +256,7 @@ class PeopleTracker:
 
         Asked again about the same frame, the places where a second look is worth it.
         """
-        again = self._frame is not None and frame.index == self._frame.index
+        again = frame is self._frame
         self._frame, self._events = frame, []
         self._looks = self._looks + 1 if again else 1
         if not again:

@@ -23,6 +23,7 @@ from engines.people import DetectedBoxes, PeopleDetector, overlaps, people_specs
 from engines.session import SessionDescription
 from engines.sessions.base import LockedSession
 from pipeline.people.detection import DETECTION_SCORE, detect
+from pipeline.people.tracker import CANDIDATES
 from pipeline.sources import open_source
 
 EXPORTED = ("openvino", "onnxruntime")
@@ -228,7 +229,7 @@ def test_the_shipped_detector_sees_the_demo_clip_s_person():
     with open_source(shipped.DEMO_CLIP) as source:
         frames = [frame for frame in source if frame.index % 50 == 0]
     for frame in frames:
-        boxes = [detection.box for detection in detect(detector, frame.image, DETECTION_SCORE)]
+        boxes = [detection.box for detection in detect(detector, frame.image, DETECTION_SCORE)[:CANDIDATES]]
         assert max(box.iou(Box(*truth[frame.index]["box"])) for box in boxes) > 0.5
 
 
@@ -241,5 +242,4 @@ def test_a_shipped_detector_that_was_changed_is_refused(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="was changed"):
         shipped.detector()
     (tmp_path / "detector.json").unlink()
-    with pytest.raises(CheckpointError, match="is not there"):
-        shipped.detector()
+    assert shipped.detector() is None

@@ -65,3 +65,10 @@ def test_the_detector_looks_five_times_a_second():
         for index in range(4 * rate):
             run.step(Frame(picture(640, 480, (200, 100, 80, 220)), "t", index, index / rate))
         assert 14 <= detector.frames <= 20
+
+
+def test_pictures_of_several_sources_may_have_one_number():
+    run = estimator(follows=False)
+    for box in ((200, 100, 80, 220), (400, 150, 60, 180)):
+        (pose,) = run.step(Frame(picture(640, 480, box), "t", 0, 0.0)).poses
+        assert box_from_joints(pose.joints_px).iou(Box(*box)) > 0.7
