@@ -1,11 +1,11 @@
 """This project and MediaPipe's full pose model by turns, each from a video file to poses in memory.
 
-    python benchmarks/peers.py [CLIP...] [--rounds 5] [--mediapipe reference-env/bin/python] [--json FILE]
+    python benchmarks/peers.py [CLIP...] [--rounds 5] [--max-people 1] [--mediapipe reference-env/bin/python] [--json FILE]
 
 Without clips it takes the demo clip; `vtest.avi` is in Debian's package `opencv-doc`. MediaPipe is in an environment of its
 own, as the top of `benchmarks/reference.py` says how. Each round runs both on each clip, each in a process of its own.
-MediaPipe runs as for videos: it follows one person, as this project does here, and smooths the poses; its video is decoded in
-threads of its own.
+MediaPipe runs as for videos: it follows one person and smooths the pose; its video is decoded in threads of its own. So this
+project follows one person here, too, unless `--max-people` says otherwise.
 
 Start-up is from the start of the process to the first frame's poses; the speed is that of the frames after it. CPU time is that
 of all threads of the process, for the same frames.
@@ -36,6 +36,7 @@ class Told:
     Attributes:
         frames: frames of the clip.
         with_person: frames with a pose.
+        poses: poses in all of them.
         startup_s: from the start of the process to the first frame's poses, s.
         frames_per_second: over the frames after the first.
         cpu_ms: CPU time of all threads for one of these frames, ms.
@@ -43,22 +44,23 @@ class Told:
 
     frames: int
     with_person: int
+    poses: int
     startup_s: float
     frames_per_second: float
     cpu_ms: float
 
 
-def with_convnextpose(clip: Path) -> Iterator[int]:
+def with_convnextpose(clip: Path, max_people: int) -> Iterator[int]:
     """How many people have a pose, frame by frame."""
     from pipeline.run import RunConfig, open_pipeline
 
-    with open_pipeline(RunConfig(clip)) as pipeline:
+    with open_pipeline(RunConfig(clip, max_people=max_people)) as pipeline:
         for posed in pipeline:
             yield len(posed.poses)
 
 
-def with_mediapipe(clip: Path) -> Iterator[int]:
-    """How many people have a pose, frame by frame: one at most."""
+def with_mediapipe(clip: Path, max_people: int) -> Iterator[int]:
+    """How many people have a pose, frame by frame: one at most, however many may."""
     import av
     import mediapipe
 
@@ -70,7 +72,7 @@ def with_mediapipe(clip: Path) -> Iterator[int]:
             yield int(found.pose_landmarks is not None)
 
 
-PEERS: dict[str, Callable[[Path], Iterator[int]]] = {"convnextpose": with_convnextpose, "mediapipe": with_mediapipe}
+PEERS: dict[str, Callable[[Path, int], Iterator[int]]] = {"convnextpose": with_convnextpose, "mediapipe": with_mediapipe}
 """What is compared, by name."""
 
 
@@ -81,28 +83,31 @@ def measure(people: Iterator[int], started_s: float) -> Told:
         people: how many people have a pose, frame by frame; at least two frames.
         started_s: when the process started, by `time.monotonic`.
     """
-    with_person = int(next(people) > 0)
+    poses = next(people)
+    with_person = int(poses > 0)
     first_s, first_cpu_s = time.monotonic(), time.process_time()
     frames = 1
     for count in people:
         frames += 1
         with_person += count > 0
+        poses += count
     wall_s, cpu_s = time.monotonic() - first_s, time.process_time() - first_cpu_s
-    return Told(frames, with_person, first_s - started_s, (frames - 1) / wall_s, 1e3 * cpu_s / (frames - 1))
+    return Told(frames, with_person, poses, first_s - started_s, (frames - 1) / wall_s, 1e3 * cpu_s / (frames - 1))
 
 
-def run_peer(name: str, python: Path, clip: Path) -> Told:
+def run_peer(name: str, python: Path, clip: Path, max_people: int) -> Told:
     """Run a peer in a process of its own.
 
     Raises:
         RuntimeError: it failed.
     """
     started = repr(time.monotonic())  # one clock for all processes of a machine
-    command = [python, Path(__file__).resolve(), str(clip), "--peer", name, "--started", started]
+    command: list[str | Path] = [python, Path(__file__).resolve(), clip, "--max-people", str(max_people)]
+    command += ["--peer", name, "--started", started]
     return Told(**json.loads(run_process(command, ROOT).output.splitlines()[-1]))
 
 
-def compare(clips: list[Path], pythons: dict[str, Path], rounds: int) -> dict[str, dict[str, list[Told]]]:
+def compare(clips: list[Path], pythons: dict[str, Path], rounds: int, max_people: int) -> dict[str, dict[str, list[Told]]]:
     """Run all peers on all clips by turns; what each told of each clip, by clip and peer.
 
     Raises:
@@ -110,7 +115,7 @@ def compare(clips: list[Path], pythons: dict[str, Path], rounds: int) -> dict[st
     """
     told: dict[str, dict[str, list[Told]]] = {clip.name: {name: [] for name in pythons} for clip in clips}
     for _, (clip, name) in by_turns([(clip, name) for clip in clips for name in pythons], rounds):
-        told[clip.name][name].append(run_peer(name, pythons[name], clip.resolve()))
+        told[clip.name][name].append(run_peer(name, pythons[name], clip.resolve(), max_people))
     return told
 
 
@@ -119,31 +124,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clips", nargs="*", type=Path, default=[ROOT / "convnextpose/weights/demo.mp4"])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--max-people", type=int, default=1, help="how many people this project follows")
     parser.add_argument("--mediapipe", type=Path, default=Path("reference-env/bin/python"), help="Python that has MediaPipe")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
     parser.add_argument("--started", type=float, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peer:
-        print(json.dumps(asdict(measure(PEERS[arguments.peer](arguments.clips[0]), arguments.started))))
+        print(json.dumps(asdict(measure(PEERS[arguments.peer](arguments.clips[0], arguments.max_people), arguments.started))))
         return
     if not arguments.mediapipe.exists():
         parser.error(f"expected a Python with MediaPipe at {arguments.mediapipe}: benchmarks/reference.py says how to make one")
     # Its name is kept as it is: a virtual environment's Python is a link to another one.
     pythons = {"convnextpose": Path(sys.executable), "mediapipe": arguments.mediapipe.absolute()}
     try:
-        told = compare(arguments.clips, pythons, arguments.rounds)
+        told = compare(arguments.clips, pythons, arguments.rounds, arguments.max_people)
     except RuntimeError as error:
         parser.error(str(error))
     faster = {}
     for clip, peers in told.items():
         frames = next(iter(peers.values()))[0].frames
         print(f"{clip}, {frames} frames, {arguments.rounds} rounds, medians")
-        print(f"{'':14s}{'frames a second':>16s}{'CPU ms a frame':>16s}{'start-up s':>12s}{'frames with a person':>22s}")
+        headings = ("frames a second", "CPU ms a frame", "start-up s", "frames with a person", "poses")
+        print(f"{'':14s}" + "".join(f"{heading:>{len(heading) + 3}s}" for heading in headings))
         for name, runs in peers.items():
-            keys = ("frames_per_second", "cpu_ms", "startup_s", "with_person")
-            speed, cpu_ms, startup_s, people = (statistics.median(getattr(run, key) for run in runs) for key in keys)
-            print(f"{name:14s}{speed:16.1f}{cpu_ms:16.2f}{startup_s:12.2f}{people:22.0f}")
+            keys = ("frames_per_second", "cpu_ms", "startup_s", "with_person", "poses")
+            speed, cpu_ms, startup_s, people, poses = (statistics.median(getattr(run, key) for run in runs) for key in keys)
+            print(f"{name:14s}{speed:18.1f}{cpu_ms:17.2f}{startup_s:13.2f}{people:23.0f}{poses:8.0f}")
         faster[clip] = ratios(*([run.frames_per_second for run in peers[name]] for name in PEERS))
         print(f"speed over MediaPipe's: {in_words(faster[clip])}")
     if arguments.json:

@@ -25,7 +25,7 @@ from engines.session import usable_cores
 from pipeline.formats.table import DEFAULT_FORMATS
 from pipeline.run import RunConfig, open_pipeline
 from pipeline.timeline import STAGES, Stopwatch, Timeline
-from pipeline.types import UnreadableFrame
+from pipeline.types import Frame
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for `benchmarks`, which is not installed
 
@@ -94,7 +94,7 @@ def run_alone(config: RunConfig) -> SpeedAlone:
             now = note("reader", now)
             if frame is None:
                 break
-            if isinstance(frame, UnreadableFrame):
+            if not isinstance(frame, Frame):  # one that cannot be read
                 continue
             posed = stream.estimator.step(frame, stopwatch)
             now = note("estimator", now)

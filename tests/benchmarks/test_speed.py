@@ -155,4 +155,4 @@ def test_packages_come_from_the_tree_that_is_run(tmp_path):
 
 def test_a_peer_counts_every_frame_and_those_with_people():
     told = measure(iter([1, 0, 2, 0]), started_s=0.0)
-    assert (told.frames, told.with_person) == (4, 2)
+    assert (told.frames, told.with_person, told.poses) == (4, 2, 3)
