@@ -31,6 +31,9 @@ BONE_LENGTHS_MM = {
 LEAST_BONES = 3
 """Bones in sight from which a root depth is taken from their lengths."""
 
+_PROPORTIONS_WITHIN = 0.02
+"""Pictures have the same proportions if these differ by no more: sizes are rounded to whole blocks."""
+
 _NEAREST_MM, _FARTHEST_MM = 100.0, 1e6
 
 
@@ -89,6 +92,18 @@ class Intrinsics:
         """A camera with `fov_degrees` across the longer side of a `width` x `height` px picture, looking through its middle."""
         focal = max(width, height) / 2 / math.tan(math.radians(fov_degrees) / 2)
         return cls(focal, focal, (width - 1) / 2, (height - 1) / 2)
+
+    def resized(self, size: tuple[int, int], becomes: tuple[int, int]) -> Intrinsics | None:
+        """The intrinsics of pictures of width and height `size` (px) for the same pictures made `becomes` large (px).
+
+        None where the two have other proportions: then one is not the other made larger, and nothing is known.
+        """
+        if size == becomes:
+            return self
+        x, y = becomes[0] / size[0], becomes[1] / size[1]
+        if abs(x / y - 1) > _PROPORTIONS_WITHIN:
+            return None
+        return Intrinsics(self.fx * x, self.fy * y, (self.cx + 0.5) * x - 0.5, (self.cy + 0.5) * y - 0.5)
 
     def project(self, points_mm: NDArray[np.floating]) -> NDArray[np.float64]:
         """Points in camera space [..., 3] (mm) to (x px, y px, depth mm) [..., 3]."""

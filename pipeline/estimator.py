@@ -22,13 +22,15 @@ class Estimator:
     Args:
         model: reads the poses; several estimators may share it.
         people: names the boxes of each frame.
-        camera: the true intrinsics, or None to assume a field of view for each picture's size.
+        camera: the true intrinsics for pictures of the first one's size, or None to assume a field of view for each picture's
+            size. They are made to fit pictures of another size; for other proportions a field of view is assumed.
     """
 
     def __init__(self, model: PoseModel, people: PeopleFinder, *, camera: Intrinsics | None = None) -> None:
         self._model = model
         self._people = people
         self._camera = camera
+        self._size: tuple[int, int] | None = None  # of the first picture
         self._smoother = PoseSmoother(model.info.joint_set.root)
 
     def step(self, frame: Frame, stopwatch: Stopwatch | None = None) -> PosedFrame:
@@ -59,8 +61,10 @@ class Estimator:
             events += known.events
             if not known.look_again:
                 break
-        camera = self._camera or Intrinsics.assumed(*size)
-        source = RootDepthSource.INTRINSICS if self._camera else RootDepthSource.ASSUMED_FOV
+        self._size = self._size or size
+        given = self._camera.resized(self._size, size) if self._camera else None
+        camera = given or Intrinsics.assumed(*size)
+        source = RootDepthSource.INTRINSICS if given else RootDepthSource.ASSUMED_FOV
         poses = []
         with stopwatch.span("lift"):
             for pose in known.poses:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import re
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from convnextpose.errors import (
     ModelError,
     RuntimeUnavailableError,
     SinkError,
+    SourceError,
     install_command,
 )
 from convnextpose.variants import Variant
@@ -29,13 +32,17 @@ from engines.pose import PoseModel
 from engines.sessions.registry import EXPORTED, RUNTIMES
 from pipeline.draw import PoseRenderer
 from pipeline.estimator import Estimator
+from pipeline.formats.base import Recorder
+from pipeline.formats.segments import Segments
 from pipeline.formats.table import DEFAULT_FORMATS, FORMATS, open_recorders
 from pipeline.formats.trace import TraceRecorder
 from pipeline.people import MIN_SCORE, PeopleFinder, WholePicture
 from pipeline.people.detection import detections_of
 from pipeline.people.given import GivenBoxes
 from pipeline.people.tracker import KEEP_LOST_S, MAX_PEOPLE, PeopleTracker
-from pipeline.sources import OnDamage, Source, SourceInfo, open_source
+from pipeline.sources import OnDamage, Patience, Source, SourceInfo, open_source
+from pipeline.sources.patience import PATIENCE
+from pipeline.sources.uri import scheme_of
 from pipeline.status import RunStatus
 from pipeline.streams import Pipeline, Stream
 from pipeline.summary import NAME as SUMMARY_NAME
@@ -54,11 +61,62 @@ MAX_BATCH = 16
 
 
 @dataclass(frozen=True)
+class SourceEntry:
+    """A source with what belongs to it alone.
+
+    Attributes:
+        uri: as `open_source` takes it.
+        name: what it is called in results, or None for its own.
+        camera: its true intrinsics, or None for those of the run.
+    """
+
+    uri: str | Path
+    name: str | None = None
+    camera: Intrinsics | None = None
+
+
+def read_sources(path: Path) -> tuple[SourceEntry, ...]:
+    """Read a file with a source on each line: name, URI and, where they are known, the intrinsics as fx,fy,cx,cy.
+
+    Empty lines and lines that begin with # are passed over. A path is relative to where the program runs.
+
+    Raises:
+        SourceError: it cannot be read, or a line is none of these; names the line, and repeats nothing of it.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        raise SourceError(f"expected a file of sources, but {path} cannot be read: {reason}") from error
+    entries: list[SourceEntry] = []
+    for number, line in enumerate(lines, 1):
+        parts = line.split()
+        if not parts or parts[0].startswith("#"):
+            continue
+        where = f"line {number} of {path}"
+        if len(parts) not in (2, 3):
+            raise SourceError(f"expected a name, a URI and perhaps fx,fy,cx,cy, received {len(parts)} words in {where}")
+        if scheme_of(parts[0]) is not None:
+            raise SourceError(f"expected a name before the URI, received a URI first in {where}")
+        try:
+            camera = Intrinsics.parse(parts[2]) if len(parts) == 3 else None
+        except GeometryError as error:
+            raise SourceError(f"{error}, in {where}") from error
+        if parts[0].casefold() in {entry.name.casefold() for entry in entries if entry.name}:
+            raise SourceError(f"expected a name of its own for each source, received {parts[0]} again in {where}")
+        entries.append(SourceEntry(parts[1], parts[0], camera))
+    if not entries:
+        raise SourceError(f"expected a source on each line, but {path} has none")
+    return tuple(entries)
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """What a run is to do.
 
     Attributes:
-        sources: one or several videos, pictures or folders of pictures, as `open_source` takes them.
+        sources: one or several videos, pictures, folders of pictures or cameras, as `open_source` takes them; a `SourceEntry`
+            where one has a name and intrinsics of its own.
         model: a name of default weights, a checkpoint in any container that `verify` reads, an exported `.onnx` file, or an
             `.engine` file with its manifest beside it.
         runtime: `auto`, `openvino`, `onnxruntime`, `torch` or `tensorrt`.
@@ -78,9 +136,13 @@ class RunConfig:
         video_stream: which of a file's video streams is read, from 0, or None for the one that players show.
         on_damage: what is done where a recording is damaged: `stop` ends it there, `skip` goes on behind it.
         views: what shows or sends the newest poses while it runs.
+        live: whether files play as cameras do: in real time, newest frame only.
+        loop: whether they begin anew at their end.
+        segment_s: length of the segments in which live sources are recorded, s, or None for one recording each.
+        patience: how long live sources wait for what.
     """
 
-    sources: str | Path | Sequence[str | Path]
+    sources: str | Path | SourceEntry | Sequence[str | Path | SourceEntry]
     model: str = "xs"
     runtime: str = "auto"
     precision: str = "auto"
@@ -99,6 +161,10 @@ class RunConfig:
     video_stream: int | None = None
     on_damage: str = OnDamage.STOP.value
     views: tuple[ViewConfig, ...] = ()
+    live: bool = False
+    loop: bool = False
+    segment_s: float | None = None
+    patience: Patience = PATIENCE
 
     def __post_init__(self) -> None:
         """Check what can be checked without touching a file; paths may be given as strings."""
@@ -117,13 +183,16 @@ class RunConfig:
             raise ValueError(f"expected formats among {', '.join(FORMATS)}, received {unknown[0]!r}")
         if self.random_weights and is_engine(Path(self.model)):
             raise ValueError(f"expected a model to replace the weights of, received the engine {self.model}")
+        if self.segment_s is not None and not self.segment_s >= 1:
+            raise ValueError(f"expected segments of at least 1 s, received {self.segment_s:g} s")
         if self.boxes is not None and len(self.source_list) > 1:
             raise ValueError(f"expected one source where boxes are given, received {len(self.source_list)}")
 
     @property
-    def source_list(self) -> tuple[str | Path, ...]:
+    def source_list(self) -> tuple[SourceEntry, ...]:
         """The sources, one or several."""
-        return (self.sources,) if isinstance(self.sources, (str, Path)) else tuple(self.sources)
+        given = (self.sources,) if isinstance(self.sources, (str, Path, SourceEntry)) else tuple(self.sources)
+        return tuple(entry if isinstance(entry, SourceEntry) else SourceEntry(entry) for entry in given)
 
 
 def open_model(
@@ -191,11 +260,16 @@ def result_folders(out: Path, names: Sequence[str]) -> list[Path]:
 
 
 def source_names(infos: Sequence[SourceInfo]) -> list[str]:
-    """A name for each source that is a file's name, too: its id without a suffix, numbered where two would be the same."""
+    """A name for each source that is a file's name, too: its id without a file's suffix or an address's scheme and query.
+
+    They are numbered where two would be the same.
+    """
     names: list[str] = []
     for info in infos:
-        plain = "".join(c if c.isalnum() or c in "-_. " else "_" for c in info.id)
-        stem = Path(plain).stem.strip(" .") or "source"
+        kept = re.sub(r"^[a-z0-9]+://|[?#].*", "", info.id) if info.live else Path(info.id).stem
+        kept = kept or scheme_of(info.id) or ""
+        plain = "".join(c if c.isalnum() or c in "-_. " else "_" for c in kept)
+        stem = plain.strip(" ._") or "source"
         name, number = stem, 2
         while name.casefold() in {taken.casefold() for taken in names}:
             name, number = f"{stem}-{number}", number + 1
@@ -219,7 +293,7 @@ def _keep_apart(config: RunConfig, folders: Sequence[Path]) -> None:
     Raises:
         SinkError: naming the file.
     """
-    inputs = [*config.source_list, *([config.boxes] if config.boxes else []), config.model]
+    inputs = [*(entry.uri for entry in config.source_list), *([config.boxes] if config.boxes else []), config.model]
     read = {Path(path).resolve() for path in inputs if Path(path).exists()}  # the model may be a name
     names = [FORMATS[name].file_name for name in config.formats]
     written = [folder / name for folder in folders for name in names] if config.out else []
@@ -252,13 +326,23 @@ def open_pipeline(config: RunConfig) -> Pipeline:
     """
     with ExitStack() as opened:
         sources: list[Source] = []
-        for uri in config.source_list:
-            sources.append(open_source(uri, stream=config.video_stream, on_damage=config.on_damage))
-            opened.callback(sources[-1].close)
-        infos = [source.info for source in sources]
-        if config.camera is not None:
-            for info in infos:
-                _check_camera(config.camera, info)
+        for entry in config.source_list:
+            source = open_source(
+                entry.uri,
+                stream=config.video_stream,
+                on_damage=config.on_damage,
+                live=config.live,
+                loop=config.loop,
+                patience=config.patience,
+            )
+            sources.append(source)
+            opened.callback(source.close)
+        entries = config.source_list
+        infos = [replace(s.info, id=entry.name or s.info.id) for s, entry in zip(sources, entries, strict=True)]
+        cameras = [entry.camera or config.camera for entry in entries]
+        for camera, info in zip(cameras, infos, strict=True):
+            if camera is not None:
+                _check_camera(camera, info)
         names = source_names(infos)
         folders = result_folders(config.out, names) if config.out else []
         _keep_apart(config, folders)
@@ -285,22 +369,26 @@ def open_pipeline(config: RunConfig) -> Pipeline:
         trace = TraceRecorder(config.trace, overwrite=config.overwrite) if config.trace else None
         if config.out is not None:
             check_summary(config.out, overwrite=config.overwrite)
+        segments = None if config.segment_s is None else Segments(config.segment_s, time.time_ns())
         streams = []
         places: list[Path | None] = [*folders] or [None] * len(sources)
-        for source, info, source_id, folder in zip(sources, infos, unique_ids(infos), places, strict=True):
+        for source, info, camera, source_id, folder in zip(sources, infos, cameras, unique_ids(infos), places, strict=True):
             header = RunHeader(
                 source=source_id,
-                width=info.width or 0,
-                height=info.height or 0,
+                width=info.width,
+                height=info.height,
                 frame_rate=info.frame_rate,
                 frame_count=info.frame_count,
-                camera=config.camera or Intrinsics.assumed(info.width or 16, info.height or 9),
-                root_depth_source=RootDepthSource.INTRINSICS if config.camera else RootDepthSource.ASSUMED_FOV,
+                camera=camera or (Intrinsics.assumed(info.width, info.height) if info.width and info.height else None),
+                root_depth_source=RootDepthSource.INTRINSICS if camera else RootDepthSource.ASSUMED_FOV,
                 model=model.info,
                 runtime=model.describe(),
                 smooth=config.smooth,
             )
-            recorders = [] if folder is None else open_recorders(folder, config.formats, header, overwrite=config.overwrite)
+            recorders: list[Recorder] = []
+            if folder is not None:
+                divided = segments if info.live else None
+                recorders = open_recorders(folder, config.formats, header, overwrite=config.overwrite, segments=divided)
             people: PeopleFinder = given or WholePicture()
             if detector is not None:  # pictures have no frame rate: one is not what came after another
                 people = PeopleTracker(
@@ -314,7 +402,7 @@ def open_pipeline(config: RunConfig) -> Pipeline:
             streams.append(
                 Stream(
                     source,
-                    Estimator(model, people, camera=config.camera),
+                    Estimator(model, people, camera=camera),
                     header,
                     recorders=recorders,
                     renderer=PoseRenderer(model.info.joint_set) if any(r.needs_picture for r in recorders) else None,

@@ -18,7 +18,7 @@ from engines.pose import PoseModel
 from pipeline.timeline import Stopwatch
 from pipeline.types import Pose
 
-BATCH = 8
+BATCH = 32
 """Crops that are given to the network at once: bounds memory."""
 
 EDGE_FRACTION = 0.01

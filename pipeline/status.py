@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.ledger import LedgerCounts
-from pipeline.streams import State, Stream
+from pipeline.streams import Stream
 from pipeline.summary import source_record
-from pipeline.types import RunHeader
+from pipeline.types import RunHeader, State
 
 FORMAT = "convnextpose-status-1"
 

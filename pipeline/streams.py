@@ -6,8 +6,9 @@
 
 A recorded source waits: the next frame is taken from it when what is in flight leaves room, in frames and in bytes, so that
 every recorder has every frame. A live source never waits: only its newest frame is kept for the estimator, and a recorder that
-falls behind misses frames, which are counted. A view never holds anything up: it sees the newest frame of each source when it
-has time for one, and a view that fails is closed and told of, while everything else goes on.
+falls behind misses frames, which are counted. So does one that cannot write, as on a full disk: the live part goes on. A view
+never holds anything up: it sees the newest frame of each source when it has time for one, and a view that fails is closed and
+told of, while everything else goes on.
 
 An exception in a thread ends its source's stream, not those of other sources, and reaches the caller as a StageError when all
 streams have ended. A source that breaks off half way is gentler: what came before it goes through every stage first. A
@@ -22,21 +23,21 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-from convnextpose.errors import GeometryError, PoseError, StageError
+from convnextpose.errors import GeometryError, PoseError, SinkError, StageError
 from pipeline.draw import PoseRenderer
 from pipeline.estimator import Estimator
 from pipeline.formats.base import Recorder, WrittenFile, written_files
 from pipeline.formats.trace import TraceRecorder
 from pipeline.inbox import Board, Closed, Inbox, InFlight
 from pipeline.ledger import FrameLedger
+from pipeline.people.appearances import Appearances
 from pipeline.sources import Source
 from pipeline.timeline import Stopwatch, Timeline, TimingTable
-from pipeline.types import Frame, PosedFrame, RunHeader, UnreadableFrame
+from pipeline.types import Frame, PosedFrame, RunHeader, State, UnreadableFrame
 from pipeline.views.base import View
 
 _log = logging.getLogger("convnextpose.streams")
@@ -53,27 +54,15 @@ LIVE_WAITING_FRAMES = 8
 KEPT_AGES = 20_000
 """Ages of live frames that percentiles are taken over: the newest ones."""
 
+KEPT_STATES = 1000
+"""States of a source that are kept: the newest ones, as a camera may come and go for days."""
+
 NEWER_CAME = "a newer frame came before it was its turn"
 
 CALLER = "caller"
 
 DRAWN_SHARE = 1.6
 """How many bytes the drawn picture and its encoding take for a byte of the frame."""
-
-
-@dataclass(frozen=True)
-class State:
-    """What a stream's source was doing from a moment on.
-
-    Attributes:
-        utc: when, ISO 8601 in UTC.
-        state: `open`, `running`, `ended`, `stopped` or `broken`.
-        cause: why, one sentence; empty where that is plain.
-    """
-
-    utc: str
-    state: str
-    cause: str = ""
 
 
 class _Flight:
@@ -124,9 +113,9 @@ class Stream:
         ages_ns: of the newest posed frames of a live source, how old they were when every recorder had them.
         clock: what the newest of these ages is by, as in `Frame`; None before there is one.
         finished: posed frames for whoever iterates over the pipeline.
-        states: what the source was doing.
-        track_ids: the people seen so far.
-        error: why the stream ended early, or None.
+        states: what the source was doing, the newest KEPT_STATES.
+        people: who was seen so far.
+        error: why the stream ended early, or what could not be written of a live source; None if nothing went wrong.
     """
 
     def __init__(
@@ -146,8 +135,8 @@ class Stream:
         self.missed = {recorder.path.name: 0 for recorder in recorders} | {CALLER: 0}
         self.ages_ns: deque[int] = deque(maxlen=KEPT_AGES)
         self.clock: str | None = None
-        self.states: list[State] = []
-        self.track_ids: set[int] = set()
+        self.states: deque[State] = deque(maxlen=KEPT_STATES)
+        self.people = Appearances()
         self.error: StageError | None = None
         self.source = source
         self.estimator = estimator
@@ -176,7 +165,7 @@ class Stream:
         self.threads = [
             threading.Thread(target=self._run, args=(target,), name=f"{name}: {what}", daemon=True) for what, target in work
         ]
-        self._note("open")
+        self._note(State.now("open"))
 
     # What the pipeline calls.
 
@@ -196,7 +185,8 @@ class Stream:
             show: takes each posed frame for the views, before the recorders have it; None where there are no views.
         """
         self._ready, self._ended, self._trace, self._show = ready, ended, trace, show
-        self._note("running")
+        if not self._live:  # a live source says what it does
+            self._note(State.now("running"))
         for thread in self.threads:
             thread.start()
 
@@ -208,6 +198,8 @@ class Stream:
     def stop(self) -> None:
         """Take no more frames; those on their way are still finished. Safe to call from a signal handler."""
         self._stopping.set()
+        if self._live:  # its reader may be waiting for a camera that is not there
+            self.source.close()
 
     def wake(self) -> None:
         """Let a reader that waits for room see that it is to stop."""
@@ -227,14 +219,17 @@ class Stream:
 
     def fail(self, stage: str, error: Exception) -> None:
         """Note why the stream ends early; the first reason counts."""
+        self._note_error(stage, error)
+        self.stop()
+        self.wake()
+
+    def _note_error(self, stage: str, error: Exception) -> None:
         with self._lock:
             if self.error is None:
                 message = str(error) if isinstance(error, PoseError) else f"{type(error).__name__}: {error}"
                 self.error = StageError(stage, message)
                 self.error.__cause__ = error
                 _log.error("%s: %s", self.header.source, self.error)
-        self.stop()
-        self.wake()
 
     def settle(self) -> None:
         """Close the accounts: what is still open failed."""
@@ -257,20 +252,30 @@ class Stream:
 
     def _read(self) -> None:
         try:
-            frames, expected_size = iter(self.source), self._size_of(self.header.width, self.header.height)
+            items, expected_size = iter(self.source), self._size_of(self.header.width, self.header.height)
             while self._live or self._in_flight.wait_for_room(expected_size, self._stopping.is_set):
                 if self._stopping.is_set():
                     break
                 stopwatch = Stopwatch()
                 with stopwatch.span("capture"):
-                    item = next(frames, None)
+                    item = next(items, None)
                 if item is None:
                     break
+                if isinstance(item, State):
+                    self._note(item)
+                    continue
+                if self._live:  # until now it waited for the camera
+                    stopwatch = Stopwatch()
+                    with stopwatch.span("capture"):
+                        pass
                 if item.source_id != self.header.source:  # two files of one name
                     item = replace(item, source_id=self.header.source)
                 self.ledger.receive(item.index)
                 if isinstance(item, UnreadableFrame):
-                    self.ledger.fail(item.index, f"capture: {item.reason}")
+                    if item.given_up:
+                        self.ledger.drop(item.index, item.reason)
+                    else:
+                        self.ledger.fail(item.index, f"capture: {item.reason}")
                     continue
                 expected_size = self._size_of(item.width, item.height)
                 self._in_flight.enter(expected_size)
@@ -278,11 +283,11 @@ class Stream:
                 if pushed_out is not None:
                     self.ledger.drop(pushed_out.frame.index, NEWER_CAME)
                     self._in_flight.leave(pushed_out.size)
-            self._note("stopped" if self._stopping.is_set() else "ended")
+            self._note(State.now("stopped" if self._stopping.is_set() else "ended"))
         except Closed:  # the estimator gave up
-            self._note("stopped")
+            self._note(State.now("stopped"))
         except Exception as error:  # noqa: BLE001  # a thread's edge: the caller gets it
-            self._note("broken", str(error))
+            self._note(State.now("broken", str(error)))
             self.fail("capture", error)
         finally:
             self._taken.close()
@@ -304,7 +309,8 @@ class Stream:
                     self.ledger.fail(taken.frame.index, f"{stopwatch.stage}: {error}")
                     self._in_flight.leave(taken.size)
                     continue
-                self.track_ids.update(pose.track_id for pose in posed.poses)
+                self.header = self.header.completed(posed)
+                self.people.add(posed)
                 self._publish(_Flight(posed, stopwatch, taken.size, len(self.recorders)))
         except Closed:
             pass
@@ -366,8 +372,14 @@ class Stream:
         try:
             while True:
                 flight = inbox.get()
-                with flight.stopwatch.span("write", enter_ns=flight.entered_ns, part=part):
-                    recorder.write(flight.posed)
+                try:
+                    with flight.stopwatch.span("write", enter_ns=flight.entered_ns, part=part):
+                        recorder.write(flight.posed)
+                except SinkError as error:
+                    if not self._live:
+                        raise
+                    self.missed[recorder.path.name] += 1
+                    self._note_error("write", error)
                 if flight.arrive():
                     self._finish(flight)
         except Closed:
@@ -399,10 +411,9 @@ class Stream:
             self.missed[CALLER] += 1
             self.release(pushed_out.size)
 
-    def _note(self, state: str, cause: str = "") -> None:
-        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        self.states.append(State(now, state, cause))
-        _log.info("%s: %s%s", self.header.source, state, f" ({cause})" if cause else "")
+    def _note(self, state: State) -> None:
+        self.states.append(state)
+        _log.info("%s: %s%s", self.header.source, state.state, f" ({state.cause})" if state.cause else "")
 
 
 class Viewing:

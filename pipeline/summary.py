@@ -83,7 +83,20 @@ def source_record(stream: Stream, timing: TimingTable) -> dict[str, Any]:
         "frames_per_second": round(timing.frames_per_second, 3),
         "latency_ms": _percentiles([timing.latency_ms(p) for p in (50, 95, 99)]) if counts.posed else None,
         "age_ms": _percentiles(np.percentile(ages_ns, [50, 95, 99]) / 1e6) if ages_ns else None,
-        "people": {"frames_with_a_pose": counts.with_person, "tracks": len(stream.track_ids)},
+        "people": {
+            "frames_with_a_pose": counts.with_person,
+            "tracks": len(stream.people.all()),
+            "seen": [
+                {
+                    "track_id": person.track_id,
+                    "first_s": round(person.first_s, 6),
+                    "last_s": round(person.last_s, 6),
+                    "poses": person.poses,
+                    "gaps": person.gaps,
+                }
+                for person in stream.people.all()
+            ],
+        },
     }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from enum import Enum
 from typing import Literal
 
@@ -26,7 +27,8 @@ class Frame:
         image: BGR uint8 [H, W, 3].
         source_id: which source it is from: the file's name.
         index: its number in the source, from 0.
-        time_s: its time stamp in seconds: the stream's own for a file, never the wall clock; index for folders.
+        time_s: its time stamp in seconds: the stream's own, never the wall clock; index for folders. It grows, also where a
+            camera comes back.
         captured_ns: when it was taken, ns since 1970 (Unix time), for live sources; None for files.
         clock: what `captured_ns` is by: the kernel's stamp of the capture, the sender's, or the moment of its arrival here.
     """
@@ -64,11 +66,34 @@ class UnreadableFrame:
         source_id: which source it is from.
         index: its number in the source, in one row with those of `Frame`.
         reason: one sentence.
+        given_up: whether it could have been read, but newer ones came: it counts as dropped, not as failed.
     """
 
     source_id: str
     index: int
     reason: str
+    given_up: bool = False
+
+
+@dataclass(frozen=True)
+class State:
+    """What a source was doing from a moment on.
+
+    Attributes:
+        utc: when, ISO 8601 in UTC.
+        state: of a stream `open`, `running`, `ended`, `stopped` or `broken`; of a live source also `connecting`, `live`,
+            `stalled` (nothing comes, though it is connected) or `lost` (it is tried again until the run ends).
+        cause: why and what to do, one sentence; empty where that is plain.
+    """
+
+    utc: str
+    state: str
+    cause: str = ""
+
+    @classmethod
+    def now(cls, state: str, cause: str = "") -> State:
+        """A state from this moment on."""
+        return cls(datetime.now(timezone.utc).isoformat(timespec="milliseconds"), state, cause)
 
 
 @dataclass(frozen=True)
@@ -200,11 +225,11 @@ class RunHeader:
     """What a run is: written at the head of every result.
 
     Attributes:
-        source: name of the video, picture or folder.
-        width, height: size of its first picture, px.
+        source: name of the video, picture, folder or camera.
+        width, height: size of its first picture, px; None until a camera has sent one.
         frame_rate: nominal frames a second, or None where the source has none (pictures).
         frame_count: frames that the source says it has, or None where it doesn't say.
-        camera: the intrinsics, given or assumed.
+        camera: the intrinsics, given or assumed; None until the first picture, where they are assumed from its size.
         root_depth_source: where root depths come from.
         model: the model.
         runtime: what runs it.
@@ -212,11 +237,11 @@ class RunHeader:
     """
 
     source: str
-    width: int
-    height: int
+    width: int | None
+    height: int | None
     frame_rate: float | None
     frame_count: int | None
-    camera: Intrinsics
+    camera: Intrinsics | None
     root_depth_source: RootDepthSource
     model: ModelInfo
     runtime: SessionDescription
@@ -226,3 +251,9 @@ class RunHeader:
     def joint_set(self) -> JointSet:
         """Order, names and bones of the joints."""
         return self.model.joint_set
+
+    def completed(self, first: PosedFrame) -> RunHeader:
+        """The header with what only the first frame can tell."""
+        if self.width and self.height and self.camera:
+            return self
+        return replace(self, width=first.frame.width, height=first.frame.height, camera=self.camera or first.camera)

@@ -44,11 +44,19 @@ class Finding:
 
 def doctor_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON, for a program.")] = False,
+    camera: Annotated[
+        str | None, typer.Option(help="Look at this camera instead, for --seconds: how it opens, its rate, its clock.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1.0, help="How long a camera is looked at.")] = 10.0,
 ) -> None:
     """Look at this machine: Python, runtimes, GPU, weights, speed; say what is missing for what and how to mend it.
 
-    Exit codes: 0 the default job can run here (something optional may be missing); 1 it cannot.
+    Exit codes: 0 the default job can run here (something optional may be missing), or the camera gives frames; 1 not.
     """
+    if camera is not None:
+        from tools.cameras import look_at  # a doctor must come also where a library is missing
+
+        raise typer.Exit(look_at(camera, seconds, as_json=as_json))
     findings = examine()
     if as_json:
         typer.echo(json.dumps([asdict(f) for f in findings], indent=2))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import threading
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -16,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from convnextpose import weights
-from convnextpose.camera import Intrinsics
+from convnextpose.camera import Intrinsics, RootDepthSource
 from convnextpose.checkpoint import claimed_variant
 from convnextpose.errors import GeometryError, StageError
 from engines.manifest import is_engine
@@ -26,7 +29,8 @@ from pipeline.formats.table import DEFAULT_FORMATS, FORMATS
 from pipeline.ledger import Reasons
 from pipeline.people import MIN_SCORE
 from pipeline.people.tracker import KEEP_LOST_S, MAX_PEOPLE
-from pipeline.run import RunConfig, open_pipeline
+from pipeline.run import RunConfig, SourceEntry, open_pipeline, read_sources
+from pipeline.sources.live import LOST, STALLED
 from pipeline.status import RunStatus
 from pipeline.streams import Pipeline, Stream
 from pipeline.summary import NAME as SUMMARY_NAME
@@ -41,6 +45,9 @@ if hasattr(signal, "SIGHUP"):
 
 _TONES = {"running": "green", "live": "green", "connecting": "yellow", "stalled": "yellow", "lost": "red", "broken": "red"}
 """Colours of states on a terminal."""
+
+_SHOWN_PEOPLE = 10
+"""People whom the console lists."""
 
 _SHOWN_REASONS = 5
 """Reasons of a kind that the console lists."""
@@ -60,11 +67,24 @@ def _place(text: str) -> Place:
         raise typer.BadParameter(str(error)) from error
 
 
+def _duration(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)?", text)
+    if found is None:
+        raise typer.BadParameter(f"expected a time such as 30s, 10m or 1h, received {text!r}")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2] or "s"]
+
+
 def run_command(
     sources: Annotated[
-        list[str],
-        typer.Argument(help="Video files, pictures, or folders of pictures.", show_default=False, metavar="SOURCE..."),
-    ],
+        list[str] | None,
+        typer.Argument(
+            help="Video files, pictures, folders of pictures, or cameras: 0, /dev/video0, csi://0, rtsp://, http://, udp://, "
+            "rtp://, test://.",
+            show_default=False,
+            metavar="SOURCE...",
+        ),
+    ] = None,
+    *,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -72,6 +92,12 @@ def run_command(
             help="Folder for the results; with several sources each gets a folder of its own in it. Needed unless a view or a "
             "live output is asked for.",
             show_default=False,
+        ),
+    ],
+    sources_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--sources", help="File with a source on each line: name, URI and, where known, fx,fy,cx,cy.", show_default=False
         ),
     ] = None,
     formats: Annotated[str, typer.Option(help=f"What to write, with commas between: {', '.join(FORMATS)}.")] = ",".join(
@@ -150,11 +176,27 @@ def run_command(
     osc_style: Annotated[
         str, typer.Option(help=f"What the bundles hold: {', '.join(STYLES)}; VMC listens on port 39539, VRChat on 9000.")
     ] = "vmc",
+    live: Annotated[bool, typer.Option("--live", help="Play files as cameras: in real time, newest frame only.")] = False,
+    loop: Annotated[bool, typer.Option("--loop", help="As --live, over and over.")] = False,
+    seconds: Annotated[
+        float | None, typer.Option(min=0.1, help="End the run after so many seconds.", show_default=False)
+    ] = None,
+    segment: Annotated[
+        float | None,
+        typer.Option(
+            parser=_duration,
+            metavar="TIME",
+            help="Record cameras in segments of this length, such as 10m, each in a folder of its own.",
+            show_default=False,
+        ),
+    ] = None,
     weights_kind: Annotated[
         str, typer.Option("--weights", help="`trained`, or `random` for benchmarks: poses then mean nothing, and say so.")
     ] = "trained",
 ) -> None:
-    """Turn videos into 3D poses: an annotated MP4, poses as NDJSON and NPZ, a summary, and the time of every stage.
+    """Turn videos and cameras into 3D poses: an annotated MP4, poses as NDJSON and NPZ, a summary, the time of every stage.
+
+    A camera may be absent, and may come and go: the run goes on until it is stopped.
 
     Exit codes: 0 done; 1 a source, the model or a stage failed (what was finished before is kept); 2 wrong use;
     130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP (what was finished is kept).
@@ -167,9 +209,12 @@ def run_command(
     views = tuple(ViewConfig(kind, place) for kind, place in asked if place is not None)
     if out is None and not views:
         raise typer.BadParameter("expected a folder for the results, or a view such as --view 8080", param_hint="--out")
+    entries = [*(SourceEntry(uri) for uri in sources or ()), *(read_sources(sources_file) if sources_file else ())]
+    if not entries:
+        raise typer.BadParameter("expected at least one source, received none: name one, or a file of them with --sources")
     try:
         config = RunConfig(
-            sources=tuple(sources),
+            sources=entries,
             model=model,
             runtime=runtime,
             precision=precision,
@@ -188,6 +233,9 @@ def run_command(
             video_stream=video_stream,
             on_damage=on_damage,
             views=views,
+            live=live,
+            loop=loop,
+            segment_s=segment,
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
@@ -203,7 +251,11 @@ def run_command(
 
     for number in _STOP_SIGNALS:
         signal.signal(number, stop)
+    timer = threading.Timer(seconds, pipeline.stop) if seconds else None
     try:
+        if timer is not None:
+            timer.daemon = True
+            timer.start()
         _follow(pipeline)
     except KeyboardInterrupt:
         # Closing is bounded in time; a second signal would cost the results that it finishes.
@@ -211,6 +263,8 @@ def run_command(
             signal.signal(number, signal.SIG_IGN)
     except StageError as error:
         failure = error
+    if timer is not None:
+        timer.cancel()
     try:
         pipeline.close()
     except StageError as error:
@@ -264,7 +318,7 @@ def _lines(status: RunStatus) -> Table:
 def _print_head(console: Console, pipeline: Pipeline, config: RunConfig) -> None:
     for stream in pipeline.streams:
         header = stream.header
-        size = f"{header.width}x{header.height}"
+        size = f"{header.width}x{header.height}" if header.width else "live"
         rate = f", {header.frame_rate:.4g} fps" if header.frame_rate else ""
         frames = f", {header.frame_count} frames" if header.frame_count else ""
         console.print(f"source   {escape(header.source)} ({size}{rate}{frames})")
@@ -286,8 +340,10 @@ def _print_head(console: Console, pipeline: Pipeline, config: RunConfig) -> None
     console.print(f"runtime  {escape(str(header.runtime))}{escape(_because(config.runtime, runtime))}")
     precision = choose_precision(config.precision, runtime.name, header.model)
     console.print(f"         {precision.name}{escape(_because(config.precision, precision))}")
-    depth = "the given camera" if config.camera else "an assumed field of view: depths and scale are a guess"
-    console.print(f"depth    from {depth}")
+    guessed = [s.header.source for s in pipeline.streams if s.header.root_depth_source is RootDepthSource.ASSUMED_FOV]
+    depth = "an assumed field of view: depths and scale are a guess" if guessed else "the given camera"
+    of = f" for {', '.join(guessed)}" if 0 < len(guessed) < len(pipeline.streams) else ""
+    console.print(f"depth    from {escape(depth + of)}")
     for viewing in pipeline.viewings:
         console.print(f"view     {escape(viewing.view.address)} ({viewing.view.name})", soft_wrap=True)
 
@@ -332,7 +388,18 @@ def _print_stream(console: Console, stream: Stream, config: RunConfig) -> None:
     for name, count in stream.missed.items():
         if count:
             console.print(f"         {count} missed by {escape(name)}, which was behind")
-    console.print(f"people   a pose in {counts.with_person} of {counts.posed} frames")
+    troubles = Counter((each.state, each.cause) for each in stream.states if each.state in (STALLED, LOST))
+    for (state, cause), count in troubles.most_common(_SHOWN_REASONS):
+        console.print(f"camera   {count} times {state}: {escape(cause)}")
+    people = stream.people.all()
+    console.print(f"people   {len(people)}; a pose in {counts.with_person} of {counts.posed} frames")
+    for person in people[:_SHOWN_PEOPLE]:
+        gaps = {0: "", 1: ", one gap"}.get(person.gaps, f", {person.gaps} gaps")
+        console.print(
+            f"         person {person.track_id}: {person.first_s:.2f} to {person.last_s:.2f} s, {person.poses} poses{gaps}"
+        )
+    if len(people) > _SHOWN_PEOPLE:
+        console.print(f"         {len(people) - _SHOWN_PEOPLE} people more: see {SUMMARY_NAME}")
     _print_reasons(console, counts.problems, "without a pose")
     if counts.posed and not counts.with_person and not counts.problems:
         if config.boxes:

@@ -29,20 +29,46 @@ MAX_TRACK_ID = 2**63 - 1
 """The largest id that files hold: programs read ids as 64-bit integers."""
 
 
-class Recorder(Protocol):
-    """Something that writes posed frames, in order, into one file.
+@dataclass(frozen=True)
+class WrittenFile:
+    """A file that is there.
 
     Attributes:
-        path: the file.
-        needs_picture: whether it wants the drawn picture.
-        begun: whether it has taken its first frame.
-        written: frames that the file holds at this moment, whatever happens next.
+        path: where.
+        frames: whole frames in it.
+        size_bytes: its size.
     """
 
     path: Path
-    needs_picture: ClassVar[bool]
+    frames: int
+    size_bytes: int
+
+
+class Recorder(Protocol):
+    """Something that writes posed frames, in order, into a file, or into one after another.
+
+    Attributes:
+        path: the file; of several what they are called.
+        begun: whether it has taken its first frame.
+    """
+
+    path: Path
     begun: bool
-    written: int
+
+    @property
+    def needs_picture(self) -> bool:
+        """Whether it wants the drawn picture."""
+        ...
+
+    @property
+    def written(self) -> int:
+        """Frames that are on the disk at this moment, whatever happens next."""
+        ...
+
+    @property
+    def files(self) -> list[WrittenFile]:
+        """The files that hold them."""
+        ...
 
     def write(self, posed: PosedFrame, /) -> None:
         """Take one frame.
@@ -88,6 +114,13 @@ class FileRecorder(ABC, Generic[T]):
         self._closed = False
         with as_sink_error(path):
             check_place(path, overwrite=overwrite)
+
+    @property
+    def files(self) -> list[WrittenFile]:
+        """The file, if it holds anything and is really there."""
+        if not (self.written and self.path.is_file()):
+            return []
+        return [WrittenFile(self.path, self.written, self.path.stat().st_size)]
 
     def write(self, item: T, /) -> None:
         """Take one item.
@@ -148,6 +181,17 @@ class PoseRecorder(FileRecorder[PosedFrame]):
         super().__init__(path, overwrite=overwrite)
         self._header = header
 
+    def write(self, item: PosedFrame, /) -> None:
+        """Take one frame; the first one completes the header.
+
+        Raises:
+            SinkError: it cannot be written.
+            OutputExistsError: the file is there already and may not be replaced.
+        """
+        if not self.begun:
+            self._header = self._header.completed(item)
+        super().write(item)
+
     def _check(self, item: PosedFrame) -> None:
         count = len(self._header.joint_set)
         for pose in item.poses:
@@ -162,28 +206,9 @@ class PoseRecorder(FileRecorder[PosedFrame]):
             raise SinkError(f"expected a finite time stamp for {self.path}, received {item.frame.time_s}")
 
 
-@dataclass(frozen=True)
-class WrittenFile:
-    """A file that is there.
-
-    Attributes:
-        path: where.
-        frames: whole frames in it.
-        size_bytes: its size.
-    """
-
-    path: Path
-    frames: int
-    size_bytes: int
-
-
 def written_files(recorders: Iterable[Recorder | FileRecorder[Any]]) -> list[WrittenFile]:
     """The files that recorders have written and that are really there."""
-    files = []
-    for recorder in recorders:
-        if recorder.written and recorder.path.is_file():
-            files.append(WrittenFile(recorder.path, recorder.written, recorder.path.stat().st_size))
-    return files
+    return [file for recorder in recorders for file in recorder.files]
 
 
 @contextmanager

@@ -35,6 +35,9 @@ MAX_SIDE = 8192
 MAX_KEY_FRAME_DISTANCE = 60
 """Frames between key frames where a second has more: how far a player has to read for a jump."""
 
+CAMERA_RATE = 30
+"""Frames a second that are assumed of a camera: only the distance of key frames rests on it."""
+
 MAX_GAP_S = 23_860
 """Longest time between two frames, s: MP4 counts a frame's duration in 31 bits of TIME_BASE; FFmpeg would change the times."""
 
@@ -85,8 +88,9 @@ class Mp4Recorder(PoseRecorder):
         self._first_time_s = item.frame.time_s
         self._muxed = _Muxed()
         self._container = av.open(self._muxed, "w", format="mp4", options={"movflags": MOVFLAGS})
-        # Pictures without a frame rate come at one a second.
-        rate = Fraction(self._header.frame_rate or 1).limit_denominator(1001)
+        # Pictures without a frame rate come at one a second; a camera's rate is not known before it has run for a while.
+        assumed = 1 if item.frame.captured_ns is None else CAMERA_RATE
+        rate = Fraction(self._header.frame_rate or assumed).limit_denominator(1001)
         options = {
             "preset": PRESET,
             "tune": "zerolatency",  # no frame is held back

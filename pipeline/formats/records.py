@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ class PosesAtTime:
         camera: the intrinsics that the poses were lifted with.
         poses: the people in it.
         events: what happened to their tracks.
+        utc: when it was taken, ISO 8601, by which recordings of several cameras line up; None where the source was not live.
+        clock: what `utc` is by, as in `pipeline.types.Frame`; None where `utc` is.
     """
 
     index: int
@@ -57,6 +60,8 @@ class PosesAtTime:
     camera: Intrinsics
     poses: tuple[Pose, ...]
     events: tuple[TrackEvent, ...] = ()
+    utc: str | None = None
+    clock: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,14 @@ class PoseFile:
 
 
 def header_record(header: RunHeader) -> dict[str, Any]:
-    """The header as plain JSON values."""
+    """The header as plain JSON values.
+
+    Raises:
+        ValueError: it is not complete: the first frame has not come.
+    """
     joints = header.joint_set
+    if header.camera is None:
+        raise ValueError("expected the header of a run whose first frame has come, received one without a camera")
     return {
         "type": "header",
         "format": FORMAT,
@@ -107,7 +118,10 @@ def header_record(header: RunHeader) -> dict[str, Any]:
 
 def frame_record(posed: PosedFrame, header: RunHeader) -> dict[str, Any]:
     """A frame as plain JSON values; it names its camera only where that is not the header's."""
-    record: dict[str, Any] = {"type": "frame", "index": int(posed.frame.index), "time_s": round(float(posed.frame.time_s), 6)}
+    frame = posed.frame
+    record: dict[str, Any] = {"type": "frame", "index": int(frame.index), "time_s": round(float(frame.time_s), 6)}
+    if frame.captured_ns is not None:
+        record["utc"], record["clock"] = utc_of(frame.captured_ns), frame.clock
     if posed.camera != header.camera:
         record["camera"] = asdict(posed.camera)
     if header.model.random:
@@ -116,6 +130,12 @@ def frame_record(posed: PosedFrame, header: RunHeader) -> dict[str, Any]:
         record["events"] = [_event_record(event) for event in posed.events]
     record["poses"] = [_pose_record(pose, smooth=header.smooth) for pose in posed.poses]
     return record
+
+
+def utc_of(unix_ns: int) -> str:
+    """Nanoseconds since 1970 as ISO 8601 in UTC, to the microsecond."""
+    moment = datetime.fromtimestamp(unix_ns // 10**9, timezone.utc).replace(microsecond=unix_ns % 10**9 // 1000)
+    return moment.isoformat(timespec="microseconds")
 
 
 def _event_record(event: TrackEvent) -> dict[str, Any]:
@@ -203,9 +223,10 @@ def _parse_frame(record: dict[str, Any], header: RunHeader) -> PosesAtTime:
     if record["type"] != "frame":
         raise ValueError("expected a frame")
     camera = Intrinsics(**record["camera"]) if "camera" in record else header.camera
+    assert camera is not None  # a header that was read has one
     poses = tuple(_parse_pose(pose, len(header.joint_set)) for pose in record["poses"])
     events = tuple(_parse_event(event) for event in record.get("events", ()))
-    return PosesAtTime(record["index"], record["time_s"], camera, poses, events)
+    return PosesAtTime(record["index"], record["time_s"], camera, poses, events, record.get("utc"), record.get("clock"))
 
 
 def _parse_event(record: dict[str, Any]) -> TrackEvent:

@@ -12,6 +12,7 @@ from pipeline.formats.files import make_folder
 from pipeline.formats.mp4 import Mp4Recorder
 from pipeline.formats.ndjson import NdjsonRecorder
 from pipeline.formats.npz import NpzRecorder
+from pipeline.formats.segments import SegmentedRecorder, Segments
 from pipeline.types import RunHeader
 
 
@@ -46,8 +47,12 @@ DEFAULT_FORMATS = ("mp4", "ndjson", "npz")
 """What a run writes unless it is told otherwise."""
 
 
-def open_recorders(out: Path, formats: Sequence[str], header: RunHeader, *, overwrite: bool = False) -> list[Recorder]:
+def open_recorders(
+    out: Path, formats: Sequence[str], header: RunHeader, *, overwrite: bool = False, segments: Segments | None = None
+) -> list[Recorder]:
     """The recorders of a folder, one for each format; the folder is made. Other files in it stay.
+
+    With `segments` they write into a folder of its own for each of them.
 
     Raises:
         OutputExistsError: one of the files is there already and may not be replaced; nothing was touched.
@@ -57,6 +62,11 @@ def open_recorders(out: Path, formats: Sequence[str], header: RunHeader, *, over
     if unknown:
         raise SinkError(f"expected formats among {', '.join(FORMATS)}; received {', '.join(map(repr, unknown))}")
     chosen = [FORMATS[name] for name in dict.fromkeys(formats)]
-    recorders: list[Recorder] = [kind.recorder(out / kind.file_name, header, overwrite=overwrite) for kind in chosen]
+    recorders: list[Recorder] = []
+    for kind in chosen:
+        if segments is None:
+            recorders.append(kind.recorder(out / kind.file_name, header, overwrite=overwrite))
+        else:
+            recorders.append(SegmentedRecorder(out / kind.file_name, kind.recorder, header, segments, overwrite=overwrite))
     make_folder(out, "the results")
     return recorders

@@ -1,42 +1,77 @@
-"""Where frames come from: files today, cameras later, all through `open_source`.
+"""Where frames come from: files and cameras, all through `open_source`.
 
 Pictures arrive upright: a video's display matrix and a photograph's orientation are applied. Pixels that are not square stay as
-they are stored. What cannot be read is refused with one sentence, when it is opened where that can be known. It imports numpy,
-av, cv2, `convnextpose.errors` and `pipeline.types`.
+they are stored. What cannot be read is refused with one sentence, when it is opened where that can be known; a camera is opened
+when its frames are asked for, and is waited for. It imports numpy, av, cv2, `convnextpose` and `pipeline.types`.
 
-    uri.py         what a URI is, and how to name it without its password
+    uri.py         what a URI is, its parts, and how to name it without its password
     source.py      what every source is
     files.py       a path: what kind of file it is
     pictures.py    pictures and folders of pictures; their formats are in formats.py, heif.py and webp.py
     video.py       video files; their times are in stamps.py
     truncation.py  whether a file was cut short
     limits.py      how large a picture may be
+    live.py        what every live source is: states, reconnecting; patience.py, clocks.py
+    ffmpeg.py      a camera that FFmpeg reads; options.py, failures.py, tls.py
+    v4l2.py        cameras of this computer, and which there are
+    csi.py         a Jetson's cameras
+    rtsp.py, http.py, udp.py   what comes through a network
+    replay.py      a recording that plays as a camera
 
-A camera is one more file here and one more line in SCHEMES.
+Another transport is one more file here and one more line in SCHEMES.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from convnextpose.errors import SourceError
+from pipeline.sources.csi import open_csi
 from pipeline.sources.files import open_file, open_file_uri
-from pipeline.sources.source import OnDamage, Source
+from pipeline.sources.http import open_http
+from pipeline.sources.patience import PATIENCE, Patience
+from pipeline.sources.replay import as_camera, open_test
+from pipeline.sources.rtsp import open_rtsp
+from pipeline.sources.source import OnDamage, Opening, Source
+from pipeline.sources.udp import open_rtp, open_udp
 from pipeline.sources.uri import scheme_of, without_password
+from pipeline.sources.v4l2 import device_of, open_v4l2
 from pipeline.types import SourceInfo
 
-__all__ = ["SCHEMES", "OnDamage", "Source", "SourceInfo", "open_source", "without_password"]
+__all__ = ["SCHEMES", "OnDamage", "Patience", "Source", "SourceInfo", "open_source", "without_password"]
 
-SCHEMES: dict[str, Callable[[str, int | None, OnDamage], Source]] = {
+SCHEMES: dict[str, Callable[[str, Opening], Source]] = {
     "file": open_file_uri,
+    "v4l2": open_v4l2,
+    "csi": open_csi,
+    "rtsp": open_rtsp,
+    "rtsps": open_rtsp,
+    "http": open_http,
+    "https": open_http,
+    "udp": open_udp,
+    "rtp": open_rtp,
+    "test": open_test,
 }
-"""What opens the URIs of a scheme: a function of the URI, the number of the video stream or None, and what damage does."""
+"""What opens the URIs of a scheme."""
 
 
-def open_source(uri: str | Path, *, stream: int | None = None, on_damage: OnDamage | str = OnDamage.STOP) -> Source:
-    """Open a video file, a picture or a folder of pictures, by its path or as `file://`.
+def open_source(
+    uri: str | Path,
+    *,
+    stream: int | None = None,
+    on_damage: OnDamage | str = OnDamage.STOP,
+    live: bool = False,
+    loop: bool = False,
+    patience: Patience | None = None,
+) -> Source:
+    """Open a video file, a picture or a folder of pictures, by its path or as `file://`; or a camera by its URI.
+
+    A camera is `0`, `usb:0` or `/dev/video0` on this computer, `csi://0` on a Jetson, and `rtsp://`, `rtsps://`, `http://`,
+    `https://`, `udp://` or `rtp://` in a network; `test://` plays the demo clip for ever. It need not be there yet when this
+    returns: its states, which come among its frames, say how it fares.
 
     A folder gives its pictures in natural order (`img2` before `img10`); files of other kinds, hidden files and folders inside
     are left out, and the source's notes say so. Pictures have no time of their own: time_s is their index.
@@ -45,14 +80,23 @@ def open_source(uri: str | Path, *, stream: int | None = None, on_damage: OnDama
         uri: a `Path` is always a file's; a string is one too unless it begins with a scheme and `://`.
         stream: which of a file's video streams, from 0 in the file's own order; None: the default one, then the largest.
         on_damage: whether a video ends at damage (`stop`) or goes on behind it (`skip`).
+        live: play a file as a camera: in real time, and what nobody takes in time is lost.
+        loop: a file that plays as a camera goes on from its beginning for ever.
+        patience: how long a live source waits for what.
 
     Raises:
-        SourceError: it isn't there, there is nothing in it that can be read, or its scheme is unknown.
+        SourceError: it isn't there, nothing in it can be read, its scheme is unknown, or an option has no meaning.
     """
-    on_damage = OnDamage(on_damage)
+    opening = Opening(stream, OnDamage(on_damage), live or loop, loop, patience or PATIENCE)
+    device = device_of(uri) if isinstance(uri, str) else None
+    if device is not None:
+        return open_v4l2(device, opening)
     scheme = scheme_of(uri) if isinstance(uri, str) else None
+    if scheme in (None, "file") and opening.live:
+        recorded = replace(opening, live=False, loop=False)
+        return as_camera(lambda: _open_recording(uri, recorded), opening)
     if scheme is None:
-        return open_file(Path(uri), stream, on_damage)
+        return _open_recording(uri, opening)
     if scheme not in SCHEMES:
         near = difflib.get_close_matches(scheme, SCHEMES, n=1)
         known = ", ".join(f"{name}://" for name in SCHEMES)
@@ -60,4 +104,10 @@ def open_source(uri: str | Path, *, stream: int | None = None, on_damage: OnDama
             f"expected a path or a URI that begins with {known}, received {without_password(uri)}"
             + (f": did you mean {near[0]}://?" if near else ": its scheme is unknown")
         )
-    return SCHEMES[scheme](str(uri), stream, on_damage)
+    return SCHEMES[scheme](str(uri), opening)
+
+
+def _open_recording(uri: str | Path, opening: Opening) -> Source:
+    if scheme_of(str(uri)) == "file":
+        return open_file_uri(str(uri), opening)
+    return open_file(Path(uri), opening.stream, opening.on_damage)

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 from convnextpose.errors import SourceError
 from pipeline.sources.formats import format_of, is_animated
 from pipeline.sources.pictures import AnimatedWebpSource, PictureSource, read_file, size_of
-from pipeline.sources.source import OnDamage, Source
+from pipeline.sources.source import OnDamage, Opening, Source
 from pipeline.sources.uri import without_password
 from pipeline.sources.video import VideoSource
 
@@ -32,7 +32,9 @@ def open_file(path: Path, stream: int | None, on_damage: OnDamage) -> Source:
             shown = without_password(str(path))  # it may have been meant as a URI
             raise SourceError(f"expected a video, a picture or a folder of pictures, but there is no {shown}")
         if not path.is_file():
-            raise SourceError(f"expected a video, a picture or a folder of pictures, but {path} is a device or a pipe")
+            raise SourceError(
+                f"expected a video, a picture or a folder of pictures, but {path} is a device or a pipe; a camera is named v4l2://{path}"
+            )
         with path.open("rb") as file:
             head = file.read(512)
     except OSError as error:
@@ -54,7 +56,7 @@ def open_file(path: Path, stream: int | None, on_damage: OnDamage) -> Source:
     return PictureSource(name, (path,))
 
 
-def open_file_uri(uri: str, stream: int | None, on_damage: OnDamage) -> Source:
+def open_file_uri(uri: str, opening: Opening) -> Source:
     """Open `file:///path`, as RFC 8089 writes it.
 
     Raises:
@@ -63,7 +65,8 @@ def open_file_uri(uri: str, stream: int | None, on_damage: OnDamage) -> Source:
     parts = urlsplit(uri)
     if parts.netloc not in ("", "localhost"):
         raise SourceError("expected a file of this machine, such as file:///path, received a URI that names another machine")
-    return open_file(Path(unquote(uri.split("://", 1)[1].removeprefix("localhost"))), stream, on_damage)
+    path = Path(unquote(uri.split("://", 1)[1].removeprefix("localhost")))
+    return open_file(path, opening.stream, opening.on_damage)
 
 
 def _refuse_stream(stream: int | None, path: Path) -> None:

@@ -17,7 +17,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.sources.limits import PIXEL_LIMIT
+from pipeline.sources.limits import DECODER_OPTIONS
 
 _STILL = frozenset({b"mif1", b"heic", b"heix", b"heim", b"heis", b"avif"})
 _SEQUENCE = frozenset({b"msf1", b"hevc", b"hevx", b"avis"})
@@ -172,7 +172,7 @@ def decode(picture: HeifPicture) -> NDArray[np.uint8]:
 def _decode_tile(codec: str, configuration: bytes, data: bytes, full_range: bool | None) -> NDArray[np.uint8]:
     decoder: Any = av.CodecContext.create(codec, "r")
     decoder.extradata = configuration
-    decoder.options = {"max_pixels": str(PIXEL_LIMIT - 1)}
+    decoder.options = DECODER_OPTIONS
     decoder.thread_count = 1
     frames = decoder.decode(av.Packet(data)) + decoder.decode(None)
     if len(frames) != 1 or frames[0].is_corrupt:

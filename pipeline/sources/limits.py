@@ -10,6 +10,9 @@ PIXEL_LIMIT = 8192 * 8192
 FILE_LIMIT = 16 * PIXEL_LIMIT
 """Bytes of a picture's file at most: the largest picture, uncompressed, in four channels of four bytes."""
 
+DECODER_OPTIONS = {"max_pixels": str(PIXEL_LIMIT - 1)}
+"""FFmpeg refuses larger pictures before it makes room for them, also where a stream grows half way."""
+
 
 def check_size(width: int, height: int, name: object) -> None:
     """Refuse a picture or a video that is too large.

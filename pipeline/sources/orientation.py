@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
+from av.sidedata.sidedata import Type as SideDataType
+from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 
@@ -32,7 +36,29 @@ class Orientation:
         """By quarters of a turn anticlockwise."""
         return (cls(), cls(True, 0), cls(False, -1), cls(True, 1))[quarters % 4]
 
+    @classmethod
+    def of_picture(cls, picture: VideoFrame) -> Orientation:
+        """From a decoded picture's display matrix: x' = a x + c y and y' = b x + d y, in multiples of 90 degrees.
+
+        Source: the ISO base media file format (ISO/IEC 14496-12), the track header's matrix.
+        """
+        try:
+            side_data: Any = picture.side_data  # a mapping, which PyAV's stubs describe in as many ways as it has versions
+        except ValueError:  # FFmpeg knows kinds of side data that PyAV doesn't; the angle is had without, a mirroring is not
+            return cls.turned(round(picture.rotation / 90))
+        matrix = side_data.get(SideDataType.DISPLAYMATRIX)
+        if matrix is None:
+            return cls()
+        a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
+        transpose = abs(b) > abs(a)
+        right_to_left, upside_down = (c < 0, b < 0) if transpose else (a < 0, d < 0)
+        return cls(transpose, {(True, True): -1, (True, False): 1, (False, True): 0}.get((right_to_left, upside_down)))
+
     def apply(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The picture [H, W, 3] upright: [W, H, 3] where it was transposed."""
         turned = cv2.transpose(image) if self.transpose else image
         return np.asarray(turned if self.flip is None else cv2.flip(turned, self.flip), np.uint8)
+
+
+UPRIGHT = Orientation()
+"""Not turned."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from abc import abstractmethod
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from enum import Enum
 from types import TracebackType
 from typing import Protocol
 
-from pipeline.types import Frame, SourceInfo, UnreadableFrame
+from pipeline.sources.patience import PATIENCE, Patience
+from pipeline.types import Frame, SourceInfo, State, UnreadableFrame
 
 
 class OnDamage(str, Enum):
@@ -20,6 +22,25 @@ class OnDamage(str, Enum):
 
     SKIP = "skip"
     """It goes on with the next whole picture; what was lost comes as UnreadableFrame."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a source is to be opened.
+
+    Attributes:
+        stream: which of a file's video streams, from 0, or None for the one that players show.
+        on_damage: whether a video ends at damage or goes on behind it.
+        live: whether a file plays as a camera does.
+        loop: whether that goes on from its beginning for ever.
+        patience: how long a live source waits for what.
+    """
+
+    stream: int | None = None
+    on_damage: OnDamage = OnDamage.STOP
+    live: bool = False
+    loop: bool = False
+    patience: Patience = PATIENCE
 
 
 class Source(Protocol):
@@ -33,8 +54,10 @@ class Source(Protocol):
 
     info: SourceInfo
 
-    def __iter__(self) -> Iterator[Frame | UnreadableFrame]:
+    def __iter__(self) -> Iterator[Frame | UnreadableFrame | State]:
         """The frames, numbered without gaps; an UnreadableFrame takes the place of one that cannot be read.
+
+        A live source gives its states too, each when it begins. It never breaks: it is lost, and comes back.
 
         Raises:
             SourceError: the source broke; the frames before it came.

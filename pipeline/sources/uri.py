@@ -1,9 +1,13 @@
-"""What a URI is, and how to name it without its password."""
+"""What a URI is, its parts, and how to name it without its password."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote, unquote
+
+from convnextpose.errors import SourceError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+)://")
 """A scheme of at least two letters: one letter is a drive of Windows."""
@@ -37,3 +41,64 @@ def without_password(uri: str | Path) -> str:
         else:
             uri = kept + uri[at + 1 :]
     return _SECRET.sub(lambda found: found[0].removesuffix(found[1]) + "***", uri)
+
+
+@dataclass(frozen=True)
+class NetworkUri:
+    """The parts of a camera's address in a network.
+
+    Attributes:
+        scheme: in lower case.
+        user, password: as they are, with nothing encoded; empty where there are none.
+        host: name or address, an IPv6 address without its brackets; may be empty where the scheme allows that.
+        port: its port, or None for the scheme's own.
+        path: path and query as the server gets them, from the first `/` or `?`.
+        options: what stands behind a `#`: never sent to a server, so that our own options are apart from the server's query.
+    """
+
+    scheme: str
+    user: str
+    password: str
+    host: str
+    port: int | None
+    path: str
+    options: str
+
+    @classmethod
+    def parse(cls, uri: str) -> NetworkUri:
+        """Take a URI apart. A password may hold `:`, `@` and `#`, and a `/` where no `@` stands before it.
+
+        Raises:
+            SourceError: its port is no number.
+        """
+        scheme, rest = uri.split("://", 1)
+        end = re.search(r"[/?]|$", rest)
+        at = rest.rfind("@", 0, end.start() if end else None)
+        if at < 0 and re.match(r"[^\[/?:]*:(?!\d*(?:[/?#]|$))", rest):  # what follows the colon is no port: a password with a /
+            at = rest.rfind("@")
+        user, _, password = rest[: max(at, 0)].partition(":")
+        rest, _, options = rest[at + 1 :].partition("#")
+        found = re.match(r"(?:\[(?P<six>[^\]]*)\]|(?P<host>[^:/?]*))(?::(?P<port>\d*))?(?P<path>[/?].*)?$", rest, re.DOTALL)
+        if found is None or int(found["port"] or 0) > 65535:
+            raise SourceError(
+                f"expected {scheme}://[user:password@]host[:port]/path, received {without_password(uri)}: write what is "
+                "special in a user or password as % and its code, such as %2F for /"
+            )
+        port = int(found["port"]) if found["port"] else None
+        host = found["six"] if found["six"] is not None else found["host"]
+        return cls(scheme.lower(), unquote(user), unquote(password), host, port, found["path"] or "", options)
+
+    @property
+    def place(self) -> str:
+        """Host and port as they are shown."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port is None else f"{host}:{self.port}"
+
+    def address(self, scheme: str | None = None) -> str:
+        """The whole address with user and password, as a library takes it: not to be shown."""
+        secret = f"{quote(self.user, safe='')}:{quote(self.password, safe='')}@" if self.user or self.password else ""
+        return f"{scheme or self.scheme}://{secret}{self.place}{self.path}"
+
+    def shown(self) -> str:
+        """The address without what is secret and without options."""
+        return without_password(f"{self.scheme}://{self.place}{self.path}")

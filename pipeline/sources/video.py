@@ -6,7 +6,6 @@ video goes on at the next picture that needs no other, and what was lost in betw
 
 from __future__ import annotations
 
-import struct
 from collections import deque
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
@@ -19,14 +18,13 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
-from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from convnextpose.errors import SourceError
-from pipeline.sources.limits import PIXEL_LIMIT, check_size
+from pipeline.sources.limits import DECODER_OPTIONS, check_size
 from pipeline.sources.orientation import Orientation
 from pipeline.sources.source import FileSource, OnDamage
 from pipeline.sources.stamps import PresentationClock
@@ -63,9 +61,6 @@ _UNEVEN_STEPS, _MISSING_STEPS = 0.25, 1.5
 
 _MOST_LOST = 10_000
 """Lost frames that are told one by one at most, as a time stamp may claim any number."""
-
-_DECODER_OPTIONS = {"max_pixels": str(PIXEL_LIMIT - 1)}
-"""FFmpeg refuses larger pictures before it makes room for them, also where a stream grows half way."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +194,7 @@ class VideoSource(FileSource):
         else:
             raise SourceError(f"expected a video, but no frame of {self._path} can be decoded")
         self._first = item
-        self._orientation = _orientation(item.picture)
+        self._orientation = Orientation.of_picture(item.picture)
         try:
             image = self._image(item.picture)
         except SourceError as error:
@@ -401,38 +396,20 @@ class VideoSource(FileSource):
         return self._orientation.apply(image)
 
 
-def _orientation(picture: VideoFrame) -> Orientation:
-    """How the stream is turned, by its display matrix: x' = a x + c y and y' = b x + d y, in multiples of 90 degrees.
-
-    Source: the ISO base media file format (ISO/IEC 14496-12), the track header's matrix.
-    """
-    try:
-        side_data: Any = picture.side_data  # a mapping, which PyAV's stubs describe in as many ways as it has versions
-    except ValueError:  # FFmpeg knows kinds of side data that PyAV doesn't; the angle is had without, a mirroring is not
-        return Orientation.turned(round(picture.rotation / 90))
-    matrix = side_data.get(SideDataType.DISPLAYMATRIX)
-    if matrix is None:
-        return Orientation()
-    a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
-    transpose = abs(b) > abs(a)
-    right_to_left, upside_down = (c < 0, b < 0) if transpose else (a < 0, d < 0)
-    return Orientation(transpose, {(True, True): -1, (True, False): 1, (False, True): 0}.get((right_to_left, upside_down)))
-
-
 def _open_container(path: Path) -> InputContainer:
     address = f"file:{path}"  # with its protocol, as a colon in a name would else begin one
     try:
         try:
-            return av.open(address, options=_DECODER_OPTIONS)
+            return av.open(address, options=DECODER_OPTIONS)
         except UnicodeDecodeError:  # titles in an old encoding, which PyAV before 19 doesn't let pass on its own
             lenient: dict[str, Any] = {"metadata_errors": "replace"}
-            return av.open(address, "r", options=_DECODER_OPTIONS, **lenient)
+            return av.open(address, "r", options=DECODER_OPTIONS, **lenient)
     except av.FFmpegError as error:
         # A fragmented MP4 that ends inside a fragment's index is refused, though the fragments before it are whole.
         if length := whole_length(path):
             whole = FilePart(path, length)
             try:
-                return av.open(whole, "r", format="mp4", options=_DECODER_OPTIONS)
+                return av.open(whole, "r", format="mp4", options=DECODER_OPTIONS)
             except av.FFmpegError:
                 whole.close()
         reason = _CUT_SHORT if is_cut_short(path) else _reason(error)
@@ -469,7 +446,7 @@ def _choose_stream(container: InputContainer, path: Path, number: int | None) ->
     # More threads cost more processor time for the same frames, and the other stages have work for every core.
     decoder.thread_type = "NONE"
     decoder.thread_count = 1
-    decoder.options = _DECODER_OPTIONS
+    decoder.options = DECODER_OPTIONS
     if number is not None or len(streams) == 1 or stream.frames > 1 == max(s.frames for s in streams if s is not stream):
         return stream, ()
     others = ", ".join(f"{n} ({_size(other)})" for n, other in enumerate(streams) if other is not stream)

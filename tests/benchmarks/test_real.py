@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 
 from benchmarks import accuracy
-from benchmarks.people_scores import SCORES, count, known_people
+from benchmarks.people_scores import SCORES, count, everybody, known_people
 from benchmarks.pictures import held_out_people, pck_interval, score_pictures
 from benchmarks.recording import TRUTH, read_recording, score_recording
+from convnextpose import weights
 from convnextpose.errors import SourceError
 from convnextpose.skeleton import HUMAN36M
 from convnextpose.weights import DEMO_CLIP, DEMO_TRUTH
 from pipeline.people import MIN_SCORE
-from pipeline.people.tracks import SinglePerson
-from pipeline.run import open_detector, open_model
 from pipeline.sources import open_source
 from training.real import COCO, MEDIAPIPE, is_held_out
 
@@ -229,7 +228,7 @@ def test_a_search_counts_known_people_others_and_false_alarms(more):
         "without people, backgrounds": 1,
     }
     at = SCORES.index(MIN_SCORE)
-    finder = SinglePerson(open_model("xs"), open_detector(), follows=False)
+    finder = everybody("xs", weights.detector())
     counts = {name: count(finder, people, 1) for name, people in groups.items()}
     assert counts["with people, held out"]["known"][at] >= 0.8 * len(FRAMES)
     assert [counts["with people, clip"][kind][at] for kind in ("known", "other", "all")] == [1, 0, 1]

@@ -247,6 +247,7 @@ def test_several_people_keep_their_colours_when_one_is_left() -> None:
     assert colours(PoseRenderer(HUMAN36M), 2) == [False, False]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(-50, 400), st.floats(-50, 300)), min_size=1, max_size=10))
 def test_labels_stay_in_the_picture_and_dodge_each_other(places: list[tuple[float, float]]) -> None:
     labels = [Label(str(i), (10 + 20 * i, 255, 128), x, y) for i, (x, y) in enumerate(places)]

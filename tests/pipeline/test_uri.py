@@ -58,7 +58,8 @@ def test_names_of_files_stay_as_they_are():
     [
         ("fiel:///a.mp4", "did you mean file://?"),
         ("File-:///a.mp4", "did you mean file://?"),
-        ("rtsp://admin:hunter2@10.0.0.7/live", "its scheme is unknown"),
+        ("gopher://admin:hunter2@10.0.0.7/live", "its scheme is unknown"),
+        ("rtps://admin:hunter2@10.0.0.7/live", "did you mean rtsps://?"),
         ("rtsp:/admin:hunter2@10.0.0.7/live", "there is no"),
         ("admin:hunter2@10.0.0.7/live", "there is no"),
     ],

@@ -44,7 +44,7 @@ def test_every_picture_has_its_time(tmp_path, gaps, start):
 def test_a_source_reads_the_video_with_the_same_times(tmp_path):
     path = write(Mp4Recorder(tmp_path / "poses.mp4", HEADER), [posed(i) for i in range(50)])
     with open_source(path) as source:
-        assert source.frame_rate == pytest.approx(25)
+        assert source.info.frame_rate == pytest.approx(25)
         assert np.allclose([f.time_s for f in source], np.arange(50) / 25, atol=1e-3)
 
 
@@ -68,7 +68,7 @@ def test_colours_stay_what_they_are(tmp_path):
 def test_odd_sizes_gain_a_pixel(tmp_path, size, becomes):
     path = write(Mp4Recorder(tmp_path / "poses.mp4", HEADER), [posed(0, size=size), posed(1, size=size)])
     with open_source(path) as source:
-        assert (source.width, source.height) == becomes
+        assert (source.info.width, source.info.height) == becomes
         for frame in source:
             assert np.ptp(frame.image) < 10, "the edge is repeated, not black"
 

@@ -15,8 +15,9 @@ from convnextpose.errors import SourceError
 from convnextpose.skeleton import HUMAN36M, MUCO
 from convnextpose.variants import Variant
 from pipeline.formats.ndjson import NdjsonRecorder
+from pipeline.formats.npz import pose_arrays
 from pipeline.formats.records import read_poses
-from pipeline.types import Pose
+from pipeline.types import Pose, TrackEvent, TrackEventKind
 from tests.pipeline.formats.samples import CAMERA, HEADER, pose, posed, write
 
 finite = st.floats(-1e5, 1e5)
@@ -94,7 +95,7 @@ def test_the_header_tells_what_the_numbers_are(tmp_path):
     assert header["source"] == {"name": "walk.mp4", "width": 96, "height": 64, "frame_rate": 25.0, "frame_count": 250}
     assert set(frame) == {"type", "index", "time_s", "poses"}
     assert set(frame["poses"][0]) == {
-        "track_id", "box", "joints_px", "joints_mm", "scores", "root_depth_mm", "root_depth_source",
+        "track_id", "box", "joints_px", "joints_mm", "scores", "root_depth_mm", "root_depth_source", "cut_by_edge",
     }  # fmt: skip
 
 
@@ -167,3 +168,25 @@ def test_poses_of_another_joint_set_are_refused(tmp_path):
 def test_a_file_of_poses_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(SourceError, match="nothing"):
         read_poses(tmp_path / "nothing.ndjson")
+
+
+def test_events_and_smoothed_poses_come_back(tmp_path):
+    events = (
+        TrackEvent(TrackEventKind.BORN, 0.04, 1, "first seen at 0.000 s"),
+        TrackEvent(TrackEventKind.MERGED, 0.04, 3, "the same person as 1", 1),
+        TrackEvent(TrackEventKind.CUT, 0.04, None, "a hard cut"),
+    )
+    smoothed = replace(pose(), smoothed_mm=pose().joints_mm + 1)
+    frame = replace(posed(0, poses=(smoothed,)), events=events)
+    for smooth in (True, False):
+        folder = tmp_path / str(smooth)
+        folder.mkdir()
+        path = write(NdjsonRecorder(folder / "poses.ndjson", replace(HEADER, smooth=smooth)), [frame])
+        back = read_poses(path)
+        (again,) = back.frames
+        assert again.events == events and back.header.smooth is smooth
+        kept = again.poses[0].smoothed_mm
+        assert np.allclose(kept, smoothed.smoothed_mm, atol=0.01) if smooth else kept is None
+        arrays = pose_arrays(back)
+        assert ("smoothed_mm" in arrays) is smooth
+        assert not smooth or np.allclose(arrays["smoothed_mm"][0], smoothed.smoothed_mm, atol=0.01)

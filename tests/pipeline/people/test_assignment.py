@@ -4,7 +4,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -18,6 +18,7 @@ def price(matrix, pairs, limit):
     return sum(matrix[pair] - limit for pair in pairs)
 
 
+@settings(deadline=None)
 @given(costs, st.floats(-20, 60))
 def test_no_other_assignment_costs_less(matrix, limit):
     rows, columns = matrix.shape
@@ -32,6 +33,7 @@ def test_no_other_assignment_costs_less(matrix, limit):
     assert price(matrix, pairs, limit) == pytest.approx(best, abs=1e-9)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 30), st.integers(1, 30), st.randoms(use_true_random=False))
 def test_large_ones_do_not_hang_on_the_order(rows, columns, random):
     matrix = np.random.default_rng(random.randrange(2**32)).normal(size=(rows, columns))

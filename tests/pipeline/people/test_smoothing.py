@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convnextpose.camera import RootDepthSource
@@ -74,6 +74,7 @@ def test_the_same_motion_gives_the_same_curve_at_every_frame_rate():
     assert np.abs(curves[0] - curves[1]).max() < 12
 
 
+@settings(deadline=None)
 @given(st.floats(0, 2 * np.pi), st.lists(st.floats(0.005, 0.3), min_size=3, max_size=20))
 def test_turned_motion_gives_turned_curves(angle, gaps):
     times = np.cumsum(gaps)

@@ -1,0 +1,34 @@
+"""What a web server sends: MJPEG, HLS, and files, which play as a camera would."""
+
+from __future__ import annotations
+
+from convnextpose.errors import SourceError
+from pipeline.sources.failures import Place
+from pipeline.sources.ffmpeg import Input
+from pipeline.sources.live import LiveSource
+from pipeline.sources.options import read_options
+from pipeline.sources.source import Opening, Source
+from pipeline.sources.tls import tls_options
+from pipeline.sources.uri import NetworkUri
+
+_KNOWN = ("flip", "ca", "verify")
+
+_PROTOCOLS = "http,https,tls,tcp,crypto,httpproxy"
+"""What a playlist or a redirection may lead to: the network, never a file of this computer."""
+
+
+def open_http(uri: str, opening: Opening) -> Source:
+    """A camera or a file by its web address.
+
+    Raises:
+        SourceError: the address or an option has no meaning.
+    """
+    parsed = NetworkUri.parse(uri)
+    if not parsed.host:
+        raise SourceError(f"expected {parsed.scheme}://host/path, received no host")
+    options = read_options(parsed.options, _KNOWN, parsed.shown())
+    secure = parsed.scheme == "https"
+    place = Place(parsed.shown(), parsed.host, parsed.port or (443 if secure else 80), tls=secure, ca=options.ca)
+    settings = {"protocol_whitelist": _PROTOCOLS, **tls_options(options)}
+    camera = Input(parsed.address(), place, options=settings, flip=options.flip, ends=True)
+    return LiveSource(parsed.shown(), camera.connect, patience=opening.patience)

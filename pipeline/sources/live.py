@@ -1,0 +1,337 @@
+"""What every live source shares: it connects, tells what it does, notices silence, and comes back by itself.
+
+A worker thread opens the camera and reads it; whoever iterates watches the worker by the clock. A call into a library or a
+driver may hang for ever and cannot be ended from outside: such a worker is given up and another one takes its place. So no
+camera holds up whoever iterates, and closing takes no time.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.sources.clocks import LiveClock
+from pipeline.sources.patience import PATIENCE, Backoff, Patience
+from pipeline.sources.source import Source
+from pipeline.types import Frame, SourceInfo, State, UnreadableFrame
+
+CONNECTING, LIVE, STALLED, LOST = "connecting", "live", "stalled", "lost"
+
+WAITING_FRAMES = 8
+"""Frames that wait for whoever iterates; of more the oldest are given up."""
+
+NOT_TAKEN = "newer frames came before it was taken"
+
+HANGS_AFTER_S = 2.0
+"""A worker is given up that is silent for so much longer than its own time-outs, s."""
+
+MOST_HANGING = 3
+"""Workers that hang at once at most: then no other is started until one of them ends."""
+
+BEHIND_S = 1.0
+"""A paced stream that is so late is not caught up with: it goes on from where it is, s."""
+
+
+class Lost(Exception):  # noqa: N818  # a signal: what was lost is tried again
+    """A camera cannot be opened, or its connection broke; the message is the cause in one sentence, and what to do."""
+
+
+class Ended(Exception):  # noqa: N818  # a signal
+    """What plays as a camera has come to its end."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a connection gives.
+
+    Attributes:
+        image: BGR uint8 [H, W, 3], upright.
+        stream_s: its time by the stream's own clock, s; None where the stream has none that can be believed.
+        taken_ns: when it was taken, or arrived, ns since 1970.
+        clock: what `taken_ns` is by.
+    """
+
+    image: NDArray[np.uint8]
+    stream_s: float | None
+    taken_ns: int
+    clock: Literal["kernel", "sender", "arrival"]
+
+
+class Connection(Protocol):
+    """An open camera.
+
+    Attributes:
+        paced: whether its pictures come in bursts and are given at the times that their stamps say.
+        description: size and codec, for people.
+        frame_rate: nominal frames a second, or None where it is not known.
+    """
+
+    paced: bool
+    description: str
+    frame_rate: float | None
+
+    def __iter__(self) -> Iterator[Picture | str]:
+        """The pictures; in place of one that cannot be read the reason.
+
+        Raises:
+            Lost: the connection broke.
+            Ended: there will be no more pictures.
+        """
+        ...
+
+    def abort(self) -> None:
+        """Let a read in progress end, where that can be done from another thread."""
+        ...
+
+    def close(self) -> None:
+        """Give back what it holds; called by the thread that reads."""
+        ...
+
+
+Connect = Callable[[Patience], Connection]
+"""Opens a camera; raises Lost."""
+
+
+class _Worker:
+    """A thread that opens and reads a camera, and what it is doing since when."""
+
+    def __init__(self, target: Callable[[_Worker], None], name: str) -> None:
+        self.doing = "opening"  # or reading, waiting
+        self.since = time.monotonic()
+        self.connection: Connection | None = None
+        self.retired = threading.Event()
+        self.thread = threading.Thread(target=target, args=(self,), name=name, daemon=True)
+
+    def does(self, what: str) -> None:
+        """Note what it is doing from now on, or that it is still alive."""
+        self.doing, self.since = what, time.monotonic()
+
+
+class _Retired(Exception):  # noqa: N818  # a signal
+    """The worker has been replaced, or the source is closed."""
+
+
+class LiveSource(Source):
+    """A camera, from now until it is closed: iterating gives its frames and, when they change, its states.
+
+    It may be absent at the start, and may come back at any time with pictures of another size or codec. Nothing is opened
+    before it is iterated over.
+    """
+
+    def __init__(
+        self, source_id: str, connect: Connect, *, patience: Patience | None = None, notes: tuple[str, ...] = ()
+    ) -> None:
+        """Take what opens the camera; `source_id` holds no password."""
+        self.info = SourceInfo(source_id, True, None, None, None, None, notes)
+        self._connect = connect
+        self._patience = patience or PATIENCE
+        self._backoff = Backoff(self._patience)
+        self._clock = LiveClock()
+        self._changed = threading.Condition()
+        self._items: deque[Frame | UnreadableFrame | State] = deque()
+        self._waiting = self._arrived = self._given = 0  # frames: that wait, numbered so far, handed out so far
+        self._state = ("", "")
+        self._closed = self._ended = False
+        self._error: Exception | None = None
+        self._worker: _Worker | None = None
+        self._hanging: list[_Worker] = []
+
+    def __iter__(self) -> Iterator[Frame | UnreadableFrame | State]:
+        """The source itself."""
+        return self
+
+    def __next__(self) -> Frame | UnreadableFrame | State:
+        """The next frame, or the next state."""
+        with self._changed:
+            if self._worker is None and not self._closed:
+                self._say(CONNECTING)
+                self._start_worker()
+            while not self._closed:
+                if self._items:
+                    return self._take()
+                if self._error is not None:
+                    error, self._error, self._ended = self._error, None, True
+                    raise error
+                if self._ended:
+                    break
+                pause_s = self._watch()
+                if not self._items:
+                    self._changed.wait(pause_s)
+            raise StopIteration
+
+    def close(self) -> None:
+        """End the frames at once. A worker that is inside a library's call ends with it, at its time-out at the latest."""
+        with self._changed:
+            self._closed = True
+            workers = [*self._hanging, *([self._worker] if self._worker else [])]
+            self._changed.notify_all()
+        for worker in workers:
+            _retire(worker)
+
+    def __enter__(self) -> Source:
+        """The source itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close it."""
+        self.close()
+
+    # For whoever iterates, under the lock.
+
+    def _take(self) -> Frame | UnreadableFrame | State:
+        item = self._items[0]
+        if not isinstance(item, State):
+            self._given += 1
+            if item.index >= self._given:  # those before it were given up
+                return UnreadableFrame(self.info.id, self._given - 1, NOT_TAKEN, given_up=True)
+            self._waiting -= 1
+        return self._items.popleft()
+
+    def _watch(self) -> float:
+        """Notice silence; returns when to look again, s."""
+        worker, patience = self._worker, self._patience
+        assert worker is not None
+        if worker.doing == "waiting":
+            return patience.stalled_s
+        silent = time.monotonic() - worker.since
+        reading = worker.doing == "reading"
+        if reading and self._state[0] == LIVE and silent > patience.stalled_s:
+            self._say(STALLED, f"connected, but no picture has come for {patience.stalled_s:g} s: look whether it is frozen")
+        limit = HANGS_AFTER_S + (patience.read_s if reading else 2 * patience.open_s)
+        if silent > limit:
+            what = "reading" if reading else "opening"
+            self._say(LOST, f"{what} it hangs, for longer than {limit:g} s: unplug it or start it again")
+            self._hanging = [hanging for hanging in self._hanging if hanging.thread.is_alive()]
+            if len(self._hanging) < MOST_HANGING:
+                self._hanging.append(worker)
+                _retire(worker)
+                self._start_worker()
+            return limit
+        return max(0.01, (patience.stalled_s if reading and silent < patience.stalled_s else limit) - silent + 0.01)
+
+    def _start_worker(self) -> None:
+        self._worker = _Worker(self._work, f"{self.info.id}: camera")
+        self._worker.thread.start()
+
+    def _say(self, state: str, cause: str = "") -> None:
+        if self._state != (state, cause):
+            self._state = (state, cause)
+            self._items.append(State.now(state, cause))
+            self._changed.notify_all()
+
+    # What a worker runs.
+
+    def _work(self, worker: _Worker) -> None:
+        try:
+            while True:
+                lived_s = self._connect_once(worker)
+                wait_s = self._backoff.after(lived_s)
+                worker.does("waiting")
+                if worker.retired.wait(wait_s):
+                    return
+                worker.does("opening")
+        except _Retired:
+            pass
+        except Ended:
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+        except Exception as error:  # noqa: BLE001  # a thread's edge: whoever iterates gets it
+            with self._changed:
+                if worker is self._worker:
+                    self._error = error
+                    self._changed.notify_all()
+
+    def _connect_once(self, worker: _Worker) -> float:
+        """Open the camera and read it until it is lost; returns for how long it gave pictures, s."""
+        first: float | None = None
+        try:
+            connection = self._connect(self._patience)
+            worker.connection = connection
+            try:
+                with self._changed:
+                    self._check(worker)
+                    self._clock.connect()
+                worker.does("reading")
+                pace = _Pace() if connection.paced else None
+                for picture in connection:
+                    now = time.monotonic()
+                    first = first or now
+                    if isinstance(picture, Picture):
+                        if pace is not None and picture.stream_s is not None:
+                            worker.does("waiting")
+                            if worker.retired.wait(pace.until(picture.stream_s)):
+                                raise _Retired
+                            picture = replace(picture, taken_ns=time.time_ns())
+                        self._give(worker, connection, picture)
+                    else:
+                        self._give_reason(worker, picture)
+                    worker.does("reading")
+            finally:
+                worker.connection = None
+                connection.close()
+            raise Lost("the connection ended without a word")
+        except Lost as lost:
+            with self._changed:
+                self._check(worker)
+                self._say(LOST, str(lost))
+        return 0.0 if first is None else time.monotonic() - first
+
+    def _check(self, worker: _Worker) -> None:
+        if self._closed or worker.retired.is_set():
+            raise _Retired
+
+    def _give(self, worker: _Worker, connection: Connection, picture: Picture) -> None:
+        height, width = picture.image.shape[:2]
+        with self._changed:
+            self._check(worker)
+            time_s = self._clock.time_s(picture.stream_s, time.monotonic())
+            frame = Frame(picture.image, self.info.id, self._arrived, time_s, picture.taken_ns, picture.clock)
+            if self._state[0] != LIVE:
+                self.info = replace(self.info, width=width, height=height, frame_rate=connection.frame_rate)
+                self._say(LIVE, connection.description)
+            self._put(frame)
+
+    def _give_reason(self, worker: _Worker, reason: str) -> None:
+        with self._changed:
+            self._check(worker)
+            self._put(UnreadableFrame(self.info.id, self._arrived, reason))
+
+    def _put(self, item: Frame | UnreadableFrame) -> None:
+        if self._waiting >= WAITING_FRAMES:
+            oldest = next(at for at, waiting in enumerate(self._items) if not isinstance(waiting, State))
+            del self._items[oldest]
+        else:
+            self._waiting += 1
+        self._arrived += 1
+        self._items.append(item)
+        self._changed.notify_all()
+
+
+def _retire(worker: _Worker) -> None:
+    worker.retired.set()
+    connection = worker.connection
+    if connection is not None:
+        connection.abort()
+
+
+class _Pace:
+    """When pictures are due that come in bursts."""
+
+    def __init__(self) -> None:
+        self._offset: float | None = None  # from the stream's clock to ours
+
+    def until(self, stream_s: float) -> float:
+        """How long to wait for the picture of this time, s."""
+        now = time.monotonic()
+        if self._offset is None or stream_s + self._offset < now - BEHIND_S:
+            self._offset = now - stream_s
+        return max(0.0, stream_s + self._offset - now)

@@ -1,0 +1,111 @@
+"""The options of a live source: behind a `?` for devices, behind a `#` where the query belongs to a server."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import parse_qsl
+
+from convnextpose.errors import SourceError
+from pipeline.sources.orientation import UPRIGHT, Orientation
+
+FLIPS = {
+    "none": UPRIGHT,
+    "horizontal": Orientation(flip=1),
+    "vertical": Orientation(flip=0),
+    "90": Orientation.turned(3),
+    "180": Orientation.turned(2),
+    "270": Orientation.turned(1),
+}
+"""How pictures are turned: flipped, or by degrees clockwise."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user asks of a camera; each scheme takes some of it.
+
+    Attributes:
+        size: width and height, px.
+        rate: frames a second.
+        format: pixel format or codec that a device is asked for, by FFmpeg's name, such as mjpeg or yuyv422.
+        codec: what an RTP stream without a description holds: h264, h265 or jpeg.
+        flip: how its pictures are turned.
+        transport: `tcp` or `udp`.
+        latency_ms: how long packets that come in the wrong order are waited for, ms.
+        ca: file of the certificates that are trusted beside the system's.
+        verify: whether a TLS server has to prove who it is.
+    """
+
+    size: tuple[int, int] | None = None
+    rate: float | None = None
+    format: str | None = None
+    codec: str | None = None
+    flip: Orientation = UPRIGHT
+    transport: str | None = None
+    latency_ms: int | None = None
+    ca: str | None = None
+    verify: bool = True
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, height = re.fullmatch(r"(\d{2,5})x(\d{2,5})", text).groups()  # type: ignore[union-attr]  # the caller expects it
+    return int(width), int(height)
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1000:
+        raise ValueError
+    return value
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        return dict(zip(words, words, strict=True))[text]
+
+    return read
+
+
+def _word(text: str) -> str:
+    return re.fullmatch(r"\w{1,32}", text)[0]  # type: ignore[index]
+
+
+_READ: dict[str, tuple[str, str, Callable[[str], Any]]] = {
+    "size": ("size", "as 1280x720", _size),
+    "rate": ("rate", "as frames a second", _positive),
+    "format": ("format", "as a name such as mjpeg or yuyv422", _word),
+    "codec": ("codec", "as h264, h265 or jpeg", _one_of("h264", "h265", "jpeg")),
+    "flip": ("flip", f"as one of {', '.join(FLIPS)}", FLIPS.__getitem__),
+    "transport": ("transport", "as tcp or udp", _one_of("tcp", "udp")),
+    "latency": ("latency_ms", "as milliseconds", lambda text: round(_positive(text))),
+    "ca": ("ca", "as a file of certificates", str),
+    "verify": ("verify", "as yes or no", lambda text: _one_of("yes", "no")(text) == "yes"),
+}
+
+
+def read_options(text: str, known: Sequence[str], shown: str) -> Options:
+    """The options in `name=value&name=value`.
+
+    Args:
+        text: what the user wrote.
+        known: the names that the scheme takes.
+        shown: the source's name, for messages.
+
+    Raises:
+        SourceError: an option is not known to the scheme, or its value has no meaning; the value is not repeated.
+    """
+    options = Options()
+    for name, value in parse_qsl(text, keep_blank_values=True):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            more = f": did you mean {near[0]}?" if near else ""
+            raise SourceError(f"expected options of {shown} among {', '.join(known)}, received another one{more}")
+        field, how, read = _READ[name]
+        try:
+            options = replace(options, **{field: read(value)})
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise SourceError(f"expected the option {name} of {shown} {how}, received something else") from None
+    return options

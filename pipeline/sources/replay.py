@@ -1,0 +1,101 @@
+"""A recording that plays as a camera, in real time: a file with `--live`, and the demo clip as `test://`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from convnextpose import weights
+from convnextpose.errors import SourceError
+from pipeline.sources.files import open_file
+from pipeline.sources.live import Connection, Ended, LiveSource, Lost, Picture
+from pipeline.sources.patience import Patience
+from pipeline.sources.source import OnDamage, Opening, Source
+from pipeline.types import State, UnreadableFrame
+
+_PICTURES_RATE = 1.0
+"""Frames a second of pictures, which have no time of their own."""
+
+
+def open_test(uri: str, opening: Opening) -> Source:
+    """The demo clip, over and over: a person who moves, without a camera. What follows `test://` is only a name.
+
+    Raises:
+        SourceError: it has options.
+    """
+    if "?" in uri or "#" in uri:
+        raise SourceError("expected test:// without options, received some: its size and rate are the demo clip's")
+
+    def again() -> Source:
+        return open_file(weights.DEMO_CLIP, None, OnDamage.STOP)
+
+    return LiveSource(uri, lambda patience: Replay(again, loop=True), patience=opening.patience)
+
+
+def as_camera(again: Callable[[], Source], opening: Opening) -> Source:
+    """A recording as a camera; `again` opens it.
+
+    Raises:
+        SourceError: it cannot be opened.
+    """
+    with again() as source:
+        name, notes = source.info.id, source.info.notes
+
+    def connect(patience: Patience) -> Connection:
+        try:
+            return Replay(again, loop=opening.loop)
+        except SourceError as error:
+            raise Lost(str(error)) from error
+
+    return LiveSource(name, connect, patience=opening.patience, notes=notes)
+
+
+class Replay:
+    """Plays a recording; see `pipeline.sources.live.Connection`."""
+
+    paced = True
+
+    def __init__(self, again: Callable[[], Source], *, loop: bool) -> None:
+        """Open it.
+
+        Raises:
+            SourceError: it cannot be opened.
+        """
+        self._again, self._loop = again, loop
+        self._source = again()
+        info = self._source.info
+        self.frame_rate = info.frame_rate
+        self.description = f"{info.width}x{info.height}, a recording"
+
+    def __iter__(self) -> Iterator[Picture | str]:
+        """The pictures, over and over if it loops.
+
+        Raises:
+            Lost: it broke.
+            Ended: it came to its end.
+        """
+        offset = 0.0
+        step = 1 / (self.frame_rate or _PICTURES_RATE)
+        while True:
+            last = 0.0
+            try:
+                for frame in self._source:
+                    if isinstance(frame, UnreadableFrame):
+                        yield frame.reason
+                    elif not isinstance(frame, State):
+                        last = frame.time_s
+                        yield Picture(frame.image, offset + last, time.time_ns(), "arrival")
+            except SourceError as error:
+                raise Lost(str(error)) from error
+            self._source.close()
+            if not self._loop:
+                raise Ended
+            offset += last + step
+            self._source = self._again()
+
+    def abort(self) -> None:
+        """Nothing to do: it never waits."""
+
+    def close(self) -> None:
+        """Give back the file."""
+        self._source.close()
