@@ -101,7 +101,7 @@ class PoseRenderer:
         canvas[height:, :width] = frame.image[-1:]
 
         unit = side / 360
-        poses = tuple(_shown(pose, camera) for pose in poses)
+        poses = tuple(as_shown(pose, camera) for pose in poses)
         afresh = frame.source_id != self._floor.source_id or frame.time_s < self._floor.time_s
         # It stays so: colours that come and go tell nobody apart.
         self._several = len(poses) > 1 or (self._several and not afresh)
@@ -257,8 +257,8 @@ def _draw_corners(picture: Picture, box: Box, unit: float, bgr: Colour) -> None:
     cv2.polylines(picture, lines, False, bgr, line, cv2.LINE_AA, SHIFT)
 
 
-def _shown(pose: Pose, camera: Intrinsics) -> Pose:
-    """The pose as it is drawn: smoothed over time, where it is."""
+def as_shown(pose: Pose, camera: Intrinsics) -> Pose:
+    """The pose as people see it, in pictures and views: smoothed over time, where it is."""
     if pose.smoothed_mm is None or pose.smoothed_mm[:, 2].min() <= 0:
         return pose
     return replace(pose, joints_mm=pose.smoothed_mm, joints_px=camera.project(pose.smoothed_mm)[:, :2])

@@ -11,12 +11,12 @@ import struct
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
-from datetime import datetime, timezone
+from dataclasses import asdict, replace
 from typing import Any
 
 import cv2
 
+from pipeline.draw import as_shown
 from pipeline.formats.records import frame_record, header_record, to_line
 from pipeline.sources.uri import without_password
 from pipeline.types import PosedFrame, RunHeader
@@ -56,15 +56,8 @@ def page_record(header: RunHeader) -> dict[str, Any]:
 
 
 def live_record(posed: PosedFrame, header: RunHeader) -> dict[str, Any]:
-    """A frame as in `poses.ndjson`, with its source; of a live source also when it was taken, and by which clock."""
-    record = frame_record(posed, header)
-    record["source"] = without_passwords(header.source)
-    captured_ns = posed.frame.captured_ns
-    if captured_ns is not None:
-        taken = datetime.fromtimestamp(captured_ns / 1e9, timezone.utc)
-        record["utc"] = taken.isoformat(timespec="microseconds")
-        record["clock"] = posed.frame.clock
-    return record
+    """A frame as in `poses.ndjson`, with its source."""
+    return frame_record(posed, header) | {"source": without_passwords(header.source)}
 
 
 class Shot:
@@ -87,8 +80,9 @@ class Shot:
     def part(self) -> tuple[dict[str, Any], bytes]:
         """Its record, and its picture as JPEG.
 
-        The record is that of `live_record`, with `width` and `height` of the frame that joints are told in (px), `latency_ms`
-        from its capture to its poses, `jpeg_bytes`, and of a live source `age_ms`, how old the frame is now.
+        The record is that of `live_record`, its joints smoothed over time as in pictures. It has also `width` and `height` of
+        the frame, px, in whose pixels joints are told; `latency_ms` from its capture to its poses; `jpeg_bytes`; and of a live
+        source `age_ms`, how old the frame is now.
         """
         with self._lock:
             if self._encoded is None:
@@ -105,7 +99,8 @@ class Shot:
         size = (max(1, round(frame.width * shrink)), max(1, round(frame.height * shrink)))
         image = frame.image if shrink == 1 else cv2.resize(frame.image, size, interpolation=cv2.INTER_AREA)
         jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
-        record = live_record(self._posed, self._header) | {
+        poses = tuple(as_shown(pose, self._posed.camera) for pose in self._posed.poses)
+        record = live_record(replace(self._posed, poses=poses), self._header) | {
             "width": frame.width,
             "height": frame.height,
             "latency_ms": None if timeline is None else round(timeline.latency_ns / 1e6, 2),

@@ -17,7 +17,7 @@ import contextlib
 import math
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from convnextpose.errors import RuntimeUnavailableError, SinkError, install_command
 from convnextpose.skeleton import JointSet
+from pipeline.draw import as_shown
 from pipeline.status import RunStatus
 from pipeline.types import Pose, PosedFrame
 from pipeline.view3d import Floor
@@ -209,6 +210,7 @@ class OscView:
         source = posed.frame.source_id
         if self._messages is not _plain and source != self._first:
             return
+        posed = replace(posed, poses=tuple(as_shown(pose, posed.camera) for pose in posed.poses))
         floor = self._floors[source]
         floor.follow(posed.frame, posed.poses)
         with contextlib.suppress(OSError):

@@ -93,6 +93,18 @@ def test_a_raised_arm_turns_its_bone_alone():
         assert np.allclose(turned["RightUpperArm"], quarter_about_z, atol=1e-3)
 
 
+@pytest.mark.parametrize("style", STYLES)
+def test_poses_that_are_smoothed_are_sent_so(style):
+    person = facing_the_camera()
+    raw = replace(person, joints_mm=person.joints_mm + 40.0, smoothed_mm=person.joints_mm)
+    with sending(style) as (view, received):
+        view.show(frame(0, poses=(person,)))
+        plain = received()
+    with sending(style) as (view, received):
+        view.show(frame(0, poses=(raw,)))
+        assert received() == plain
+
+
 def test_vrchat_gets_eight_trackers_and_the_head():
     with sending("vrchat") as (view, received):
         view.show(frame(0, poses=(facing_the_camera(),)))

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed
 
 from convnextpose.errors import SinkError
-from pipeline.views.messages import MAX_SIDE_PX
+from pipeline.views.messages import MAX_SIDE_PX, Shot
 from pipeline.views.serving import MAX_CONNECTIONS
 from tests.pipeline.formats.samples import noise
-from tests.pipeline.views.client import Client, ask, frame, index_in, port_of, web
+from tests.pipeline.views.client import Client, ask, frame, index_in, port_of, status_of, web
 
 
 def with_image(index, image):
@@ -69,6 +69,19 @@ def test_a_picture_and_its_poses_come_together():
             assert np.allclose(record["poses"][0]["joints_px"], frame(record["index"]).poses[0].joints_px, atol=1e-3)
             assert (record["width"], record["height"]) == (96, 64)
             client.say("ack")
+
+
+def test_poses_that_are_smoothed_are_shown_so_and_the_lines_keep_the_raw_ones():
+    made = frame(0)
+    smoothed = np.abs(made.poses[0].joints_mm) + 500
+    made = replace(made, poses=(replace(made.poses[0], smoothed_mm=smoothed),))
+    with web() as view, Client(view) as client:
+        view.show(made)
+        (pose,) = client.frames()[0]["poses"]
+        assert np.allclose(pose["joints_mm"], smoothed, atol=0.01)
+        assert np.allclose(pose["joints_px"], made.camera.project(smoothed)[:, :2], atol=0.01)
+    line = json.loads(Shot(made, status_of("walk.mp4").headers["walk.mp4"]).line())
+    assert np.allclose(line["poses"][0]["joints_mm"], made.poses[0].joints_mm, atol=0.01)
 
 
 def test_frames_of_several_sources_share_a_message():
