@@ -386,7 +386,8 @@ class Stream:
             pass
         except Exception as error:  # noqa: BLE001  # a thread's edge: the caller gets it
             self.fail("write", error)
-            self.abort()  # no later frame can count as posed
+            self._taken.abort()  # no later frame can count as posed; those that this recorder has are still finished
+            inbox.abort()
         finally:
             try:
                 recorder.close()

@@ -20,14 +20,14 @@ HELP = """Raw video in, 3D human poses out. Start with: convnextpose run CLIP --
 Exit codes: 0 done, 1 the job failed, 2 wrong use, 130 stopped by Ctrl-C."""
 
 COMMANDS = {
-    "run": "Turn videos and cameras into 3D poses: an annotated MP4, poses as NDJSON and NPZ, the time of every stage.",
+    "run": "Turn videos and cameras into 3D poses: an annotated MP4, poses as NDJSON and NPZ, a summary.",
     "verify": "Check checkpoints: which variant their tensors make, and that none is missing, foreign or broken.",
     "export": "Write a verified checkpoint as ONNX, compared with PyTorch before the file is put in place.",
     "calibrate": "Collect crops of people to calibrate INT8 models on, and a preview sheet FILE.png to look at them.",
     "build": "Turn checkpoints into TensorRT engines: verify, export, type, prove, build, and write each with its manifest.",
     "engine": "Look at TensorRT engines.",
     "bench-engine": "Time an engine on the host and on the GPU, for several numbers of crops, beside FP16 PyTorch.",
-    "cameras": "List the cameras of this computer with their sizes and frame rates.",
+    "cameras": "List the cameras of this computer with their sizes and frame rates; `convnextpose run` takes their paths.",
     "doctor": "Look at this machine: Python, runtimes, GPU, weights, speed; say what is missing for what and how to mend it.",
 }
 """The subcommands, and what each does. `bench-engine` is `bench_engine_command` in `tools/bench_engine.py`, and so on."""

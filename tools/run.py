@@ -84,7 +84,6 @@ def run_command(
             metavar="SOURCE...",
         ),
     ] = None,
-    *,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -93,7 +92,7 @@ def run_command(
             "live output is asked for.",
             show_default=False,
         ),
-    ],
+    ] = None,
     sources_file: Annotated[
         Path | None,
         typer.Option(
@@ -194,7 +193,7 @@ def run_command(
         str, typer.Option("--weights", help="`trained`, or `random` for benchmarks: poses then mean nothing, and say so.")
     ] = "trained",
 ) -> None:
-    """Turn videos and cameras into 3D poses: an annotated MP4, poses as NDJSON and NPZ, a summary, the time of every stage.
+    """Turn videos and cameras into 3D poses: an annotated MP4, poses as NDJSON and NPZ, a summary.
 
     A camera may be absent, and may come and go: the run goes on until it is stopped.
 
