@@ -94,10 +94,10 @@ def test_the_largest_variant_and_the_other_joints_are_read():
     from convnextpose.checkpoint import verify_state
     from convnextpose.network import random_state
     from convnextpose.variants import Variant
-    from engines.export import export_bytes
+    from engines.graph import pose_graph
 
     checkpoint = verify_state(random_state(Variant.L, joint_count=21), source="random")
-    assert read_onnx(export_bytes(checkpoint, name="any"), POSE)
+    assert read_onnx(pose_graph(checkpoint, name="any"), POSE)
 
 
 def test_what_is_read_is_what_onnx_reads(model):
