@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipeline.sources import heif
+import pipeline.sources.heif as heif
 
 MALFORMED = (ValueError, IndexError, KeyError, struct.error)
 """What reading a broken header raises."""

@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+import pipeline.sources.heif as heif
+import pipeline.sources.webp as webp
 from convnextpose.errors import SourceError
-from pipeline.sources import heif, webp
 from pipeline.sources.formats import MALFORMED, format_of, tiff_tags
 from pipeline.sources.limits import FILE_LIMIT, check_size
 from pipeline.sources.orientation import Orientation
