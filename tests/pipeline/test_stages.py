@@ -1,0 +1,63 @@
+"""The lift to camera space: where the picture's edge cuts a person, and cameras that cannot be."""
+
+import json
+
+import numpy as np
+import pytest
+
+import convnextpose
+from convnextpose import weights
+from convnextpose.camera import Intrinsics, RootDepthSource
+from convnextpose.crop import Box, crop_region
+from convnextpose.errors import GeometryError
+from convnextpose.skeleton import HUMAN36M
+from pipeline.stages import RelativePose, lift
+
+SIZE = (640, 480)
+CAMERA = Intrinsics(620, 620, 319.5, 239.5)
+
+
+def true_poses():
+    """The demo clip's true joints: x px, y px and z mm from the pelvis [18, 3], and the pelvis's depth, mm."""
+    for frame in json.loads(weights.DEMO_TRUTH.read_text())["frames"][::10]:
+        joints_mm = np.array(frame["joints_cam_mm"])
+        depth_mm = joints_mm[0, 2]
+        yield CAMERA.project(joints_mm) - np.array([0, 0, depth_mm]), depth_mm
+
+
+def lifted(joints, box, size=SIZE, camera=CAMERA):
+    pose = RelativePose(0, box, joints, np.ones(18), crop_region(box, *size))
+    return lift(pose, size, camera, RootDepthSource.INTRINSICS, HUMAN36M)
+
+
+@pytest.mark.parametrize("share", [0.6, 0.75])
+def test_who_is_cut_by_the_edge_is_placed_by_the_bones_in_sight(share):
+    """A picture that ends at the waist or at the knees: the box says nothing about the distance, bones do."""
+    for joints, depth_mm in true_poses():
+        top, bottom = joints[:, 1].min(), joints[:, 1].max()
+        height = round(top + share * (bottom - top))
+        pose = lifted(joints, Box.around(joints).clip(SIZE[0], height), (SIZE[0], height))
+        assert pose.cut_by_edge and pose.root_depth_source is RootDepthSource.BONE_LENGTHS
+        assert pose.root_depth_mm == pytest.approx(depth_mm, rel=0.05)
+
+
+def test_who_is_wholly_in_the_picture_is_placed_by_the_box():
+    for joints, _ in true_poses():
+        box = Box.around(joints)
+        pose = lifted(joints, box)
+        assert not pose.cut_by_edge and pose.root_depth_source is RootDepthSource.INTRINSICS
+        assert pose.root_depth_mm == CAMERA.estimate_root_depth_mm(crop_region(box, *SIZE).area)
+
+
+def test_too_few_bones_in_sight_leave_the_depth_to_the_box():
+    joints, _ = next(true_poses())
+    head = joints[8:11]  # neck, nose and head: no bone of known length
+    height = round(head[:, 1].max()) + 1
+    pose = lifted(joints, Box.around(head).clip(SIZE[0], height), (SIZE[0], height))
+    assert pose.cut_by_edge and pose.root_depth_source is RootDepthSource.INTRINSICS
+
+
+def test_a_principal_point_outside_the_picture_is_refused():
+    config = convnextpose.RunConfig(weights.DEMO_CLIP, camera=Intrinsics(1500, 1500, 960, 540))
+    with pytest.raises(GeometryError, match=r"principal point inside the 640x480 px pictures of demo\.mp4, received cx=960"):
+        convnextpose.open_pipeline(config)
