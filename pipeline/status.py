@@ -112,7 +112,7 @@ class RunStatus:
                 self._record = {
                     "format": FORMAT,
                     "sources": [
-                        source_record(stream, stream.timing.newest(NEWEST_FRAMES)) | {"now": _now_record(status)}
+                        source_record(stream, status.counts, stream.timing.newest(NEWEST_FRAMES)) | {"now": _now_record(status)}
                         for stream, status in zip(self._streams, self._sources(), strict=True)
                     ],
                 }

@@ -26,7 +26,8 @@ def summary_record(pipeline: Pipeline, out: Path) -> dict[str, Any]:
         "format": FORMAT,
         "error": None if pipeline.error is None else str(pipeline.error),
         "sources": [
-            source_record(stream, stream.timing) | {"files": _file_records(stream, out)} for stream in pipeline.streams
+            source_record(stream, stream.ledger.counts(), stream.timing) | {"files": _file_records(stream, out)}
+            for stream in pipeline.streams
         ],
         "views": [{"name": viewing.view.name, "shown": viewing.shown, "error": viewing.error} for viewing in pipeline.viewings],
     }
@@ -54,14 +55,15 @@ def write_summary(pipeline: Pipeline, out: Path, *, overwrite: bool) -> Path:
     return out / NAME
 
 
-def source_record(stream: Stream, timing: TimingTable) -> dict[str, Any]:
+def source_record(stream: Stream, counts: LedgerCounts, timing: TimingTable) -> dict[str, Any]:
     """What became of one source's frames, as plain JSON values; also while it runs.
 
     Args:
         stream: the source's.
+        counts: what became of its frames, at one moment.
         timing: the frames that times are told of: all of the stream's, or the newest.
     """
-    counts, ages_ns = stream.ledger.counts(), list(stream.ages_ns)
+    ages_ns = list(stream.ages_ns)
     return {
         "name": stream.header.source,
         "error": None if stream.error is None else str(stream.error),

@@ -17,6 +17,9 @@ def test_the_accounts_of_a_status_are_those_of_the_ledger_at_every_moment():
             counts = source.counts
             assert counts.received == counts.posed + counts.dropped + counts.failed + counts.in_flight
             assert source.fps_in >= 0 and source.fps_out >= 0
+    for source in status.record()["sources"]:
+        ledger = source["ledger"]
+        assert ledger["received"] == ledger["posed"] + ledger["dropped"] + ledger["failed"] + source["now"]["in_flight"]
     a, b = status.sources()
     assert (a.source, a.live, a.state.state, a.counts.posed, a.age_ms, a.clock) == ("a", False, "ended", 30, None, None)
     assert (b.live, b.counts.failed, b.clock) == (True, 1, "arrival") and b.age_ms >= 0
@@ -41,6 +44,23 @@ def test_rates_are_those_of_the_last_seconds(monkeypatch):
         now[0] += 0.1
         (source,) = status.sources()
     assert (source.fps_in, source.fps_out) == (0, 0)
+
+
+def test_the_account_of_a_record_is_of_one_moment(monkeypatch):
+    """While frames come and go between two looks at the ledger."""
+    made = stream(Pictures(0))
+    look = made.ledger.counts
+
+    def counts_while_frames_come():
+        made.ledger.receive(made.ledger_index)
+        made.ledger_index += 1
+        return look()
+
+    made.ledger_index = 0
+    monkeypatch.setattr(made.ledger, "counts", counts_while_frames_come)
+    (source,) = RunStatus([made]).record()["sources"]
+    ledger = source["ledger"]
+    assert ledger["received"] == ledger["posed"] + ledger["dropped"] + ledger["failed"] + source["now"]["in_flight"]
 
 
 def test_a_record_is_plain_json_and_is_not_made_for_every_asker():

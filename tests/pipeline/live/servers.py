@@ -192,8 +192,9 @@ class WebServer:
 class Mjpeg:
     """How a camera answers that sends MJPEG, until `stop` is set; other events make it misbehave."""
 
-    def __init__(self, width=160, height=120, rate=25, cut_at=None, half_every=None):
-        self.width, self.height, self.rate, self.cut_at, self.half_every = width, height, rate, cut_at, half_every
+    def __init__(self, width=160, height=120, rate=25, cut_at=None, half_every=None, flood=1, picture=None):
+        self.rate, self.cut_at, self.half_every = rate * flood, cut_at, half_every
+        self.picture = picture or (lambda index: jpeg(index, width, height))
         self.stop, self.mute = threading.Event(), threading.Event()
         self.sent = self.connections = 0
 
@@ -208,7 +209,7 @@ class Mjpeg:
                 time.sleep(0.02)
             if self.stop.is_set():
                 return
-            data = jpeg(index, self.width, self.height)
+            data = self.picture(index)
             if self.half_every and index % self.half_every == self.half_every - 1:
                 data = data[: len(data) * 3 // 4]
             head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n".encode()

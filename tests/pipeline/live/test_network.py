@@ -23,6 +23,7 @@ from tests.pipeline.live.servers import (
     WebServer,
     encoded,
     free_port,
+    jpeg,
     open_files,
     send_udp,
     until_closed,
@@ -167,7 +168,7 @@ def test_mjpeg_that_is_mute_cut_in_a_frame_and_of_another_size(patience):
         watcher.until_state("lost", "closed")
         camera.stop.clear()
         watcher.until(lambda w: camera.connections >= 5)
-        camera.cut_at, camera.width, camera.height = None, 320, 240
+        camera.cut_at, camera.picture = None, lambda index: jpeg(index, 320, 240)
         watcher.until_state("live", "320x240")  # the last connection was cut at its third picture, as those before it
         watcher.until_frames(3)
         camera.stop.set()
