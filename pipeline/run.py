@@ -140,6 +140,8 @@ class RunConfig:
         loop: whether they begin anew at their end.
         segment_s: length of the segments in which live sources are recorded, s, or None for one recording each.
         patience: how long live sources wait for what.
+        camera_options: what is asked of every camera, as in its address: pairs of a name and a value, such as
+            ("size", "1280x720"). What stands in an address counts more.
     """
 
     sources: str | Path | SourceEntry | Sequence[str | Path | SourceEntry]
@@ -165,6 +167,7 @@ class RunConfig:
     loop: bool = False
     segment_s: float | None = None
     patience: Patience = PATIENCE
+    camera_options: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         """Check what can be checked without touching a file; paths may be given as strings."""
@@ -334,6 +337,7 @@ def open_pipeline(config: RunConfig) -> Pipeline:
                 live=config.live,
                 loop=config.loop,
                 patience=config.patience,
+                options=config.camera_options,
             )
             sources.append(source)
             opened.callback(source.close)

@@ -264,10 +264,10 @@ class Stream:
                 if isinstance(item, State):
                     self._note(item)
                     continue
-                if self._live:  # until now it waited for the camera
-                    stopwatch = Stopwatch()
-                    with stopwatch.span("capture"):
-                        pass
+                if self._live:  # until now it waited for the camera, whose own thread decoded the frame
+                    stopwatch, now_ns = Stopwatch(), time.perf_counter_ns()
+                    decoded_ns = item.decoded_ns if isinstance(item, Frame) else None
+                    stopwatch.add("capture", *(decoded_ns or (now_ns, now_ns)))
                 if item.source_id != self.header.source:  # two files of one name
                     item = replace(item, source_id=self.header.source)
                 self.ledger.receive(item.index)

@@ -82,6 +82,11 @@ class Stopwatch:
             self._spans.append(Span(stage, self._last_ns if enter_ns is None else enter_ns, start_ns, end_ns, part))
             self._last_ns = end_ns
 
+    def add(self, stage: str, start_ns: int, end_ns: int) -> None:
+        """Note work that was done elsewhere, perf_counter_ns."""
+        self._spans.append(Span(stage, start_ns, start_ns, end_ns, ""))
+        self._last_ns = end_ns
+
     def timeline(self, source_id: str, index: int) -> Timeline:
         """The spans taken so far, as a frame's timeline."""
         return Timeline(source_id, index, tuple(self._spans))

@@ -31,6 +31,7 @@ class Frame:
             camera comes back.
         captured_ns: when it was taken, ns since 1970 (Unix time), for live sources; None for files.
         clock: what `captured_ns` is by: the kernel's stamp of the capture, the sender's, or the moment of its arrival here.
+        decoded_ns: when its decoding began and ended, perf_counter_ns, where the source decodes ahead of who takes the frames.
     """
 
     image: NDArray[np.uint8]
@@ -39,6 +40,7 @@ class Frame:
     time_s: float
     captured_ns: int | None = None
     clock: Literal["kernel", "sender", "arrival"] | None = None
+    decoded_ns: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         """Check the picture, and that a capture time comes with its clock."""

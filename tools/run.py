@@ -31,6 +31,7 @@ from pipeline.people import MIN_SCORE
 from pipeline.people.tracker import KEEP_LOST_S, MAX_PEOPLE
 from pipeline.run import RunConfig, SourceEntry, open_pipeline, read_sources
 from pipeline.sources.live import LOST, STALLED
+from pipeline.sources.options import FLIPS
 from pipeline.status import RunStatus
 from pipeline.streams import Pipeline, Stream
 from pipeline.summary import NAME as SUMMARY_NAME
@@ -45,6 +46,16 @@ if hasattr(signal, "SIGHUP"):
 
 _TONES = {"running": "green", "live": "green", "connecting": "yellow", "stalled": "yellow", "lost": "red", "broken": "red"}
 """Colours of states on a terminal."""
+
+_CAMERA_HELP = {
+    "size": "Ask a camera for pictures of this size, px.",
+    "rate": "Ask a camera for so many frames a second.",
+    "format": "Ask a camera for a pixel format or codec, such as mjpeg or yuyv422.",
+    "flip": f"Turn a camera's pictures: {', '.join(FLIPS)}.",
+    "transport": "How an RTSP camera sends: tcp or udp.",
+    "latency": "How long a network camera's packets in the wrong order are waited for, ms.",
+}
+"""Options that may stand in a camera's address, too (docs/live.md)."""
 
 _SHOWN_PEOPLE = 10
 """People whom the console lists."""
@@ -72,6 +83,13 @@ def _duration(text: str) -> float:
     if found is None:
         raise typer.BadParameter(f"expected a time such as 30s, 10m or 1h, received {text!r}")
     return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2] or "s"]
+
+
+def _given(**options: str | float | None) -> tuple[tuple[str, str], ...]:
+    """The options that were given, as a camera's address has them."""
+    return tuple(
+        (name, f"{value:g}" if isinstance(value, float) else value) for name, value in options.items() if value is not None
+    )
 
 
 def run_command(
@@ -177,6 +195,12 @@ def run_command(
     ] = "vmc",
     live: Annotated[bool, typer.Option("--live", help="Play files as cameras: in real time, newest frame only.")] = False,
     loop: Annotated[bool, typer.Option("--loop", help="As --live, over and over.")] = False,
+    size: Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", help=_CAMERA_HELP["size"], show_default=False)] = None,
+    rate: Annotated[float | None, typer.Option(help=_CAMERA_HELP["rate"], show_default=False)] = None,
+    pixel_format: Annotated[str | None, typer.Option(help=_CAMERA_HELP["format"], show_default=False)] = None,
+    flip: Annotated[str | None, typer.Option(help=_CAMERA_HELP["flip"], show_default=False)] = None,
+    transport: Annotated[str | None, typer.Option(help=_CAMERA_HELP["transport"], show_default=False)] = None,
+    latency: Annotated[float | None, typer.Option(help=_CAMERA_HELP["latency"], show_default=False)] = None,
     seconds: Annotated[
         float | None, typer.Option(min=0.1, help="End the run after so many seconds.", show_default=False)
     ] = None,
@@ -233,6 +257,7 @@ def run_command(
             on_damage=on_damage,
             views=views,
             live=live,
+            camera_options=_given(size=size, rate=rate, format=pixel_format, flip=flip, transport=transport, latency=latency),
             loop=loop,
             segment_s=segment,
         )

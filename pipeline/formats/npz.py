@@ -14,10 +14,18 @@ from numpy.typing import NDArray
 from convnextpose.camera import Intrinsics, RootDepthSource
 from pipeline.formats.base import PoseRecorder
 from pipeline.formats.files import GrowingFile, check_place, put_in_place
-from pipeline.formats.records import PoseFile, header_record
+from pipeline.formats.records import PoseFile, header_record, utc_of
 from pipeline.types import Pose, PosedFrame, RunHeader
 
-_FRAME = np.dtype([("frame_index", np.int64), ("time_s", np.float64), ("camera", np.float64, 4)])
+_FRAME = np.dtype(
+    [
+        ("frame_index", np.int64),
+        ("time_s", np.float64),
+        ("utc", "datetime64[us]"),
+        ("clock", np.str_, 7),
+        ("camera", np.float64, 4),
+    ]
+)
 
 
 def _pose_type(joints: int, *, smooth: bool) -> np.dtype[Any]:
@@ -40,10 +48,11 @@ def _pose_type(joints: int, *, smooth: bool) -> np.dtype[Any]:
 class NpzRecorder(PoseRecorder):
     """Writes `poses.npz`, whole when closed. Until then the poses lie in unnamed files on the same disk.
 
-    For F frames and P poses of J joints: `frame_index` [F], `time_s` [F] s, `camera` [F, 4] (fx, fy, cx, cy) px; `pose_frame`
-    [P] (the row of its frame), `track_id` [P], `box` [P, 4] (x, y, width, height) px, `joints_px` [P, J, 2], `joints_mm`
-    [P, J, 3], `scores` [P, J], `root_depth_mm` [P], `root_depth_source` [P], `cut_by_edge` [P], and `smoothed_mm` [P, J, 3]
-    where the run's header says so (NaN for a pose that nobody smoothed); `header`, the run's header as JSON text; and
+    For F frames and P poses of J joints: `frame_index` [F], `time_s` [F] s, `utc` [F] (when a camera took it; NaT for
+    recordings), `clock` [F] (by what: `kernel`, `sender`, `arrival`, or empty), `camera` [F, 4] (fx, fy, cx, cy) px;
+    `pose_frame` [P] (the row of its frame), `track_id` [P], `box` [P, 4] (x, y, width, height) px, `joints_px` [P, J, 2],
+    `joints_mm` [P, J, 3], `scores` [P, J], `root_depth_mm` [P], `root_depth_source` [P], `cut_by_edge` [P], and `smoothed_mm`
+    [P, J, 3] where the run's header says so (NaN for a pose that nobody smoothed); `header`, the run's header as JSON text; and
     `random_weights`, whether the poses mean nothing.
 
     A killed run leaves no arrays; `pose_arrays` makes them from the lines of JSON.
@@ -60,7 +69,10 @@ class NpzRecorder(PoseRecorder):
 
     def _add(self, item: PosedFrame) -> None:
         poses = _pose_rows(self._taken, item.poses, self._header)
-        frame = _frame_row(item.frame.index, item.frame.time_s, item.camera)
+        taken = item.frame.captured_ns
+        frame = _frame_row(
+            item.frame.index, item.frame.time_s, None if taken is None else utc_of(taken), item.frame.clock, item.camera
+        )
         self._poses.append(poses.tobytes())
         self._frames.append(frame.tobytes())
         self._taken += 1
@@ -92,14 +104,16 @@ def pose_arrays(poses: PoseFile) -> dict[str, Any]:
     Raises:
         OverflowError, ValueError: an id or a number does not fit into the arrays.
     """
-    frames = [_frame_row(frame.index, frame.time_s, frame.camera) for frame in poses.frames]
+    frames = [_frame_row(frame.index, frame.time_s, frame.utc, frame.clock, frame.camera) for frame in poses.frames]
     rows = [_pose_rows(row, frame.poses, poses.header) for row, frame in enumerate(poses.frames)]
     rows.append(_pose_rows(0, (), poses.header))
     return _arrays(np.array(frames, _FRAME), np.concatenate(rows), poses.header)
 
 
-def _frame_row(index: int, time_s: float, camera: Intrinsics) -> NDArray[Any]:
-    return np.array((index, time_s, (camera.fx, camera.fy, camera.cx, camera.cy)), _FRAME)
+def _frame_row(index: int, time_s: float, utc: str | None, clock: str | None, camera: Intrinsics) -> NDArray[Any]:
+    # NumPy's times know no time zones: they are all in UTC.
+    moment = np.datetime64("NaT") if utc is None else np.datetime64(utc.removesuffix("+00:00"))
+    return np.array((index, time_s, moment, clock or "", (camera.fx, camera.fy, camera.cx, camera.cy)), _FRAME)
 
 
 def _pose_rows(frame_row: int, poses: Sequence[Pose], header: RunHeader) -> NDArray[Any]:

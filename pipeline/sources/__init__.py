@@ -24,7 +24,7 @@ Another transport is one more file here and one more line in SCHEMES.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from convnextpose.errors import SourceError
 from pipeline.sources.csi import open_csi
 from pipeline.sources.files import open_file, open_file_uri
 from pipeline.sources.http import open_http
+from pipeline.sources.options import read_options
 from pipeline.sources.patience import PATIENCE, Patience
 from pipeline.sources.replay import as_camera, open_test
 from pipeline.sources.rtsp import open_rtsp
@@ -66,6 +67,7 @@ def open_source(
     live: bool = False,
     loop: bool = False,
     patience: Patience | None = None,
+    options: Sequence[tuple[str, str]] = (),
 ) -> Source:
     """Open a video file, a picture or a folder of pictures, by its path or as `file://`; or a camera by its URI.
 
@@ -83,15 +85,18 @@ def open_source(
         live: play a file as a camera: in real time, and what nobody takes in time is lost.
         loop: a file that plays as a camera goes on from its beginning for ever.
         patience: how long a live source waits for what.
+        options: what is asked of a camera, as in its address: pairs of a name and a value, such as ("size", "1280x720").
 
     Raises:
         SourceError: it isn't there, nothing in it can be read, its scheme is unknown, or an option has no meaning.
     """
-    opening = Opening(stream, OnDamage(on_damage), live or loop, loop, patience or PATIENCE)
+    opening = Opening(stream, OnDamage(on_damage), live or loop, loop, patience or PATIENCE, tuple(options))
     device = device_of(uri) if isinstance(uri, str) else None
     if device is not None:
         return open_v4l2(device, opening)
     scheme = scheme_of(uri) if isinstance(uri, str) else None
+    if scheme in (None, "file"):
+        read_options("", (), without_password(uri), opening.options)
     if scheme in (None, "file") and opening.live:
         recorded = replace(opening, live=False, loop=False)
         return as_camera(lambda: _open_recording(uri, recorded), opening)

@@ -42,7 +42,7 @@ def open_csi(uri: str, opening: Opening) -> Source:
     number, _, query = uri.split("://", 1)[1].partition("?")
     if not number.isdecimal():
         raise SourceError(f"expected csi://0 with the camera's number, received csi://{number}")
-    options = read_options(query, ("size", "rate", "flip"), f"csi://{number}")
+    options = read_options(query, ("size", "rate", "flip"), f"csi://{number}", opening.options)
     name = f"csi://{number}"
     return LiveSource(name, GstreamerCamera(name, csi_source(int(number), options)).connect, patience=opening.patience)
 

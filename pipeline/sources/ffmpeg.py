@@ -6,7 +6,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import IO, Any, Literal, Protocol
 
@@ -173,6 +173,7 @@ class FfmpegConnection:
                 senders[packet.pts] = sent_us
                 if len(senders) > _KEPT_STAMPS:
                     del senders[next(iter(senders))]
+            begin_ns = time.perf_counter_ns()
             try:
                 pictures = packet.decode()
             except av.FFmpegError:
@@ -197,7 +198,9 @@ class FfmpegConnection:
                 except SourceError as error:
                     yield str(error)
                     continue
-                yield self._timed(picture, image, arrived_ns, senders)
+                decode_ns = time.perf_counter_ns() - begin_ns
+                yield replace(self._timed(picture, image, arrived_ns, senders), decode_ns=decode_ns)
+                begin_ns = time.perf_counter_ns()
 
     def abort(self) -> None:
         """End what feeds it, if something does; FFmpeg's own reading ends at its time-out."""

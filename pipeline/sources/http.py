@@ -26,7 +26,7 @@ def open_http(uri: str, opening: Opening) -> Source:
     parsed = NetworkUri.parse(uri)
     if not parsed.host:
         raise SourceError(f"expected {parsed.scheme}://host/path, received no host")
-    options = read_options(parsed.options, _KNOWN, parsed.shown())
+    options = read_options(parsed.options, _KNOWN, parsed.shown(), opening.options)
     secure = parsed.scheme == "https"
     place = Place(parsed.shown(), parsed.host, parsed.port or (443 if secure else 80), tls=secure, ca=options.ca)
     settings = {"protocol_whitelist": _PROTOCOLS, **tls_options(options)}

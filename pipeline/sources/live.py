@@ -57,12 +57,14 @@ class Picture:
         stream_s: its time by the stream's own clock, s; None where the stream has none that can be believed.
         taken_ns: when it was taken, or arrived, ns since 1970.
         clock: what `taken_ns` is by.
+        decode_ns: how long it took to decode, ns.
     """
 
     image: NDArray[np.uint8]
     stream_s: float | None
     taken_ns: int
     clock: Literal["kernel", "sender", "arrival"]
+    decode_ns: int = 0
 
 
 class Connection(Protocol):
@@ -294,7 +296,9 @@ class LiveSource(Source):
         with self._changed:
             self._check(worker)
             time_s = self._clock.time_s(picture.stream_s, time.monotonic())
-            frame = Frame(picture.image, self.info.id, self._arrived, time_s, picture.taken_ns, picture.clock)
+            now_ns = time.perf_counter_ns()
+            decoded_ns = now_ns - picture.decode_ns, now_ns
+            frame = Frame(picture.image, self.info.id, self._arrived, time_s, picture.taken_ns, picture.clock, decoded_ns)
             if self._state[0] != LIVE:
                 self.info = replace(self.info, width=width, height=height, frame_rate=connection.frame_rate)
                 self._say(LIVE, connection.description)

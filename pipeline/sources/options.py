@@ -86,23 +86,26 @@ _READ: dict[str, tuple[str, str, Callable[[str], Any]]] = {
 }
 
 
-def read_options(text: str, known: Sequence[str], shown: str) -> Options:
-    """The options in `name=value&name=value`.
+def read_options(text: str, known: Sequence[str], shown: str, asked: Sequence[tuple[str, str]] = ()) -> Options:
+    """The options in `name=value&name=value`, and those that are asked of every source, which count less.
 
     Args:
-        text: what the user wrote.
+        text: what the user wrote into the source's address.
         known: the names that the scheme takes.
         shown: the source's name, for messages.
+        asked: names and values; each has to be one that the scheme takes.
 
     Raises:
         SourceError: an option is not known to the scheme, or its value has no meaning; the value is not repeated.
     """
     options = Options()
-    for name, value in parse_qsl(text, keep_blank_values=True):
+    for name, value in [*asked, *parse_qsl(text, keep_blank_values=True)]:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             more = f": did you mean {near[0]}?" if near else ""
-            raise SourceError(f"expected options of {shown} among {', '.join(known)}, received another one{more}")
+            received = name if (name, value) in asked else "another one"  # what stands in an address may be a password
+            among = f"options of {shown} among {', '.join(known)}" if known else f"no options of {shown}"
+            raise SourceError(f"expected {among}, received {received}{more}")
         field, how, read = _READ[name]
         try:
             options = replace(options, **{field: read(value)})

@@ -9,6 +9,7 @@ from convnextpose import weights
 from convnextpose.errors import SourceError
 from pipeline.sources.files import open_file
 from pipeline.sources.live import Connection, Ended, LiveSource, Lost, Picture
+from pipeline.sources.options import read_options
 from pipeline.sources.patience import Patience
 from pipeline.sources.source import OnDamage, Opening, Source
 from pipeline.types import State, UnreadableFrame
@@ -25,6 +26,7 @@ def open_test(uri: str, opening: Opening) -> Source:
     """
     if "?" in uri or "#" in uri:
         raise SourceError("expected test:// without options, received some: its size and rate are the demo clip's")
+    read_options("", (), "test://", opening.options)
 
     def again() -> Source:
         return open_file(weights.DEMO_CLIP, None, OnDamage.STOP)
@@ -79,12 +81,15 @@ class Replay:
         while True:
             last = 0.0
             try:
+                begin_ns = time.perf_counter_ns()
                 for frame in self._source:
                     if isinstance(frame, UnreadableFrame):
                         yield frame.reason
                     elif not isinstance(frame, State):
                         last = frame.time_s
-                        yield Picture(frame.image, offset + last, time.time_ns(), "arrival")
+                        decode_ns = time.perf_counter_ns() - begin_ns
+                        yield Picture(frame.image, offset + last, time.time_ns(), "arrival", decode_ns)
+                    begin_ns = time.perf_counter_ns()
             except SourceError as error:
                 raise Lost(str(error)) from error
             self._source.close()

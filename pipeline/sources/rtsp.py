@@ -26,7 +26,7 @@ def open_rtsp(uri: str, opening: Opening) -> Source:
     parsed = NetworkUri.parse(uri)
     if not parsed.host:
         raise SourceError(f"expected {parsed.scheme}://host/path, received no host")
-    options = read_options(parsed.options, _KNOWN, parsed.shown())
+    options = read_options(parsed.options, _KNOWN, parsed.shown(), opening.options)
     secure = parsed.scheme == "rtsps"
     port = parsed.port or (322 if secure else 554)
     place = Place(parsed.shown(), parsed.host, port, tls=secure, ca=options.ca)

@@ -34,6 +34,7 @@ class Opening:
         live: whether a file plays as a camera does.
         loop: whether that goes on from its beginning for ever.
         patience: how long a live source waits for what.
+        options: what is asked of a camera, as in its address: pairs of a name and a value.
     """
 
     stream: int | None = None
@@ -41,6 +42,7 @@ class Opening:
     live: bool = False
     loop: bool = False
     patience: Patience = PATIENCE
+    options: tuple[tuple[str, str], ...] = ()
 
 
 class Source(Protocol):

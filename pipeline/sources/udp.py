@@ -27,7 +27,7 @@ def open_udp(uri: str, opening: Opening) -> Source:
         SourceError: the address or an option has no meaning.
     """
     parsed = _parse(uri)
-    options = read_options(parsed.options, ("flip",), parsed.shown())
+    options = read_options(parsed.options, ("flip",), parsed.shown(), opening.options)
     settings = {"analyzeduration": str(_ANALYZED_US), "overrun_nonfatal": "1"}
     camera = Input(parsed.address(), Place(parsed.shown()), format="mpegts", options=settings, flip=options.flip)
     return LiveSource(parsed.shown(), camera.connect, patience=opening.patience)
@@ -40,7 +40,7 @@ def open_rtp(uri: str, opening: Opening) -> Source:
         SourceError: the address or an option has no meaning.
     """
     parsed = _parse(uri)
-    options = read_options(parsed.options, ("codec", "latency", "flip"), parsed.shown())
+    options = read_options(parsed.options, ("codec", "latency", "flip"), parsed.shown(), opening.options)
     number, name = _RTP_NAMES[options.codec or "h264"]
     host = parsed.host or "0.0.0.0"  # what is sent to any address of this machine
     six = "IP6" if ":" in host else "IP4"

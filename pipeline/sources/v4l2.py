@@ -46,7 +46,7 @@ def open_v4l2(uri: str, opening: Opening) -> Source:
     device = device if device.startswith("/") else f"/dev/{device}"
     if device == "/dev/":
         raise SourceError("expected v4l2:///dev/video0 with the camera's device, received none")
-    options = read_options(query, _KNOWN, device)
+    options = read_options(query, _KNOWN, device, opening.options)
     settings = {"ts": "default"}  # the kernel's time stamps
     if options.size is not None:
         settings["video_size"] = "{}x{}".format(*options.size)

@@ -37,6 +37,19 @@ def test_arrays_hold_every_pose_of_every_frame(tmp_path):
     assert names(tmp_path) == ["poses.npz"]
 
 
+def test_arrays_say_when_a_camera_took_each_picture(tmp_path):
+    taken = [1795728950_123456789, None, 1795728951_000000000]
+    clocks = ["sender", None, "arrival"]
+    frames = [
+        replace(posed(i), frame=replace(posed(i).frame, captured_ns=ns, clock=clock))
+        for i, (ns, clock) in enumerate(zip(taken, clocks, strict=True))
+    ]
+    with np.load(write(NpzRecorder(tmp_path / "poses.npz", HEADER), frames), allow_pickle=False) as results:
+        assert results["utc"].astype(np.int64)[[0, 2]].tolist() == [ns // 1000 for ns in taken if ns]
+        assert np.isnat(results["utc"]).tolist() == [False, True, False]
+        assert results["clock"].tolist() == ["sender", "", "arrival"]
+
+
 def test_arrays_of_nobody_keep_their_shapes(tmp_path):
     with np.load(write(NpzRecorder(tmp_path / "poses.npz", HEADER), [posed(0, poses=()), posed(1, poses=())])) as results:
         assert results["joints_mm"].shape == (0, 18, 3) and results["box"].shape == (0, 4)
@@ -50,16 +63,25 @@ def test_random_weights_are_told(tmp_path):
 
 
 @pytest.mark.parametrize("people", [[], [0], [2, 0, 1]])
-def test_lines_become_the_same_arrays(tmp_path, people):
+@pytest.mark.parametrize("live", [False, True])
+def test_lines_become_the_same_arrays(tmp_path, people, live):
     """What a killed run lacks can be made from its lines."""
     frames = [posed(i, poses=tuple(pose(10 * i + k, track_id=k) for k in range(n))) for i, n in enumerate(people)]
+    if live:
+        frames = [
+            replace(f, frame=replace(f.frame, captured_ns=1795728950_123456789 + f.frame.index, clock="kernel")) for f in frames
+        ]
     lines = write(NdjsonRecorder(tmp_path / "poses.ndjson", HEADER), [*frames, posed(9)])
     made = pose_arrays(read_poses(lines))
     with np.load(write(NpzRecorder(tmp_path / "poses.npz", HEADER), [*frames, posed(9)])) as written:
         assert set(made) == set(written)
         for name, values in written.items():
             assert (made[name].dtype, made[name].shape) == (values.dtype, values.shape)
-            assert np.allclose(made[name], values, atol=0.0051) if values.dtype.kind == "f" else (made[name] == values).all()
+            assert (
+                np.allclose(made[name], values, atol=0.0051)
+                if values.dtype.kind == "f"
+                else np.array_equal(made[name], values, equal_nan=values.dtype.kind == "M")
+            )
 
 
 def test_arrays_that_appear_during_the_run_are_not_touched(tmp_path):

@@ -175,6 +175,31 @@ def test_what_has_no_meaning_is_told_at_once(uri, told):
     assert told in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("uri", "options", "told"),
+    [
+        ("0", {"size": "large"}, "expected the option size of /dev/video0 as 1280x720"),
+        (
+            "rtsp://user:secret@camera/live",
+            {"size": "640x480"},
+            "rtsp://camera/live among transport, latency, flip, ca, verify",
+        ),
+        ("test://", {"flip": "90"}, "expected no options of test://, received flip"),
+        ("clip.mp4", {"rate": "5"}, "expected no options of clip.mp4, received rate"),
+    ],
+)
+def test_what_is_asked_of_every_source_must_have_a_meaning_for_it(uri, options, told):
+    with pytest.raises(SourceError) as caught:
+        open_source(uri, options=tuple(options.items()))
+    assert told in str(caught.value) and "secret" not in str(caught.value)
+
+
+def test_what_stands_in_an_address_counts_more_than_what_is_asked_of_all():
+    asked = (("size", "640x480"), ("rate", "15"))
+    options = read_options("size=1280x720", ("size", "rate"), "a camera", asked)
+    assert (options.size, options.rate) == ((1280, 720), 15)
+
+
 @pytest.mark.parametrize("flip", ["none", "horizontal", "vertical", "90", "180", "270"])
 def test_flips_are_clockwise(flip):
     image = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)

@@ -4,6 +4,7 @@ import itertools
 import json
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -124,6 +125,23 @@ def test_given_intrinsics_follow_a_camera_to_another_size():
 
 def exact_enough(stream, width):
     return stream.source.info.width == width and stream.ledger.counts().posed > 10
+
+
+def test_the_time_that_a_camera_takes_to_decode_is_its_capture_and_what_follows_is_waiting():
+    def connection(self):
+        while not self.aborted.is_set():
+            yield replace(shown(120, SIZE), decode_ns=5_000_000)
+            time.sleep(0.01)
+        raise Lost("aborted")
+
+    one = stream(LiveSource("camera", scripted(connection), patience=QUICK))
+    frames = run_for(Pipeline([one]), lambda: one.ledger.counts().posed > 5)
+    for frame in frames:
+        capture, following = frame.timeline.spans[:2]
+        assert (capture.stage, capture.end_ns - capture.start_ns) == ("capture", 5_000_000)
+        assert following.enter_ns == capture.end_ns
+    (row,) = [row for row in one.timing.statistics() if row.stage == "capture"]
+    assert row.p50_ms == 5
 
 
 def test_every_record_says_when_its_picture_was_taken_and_by_which_clock(tmp_path):
