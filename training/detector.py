@@ -37,6 +37,7 @@ from training import train
 from training.dataset import seeded
 from training.evaluate import LOT, SEED, network_input
 from training.frames import MAX_PEOPLE, FrameRenderer, Frames
+from training.mixed import mixed
 from training.plan import Plan
 from training.stream import seeds_of
 
@@ -156,7 +157,7 @@ class DetectorTrainer(train.Trainer):
 
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """As `detection_loss`."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+        with mixed(self.device):
             maps = self.network(images)
         return detection_loss(maps, labels)
 
@@ -207,7 +208,7 @@ def predict(network: Detector, images: Tensor) -> list[tuple[NDArray[np.float32]
     """Boxes [K, 4] (px) and scores [K] of each of the frames [N, S, S, 3], without duplicates."""
     found = []
     for lot in images.split(LOT):
-        with torch.autocast(images.device.type, dtype=torch.bfloat16):
+        with mixed(images.device):
             maps = network(network_input(lot))
         for boxes, scores in zip(*(t.cpu().numpy() for t in decode(maps.float())), strict=True):
             kept = without_duplicates(boxes, scores, 0.02)

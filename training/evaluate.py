@@ -29,6 +29,7 @@ from convnextpose.skeleton import HUMAN36M
 from convnextpose.variants import INPUT_SIZE
 from training.dataset import Crops, Renderer, mirror
 from training.losses import expectations, joints_from_shares, marginals, shares_from_joints
+from training.mixed import mixed
 
 SETS = {"easy": (0.12, False, 0.0), "hard": (0.85, False, 0.0), "never": (0.85, True, 0.0), "pictures": (0.85, False, 1.0)}
 """Difficulty, whether only what is never trained on, and the share before real pictures (held-out ones)."""
@@ -68,7 +69,7 @@ def predict(network: PoseNetwork, images: Tensor, flip: bool = False) -> Tensor:
     """Joints [N, J, 3] (px, px, mm) of crops [N, S, S, 3]; with `flip`, averaged with those of the mirrored pictures."""
     size, results = images.shape[2], []
     for lot in images.split(LOT):
-        with torch.autocast(images.device.type, dtype=torch.bfloat16):
+        with mixed(images.device):
             maps = network.head(network.backbone(network_input(lot)))
         results.append(joints_from_shares(expectations(marginals(maps, network.joint_count)), size))
     joints = torch.cat(results)

@@ -32,6 +32,7 @@ from training.dataset import Renderer, mirror, recolour, turn
 from training.depthwise import quicken
 from training.evaluate import SETS, evaluate, held_out, network_input, predict, rounded
 from training.losses import pose_loss
+from training.mixed import mixed
 from training.plan import Plan
 from training.plot import draw, read
 from training.real_crops import HeldOutPeople, RealCrops, limb_score, read_crops
@@ -112,7 +113,7 @@ class Trainer:
 
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of normalised images and, of it, the mean absolute error."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
+        with mixed(self.device, wanted=self.bfloat16):
             maps = self.network.head(self.network.backbone(images))
         return pose_loss(maps, labels[..., :3], self.plan.size, labels[..., 3:], **self.weighting)
 
