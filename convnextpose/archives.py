@@ -53,6 +53,8 @@ def open_zip(data: bytes, limit: int) -> zipfile.ZipFile:
             f"{size_text(total)}"
         )
     for info in archive.infolist():
+        if not info.filename:
+            raise LimitError("expected a name for each file of an archive, received one without: pack it again")
         if info.flag_bits & 0x1:
             raise LimitError("expected files that can be read, received an archive with a password: unpack it first")
         if info.compress_type not in _COMPRESSIONS:
@@ -74,9 +76,14 @@ def read_npz(data: bytes, limits: Mapping[str, int]) -> dict[str, NDArray[Any]]:
         ValueError, KeyError, zipfile.BadZipFile: it is damaged, an array is missing, or one of Python objects.
         LimitError: an array is too large.
     """
-    # What else is in the file is never unpacked: its size does no harm.
-    archive = open_zip(data, 2**62)
-    return {name: _read_npy(archive, f"{name}.npy", limit) for name, limit in limits.items()}
+    try:
+        # What else is in the file is never unpacked: its size does no harm.
+        archive = open_zip(data, 2**62)
+        return {name: _read_npy(archive, f"{name}.npy", limit) for name, limit in limits.items()}
+    except (ValueError, KeyError, zipfile.BadZipFile):
+        raise
+    except Exception as error:  # zlib's, and those of the parsers of Python that NumPy reads a header with
+        raise ValueError(f"it is damaged ({type(error).__name__}: {error})") from error
 
 
 def _read_npy(archive: zipfile.ZipFile, name: str, limit: int) -> NDArray[Any]:

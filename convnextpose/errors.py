@@ -17,7 +17,7 @@
     └── StageError(RuntimeError)           a pipeline stage that failed; `stage` names it
 
 Each is also the built-in error that it is, so code that knows nothing of this project catches it too. Every message is
-one sentence or two: what was expected, what came, what to do.
+one sentence or two on one line: what was expected, what came, what to do.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ from __future__ import annotations
 
 class PoseError(Exception):
     """The root of the tree: catch this to catch every error that the project raises on purpose."""
+
+    def __str__(self) -> str:
+        """The message on one line: a file's name may have newlines in it, and what moves a terminal's cursor."""
+        text = super().__str__()
+        return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class CheckpointError(PoseError, ValueError):

@@ -11,6 +11,7 @@ from convnextpose.errors import GeometryError
 from engines.pose import PoseModel
 from pipeline.people import PeopleFinder
 from pipeline.people.smoothing import PoseSmoother
+from pipeline.people.turned import TurnedPeople
 from pipeline.stages import lift, predict
 from pipeline.timeline import Stopwatch
 from pipeline.types import Frame, PosedFrame, TrackEvent
@@ -24,12 +25,21 @@ class Estimator:
         people: names the boxes of each frame.
         camera: the true intrinsics for pictures of the first one's size, or None to assume a field of view for each picture's
             size. They are made to fit pictures of another size; for other proportions a field of view is assumed.
+        turned: is asked about frames without people until somebody was found, so that a picture that is not upright is told.
     """
 
-    def __init__(self, model: PoseModel, people: PeopleFinder, *, camera: Intrinsics | None = None) -> None:
+    def __init__(
+        self,
+        model: PoseModel,
+        people: PeopleFinder,
+        *,
+        camera: Intrinsics | None = None,
+        turned: TurnedPeople | None = None,
+    ) -> None:
         self._model = model
         self._people = people
         self._camera = camera
+        self._turned = turned
         self._size: tuple[int, int] | None = None  # of the first picture
         self._smoother = PoseSmoother(model.info.joint_set.root)
 
@@ -73,4 +83,10 @@ class Estimator:
                 except GeometryError as error:
                     problems.append(str(error))
             smoothed = self._smoother.step(frame.time_s, poses)
+        if known.poses:
+            self._turned = None
+        elif self._turned is not None:
+            with stopwatch.span("detect", part="turned"):
+                told = self._turned.look(frame)
+            problems += [told] if told else []
         return PosedFrame(frame, smoothed, camera, problems=tuple(problems), events=tuple(events))

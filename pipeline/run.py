@@ -40,6 +40,7 @@ from pipeline.people import MIN_SCORE, PeopleFinder, WholePicture
 from pipeline.people.detection import detections_of
 from pipeline.people.given import GivenBoxes
 from pipeline.people.tracker import KEEP_LOST_S, MAX_PEOPLE, PeopleTracker
+from pipeline.people.turned import TurnedPeople
 from pipeline.sources import OnDamage, Patience, Source, SourceInfo, open_source
 from pipeline.sources.patience import PATIENCE
 from pipeline.sources.uri import scheme_of
@@ -141,7 +142,7 @@ class RunConfig:
         segment_s: length of the segments in which live sources are recorded, s, or None for one recording each.
         patience: how long live sources wait for what.
         camera_options: what is asked of every camera, as in its address: pairs of a name and a value, such as
-            ("size", "1280x720"). What stands in an address counts more.
+            ("size", "1280x720"). What stands in an address counts more. Of files `flip` may be asked.
     """
 
     sources: str | Path | SourceEntry | Sequence[str | Path | SourceEntry]
@@ -184,6 +185,8 @@ class RunConfig:
             raise ValueError(f"expected a finite time to look for the lost, 0 s or more, received {self.keep_lost_s}")
         if unknown := [name for name in self.formats if name not in FORMATS]:
             raise ValueError(f"expected formats among {', '.join(FORMATS)}, received {unknown[0]!r}")
+        if self.on_damage not in [each.value for each in OnDamage]:
+            raise ValueError(f"expected stop or skip where a recording is damaged, received {self.on_damage!r}")
         if self.random_weights and is_engine(Path(self.model)):
             raise ValueError(f"expected a model to replace the weights of, received the engine {self.model}")
         if self.segment_s is not None and not self.segment_s >= 1:
@@ -394,6 +397,7 @@ def open_pipeline(config: RunConfig) -> Pipeline:
                 divided = segments if info.live else None
                 recorders = open_recorders(folder, config.formats, header, overwrite=config.overwrite, segments=divided)
             people: PeopleFinder = given or WholePicture()
+            turned = None
             if detector is not None:  # pictures have no frame rate: one is not what came after another
                 people = PeopleTracker(
                     detections_of(detector),
@@ -403,10 +407,11 @@ def open_pipeline(config: RunConfig) -> Pipeline:
                     keep_lost_s=config.keep_lost_s,
                     follows=info.live or info.frame_rate is not None,
                 )
+                turned = TurnedPeople(detections_of(detector), model, min_score=config.min_score)
             streams.append(
                 Stream(
                     source,
-                    Estimator(model, people, camera=camera),
+                    Estimator(model, people, camera=camera, turned=turned),
                     header,
                     recorders=recorders,
                     renderer=PoseRenderer(model.info.joint_set) if any(r.needs_picture for r in recorders) else None,

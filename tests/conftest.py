@@ -7,8 +7,23 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from convnextpose.variants import Variant
+
+
+def pytest_addoption(parser):
+    parser.addoption("--fuzz-cases", type=int, help="cases of each kind of input that tests/fuzz spoils")
+    parser.addoption("--fuzz-seed", type=int, default=1, help="what the chance in tests/fuzz begins with (1)")
+
+
+def pytest_configure(config):
+    """Fewer examples of each law in `make test` than where the slow cases run, too. A busy machine makes no example wrong."""
+    thorough = "not slow" not in config.getoption("markexpr")
+    settings.register_profile(
+        "convnextpose", max_examples=200 if thorough else 30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("convnextpose")
 
 
 @pytest.fixture(scope="session")

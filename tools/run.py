@@ -31,7 +31,7 @@ from pipeline.people import MIN_SCORE
 from pipeline.people.tracker import KEEP_LOST_S, MAX_PEOPLE
 from pipeline.run import RunConfig, SourceEntry, open_pipeline, read_sources
 from pipeline.sources.live import LOST, STALLED
-from pipeline.sources.options import FLIPS
+from pipeline.sources.orientation import FLIPS
 from pipeline.status import RunStatus
 from pipeline.streams import Pipeline, Stream
 from pipeline.summary import NAME as SUMMARY_NAME
@@ -51,7 +51,7 @@ _CAMERA_HELP = {
     "size": "Ask a camera for pictures of this size, px.",
     "rate": "Ask a camera for so many frames a second.",
     "format": "Ask a camera for a pixel format or codec, such as mjpeg or yuyv422.",
-    "flip": f"Turn a camera's pictures: {', '.join(FLIPS)}.",
+    "flip": f"Turn the pictures of cameras and files: {', '.join(FLIPS)} (clockwise).",
     "transport": "How an RTSP camera sends: tcp or udp.",
     "latency": "How long a network camera's packets in the wrong order are waited for, ms.",
 }
@@ -430,7 +430,7 @@ def _print_stream(console: Console, stream: Stream, config: RunConfig) -> None:
             advice = f"no frame has a box in {config.boxes}: its frames count from 0"
         else:
             advice = (
-                f"nobody was found: turn the picture upright if it is not, give --boxes, or lower --min-score (now "
+                f"nobody was found, nor when the picture was turned: give --boxes, or lower --min-score (now "
                 f"{config.min_score:g}) if someone is there"
             )
         console.print(f"         {escape(advice)}")

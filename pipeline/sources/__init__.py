@@ -9,6 +9,7 @@ when its frames are asked for, and is waited for. It imports numpy, av, cv2, `co
     files.py       a path: what kind of file it is
     pictures.py    pictures and folders of pictures; their formats are in formats.py, heif.py and webp.py
     video.py       video files; their times are in stamps.py
+    turned.py      turned as the user asks; orientation.py
     truncation.py  whether a file was cut short
     limits.py      how large a picture may be
     live.py        what every live source is: states, reconnecting; patience.py, clocks.py
@@ -33,10 +34,12 @@ from pipeline.sources.csi import open_csi
 from pipeline.sources.files import open_file, open_file_uri
 from pipeline.sources.http import open_http
 from pipeline.sources.options import read_options
+from pipeline.sources.orientation import UPRIGHT
 from pipeline.sources.patience import PATIENCE, Patience
 from pipeline.sources.replay import as_camera, open_test
 from pipeline.sources.rtsp import open_rtsp
 from pipeline.sources.source import OnDamage, Opening, Source
+from pipeline.sources.turned import TurnedSource
 from pipeline.sources.udp import open_rtp, open_udp
 from pipeline.sources.uri import scheme_of, without_password
 from pipeline.sources.v4l2 import device_of, open_v4l2
@@ -85,12 +88,23 @@ def open_source(
         live: play a file as a camera: in real time, and what nobody takes in time is lost.
         loop: a file that plays as a camera goes on from its beginning for ever.
         patience: how long a live source waits for what.
-        options: what is asked of a camera, as in its address: pairs of a name and a value, such as ("size", "1280x720").
+        options: what is asked of a camera, as in its address: pairs of a name and a value, such as ("size", "1280x720"). Of a
+            file `flip` may be asked: how its pictures are turned beyond what the file says.
 
     Raises:
         SourceError: it isn't there, nothing in it can be read, its scheme is unknown, or an option has no meaning.
     """
-    opening = Opening(stream, OnDamage(on_damage), live or loop, loop, patience or PATIENCE, tuple(options))
+    asked, flip = tuple(options), UPRIGHT
+    recorded = isinstance(uri, Path) or (device_of(uri) is None and scheme_of(uri) in (None, "file", "test"))
+    if recorded:  # cameras turn their pictures themselves
+        flip = read_options("", ("flip",), without_password(uri), [option for option in asked if option[0] == "flip"]).flip
+        asked = tuple(option for option in asked if option[0] != "flip")
+    opening = Opening(stream, OnDamage(on_damage), live or loop, loop, patience or PATIENCE, asked)
+    source = _open(uri, opening)
+    return source if flip == UPRIGHT else TurnedSource(source, flip)
+
+
+def _open(uri: str | Path, opening: Opening) -> Source:
     device = device_of(uri) if isinstance(uri, str) else None
     if device is not None:
         return open_v4l2(device, opening)

@@ -10,17 +10,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from convnextpose.errors import SourceError
-from pipeline.sources.orientation import UPRIGHT, Orientation
-
-FLIPS = {
-    "none": UPRIGHT,
-    "horizontal": Orientation(flip=1),
-    "vertical": Orientation(flip=0),
-    "90": Orientation.turned(3),
-    "180": Orientation.turned(2),
-    "270": Orientation.turned(1),
-}
-"""How pictures are turned: flipped, or by degrees clockwise."""
+from pipeline.sources.orientation import FLIPS, UPRIGHT, Orientation
 
 
 @dataclass(frozen=True)

@@ -62,3 +62,13 @@ class Orientation:
 
 UPRIGHT = Orientation()
 """Not turned."""
+
+FLIPS = {
+    "none": UPRIGHT,
+    "horizontal": Orientation(flip=1),
+    "vertical": Orientation(flip=0),
+    "90": Orientation.turned(3),
+    "180": Orientation.turned(2),
+    "270": Orientation.turned(1),
+}
+"""How pictures are turned: flipped, or by degrees clockwise."""

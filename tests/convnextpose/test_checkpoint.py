@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from convnextpose.checkpoint import VerifiedCheckpoint, claimed_variant, describe, verify, verify_state
@@ -408,7 +408,6 @@ def test_files_that_hold_something_else(tree, received, tmp_path):
     assert len(str(error.value)) < 2000
 
 
-@settings(max_examples=60, deadline=None)
 @given(fraction=st.floats(0, 1, exclude_max=True), legacy=st.booleans())
 @example(fraction=0.999999999, legacy=True)
 @example(fraction=0.999999999, legacy=False)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from convnextpose.archives import MAX_MEMBERS
@@ -394,7 +394,6 @@ def test_a_tar_cut_anywhere_is_refused_or_whole(whole, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "tar", "safetensors"])
-@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_damaged_bytes_give_a_tree_or_one_sentence(kind, whole, tmp_path_factory, data):
     damaged = bytearray(whole[kind])
@@ -456,7 +455,6 @@ tensors = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None)
 @given(drawn=tensors, legacy=st.booleans(), transposed=st.booleans(), sliced=st.booleans(), parameter=st.booleans())
 def test_any_tensor_is_read_as_it_was_saved(drawn, legacy, transposed, sliced, parameter, tmp_path_factory):
     dtype, shape, random = drawn
@@ -570,7 +568,6 @@ def test_a_safetensors_header_too_deep(tmp_path):
     assert "too deep inside each other" in refused(tmp_path / "deep")
 
 
-@settings(max_examples=200, deadline=None)
 @given(operations=st.binary(max_size=60))
 def test_any_operations_give_a_tree_or_one_sentence(operations, tmp_path_factory):
     path = zip_with(Path(tmp_path_factory.getbasetemp(), "any.zip"), b"\x80\x04" + operations + b".")

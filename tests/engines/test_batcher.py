@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from convnextpose.errors import GeometryError, ModelError, RuntimeUnavailableError
@@ -108,7 +108,6 @@ def assert_fair(batches):
             assert abs(ahead) <= 1
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     calls=st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=4), min_size=1, max_size=6),
     max_batch=st.integers(1, 9),
@@ -150,7 +149,6 @@ def test_each_caller_gets_what_it_gets_alone(calls, max_batch, broken):
     assert not batcher._requests and not batcher._waiting and batcher._leader is None
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=2, max_size=7), st.integers(1, 8))
 def test_callers_that_wait_together_advance_together(counts, max_batch):
     gate = threading.Event()
@@ -283,7 +281,6 @@ def test_closing_wakes_who_waits_and_keeps_what_is_in_flight():
         session.run(items(0, 1))
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=6), st.integers(1, 5), st.integers(1, 6))
 def test_whenever_it_is_closed_everybody_comes_back(counts, max_batch, closed_after):
     class Closes(Numbers):

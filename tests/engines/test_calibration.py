@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from convnextpose.errors import CalibrationError, GeometryError, OutputExistsError, SinkError
@@ -66,7 +66,6 @@ def test_other_arrays_are_refused(wrong):
         CalibrationSet(np.zeros(wrong, np.uint8))
 
 
-@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_damage_is_found(data, crops, saved, tmp_path_factory):
     """A byte changed or an end missing: what is read is what was saved, or it is an error of ours."""

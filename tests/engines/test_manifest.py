@@ -103,7 +103,6 @@ def test_a_draft_is_no_manifest():
         EngineDraft.from_json(one.to_json())
 
 
-@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_every_edit_is_found(data):
     """Whatever field is changed, at whatever depth: the hash tells."""
@@ -124,7 +123,6 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_a_hash_that_fits_makes_no_other_types_right(data):
     """Whoever edits a manifest can seal it again: any value anywhere gives a manifest, or one sentence."""
@@ -209,7 +207,6 @@ def test_an_engine_and_its_manifest(engine):
     assert manifest.load(engine) == make()
 
 
-@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_an_engine_that_was_changed_is_refused(data, tmp_path_factory):
     path = tmp_path_factory.mktemp("changed") / "m.engine"

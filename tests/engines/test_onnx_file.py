@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from convnextpose import weights
@@ -123,7 +123,6 @@ kinds = st.sampled_from(
 )
 
 
-@settings(max_examples=60, deadline=None)
 @given(kind=kinds, shape=st.lists(st.integers(0, 5), max_size=3), raw=st.booleans(), seed=st.integers(0, 99))
 def test_constants_of_every_type_and_form(kind, shape, raw, seed):
     array = np.random.default_rng(seed).integers(-100, 100, shape).astype(kind)
@@ -392,7 +391,6 @@ def test_bytes_that_two_readers_could_understand_differently(change, sentence):
     assert sentence in refused(change(XS.read_bytes()))
 
 
-@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_damaged_bytes_are_read_or_refused_in_one_sentence(data):
     damaged = bytearray(constant_outputs().SerializeToString())

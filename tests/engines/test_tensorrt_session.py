@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from convnextpose.errors import EngineError, ModelError, RuntimeUnavailableError
@@ -91,7 +91,6 @@ def assert_is(found, first, count):
     assert np.array_equal(found.scores, SCORES[first : first + count])
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     binding=st.sampled_from(sorted(DEVICES)),
     family=st.sampled_from(FAMILIES),
@@ -232,7 +231,6 @@ def test_without_memory_for_a_second_set_the_first_keeps_its_size():
     bench.check()
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     memory=st.integers(2_000_000, 12_000_000),
     counts=st.lists(st.integers(1, 20), min_size=1, max_size=4),

@@ -309,7 +309,6 @@ def wild_poses(draw: st.DrawFn, joint_set: JointSet) -> Pose:
     )
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     data=st.data(),
     size=st.sampled_from([(160, 90), (90, 161), (1, 1), (7, 300)]),

@@ -117,7 +117,7 @@ def test_a_heic_whose_tile_is_missing_or_of_another_kind_is_refused(tmp_path):
     assert "j2k1" in refusal(path)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(places=st.lists(st.tuples(st.integers(0, 900), st.integers(0, 255)), min_size=1, max_size=6))
 def test_a_damaged_heic_gives_a_picture_or_one_sentence(tmp_path, places):
     original = tmp_path / "original"

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 pytest.importorskip("tensorrt_rtx")
@@ -153,7 +153,6 @@ texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=
 paths = texts.filter(lambda text: not text.startswith("-")).map(Path)
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     source=texts.filter(lambda text: not text.startswith("-")),
     out=paths,

@@ -84,7 +84,6 @@ def test_mirroring_twice_changes_nothing_and_agrees_with_the_joint_set(crops):
 
 
 @given(st.floats(-3.2, 3.2), st.floats(0.9, 1.5), st.floats(24, 40), st.floats(24, 40))
-@settings(max_examples=60, deadline=None)
 def test_what_lies_at_a_joint_turns_with_it(angle, zoom, x, y):
     rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     spot = torch.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 8)[None, ..., None].expand(1, 64, 64, 3)

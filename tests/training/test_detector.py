@@ -58,7 +58,6 @@ def one(x, y, width, height, kind=1.0):
     return torch.tensor([[[x, y, width, height, kind]]])
 
 
-@settings(max_examples=50, deadline=None)
 @given(MIDDLE, MIDDLE, st.floats(6, 200), st.floats(6, 200))
 def test_decoding_inverts_the_targets(u, v, width, height):
     truth = (u - width / 2, v - height / 2, width, height)

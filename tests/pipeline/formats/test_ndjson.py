@@ -36,7 +36,7 @@ def pose_strategy(draw, joints):
     )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_poses_come_back_as_they_were_written(tmp_path, data):
     joint_set = data.draw(st.sampled_from([HUMAN36M, MUCO]))

@@ -184,7 +184,7 @@ def test_what_has_no_meaning_is_told_at_once(uri, told):
             {"size": "640x480"},
             "rtsp://camera/live among transport, latency, flip, ca, verify",
         ),
-        ("test://", {"flip": "90"}, "expected no options of test://, received flip"),
+        ("test://", {"rate": "9"}, "expected no options of test://, received rate"),
         ("clip.mp4", {"rate": "5"}, "expected no options of clip.mp4, received rate"),
     ],
 )

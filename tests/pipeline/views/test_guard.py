@@ -137,7 +137,7 @@ def standing():
 PARTS = ("..", ".", "/", "%2e%2e", "%2f", "\\", "web.py", "page", "main.js", "//", "%00", "etc/passwd")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.one_of(
         st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=30),

@@ -1,0 +1,242 @@
+"""Runs cases in children of their own, each within bounds of time and memory.
+
+A process that has imported everything forks for each case, so that a case costs milliseconds. It starts no thread before
+that: a child would lack it.
+
+    python -m tests.fuzz.zygote KIND SEED CASE    runs one case again, in this process, with what it writes and any traceback
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from types import TracebackType
+
+ROOT = Path(__file__).parents[2]
+
+MEMORY = 1536 * 1024**2
+"""The most memory of a case, bytes, with what the warm process already has."""
+
+CPU_S, WALL_S = 20, 120
+"""A case takes at most so much time of the processor; and so long by the clock, though other programs have the processor."""
+
+LONGEST_SENTENCE = 1500
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a case.
+
+    Attributes:
+        kind, seed, case: which it was.
+        end: `accepted`, `refused` (in words), or a fault: `traceback`, `speechless`, `exit code`, `crash`, `hang`, `memory`.
+        told: what was said.
+        memory: the most memory that it had, bytes.
+        cpu_s: time of the processor, s.
+    """
+
+    kind: str
+    seed: int
+    case: int
+    end: str
+    told: str
+    memory: int
+    cpu_s: float
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether it is anything but an input that was read, or refused in words."""
+        return self.end not in ("accepted", "refused")
+
+    def __str__(self) -> str:
+        """The fault, and the command that runs it again."""
+        again = f"python -m tests.fuzz.zygote {self.kind} {self.seed} {self.case}"
+        return f"{self.end} ({self.cpu_s:.1f} s, {self.memory / 1e6:.0f} MB): {self.told[-600:]}\n    {again}"
+
+
+def judged(action: Callable[[], object], output: Callable[[], str]) -> tuple[str, str]:
+    """Run something of the project's: how it ended, and what it said.
+
+    Args:
+        action: a function, or the command line as it ends with `SystemExit`.
+        output: gives what was written to stdout and stderr.
+    """
+    from convnextpose.errors import PoseError
+
+    try:
+        action()
+    except PoseError as error:
+        told = str(error)
+        return ("refused" if _is_sentence(told) else "speechless"), told
+    except SystemExit as stop:
+        told = output()
+        if stop.code in (None, 0):
+            end = "accepted"
+        elif stop.code == 1:
+            end = "refused" if any(_is_sentence(line) for line in told.splitlines()) else "speechless"
+        elif stop.code == 2:
+            end = "refused" if "Error" in told or "Usage" in told else "speechless"
+        else:
+            end, told = "exit code", f"{stop.code}: {told}"
+    except BaseException:  # noqa: BLE001  # whatever else comes is a fault
+        return "traceback", traceback.format_exc()
+    else:
+        end, told = "accepted", output()
+    return ("traceback", told) if "Traceback (most recent call last)" in told else (end, told)
+
+
+def _is_sentence(text: str) -> bool:
+    return 10 < len(text.strip()) < LONGEST_SENTENCE and "\n" not in text
+
+
+def run_case(kind: str, seed: int, case: int, folder: Path) -> object:
+    """Make a case's input in an empty folder and have the project read it."""
+    from tests.fuzz.kinds import KINDS
+
+    return KINDS[kind].read(Random(f"{kind} {seed} {case}"), folder)
+
+
+def _child(kind: str, seed: int, case: int, folder: Path, result: Path, said: Path) -> None:
+    os.setsid()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S + 5))
+    resource.setrlimit(resource.RLIMIT_DATA, (_data_bytes() + MEMORY, resource.RLIM_INFINITY))
+    file = os.open(said, os.O_RDWR | os.O_CREAT, 0o600)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.chdir(folder)
+
+    def output() -> str:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        return said.read_text(encoding="utf-8", errors="replace")
+
+    end, told = judged(lambda: run_case(kind, seed, case, folder), output)
+    result.write_text(json.dumps([end, told[-4000:]]))
+
+
+def _data_bytes() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmData:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _run(kind: str, seed: int, case: int, scratch: Path) -> Outcome:
+    folder, result, said = scratch / "case", scratch / "result", scratch / "said"
+    folder.mkdir()
+    child = os.fork()
+    if child == 0:
+        try:
+            _child(kind, seed, case, folder, result, said)
+        finally:
+            os._exit(0)
+    watch = os.pidfd_open(child)
+    timely = bool(select.select([watch], [], [], WALL_S)[0])
+    os.close(watch)
+    if not timely:
+        os.kill(child, signal.SIGKILL)
+    _, status, usage = os.wait4(child, 0)
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # whatever it started and left behind
+    end, told = "crash", f"wait status {status}: {said.read_text(errors='replace') if said.exists() else ''}"
+    if not timely or (os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL)):
+        end = "hang"
+    elif result.exists():
+        end, told = json.loads(result.read_text())
+        if usage.ru_maxrss * 1024 > MEMORY or "MemoryError" in told:
+            end = "memory"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    return Outcome(kind, seed, case, end, told, usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime)
+
+
+def _serve() -> None:
+    """Answer each line [kind, seed, case] on stdin with a line of the outcome on stdout."""
+    from tests.fuzz.kinds import KINDS, import_all
+
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no answer
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as place:
+        scratch = Path(place, "scratch")
+        scratch.mkdir()
+        import_all()
+        answers.write(json.dumps({name: kind.prepare() for name, kind in KINDS.items()}) + "\n")
+        answers.flush()
+        gc.collect()
+        gc.freeze()
+        for line in sys.stdin:
+            answers.write(json.dumps(asdict(_run(*json.loads(line), scratch))) + "\n")
+            answers.flush()
+
+
+class Zygote:
+    """The warm process, which gives the outcomes of cases. A context manager.
+
+    Attributes:
+        lacks: for each kind, why it cannot be run here, or None.
+    """
+
+    def __init__(self) -> None:
+        one = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.fuzz.zygote"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, **one, "TERM": "dumb", "COLUMNS": "200"},
+        )
+        self.lacks: dict[str, str | None] = json.loads(self._answer())
+
+    def run(self, kind: str, seed: int, case: int) -> Outcome:
+        """Run a case."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([kind, seed, case]) + "\n")
+        self._process.stdin.flush()
+        return Outcome(**json.loads(self._answer()))
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the process that forks ended: exit code {self._process.wait()}")
+        return line
+
+    def __enter__(self) -> Zygote:
+        """Itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """End the process."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 4:
+        with tempfile.TemporaryDirectory(prefix="fuzz-") as place:
+            os.chdir(place)
+            from tests.fuzz.kinds import KINDS
+
+            KINDS[sys.argv[1]].prepare()
+            run_case(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(place))
+    else:
+        _serve()

@@ -1,0 +1,71 @@
+"""A picture that is not upright: the run says how to turn it, and turned it gives the very poses of the upright one."""
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from convnextpose import weights
+from convnextpose.errors import SourceError
+from pipeline.run import RunConfig, open_pipeline
+from pipeline.sources import open_source
+from pipeline.sources.orientation import FLIPS
+
+BACK = {"180": "180", "90": "270", "270": "90"}
+
+
+@pytest.fixture(scope="module")
+def upright():
+    with av.open(str(weights.DEMO_CLIP)) as container:
+        frames = [frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)]
+    return frames[10], frames[120]
+
+
+def run(tmp_path, pictures, **options):
+    folder = tmp_path / "pictures"
+    folder.mkdir(exist_ok=True)
+    for index, picture in enumerate(pictures):
+        cv2.imwrite(str(folder / f"{index}.png"), picture)
+    with open_pipeline(RunConfig(folder, threads=1, **options)) as pipeline:
+        return list(pipeline), pipeline.streams[0].ledger.counts()
+
+
+@pytest.mark.parametrize(
+    "turn", ["180", pytest.param("90", marks=pytest.mark.slow), pytest.param("270", marks=pytest.mark.slow)]
+)
+def test_a_picture_that_is_not_upright_is_told_and_can_be_turned(tmp_path, upright, turn):
+    expected, counts = run(tmp_path, upright)
+    assert counts.with_person == 2
+    assert counts.problems == ()
+    lying = [np.ascontiguousarray(FLIPS[turn].apply(picture)) for picture in upright]
+    _, counts = run(tmp_path, lying)
+    assert counts.with_person == 0
+    (sentence, _), *others = counts.problems
+    assert sentence == f"somebody shows when the picture is turned by {BACK[turn]} degrees: turn it with --flip {BACK[turn]}"
+    assert not others
+    found, _ = run(tmp_path, lying, camera_options=(("flip", BACK[turn]),))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.frame.image, other.frame.image)
+        np.testing.assert_array_equal([p.joints_mm for p in one.poses], [p.joints_mm for p in other.poses])
+
+
+def test_pictures_without_people_are_turned_in_vain(tmp_path):
+    empty = [np.full((120, 160, 3), grey, np.uint8) for grey in (0, 120)]
+    _, counts = run(tmp_path, empty)
+    assert counts.with_person == 0
+    assert counts.problems == ()
+
+
+@pytest.mark.parametrize("flip", FLIPS)
+def test_turning_changes_pictures_and_sizes_alike(tmp_path, flip):
+    picture = np.arange(12 * 20 * 3, dtype=np.uint8).reshape(12, 20, 3)
+    cv2.imwrite(str(tmp_path / "p.png"), picture)
+    with open_source(tmp_path / "p.png", options=[("flip", flip)]) as source:
+        (frame,) = source
+    assert (source.info.width, source.info.height) == (frame.width, frame.height)
+    np.testing.assert_array_equal(frame.image, FLIPS[flip].apply(picture))
+
+
+def test_an_unknown_turn_is_refused(tmp_path):
+    with pytest.raises(SourceError, match="option flip of .* as one of none, horizontal, vertical, 90, 180, 270"):
+        open_source(tmp_path, options=[("flip", "45")])
