@@ -22,14 +22,22 @@ one sentence or two on one line: what was expected, what came, what to do.
 
 from __future__ import annotations
 
+LONGEST = 1200
+"""The longest message, characters: of longer ones the middle is left out."""
+
 
 class PoseError(Exception):
     """The root of the tree: catch this to catch every error that the project raises on purpose."""
 
     def __str__(self) -> str:
-        """The message on one line: a file's name may have newlines in it, and what moves a terminal's cursor."""
+        """The message on one line of at most LONGEST characters.
+
+        A file's name may have newlines in it, and a library's words may repeat kilobytes of what they complain about.
+        """
         text = super().__str__()
-        return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        if not text.isprintable():
+            text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        return text if len(text) <= LONGEST else f"{text[: LONGEST * 2 // 3]} ... {text[-LONGEST // 4 :]}"
 
 
 class CheckpointError(PoseError, ValueError):

@@ -5,7 +5,6 @@ import enum
 import sys
 import threading
 import time
-from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -23,6 +22,7 @@ from engines.tensorrt import builder as building
 from engines.tensorrt.builder import BuildOptions, build_engine, convolution_types, read_layers
 from engines.tensorrt.device import Gpu
 from engines.tensorrt.module import Library, load_library
+from tests.engines.test_precision import Graph
 
 pytest.importorskip("onnxruntime", reason="it quantises")
 
@@ -59,16 +59,21 @@ def full(rtx, monkeypatch):
 # Real engines
 
 
-@pytest.mark.parametrize("variant", Variant, ids=lambda variant: variant.name)
+@pytest.mark.parametrize(
+    "variant",
+    [Variant.XS, *(pytest.param(variant, marks=pytest.mark.slow) for variant in Variant if variant is not Variant.XS)],
+    ids=lambda variant: variant.name,
+)
 def test_every_variant_computes_in_what_was_asked_for(variant, rtx, people):
-    """FP16 and INT8 for three desktop targets: 24 engines, and the types of every convolution from the library's own log."""
+    """FP16 and INT8 for three desktop targets, and the types of every convolution from the library's own log."""
     exported = pose_graph(verify_state(random_state(variant), source="random"), name="any", random=True)
     quantised = set(quantisable_layers(exported))
+    convolutions = Graph(exported).layers.keys()
     for precision, onnx in (("fp16", to_fp16(exported)), ("int8", to_int8(exported, people))):
         for capability in DESKTOP:
             engine = build_engine(onnx, rtx, capability)
             found = convolution_types(engine.layers, onnx)
-            assert len(found) == {Variant.XS: 47}.get(variant, 65)
+            assert found.keys() == convolutions
             for layer, types in found.items():
                 expected = "Int8" if precision == "int8" and layer in quantised else "Half"
                 assert types == (expected, expected), layer
@@ -82,7 +87,7 @@ def test_every_variant_computes_in_what_was_asked_for(variant, rtx, people):
 def test_fp32_computes_in_fp32(rtx):
     onnx = weights.load("xs").onnx.read_bytes()
     found = convolution_types(build_engine(onnx, rtx, "8.9").layers, onnx)
-    assert Counter(found.values()) == {("Float", "Float"): 47}
+    assert set(found.values()) == {("Float", "Float")}
     assert STEM in found
 
 

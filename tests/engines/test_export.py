@@ -45,7 +45,9 @@ def assert_varied(joints):
 
 
 @pytest.mark.parametrize(
-    ("variant", "joint_count"), [(Variant.XS, 21), (Variant.S, 18), (Variant.M, 18), (Variant.L, 18)], ids=str
+    ("variant", "joint_count"),
+    [(Variant.XS, 21), *(pytest.param(variant, 18, marks=pytest.mark.slow) for variant in (Variant.S, Variant.M, Variant.L))],
+    ids=str,
 )
 def test_the_graph_equals_the_unfolded_network(variant, joint_count, crops):
     checkpoint = verify_state(random_state(variant, joint_count), source="random")

@@ -35,6 +35,7 @@ CPU_S, WALL_S = 20, 120
 """A case takes at most so much time of the processor; and so long by the clock, though other programs have the processor."""
 
 LONGEST_SENTENCE = 1500
+"""Characters of an error with what a command puts before it."""
 
 
 @dataclass(frozen=True)

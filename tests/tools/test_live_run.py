@@ -28,7 +28,9 @@ def wait_for_head(process):
     return lines
 
 
-@pytest.mark.parametrize(("number", "told"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
+@pytest.mark.parametrize(
+    ("number", "told"), [(signal.SIGINT, "Ctrl-C"), pytest.param(signal.SIGTERM, "SIGTERM", marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_a_run_at_once_whatever_its_cameras_do(tmp_path, number, told):
     """One is absent, one is mute, one is live: the mute one alone would take 10 s to be given up."""
     camera = Mjpeg(rate=5)
