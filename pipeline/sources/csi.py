@@ -40,7 +40,7 @@ def open_csi(uri: str, opening: Opening) -> Source:
         SourceError: it is no number, or an option has no meaning.
     """
     number, _, query = uri.split("://", 1)[1].partition("?")
-    if not number.isdecimal():
+    if not (number.isdecimal() and len(number) < 4):
         raise SourceError(f"expected csi://0 with the camera's number, received csi://{number}")
     options = read_options(query, ("size", "rate", "flip"), f"csi://{number}", opening.options)
     name = f"csi://{number}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from convnextpose.errors import SourceError
 from pipeline.sources.formats import format_of, is_animated
@@ -62,11 +62,10 @@ def open_file_uri(uri: str, opening: Opening) -> Source:
     Raises:
         SourceError: it names another machine, or as `open_file`.
     """
-    parts = urlsplit(uri)
-    if parts.netloc not in ("", "localhost"):
+    host, slash, path = uri.split("://", 1)[1].partition("/")
+    if host not in ("", "localhost"):
         raise SourceError("expected a file of this machine, such as file:///path, received a URI that names another machine")
-    path = Path(unquote(uri.split("://", 1)[1].removeprefix("localhost")))
-    return open_file(path, opening.stream, opening.on_damage)
+    return open_file(Path(unquote(slash + path)), opening.stream, opening.on_damage)
 
 
 def _refuse_stream(stream: int | None, path: Path) -> None:

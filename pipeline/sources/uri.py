@@ -78,7 +78,7 @@ class NetworkUri:
             at = rest.rfind("@")
         user, _, password = rest[: max(at, 0)].partition(":")
         rest, _, options = rest[at + 1 :].partition("#")
-        found = re.match(r"(?:\[(?P<six>[^\]]*)\]|(?P<host>[^:/?]*))(?::(?P<port>\d*))?(?P<path>[/?].*)?$", rest, re.DOTALL)
+        found = re.match(r"(?:\[(?P<six>[^\]]*)\]|(?P<host>[^:/?]*))(?::(?P<port>\d{0,9}))?(?P<path>[/?].*)?$", rest, re.DOTALL)
         if found is None or int(found["port"] or 0) > 65535:
             raise SourceError(
                 f"expected {scheme}://[user:password@]host[:port]/path, received {without_password(uri)}: write what is "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import subprocess
@@ -16,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convnextpose import files
-from convnextpose.archives import read_npz
-from convnextpose.errors import ModelError, OutputExistsError, SinkError
+from convnextpose.archives import open_zip, read_npz
+from convnextpose.errors import DeviceMemoryError, ModelError, OutputExistsError, SinkError, SourceError, StageError
 from convnextpose.files import LimitError, child, parse_json, read_file, write_file, write_files
 
 # Writing
@@ -223,3 +224,48 @@ def test_an_array_that_claims_more_than_it_has_or_may_is_refused(member, kind, t
         assert tracemalloc.get_traced_memory()[1] < 10e6
     finally:
         tracemalloc.stop()
+
+
+HEADERS = ["(3,", "(1 2)", "('a', 1", "{", "\0", "lambda: 0", "(99999999999999999999,)", "()(", "'" * 999]
+
+
+@pytest.mark.parametrize("shape", HEADERS)
+def test_a_header_that_numpys_parser_chokes_on_is_a_value_error(shape):
+    head = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a.npy", b"\x93NUMPY\1\0" + len(head).to_bytes(2, "little") + head + bytes(3))
+    with pytest.raises(ValueError, match=r"\w"):
+        read_npz(buffer.getvalue(), {"a": 1000})
+
+
+@pytest.mark.parametrize("at", range(60, 90, 3))
+def test_a_damaged_compressed_array_is_a_value_error(at):
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, a=np.arange(100, dtype=np.uint8))
+    data = bytearray(buffer.getvalue())
+    data[at] ^= 255
+    with contextlib.suppress(ValueError, KeyError, zipfile.BadZipFile):
+        read_npz(bytes(data), {"a": 1000})
+
+
+def test_a_file_without_a_name_in_an_archive_is_refused():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a", b"1")
+    data = bytearray(buffer.getvalue())
+    at = data.index(b"PK\1\2") + 28
+    data[at : at + 4] = b"\0\0\1\0"  # no name, and its only letter belongs to what follows
+    with pytest.raises(LimitError, match="expected a name for each file"):
+        open_zip(bytes(data), 1000)
+
+
+@pytest.mark.parametrize("text", ["a\nb", "\x1b[2Ja", "x" * 10_000, "\u202eabc"])
+def test_every_error_is_one_line_of_a_bounded_length(text):
+    for kind in (SourceError, SinkError, ModelError, DeviceMemoryError, OutputExistsError):
+        told = str(kind(f"expected a file, received {text}: name another"))
+        assert told.isprintable()
+        assert len(told) < 1300
+        assert told.startswith("expected a file, received")
+        assert told.endswith(": name another")
+    assert "stage" in str(StageError("write", text))

@@ -76,3 +76,16 @@ def test_a_file_uri_is_a_path(tmp_path):
         frames, error = read(uri)
         assert error is None and len(frames) == 2 and frames[0].source_id == "a b%.mp4"
     assert "another" in refusal(path.as_uri().replace("file://", "file://server"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        ("file://[/a.mp4", "names another machine"),
+        (f"rtsp://h:{'1' * 5000}/a", "host[:port]"),
+        (f"csi://{'1' * 5000}", "csi://0"),
+    ],
+)
+def test_what_pythons_parsers_choke_on_is_refused_in_words(uri, says):
+    """A lonely bracket; more digits than Python turns into a number."""
+    assert says in refusal(uri)
