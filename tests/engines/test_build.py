@@ -155,6 +155,7 @@ def test_the_command_in_the_manifest_builds_it_again(made, bundle, tmp_path):
     assert result.draft.options["workspace_mib"] == 300
 
 
+@pytest.mark.slow
 def test_a_published_checkpoint_with_numbered_head_layers(published, few, tmp_path):
     path = published(tmp_path / "ConvNeXtPose_XS (1).tar", random_state(Variant.XS), numbered=True, optimizer=False)
     (result,) = build(BuildRequest(str(path), tmp_path / "out", targets=(RTX40,), calibration=few), ignore).results

@@ -29,21 +29,30 @@ def sets():
     return {name: held_out(name, 4, renderer)[:4] for name in SETS}
 
 
-def test_the_same_choice_gives_the_same_figures(sets):
-    assert measure(CHOICES[BASE], PLAN, CPU, sets) == measure(CHOICES[BASE], PLAN, CPU, sets)
+@pytest.fixture(scope="module")
+def base(sets):
+    """The figures of the base."""
+    return measure(CHOICES[BASE], PLAN, CPU, sets)
 
 
-@pytest.mark.parametrize("name", [name for name, choice in CHOICES.items() if choice.trainer is not Base])
-def test_another_trainer_is_another_run(sets, name):
-    assert measure(CHOICES[name], PLAN, CPU, sets) != measure(CHOICES[BASE], PLAN, CPU, sets)
+def test_the_same_choice_gives_the_same_figures(sets, base):
+    assert measure(CHOICES[BASE], PLAN, CPU, sets) == base
 
 
-@pytest.mark.parametrize("base", [Plan(), Plan(first_difficulty=Plan.last_difficulty)])
-def test_choices_change_the_plan(base):
+OTHERS = [name for name, choice in CHOICES.items() if choice.trainer is not Base]
+
+
+@pytest.mark.parametrize("name", [OTHERS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS[1:])])
+def test_another_trainer_is_another_run(sets, base, name):
+    assert measure(CHOICES[name], PLAN, CPU, sets) != base
+
+
+@pytest.mark.parametrize("begun", [Plan(), Plan(first_difficulty=Plan.last_difficulty)])
+def test_choices_change_the_plan(begun):
     for choice in CHOICES.values():
-        trained = base != Plan()
+        trained = begun != Plan()
         if choice.plan and not (trained and choice.from_random):
-            used = replace(base, real=0.5, **FROM_DATA) if choice.of_data else base
+            used = replace(begun, real=0.5, **FROM_DATA) if choice.of_data else begun
             assert replace(used, **choice.plan) != used
     assert len({(c.trainer, *c.plan.items()) for c in CHOICES.values()}) == len(CHOICES)
 
@@ -97,10 +106,9 @@ def test_an_interrupted_call_goes_on(tmp_path, monkeypatch, capsys):
         assert "name another file" in capsys.readouterr().err
 
 
-def test_weights_to_begin_with_count(sets, tmp_path):
-    fresh = measure(CHOICES[BASE], PLAN, CPU, sets)
+def test_weights_to_begin_with_count(sets, base, tmp_path):
     write_tensors(tmp_path / "w.safetensors", PlainBranches(Plan(size=64, seed=7), CPU).weights())
-    assert measure(CHOICES[BASE], PLAN, CPU, sets, tmp_path / "w.safetensors") != fresh
+    assert measure(CHOICES[BASE], PLAN, CPU, sets, tmp_path / "w.safetensors") != base
 
 
 def test_the_table_tells_what_a_change_adds():

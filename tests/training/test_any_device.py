@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 
-def test_on_any_device():
+@pytest.mark.parametrize("chosen", ["mix or crops_are_rendered", pytest.param("", marks=pytest.mark.slow)])
+def test_on_any_device(chosen):
     pytest.importorskip("torch")
     tests = Path(__file__).with_name("any_device.py")
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(tests)]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(tests), "-k", chosen]
     ran = subprocess.run(command, cwd=tests.parents[2], capture_output=True, text=True, timeout=300, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
