@@ -596,7 +596,7 @@ class Arguments:
         self._options = {
             "run": "--out --sources --formats --model --runtime --precision --boxes --camera --trace --overwrite --min-score "
             "--max-people --keep-lost --smooth --threads --stream --on-damage --view --tcp --osc --osc-style --live --loop "
-            "--flip --segment --weights --nonsense",
+            "--flip --size --rate --pixel-format --transport --latency --segment --weights --nonsense",
             "verify": "--variant --json",
             "export": "--out --overwrite",
             "calibrate": "--out --count --model --overwrite",

@@ -67,5 +67,5 @@ def test_turning_changes_pictures_and_sizes_alike(tmp_path, flip):
 
 
 def test_an_unknown_turn_is_refused(tmp_path):
-    with pytest.raises(SourceError, match="option flip of .* as one of none, horizontal, vertical, 90, 180, 270"):
+    with pytest.raises(SourceError, match=r"option flip of .* as one of none, horizontal, vertical, 90, 180, 270"):
         open_source(tmp_path, options=[("flip", "45")])
