@@ -53,7 +53,8 @@ _SHOWN_REASONS = 5
 """Reasons of a kind that the console lists."""
 
 
-def _camera(text: str) -> Intrinsics:
+def parse_camera(text: str) -> Intrinsics:
+    """The intrinsics of an option."""
     try:
         return Intrinsics.parse(text)
     except GeometryError as error:
@@ -124,7 +125,7 @@ def run_command(
     camera: Annotated[
         Intrinsics | None,
         typer.Option(
-            parser=_camera,
+            parser=parse_camera,
             metavar="FX,FY,CX,CY",
             help="The camera's intrinsics, px. Without them a field of view of 60 degrees is assumed, and depths are a guess.",
         ),
