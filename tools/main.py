@@ -22,6 +22,7 @@ Exit codes: 0 done, 1 the job failed, 2 wrong use, 130 stopped by Ctrl-C."""
 COMMANDS = {
     "run": "Turn videos and cameras into 3D poses: an annotated MP4, poses as NDJSON and NPZ, a summary.",
     "archive": "Turn every video below some folders into poses, resumed by the same command after whatever stops it.",
+    "evaluate": "Score a model on a data set that you have, beside the paper's figures.",
     "verify": "Check checkpoints: which variant their tensors make, and that none is missing, foreign or broken.",
     "export": "Write a verified checkpoint as ONNX, compared with PyTorch before the file is put in place.",
     "calibrate": "Collect crops of people to calibrate INT8 models on, and a preview sheet FILE.png to look at them.",
