@@ -12,10 +12,11 @@ from convnextpose.checkpoint import VerifiedCheckpoint, verify, verify_state
 from convnextpose.errors import CheckpointError, ModelError, RuntimeUnavailableError, install_command
 from convnextpose.variants import Variant
 from engines.manifest import is_engine
-from engines.opening import open_people_detector, open_pose_model
+from engines.opening import open_people_detector, open_pose_model, open_served_model
 from engines.people import PeopleDetector
 from engines.pose import PoseModel
 from engines.sessions.registry import EXPORTED, RUNTIMES
+from engines.sessions.triton import is_served
 
 _log = logging.getLogger("convnextpose.models")
 
@@ -91,6 +92,10 @@ def open_model(
         CheckpointError, ModelError: it is none of these, or not a ConvNeXtPose model.
         RuntimeUnavailableError: the runtime cannot start here.
     """
+    if is_served(runtime):
+        if random_weights:
+            raise RuntimeUnavailableError(f"expected a model to replace the weights of, received {runtime}, which is served")
+        return open_served_model(runtime, precision=precision, max_batch=max_batch)
     opened = partial(open_pose_model, runtime=runtime, precision=precision, threads=threads, max_batch=max_batch)
     if random_weights:
         return opened(_random_checkpoint(model), name=f"{model.lower()}-random", random=True)

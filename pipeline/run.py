@@ -102,7 +102,8 @@ class RunConfig:
             where one has a name and intrinsics of its own.
         model: a name of default weights, a checkpoint in any container that `verify` reads, an exported `.onnx` file, or an
             `.engine` file with its manifest beside it.
-        runtime: `auto`, `openvino`, `onnxruntime`, `torch` or `tensorrt`.
+        runtime: `auto`, `openvino`, `onnxruntime`, `torch` or `tensorrt`; or `triton://HOST:PORT/NAME`, which says itself which
+            model it is: `model` is then not looked at.
         precision: `auto`, `fp32`, `bf16`, `fp16` or `int8`: what the network computes in on a CPU; an engine has its own.
         out: folder for the results, or None to write none; with several sources each has a folder of its own in it.
         formats: names of the formats that results are written in (`pipeline.formats.table.FORMATS`).

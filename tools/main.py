@@ -29,6 +29,7 @@ COMMANDS = {
     "build": "Turn checkpoints into TensorRT engines: verify, export, type, prove, build, and write each with its manifest.",
     "engine": "Look at TensorRT engines.",
     "bench-engine": "Time an engine on the host and on the GPU, for several numbers of crops, beside FP16 PyTorch.",
+    "triton": "Write a model repository for NVIDIA's Triton server: an engine or an exported model with its configuration.",
     "cameras": "List the cameras of this computer with their sizes and frame rates; `convnextpose run` takes their paths.",
     "doctor": "Look at this machine: Python, runtimes, GPU, weights, speed; say what is missing for what and how to mend it.",
 }

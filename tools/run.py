@@ -25,6 +25,7 @@ from convnextpose.errors import GeometryError, StageError
 from engines.manifest import is_engine
 from engines.opening import CPU_PRECISIONS, choose_precision
 from engines.sessions.registry import Choice, choose_runtime, runtime_help
+from engines.sessions.triton import is_served
 from pipeline.formats.table import DEFAULT_FORMATS, FORMATS
 from pipeline.ledger import Reasons
 from pipeline.people import MIN_SCORE
@@ -332,7 +333,7 @@ def _print_head(console: Console, pipeline: Pipeline, config: RunConfig) -> None
     else:
         quality = f"your own weights, not measured here; checkpoint {header.model.checkpoint_sha256[:12]}"
     console.print(f"weights  {escape(header.model.name)} (variant {header.model.variant.name}): {quality}")
-    claim = claimed_variant(Path(config.model).name)
+    claim = None if is_served(config.runtime) else claimed_variant(Path(config.model).name)
     if claim is not None and claim is not header.model.variant:
         wrong = f"the name of {config.model} claims variant {claim.name}, its tensors are variant {header.model.variant.name}"
         console.print(f"[bold red]WRONG NAME[/]  {escape(wrong)}")

@@ -25,11 +25,13 @@ from typing import Any
 
 from convnextpose import weights
 from convnextpose.errors import ModelError, SinkError
+from engines.sessions.triton import is_served
 from pipeline.archive.crew import Crew, Lost, local_crew
 from pipeline.archive.found import Found, Video, content_hash, find_videos
 from pipeline.archive.ledger import DONE, FAILED, SAME, UNREADABLE, JobLedger, JobRecord
 from pipeline.archive.worker import JOB_NAME, Job, Outcome
 from pipeline.formats.files import make_folder
+from pipeline.models import open_model
 from pipeline.run import RunConfig
 
 PARTIAL = ".partial"
@@ -130,7 +132,7 @@ class ArchiveRun:
         self.progress = Progress()
         self._out = config.out.resolve()
         self._folders = [Path(entry.uri) for entry in config.source_list]
-        self._head = {"model": model_record(config.model), "settings": settings_record(config)}
+        self._head = {"model": model_record(config), "settings": settings_record(config)}
         self._config = replace(config, overwrite=True)  # a partial folder has nothing to protect
         self._open_crew = open_crew or local_crew()
         self._numbers = itertools.count()
@@ -186,7 +188,7 @@ class ArchiveRun:
                     ahead.append((video, hasher.submit(content_hash, video.path, stopped.is_set)))
                 while ahead and crew.room and ahead[0][1].done():
                     self._begin(*ahead.popleft(), crew)
-                if self._jobs:
+                if self._jobs or not crew.room:  # none has room while all of a cluster's workers open their models
                     for message in crew.wait(0.02 if ahead and crew.room else 0.5):
                         todo.extendleft(self._end(message))
                 elif ahead:
@@ -329,13 +331,21 @@ class ArchiveRun:
         )
 
 
-def model_record(model: str) -> dict[str, str]:
+def model_record(config: RunConfig) -> dict[str, str]:
     """Which networks results are of: the model's name, and one hash over its files and the people detector's.
+
+    A served model has the hash of the checkpoint that it was made from in place of its files'.
 
     Raises:
         ModelError: there is no such model.
         CheckpointError: a file of the package was changed.
+        RuntimeUnavailableError: the server of a served model cannot be reached.
     """
+    model = config.model
+    if is_served(config.runtime):
+        with open_model(model, config.runtime) as served:
+            told = f"{served.info.checkpoint_sha256} {served.info.precision} {content_hash(weights.detector())}"
+        return {"name": served.info.name, "sha256": hashlib.sha256(told.encode()).hexdigest()}
     if model.lower() in weights.names():
         files = [weights.load(model.lower()).safetensors]
     else:
