@@ -15,7 +15,7 @@ from convnextpose.errors import PoseError
 from tools.console import forgive, make_console
 from tools.loading import explain
 
-HELP = """Raw video in, 3D human poses out. Start with: convnextpose run CLIP --out DIR
+HELP = """Raw video in, 3D human poses out. Start with: convnextpose run CLIP
 
 Exit codes: 0 done, 1 the job failed, 2 wrong use, 130 stopped by Ctrl-C."""
 

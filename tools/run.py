@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import threading
+import webbrowser
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -35,7 +37,7 @@ from pipeline.sources.live import LOST, STALLED
 from pipeline.status import RunStatus
 from pipeline.streams import Pipeline, Stream
 from pipeline.summary import NAME as SUMMARY_NAME
-from pipeline.views.base import Place
+from pipeline.views.base import LOOPBACK, Place
 from pipeline.views.osc import STYLES
 from pipeline.views.table import ViewConfig
 from tools.console import make_console
@@ -90,8 +92,8 @@ def run_command(
         Path | None,
         typer.Option(
             "--out",
-            help="Folder for the results; with several sources each gets a folder of its own in it. Needed unless a view or a "
-            "live output is asked for.",
+            help="Folder for the results; with several sources each gets a folder of its own in it. Without it nothing is "
+            "written; and without a view or a live output either, the poses are shown in a browser, files over and over.",
             show_default=False,
         ),
     ] = None,
@@ -208,8 +210,9 @@ def run_command(
         raise typer.BadParameter(f"expected {', '.join(STYLES)}, received {osc_style!r}", param_hint="--osc-style")
     asked = (("page", view), ("tcp", tcp), (f"osc-{osc_style}", osc))
     views = tuple(ViewConfig(kind, place) for kind, place in asked if place is not None)
-    if out is None and not views:
-        raise typer.BadParameter("expected a folder for the results, or a view such as --view 8080", param_hint="--out")
+    watching = out is None and not views
+    if watching:  # the least that somebody can have meant: to see it, as long as they like
+        views, loop = (ViewConfig("page", Place(LOOPBACK, 0)),), True
     entries = [*(SourceEntry(uri) for uri in sources or ()), *(read_sources(sources_file) if sources_file else ())]
     if not entries:
         raise typer.BadParameter("expected at least one source, received none: name one, or a file of them with --sources")
@@ -243,6 +246,13 @@ def run_command(
     console = make_console()
     pipeline = open_pipeline(config)
     _print_head(console, pipeline, config)
+    if watching:
+        address = pipeline.viewings[0].view.address
+        console.print(
+            f"watch    open {escape(address)} in a browser; nothing is written (--out DIR keeps the poses), Ctrl-C ends it"
+        )
+        if console.is_terminal:
+            threading.Thread(target=_open_browser, args=(address,), daemon=True).start()
     failure: StageError | None = None
     stopped_by: list[signal.Signals] = []
 
@@ -279,6 +289,14 @@ def run_command(
     counts = [stream.ledger.counts() for stream in pipeline.streams]
     if any(each.failed and not each.posed for each in counts):
         raise typer.Exit(1)
+
+
+def _open_browser(address: str) -> None:
+    """Open the page, where there is a display: a browser of the terminal's would take that over."""
+    with contextlib.suppress(webbrowser.Error):
+        browser = webbrowser.get()
+        if type(browser) is not webbrowser.GenericBrowser:
+            browser.open(address)
 
 
 def _follow(pipeline: Pipeline) -> None:

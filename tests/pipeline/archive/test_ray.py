@@ -17,7 +17,7 @@ from tests.pipeline.archive.test_workers import demo_clip
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster():
     pytest.importorskip("ray")
     import ray
@@ -30,6 +30,19 @@ def cluster():
     yield cluster, nodes
     ray.shutdown()
     cluster.shutdown()
+
+
+def test_a_cluster_without_room_and_one_that_is_not_there_are_told(cluster, tmp_path):
+    cluster, _ = cluster
+    (tmp_path / "in").mkdir()
+    Path(tmp_path / "in" / "a.mp4").write_bytes(b"x")
+    config = RunConfig(sources=tmp_path / "in", out=tmp_path / "out", threads=4)
+    with pytest.raises(
+        RuntimeUnavailableError, match=r"room for a worker .4 CPUs and 1.1 GB of one node., received one with 2"
+    ):
+        ArchiveRun(config, ray_crew(cluster.address)).run()
+    with pytest.raises(RuntimeUnavailableError, match="cannot join it"):
+        ArchiveRun(config, ray_crew("127.0.0.1:1")).run()
 
 
 def test_a_node_that_is_removed_in_the_middle_loses_nothing(cluster, tmp_path):
@@ -55,16 +68,3 @@ def test_a_node_that_is_removed_in_the_middle_loses_nothing(cluster, tmp_path):
     assert {p.parent.name: len(read_poses(p).frames) for p in out.rglob("poses.ndjson")} == {f"{n}.mp4": 20 for n in range(6)}
     assert not (out / ".partial").exists()
     assert ArchiveRun(RunConfig(sources=folder, out=out, threads=1), ray_crew(cluster.address)).run().progress.before == 7
-
-
-def test_a_cluster_without_room_and_one_that_is_not_there_are_told(cluster, tmp_path):
-    cluster, _ = cluster
-    (tmp_path / "in").mkdir()
-    Path(tmp_path / "in" / "a.mp4").write_bytes(b"x")
-    config = RunConfig(sources=tmp_path / "in", out=tmp_path / "out", threads=4)
-    with pytest.raises(
-        RuntimeUnavailableError, match=r"room for a worker .4 CPUs and 1.1 GB of one node., received one with 2"
-    ):
-        ArchiveRun(config, ray_crew(cluster.address)).run()
-    with pytest.raises(RuntimeUnavailableError, match="cannot join it"):
-        ArchiveRun(config, ray_crew("127.0.0.1:1")).run()
