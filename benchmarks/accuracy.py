@@ -182,7 +182,7 @@ def pictures(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
 
 def _opened(parser: argparse.ArgumentParser, name: str) -> PoseModel:
     """The model in FP32, which has to have Human3.6M's joints."""
-    from pipeline.run import open_model
+    from pipeline.models import open_model
 
     model = open_model(name, precision="fp32")
     if model.info.joint_set is not HUMAN36M:
@@ -217,9 +217,9 @@ def _finding_figures(model: PoseModel, frames: LabelledFrames) -> Figures:
     """Whom a run finds in each picture, and the boxes of the detector."""
     from benchmarks.pictures import count_found
     from pipeline.estimator import Estimator
+    from pipeline.models import open_detector
     from pipeline.people.detection import detections_of
     from pipeline.people.tracker import PeopleTracker
-    from pipeline.run import open_detector
 
     see = detections_of(open_detector())
     estimator = Estimator(model, PeopleTracker(see, model.info.joint_set, follows=False))

@@ -27,10 +27,10 @@ from convnextpose.crop import Box
 from convnextpose.errors import PoseError, SourceError
 from engines.opening import open_people_detector
 from pipeline.estimator import Estimator
+from pipeline.models import open_model
 from pipeline.people import MIN_SCORE
 from pipeline.people.detection import detections_of
 from pipeline.people.tracker import PeopleTracker, box_from_joints
-from pipeline.run import open_model
 from pipeline.sources import open_source
 from pipeline.types import Frame, Pose
 

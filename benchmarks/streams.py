@@ -35,8 +35,8 @@ from engines.batcher import Batcher
 from engines.pose import CROPS, ModelInfo, PoseModel, predicts
 from engines.session import Arrays, ArraySpec, SessionDescription
 from pipeline.estimator import Estimator
+from pipeline.models import MAX_BATCH, open_model
 from pipeline.people import WholePicture
-from pipeline.run import MAX_BATCH, open_model
 from pipeline.sources import open_source
 from pipeline.sources.live import LiveSource, Picture
 from pipeline.stages import TrackedBox

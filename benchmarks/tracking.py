@@ -44,9 +44,9 @@ class Frame:
 def follow(folder: Path, model: str) -> None:
     """Write what the detector and a run see in each clip of a folder."""
     from pipeline.estimator import Estimator
+    from pipeline.models import open_detector, open_model
     from pipeline.people.detection import detections_of
     from pipeline.people.tracker import PeopleTracker, box_from_joints
-    from pipeline.run import open_detector, open_model
     from pipeline.sources import open_source
     from pipeline.types import Frame as VideoFrame
 

@@ -66,8 +66,18 @@ def _rotated(predicted: Joints, truth: Joints) -> tuple[NDArray[np.float64], NDA
     return a @ ((u * sign[..., None, :]) @ vt), (singular * sign).sum(-1), mean
 
 
+def rigid_joint_errors(predicted: Joints, truth: Joints, joint_set: JointSet) -> NDArray[np.float64]:
+    """Distances [..., J] in mm after a rigid alignment of each pose by all its joints, for every joint of the set.
+
+    Their mean over the scored joints is PA-MPJPE of Human3.6M's protocol 1 as the authors' code has it: joints that it does not
+    score (Thorax) take part in the alignment.
+    """
+    predicted, truth = root_relative(predicted, joint_set), root_relative(truth, joint_set)
+    return np.linalg.norm(align_rigid(predicted, truth) - truth, axis=-1)
+
+
 def pa_mpjpe(predicted: Joints, truth: Joints, joint_set: JointSet) -> float:
-    """MPJPE after a rigid alignment of each pose, mm, over the scored joints (Human3.6M protocol 1)."""
+    """MPJPE after a rigid alignment of each pose by its scored joints, mm, over those joints."""
     scored = list(joint_set.scored)
     predicted = root_relative(predicted, joint_set)[..., scored, :]
     truth = root_relative(truth, joint_set)[..., scored, :]

@@ -5,6 +5,8 @@ OpenVINO does not show a model's metadata and the base install has no `onnx`: `e
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from convnextpose.errors import ModelError
 from convnextpose.files import show
 from convnextpose.skeleton import JOINT_SETS
@@ -49,10 +51,19 @@ def read_metadata(model: bytes, source: str, name: str | None = None) -> ModelIn
             f"expected a model exported by this project, received {source}, which lacks its metadata; export a checkpoint with "
             "`convnextpose export CHECKPOINT --out FILE.onnx`"
         )
-    if found["convnextpose.contract"] != CONTRACT:
+    return info_of(found, source, name)
+
+
+def info_of(found: Mapping[str, str], source: str, name: str | None = None) -> ModelInfo:
+    """Which model it is that has this metadata, as `write_metadata` made it.
+
+    Raises:
+        ModelError: it is of another contract, lacks something or has an unknown value.
+    """
+    if found.get("convnextpose.contract") != CONTRACT:
         raise ModelError(
-            f"expected a model of contract {CONTRACT}, received {source} of contract {show(found['convnextpose.contract'])}; "
-            "export it again"
+            f"expected a model of contract {CONTRACT}, received {source} of contract "
+            f"{show(found.get('convnextpose.contract'))}; export it again"
         )
     try:
         return ModelInfo(

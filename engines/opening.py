@@ -23,6 +23,8 @@ from engines.session import Session, check_threads
 from engines.sessions.openvino import cpu_precisions
 from engines.sessions.registry import CHECKPOINT, ENGINE, RUNTIMES, Choice, Runtime, choose_runtime, loading
 from engines.sessions.torch import TorchNetwork
+from engines.sessions.triton import ServedAddress, TritonSession, is_served
+from engines.triton import read_parameters
 
 if TYPE_CHECKING:
     from convnextpose.checkpoint import VerifiedCheckpoint
@@ -128,6 +130,32 @@ def open_people_detector(
     return PeopleDetector(session if max_batch is None else Batcher(session, max_batch))
 
 
+def open_served_model(address: str, *, precision: str = "auto", max_batch: int | None = None) -> PoseModel:
+    """Open a pose model that a Triton server has. It has run a crop when this returns.
+
+    Args:
+        address: `triton://HOST:PORT/NAME`, the port that of HTTP; NAME in a repository that `convnextpose triton` wrote.
+        precision: `auto`, or the served model's own.
+        max_batch: as for `open_pose_model`.
+
+    Raises:
+        RuntimeUnavailableError: the server cannot be reached or has no such model, or it is in another precision.
+        ModelError: it is no pose model of this project.
+    """
+    session = TritonSession(ServedAddress.parse(address))
+    try:
+        info = read_parameters(session.parameters, address)
+        if precision not in ("auto", info.precision):
+            raise RuntimeUnavailableError(
+                f"expected precision auto or {info.precision}, which the served model computes in, received {precision!r}"
+            )
+        session.described(info.precision)
+    except BaseException:
+        session.close()
+        raise
+    return PoseModel(session if max_batch is None else Batcher(session, max_batch), info)
+
+
 def choose_precision(precision: str, runtime: str, info: ModelInfo) -> Choice:
     """Choose what a model's convolutions compute in.
 
@@ -145,6 +173,8 @@ def choose_precision(precision: str, runtime: str, info: ModelInfo) -> Choice:
     """
     if precision not in ("auto", *CPU_PRECISIONS):
         raise RuntimeUnavailableError(f"expected precision auto, {', '.join(CPU_PRECISIONS)}, received {precision!r}")
+    if is_served(runtime):
+        return Choice(info.precision, "the server has the model in it")
     if info.precision == "int8" or RUNTIMES[runtime].runs == ENGINE:
         if precision not in ("auto", info.precision):
             raise RuntimeUnavailableError(
@@ -204,6 +234,8 @@ def _people_reference(path: Path) -> TorchNetwork:
 
 
 def _choose(model: object, runtime: str, threads: int | None) -> Runtime:
+    if is_served(runtime):
+        raise RuntimeUnavailableError(f"expected no model beside {runtime}, which is one itself: `open_served_model` opens it")
     chosen = RUNTIMES[choose_runtime(runtime, engine=is_engine(model)).name]
     check_threads(threads)
     return chosen

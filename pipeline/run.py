@@ -6,36 +6,22 @@ import logging
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from convnextpose import weights
 from convnextpose.camera import Intrinsics, RootDepthSource
-from convnextpose.checkpoint import VerifiedCheckpoint, verify, verify_state
-from convnextpose.errors import (
-    CheckpointError,
-    GeometryError,
-    ModelError,
-    RuntimeUnavailableError,
-    SinkError,
-    SourceError,
-    install_command,
-)
-from convnextpose.variants import Variant
+from convnextpose.errors import GeometryError, SinkError, SourceError
 from engines.manifest import is_engine
-from engines.opening import open_people_detector, open_pose_model
-from engines.people import PeopleDetector
-from engines.pose import PoseModel
-from engines.sessions.registry import EXPORTED, RUNTIMES
 from pipeline.draw import PoseRenderer
 from pipeline.estimator import Estimator
 from pipeline.formats.base import Recorder
 from pipeline.formats.segments import Segments
 from pipeline.formats.table import DEFAULT_FORMATS, FORMATS, open_recorders
 from pipeline.formats.trace import TraceRecorder
+from pipeline.models import MAX_BATCH, Models, open_models
 from pipeline.people import MIN_SCORE, PeopleFinder, WholePicture
 from pipeline.people.detection import detections_of
 from pipeline.people.given import GivenBoxes
@@ -56,9 +42,6 @@ _log = logging.getLogger("convnextpose.run")
 
 RANDOM_CAPTION = "RANDOM WEIGHTS"
 """Stamped on every picture of a run whose poses mean nothing."""
-
-MAX_BATCH = 16
-"""Crops of several sources that go through the network at once at most."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +103,8 @@ class RunConfig:
             where one has a name and intrinsics of its own.
         model: a name of default weights, a checkpoint in any container that `verify` reads, an exported `.onnx` file, or an
             `.engine` file with its manifest beside it.
-        runtime: `auto`, `openvino`, `onnxruntime`, `torch` or `tensorrt`.
+        runtime: `auto`, `openvino`, `onnxruntime`, `torch` or `tensorrt`; or `triton://HOST:PORT/NAME`, which says itself which
+            model it is: `model` is then not looked at.
         precision: `auto`, `fp32`, `bf16`, `fp16` or `int8`: what the network computes in on a CPU; an engine has its own.
         out: folder for the results, or None to write none; with several sources each has a folder of its own in it.
         formats: names of the formats that results are written in (`pipeline.formats.table.FORMATS`).
@@ -201,65 +185,6 @@ class RunConfig:
         return tuple(entry if isinstance(entry, SourceEntry) else SourceEntry(entry) for entry in given)
 
 
-def open_model(
-    model: str,
-    runtime: str = "auto",
-    *,
-    precision: str = "auto",
-    random_weights: bool = False,
-    threads: int | None = None,
-    max_batch: int | None = None,
-) -> PoseModel:
-    """Open a model by the name of default weights, or by the path of a checkpoint, an exported file or an engine.
-
-    Args:
-        model, runtime, precision, random_weights, threads: as in `RunConfig`.
-        max_batch: crops of several callers that go through the network at once at most; None for one caller.
-
-    Raises:
-        CheckpointError, ModelError: it is none of these, or not a ConvNeXtPose model.
-        RuntimeUnavailableError: the runtime cannot start here.
-    """
-    opened = partial(open_pose_model, runtime=runtime, precision=precision, threads=threads, max_batch=max_batch)
-    if random_weights:
-        return opened(_random_checkpoint(model), name=f"{model.lower()}-random", random=True)
-    if model.lower() in weights.names():
-        shipped = weights.load(model.lower())
-        what: Path | VerifiedCheckpoint = verify(shipped.safetensors) if runtime == "torch" else shipped.onnx
-        return opened(what, name=shipped.name)
-    path = Path(model)
-    if not path.exists():
-        raise ModelError(
-            f"expected a model: one of the default weights ({', '.join(weights.names())}), a checkpoint, an .onnx or an "
-            f".engine file; received {model!r}, which is none of them"
-        )
-    if is_engine(path):  # its manifest has the model's own name
-        return opened(path)
-    return opened(path if path.suffix == ".onnx" else verify(path), name=path.name)
-
-
-def _random_checkpoint(variant: str) -> VerifiedCheckpoint:
-    if variant.upper() not in Variant.__members__:
-        known = ", ".join(v.name.lower() for v in Variant)
-        raise CheckpointError(f"expected one of {known} as the model of random weights, received {variant!r}")
-    try:
-        from convnextpose.network import random_state  # torch: an extra that only this path needs
-    except ImportError as error:
-        raise RuntimeUnavailableError(f"random weights need torch: {error}; {install_command('build')}") from error
-
-    return verify_state(random_state(Variant[variant.upper()]), source=f"{variant.lower()}-random")
-
-
-def open_detector(runtime: str = "auto", *, threads: int | None = None, max_batch: int | None = None) -> PeopleDetector:
-    """Open the package's people detector, in the runtime of the pose network where that runs it.
-
-    Raises:
-        CheckpointError, ModelError, RuntimeUnavailableError: it cannot be opened.
-    """
-    fits = runtime in RUNTIMES and RUNTIMES[runtime].runs == EXPORTED
-    return open_people_detector(weights.detector(), runtime if fits else "auto", threads=threads, max_batch=max_batch)
-
-
 def result_folders(out: Path, names: Sequence[str]) -> list[Path]:
     """The folder of each source's results: `out` itself for one source, otherwise one in it named as the source."""
     return [out] if len(names) == 1 else [out / name for name in names]
@@ -322,10 +247,15 @@ def _check_camera(camera: Intrinsics, info: SourceInfo) -> None:
         )
 
 
-def open_pipeline(config: RunConfig) -> Pipeline:
+def open_pipeline(config: RunConfig, models: Models | None = None) -> Pipeline:
     """Make the pipeline that a config describes; iterate over it, or call its `run`, to run it.
 
     Everything that can be wrong with the config is found here, before a frame is read and before a result is touched.
+
+    Args:
+        config: what the run is to do.
+        models: what `open_models` opened for such a config, so that many runs open them once; whoever opened them closes them.
+            None to open them here; the pipeline closes those.
 
     Raises:
         PoseError: sources, model, runtime, boxes or results cannot be had; says which and what to do.
@@ -356,23 +286,20 @@ def open_pipeline(config: RunConfig) -> Pipeline:
         given = GivenBoxes.read(config.boxes) if config.boxes else None
         if given is not None and config.boxes is not None and infos[0].width and infos[0].height:
             given.check(config.boxes, infos[0].width, infos[0].height)
-        several = MAX_BATCH if len(sources) > 1 else None
-        model = open_model(
-            config.model,
-            config.runtime,
-            precision=config.precision,
-            random_weights=config.random_weights,
-            threads=config.threads,
-            max_batch=several,
-        )
-        opened.callback(model.close)
-        models = [model.close]
-        _log.info("model %s (%s) runs in %s", model.info.name, model.info.variant.name, model.describe())
-        detector = None
-        if given is None and not config.random_weights:
-            detector = open_detector(config.runtime, threads=config.threads, max_batch=several)
-            opened.callback(detector.close)
-            models.append(detector.close)
+        owned: list[Callable[[], None]] = []
+        if models is None:
+            models = open_models(
+                config.model,
+                config.runtime,
+                precision=config.precision,
+                random_weights=config.random_weights,
+                threads=config.threads,
+                max_batch=MAX_BATCH if len(sources) > 1 else None,
+                find_people=given is None,
+            )
+            opened.callback(models.close)
+            owned = [models.close]
+        model, detector = models.pose, models.people
         trace = TraceRecorder(config.trace, overwrite=config.overwrite) if config.trace else None
         if config.out is not None:
             check_summary(config.out, overwrite=config.overwrite)
@@ -427,4 +354,4 @@ def open_pipeline(config: RunConfig) -> Pipeline:
         if config.out is not None:
             at_end = partial(write_summary, out=config.out, overwrite=config.overwrite)
         opened.pop_all()
-    return Pipeline(streams, models=models, views=views, trace=trace, at_end=at_end)
+    return Pipeline(streams, models=owned, views=views, trace=trace, at_end=at_end)

@@ -14,7 +14,7 @@ from rich.markup import escape
 from convnextpose.files import check_place, write_files
 from engines.calibration import MAX_CROPS, MIN_CROPS
 from pipeline.calibration import collect_crops, draw_preview
-from pipeline.run import open_detector, open_model
+from pipeline.models import open_detector, open_model
 from tools.console import make_console
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import threading
+import webbrowser
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -25,6 +27,7 @@ from convnextpose.errors import GeometryError, StageError
 from engines.manifest import is_engine
 from engines.opening import CPU_PRECISIONS, choose_precision
 from engines.sessions.registry import Choice, choose_runtime, runtime_help
+from engines.sessions.triton import is_served
 from pipeline.formats.table import DEFAULT_FORMATS, FORMATS
 from pipeline.ledger import Reasons
 from pipeline.people import MIN_SCORE
@@ -35,7 +38,7 @@ from pipeline.sources.orientation import FLIPS
 from pipeline.status import RunStatus
 from pipeline.streams import Pipeline, Stream
 from pipeline.summary import NAME as SUMMARY_NAME
-from pipeline.views.base import Place
+from pipeline.views.base import LOOPBACK, Place
 from pipeline.views.osc import STYLES
 from pipeline.views.table import ViewConfig
 from tools.console import make_console
@@ -64,7 +67,8 @@ _SHOWN_REASONS = 5
 """Reasons of a kind that the console lists."""
 
 
-def _camera(text: str) -> Intrinsics:
+def parse_camera(text: str) -> Intrinsics:
+    """The intrinsics of an option."""
     try:
         return Intrinsics.parse(text)
     except GeometryError as error:
@@ -106,8 +110,8 @@ def run_command(
         Path | None,
         typer.Option(
             "--out",
-            help="Folder for the results; with several sources each gets a folder of its own in it. Needed unless a view or a "
-            "live output is asked for.",
+            help="Folder for the results; with several sources each gets a folder of its own in it. Without it nothing is "
+            "written; and without a view or a live output either, the poses are shown in a browser, files over and over.",
             show_default=False,
         ),
     ] = None,
@@ -142,7 +146,7 @@ def run_command(
     camera: Annotated[
         Intrinsics | None,
         typer.Option(
-            parser=_camera,
+            parser=parse_camera,
             metavar="FX,FY,CX,CY",
             help="The camera's intrinsics, px. Without them a field of view of 60 degrees is assumed, and depths are a guess.",
         ),
@@ -230,8 +234,9 @@ def run_command(
         raise typer.BadParameter(f"expected {', '.join(STYLES)}, received {osc_style!r}", param_hint="--osc-style")
     asked = (("page", view), ("tcp", tcp), (f"osc-{osc_style}", osc))
     views = tuple(ViewConfig(kind, place) for kind, place in asked if place is not None)
-    if out is None and not views:
-        raise typer.BadParameter("expected a folder for the results, or a view such as --view 8080", param_hint="--out")
+    watching = out is None and not views
+    if watching:  # the least that somebody can have meant: to see it, as long as they like
+        views, loop = (ViewConfig("page", Place(LOOPBACK, 0)),), True
     entries = [*(SourceEntry(uri) for uri in sources or ()), *(read_sources(sources_file) if sources_file else ())]
     if not entries:
         raise typer.BadParameter("expected at least one source, received none: name one, or a file of them with --sources")
@@ -266,6 +271,13 @@ def run_command(
     console = make_console()
     pipeline = open_pipeline(config)
     _print_head(console, pipeline, config)
+    if watching:
+        address = pipeline.viewings[0].view.address
+        console.print(
+            f"watch    open {escape(address)} in a browser; nothing is written (--out DIR keeps the poses), Ctrl-C ends it"
+        )
+        if console.is_terminal:
+            threading.Thread(target=_open_browser, args=(address,), daemon=True).start()
     failure: StageError | None = None
     stopped_by: list[signal.Signals] = []
 
@@ -302,6 +314,14 @@ def run_command(
     counts = [stream.ledger.counts() for stream in pipeline.streams]
     if any(each.failed and not each.posed for each in counts):
         raise typer.Exit(1)
+
+
+def _open_browser(address: str) -> None:
+    """Open the page, where there is a display: a browser of the terminal's would take that over."""
+    with contextlib.suppress(webbrowser.Error):
+        browser = webbrowser.get()
+        if type(browser) is not webbrowser.GenericBrowser:
+            browser.open(address)
 
 
 def _follow(pipeline: Pipeline) -> None:
@@ -356,7 +376,7 @@ def _print_head(console: Console, pipeline: Pipeline, config: RunConfig) -> None
     else:
         quality = f"your own weights, not measured here; checkpoint {header.model.checkpoint_sha256[:12]}"
     console.print(f"weights  {escape(header.model.name)} (variant {header.model.variant.name}): {quality}")
-    claim = claimed_variant(Path(config.model).name)
+    claim = None if is_served(config.runtime) else claimed_variant(Path(config.model).name)
     if claim is not None and claim is not header.model.variant:
         wrong = f"the name of {config.model} claims variant {claim.name}, its tensors are variant {header.model.variant.name}"
         console.print(f"[bold red]WRONG NAME[/]  {escape(wrong)}")

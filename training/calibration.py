@@ -13,7 +13,7 @@ import numpy as np
 from convnextpose import weights
 from engines.calibration import CalibrationSet
 from pipeline.calibration import collect_crops
-from pipeline.run import open_detector, open_model
+from pipeline.models import open_detector, open_model
 from training.dataset import Renderer
 
 SEED = 2026

@@ -19,6 +19,7 @@ from engines.session import Session
 from engines.sessions.onnxruntime import OnnxRuntimeSession
 from engines.sessions.openvino import OpenVinoSession
 from engines.sessions.torch import TorchSession
+from engines.sessions.triton import SCHEME, is_served
 
 EXPORTED, CHECKPOINT, ENGINE = "exported models", "checkpoints", "engines"
 """What a runtime can be given to run."""
@@ -113,23 +114,27 @@ def runtime_help() -> str:
     """The help text of `--runtime`."""
     kinds = dict.fromkeys(runtime.runs for runtime in RUNTIMES.values())
     told = [f"{' and '.join(r.name for r in RUNTIMES.values() if r.runs == kind)} for {kind}" for kind in kinds]
-    return f"auto, or {', '.join(told)}."
+    return f"auto, or {', '.join(told)}; or {SCHEME}HOST:PORT/NAME for a model that a Triton server has."
 
 
 def choose_runtime(runtime: str = "auto", *, engine: bool = False) -> Choice:
     """Choose the runtime; loads no library and opens no device.
 
     Args:
-        runtime: a name of RUNTIMES, or `auto`: for an engine TensorRT; for other models the first of those that run exported
-            models, on this kind of CPU, that is installed. `torch` is never chosen by `auto`.
+        runtime: a name of RUNTIMES, the address of a served model, or `auto`: for an engine TensorRT; for other models the
+            first of those that run exported models, on this kind of CPU, that is installed. `torch` is never chosen by `auto`.
         engine: whether the model is an engine.
 
     Raises:
         RuntimeUnavailableError: there is no such runtime, it is not installed, or it does not run such a model.
     """
+    if is_served(runtime):
+        return Choice(runtime, "it was asked for")
     if runtime != "auto":
         if runtime not in RUNTIMES:
-            raise RuntimeUnavailableError(f"expected runtime auto, {', '.join(RUNTIMES)}, received {runtime!r}")
+            raise RuntimeUnavailableError(
+                f"expected runtime auto, {', '.join(RUNTIMES)} or {SCHEME}HOST:PORT/NAME, received {runtime!r}"
+            )
         asked = RUNTIMES[runtime]
         _require(asked)
         if engine and asked.runs != ENGINE:

@@ -339,7 +339,9 @@ def test_the_package_s_int8_graph_stands_in_for_its_model(onnx_bytes, exported):
 
 def test_the_help_text_names_every_runtime_and_what_it_runs():
     text = runtime_help()
-    assert text == "auto, or openvino and onnxruntime for exported models, torch for checkpoints, tensorrt for engines."
+    local, served = text.split("; or ")
+    assert local == "auto, or openvino and onnxruntime for exported models, torch for checkpoints, tensorrt for engines"
+    assert served == "triton://HOST:PORT/NAME for a model that a Triton server has."
     assert all(name in text for name in RUNTIMES)
 
 

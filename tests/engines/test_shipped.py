@@ -16,7 +16,7 @@ from engines.metadata import read_metadata
 from engines.opening import open_pose_model
 from engines.parity import FP32_LIMITS, LIMITS, compare
 from engines.sessions.openvino import cpu_precisions
-from pipeline.run import open_model
+from pipeline.models import open_model
 from pipeline.sources import open_source
 from pipeline.stages import warp_crop
 

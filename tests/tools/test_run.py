@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
+import webbrowser
 from pathlib import Path
 
 import av
@@ -19,6 +21,7 @@ from benchmarks.accuracy import score
 from convnextpose import weights
 from engines.sessions.openvino import cpu_precisions
 from pipeline.timeline import STAGES
+from tools.run import _open_browser
 
 ROOT = Path(__file__).parent.parent.parent
 CAMERA = "620,620,319.5,239.5"
@@ -104,9 +107,49 @@ def test_a_terminal_has_a_line_for_each_source_that_goes_away_at_the_end(short_c
     assert f"/{SHORT}" not in out
 
 
-def test_a_run_without_results_and_without_a_view_is_wrong_use(inside, short_clip):
-    result = inside("run", short_clip)
-    assert result.returncode == 2 and "--view" in result.stderr
+def test_a_run_without_results_is_shown_over_and_over_and_writes_nothing(short_clip, tmp_path):
+    command = [sys.executable, "-m", "tools.main", "run", short_clip, "--threads", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path, text=True, env=environment
+    )
+    head = []
+    while not (head and head[-1].startswith("watch ")):
+        head.append(process.stdout.readline())
+        assert head[-1], process.stderr.read()
+    address = re.search(r"open (http://127\.0\.0\.1:\d+/) in a browser; nothing is written", head[-1])[1]
+    with urllib.request.urlopen(address, timeout=60) as page:
+        assert b"<html" in page.read()
+    received = 0
+    while received <= 40:  # more frames than the clip has
+        time.sleep(0.2)
+        with urllib.request.urlopen(f"{address}status", timeout=60) as status:
+            received = json.load(status)["sources"][0]["ledger"]["received"]
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "stopped by Ctrl-C" in out and err == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_browser_is_opened_only_where_there_is_a_display(monkeypatch):
+    opened = []
+
+    class Browser:
+        def open(self, address):
+            opened.append(address)
+
+    monkeypatch.setattr(webbrowser, "get", Browser)
+    _open_browser("http://127.0.0.1:1/")
+    monkeypatch.setattr(webbrowser, "get", lambda: webbrowser.GenericBrowser("lynx"))
+    monkeypatch.setattr(subprocess, "Popen", None)
+    _open_browser("http://127.0.0.1:2/")
+
+    def none():
+        raise webbrowser.Error("no browser")
+
+    monkeypatch.setattr(webbrowser, "get", none)
+    _open_browser("http://127.0.0.1:3/")
+    assert opened == ["http://127.0.0.1:1/"]
 
 
 @pytest.mark.parametrize("place", ["nowhere", "1:2:3", "70000"])

@@ -1,0 +1,207 @@
+"""Workers as processes of this machine: each has its models, and one that dies takes no other with it."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Protocol
+
+from convnextpose.errors import PoseError, RuntimeUnavailableError
+from engines.manifest import is_engine
+from engines.session import usable_cores
+from pipeline.archive.worker import Job, Outcome, Worker
+from pipeline.run import RunConfig
+
+ENDING_TIME_S = 5.0
+MOST_IDLE_DEATHS = 10
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A job whose worker died.
+
+    Attributes:
+        job: the job.
+        reason: what is known of the death.
+    """
+
+    job: Job
+    reason: str
+
+
+class Crew(Protocol):
+    """Some workers that take jobs."""
+
+    @property
+    def room(self) -> int:
+        """How many jobs can be started now."""
+        ...
+
+    @property
+    def busy(self) -> dict[int, float]:
+        """The jobs in work by number, and which share of each is done as far as is known, 0..1."""
+        ...
+
+    def start(self, job: Job) -> None:
+        """Give a job to a worker; there must be room."""
+        ...
+
+    def wait(self, timeout_s: float) -> list[Outcome | Lost]:
+        """What came of jobs, as soon as there is something to tell, or an empty list after some time.
+
+        Raises:
+            PoseError: the models cannot be opened.
+        """
+        ...
+
+    def close(self) -> None:
+        """End the workers, also those in the middle of a job."""
+        ...
+
+
+def local_crew(workers: int | None = None) -> Callable[[RunConfig, int], Crew]:
+    """What opens a crew of this machine, for `ArchiveRun`.
+
+    Args:
+        workers: how many; None for half of the cores, or one for an engine: a GPU does not become faster by more. The cores are
+            shared out among them, unless the config says how many threads each has.
+    """
+
+    def open_crew(config: RunConfig, most: int) -> Crew:
+        cores, engine = usable_cores(), is_engine(Path(config.model))
+        count = min(workers or (1 if engine else max(1, cores // 2)), most)
+        threads = None if engine else config.threads or max(1, cores // count)
+        return LocalCrew(replace(config, threads=threads), count)
+
+    return open_crew
+
+
+@dataclass
+class _Member:
+    process: BaseProcess
+    connection: Connection
+    job: Job | None = None
+    share: float = 0.0
+
+
+class LocalCrew:
+    """Workers as processes of this machine. A crew. A program that uses it guards its start by `if __name__ == "__main__"`.
+
+    Args:
+        config: what is done with each file.
+        count: how many workers.
+    """
+
+    def __init__(self, config: RunConfig, count: int) -> None:
+        self._config = config
+        self._idle_deaths = 0
+        self._context = multiprocessing.get_context("spawn")  # libraries with threads cannot be forked
+        self._members = [self._hire() for _ in range(count)]
+
+    @property
+    def room(self) -> int:
+        """How many jobs can be started now; one that starts before its worker's models are open waits for them."""
+        return sum(member.job is None for member in self._members)
+
+    @property
+    def busy(self) -> dict[int, float]:
+        """The jobs in work by number, and which share of each is done as far as is known, 0..1."""
+        return {member.job.number: member.share for member in self._members if member.job is not None}
+
+    def start(self, job: Job) -> None:
+        """Give a job to a worker; there must be room."""
+        member = next(member for member in self._members if member.job is None)
+        member.job, member.share = job, 0.0
+        with contextlib.suppress(OSError):  # it has died: `wait` tells
+            member.connection.send(job)
+
+    def wait(self, timeout_s: float) -> list[Outcome | Lost]:
+        """What came of jobs, as soon as there is something to tell, or an empty list after some time.
+
+        Raises:
+            PoseError: the models cannot be opened.
+        """
+        told: list[Outcome | Lost] = []
+        ready = wait([member.connection for member in self._members], timeout_s)
+        for member in [member for member in self._members if member.connection in ready]:
+            try:
+                message = member.connection.recv()
+            except (EOFError, OSError):
+                lost = self._replace(member)
+                told += [lost] if lost is not None else []
+                continue
+            if isinstance(message, float):
+                member.share = message
+            elif isinstance(message, Outcome):
+                member.job = None
+                told.append(message)
+            else:
+                kind, text = message
+                raise kind(text)
+        return told
+
+    def close(self) -> None:
+        """End the workers, also those in the middle of a job."""
+        for member in self._members:
+            member.process.kill()
+            member.connection.close()
+        for member in self._members:
+            member.process.join(ENDING_TIME_S)
+        self._members.clear()
+
+    def _hire(self) -> _Member:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_work, args=(theirs, self._config), name="archive worker", daemon=True)
+        process.start()
+        theirs.close()
+        return _Member(process, ours)
+
+    def _replace(self, member: _Member) -> Lost | None:
+        """Have another worker in the place of one that died; what it worked on is lost."""
+        member.process.join(ENDING_TIME_S)
+        code = member.process.exitcode
+        reason = f"its worker ended with exit code {code}"
+        if code is not None and code < 0:
+            name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+            reason = f"its worker was killed by {name}"
+            if name == "SIGKILL":
+                reason += ", as the system does for want of memory"
+        member.connection.close()
+        job = member.job
+        if job is None:
+            self._idle_deaths += 1
+            if self._idle_deaths > MOST_IDLE_DEATHS:
+                raise RuntimeUnavailableError(f"expected workers that wait for a file to live, but {reason}, again and again")
+        fresh = self._hire()
+        member.process, member.connection, member.job, member.share = fresh.process, fresh.connection, None, 0.0
+        return None if job is None else Lost(job, reason)
+
+
+def _work(connection: Connection, config: RunConfig) -> None:
+    """A worker's process: jobs come in, shares and outcomes go out, until the coordinator is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's
+    threading.Thread(target=_end_with_the_coordinator, daemon=True).start()
+    try:
+        worker = Worker(config)
+    except PoseError as error:
+        connection.send((type(error), str(error)))
+        return
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            connection.send(worker.do(connection.recv(), connection.send))
+
+
+def _end_with_the_coordinator() -> None:
+    """End at once when the coordinator does, whatever killed it: what this worker writes would be nobody's."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

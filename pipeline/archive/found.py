@@ -1,0 +1,119 @@
+"""The videos below some folders, and the hash of what is in a file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from convnextpose.errors import SourceError
+from pipeline.sources.files import natural_key
+
+VIDEO_SUFFIXES = (
+    ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg",
+    ".mpg", ".mts", ".mxf", ".ogv", ".qt", ".ts", ".vob", ".webm", ".wmv", ".y4m",
+)  # fmt: skip
+"""Files of a folder that count as videos; what is in them is looked at when their turn comes."""
+
+_BLOCK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Video:
+    """A file that counts as a video.
+
+    Attributes:
+        path: where it is, absolute.
+        place: the folder that its results would like, relative to that of all results: the name of the folder that was
+            searched and the way from there to the file.
+        size_bytes: its size.
+        mtime_ns: when it was changed, ns since 1970.
+    """
+
+    path: Path
+    place: str
+    size_bytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is below some folders.
+
+    Attributes:
+        videos: in natural order, each once, also where the folders lie within each other.
+        others: how many files were passed over, by suffix.
+        closed: folders that could not be looked into, each with the reason.
+    """
+
+    videos: tuple[Video, ...]
+    others: Counter[str]
+    closed: tuple[str, ...]
+
+
+def find_videos(folders: Sequence[Path], apart: Path | None = None) -> Found:
+    """Look for videos below some folders. Hidden files and folders are passed over; links to folders are not followed.
+
+    Args:
+        folders: where to look; a file among them counts as a video whatever its name.
+        apart: a folder that is not looked into: that of the results, which hold videos, too.
+
+    Raises:
+        SourceError: there is no such folder.
+    """
+    videos: dict[Path, Video] = {}
+    others: Counter[str] = Counter()
+    closed: list[str] = []
+    roots: dict[str, Path] = {}
+    left_out = None if apart is None else apart.resolve()
+
+    def look_at(path: Path, place: str) -> None:
+        try:
+            state = path.stat()
+            real = path.resolve()
+        except OSError as error:  # a link that leads nowhere, or a file that has just gone
+            closed.append(f"{path}: {error.strerror}")
+            return
+        videos.setdefault(real, Video(real, place, state.st_size, state.st_mtime_ns))
+
+    def cannot_look(error: OSError) -> None:
+        closed.append(f"{error.filename}: {error.strerror}")
+
+    for folder in folders:
+        root = folder.resolve()
+        if root in roots.values():
+            continue
+        name, number = root.name or "root", 2
+        while name in roots:
+            name, number = f"{root.name}-{number}", number + 1
+        roots[name] = root
+        if root.is_file():
+            look_at(root, name)
+            continue
+        if not root.is_dir():
+            raise SourceError(f"expected a folder with videos in it, but there is no {folder}")
+        for inside, names, files in os.walk(root, onerror=cannot_look):
+            here = Path(inside)
+            names[:] = sorted(n for n in names if not n.startswith(".") and (here / n).resolve() != left_out)
+            for file in sorted((here / f for f in files if not f.startswith(".")), key=natural_key):
+                if file.suffix.lower() in VIDEO_SUFFIXES:
+                    look_at(file, (Path(name) / file.relative_to(root)).as_posix())
+                else:
+                    others[file.suffix.lower() or file.name] += 1
+    return Found(tuple(videos.values()), others, tuple(closed))
+
+
+def content_hash(path: Path, stopped: Callable[[], bool] = lambda: False) -> str:
+    """SHA-256 of a file's content, hexadecimal; of a part of it once `stopped` says so.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while (block := file.read(_BLOCK)) and not stopped():
+            digest.update(block)
+    return digest.hexdigest()

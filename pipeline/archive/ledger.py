@@ -1,0 +1,224 @@
+"""The ledger of jobs: what became of each file, as lines of JSON beside the results.
+
+Its head says which model and settings the results are of; every other line is the outcome of one file, and of several lines
+for a file the last one counts. Only the coordinator writes it, a whole line at a time, and holds a lock on it meanwhile. A line
+that a killed process left half is cut off when the ledger is opened again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from convnextpose.errors import SinkError
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+NAME = "ledger.ndjson"
+FORMAT = "convnextpose-archive/1"
+
+DONE, DAMAGED, UNREADABLE, SAME, FAILED = "done", "damaged", "unreadable", "same", "failed"
+"""What becomes of a file: it is whole; poses up to or around the damage; nothing in it can be read; another file holds the very
+same bytes and has the results; or something else than the file went wrong, so that it is tried again by the next run."""
+
+STATUSES = (DONE, DAMAGED, UNREADABLE, SAME, FAILED)
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """The outcome of one file.
+
+    Attributes:
+        file: its absolute path.
+        size_bytes, mtime_ns: its size and when it was changed: a file of the same path, size and time is not hashed again.
+        sha256: hash of its content, hexadecimal; empty where it could not be read at all.
+        status: one of STATUSES.
+        place: the folder of its results relative to that of all results; empty where it has none.
+        reason: what is wrong, or for SAME the file that the results were made from.
+        frames: frames with results.
+        frames_with_a_pose: those of them that show somebody.
+        tracks: people who were followed.
+        seconds: how long it took.
+        utc: when it was settled, ISO 8601.
+    """
+
+    file: str
+    size_bytes: int
+    mtime_ns: int
+    sha256: str
+    status: str
+    place: str = ""
+    reason: str = ""
+    frames: int = 0
+    frames_with_a_pose: int = 0
+    tracks: int = 0
+    seconds: float = 0.0
+    utc: str = ""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether another run leaves it as it is."""
+        return self.status != FAILED
+
+    @property
+    def has_results(self) -> bool:
+        """Whether results were made of it; for SAME they are another file's."""
+        return self.status in (DONE, DAMAGED)
+
+
+_FIELDS = {field.name: field.type for field in fields(JobRecord)}
+_TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
+
+
+class JobLedger:
+    """The ledger of one folder of results. One process at a time has it open.
+
+    Args:
+        out: the folder of all results.
+        head: which model and settings the results are of, as JSON values.
+        defaults: the settings' defaults: what a ledger of before a setting came was made with.
+
+    Raises:
+        SinkError: it is of another model or other settings, another run has it open, or it cannot be read or written.
+    """
+
+    def __init__(self, out: Path, head: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        self.path = out / NAME
+        self._by_file: dict[str, JobRecord] = {}
+        self._by_content: dict[str, JobRecord] = {}
+        self._places: dict[str, str] = {}
+        try:
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+            self._file = os.fdopen(os.open(self.path, flags, 0o666), "r+b", buffering=0)
+        except OSError as error:
+            raise SinkError(f"expected a ledger of jobs at {self.path}, but it cannot be opened: {error.strerror}") from error
+        try:
+            self._lock()
+            self._read(dict(head), defaults)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def record_of(self, file: Path) -> JobRecord | None:
+        """The last outcome of a file."""
+        return self._by_file.get(str(file))
+
+    def results_of(self, sha256: str) -> JobRecord | None:
+        """The outcome of a content that is settled: with results, or known to have none to give."""
+        return self._by_content.get(sha256)
+
+    def owner_of(self, place: str) -> str | None:
+        """The file whose results a place belongs to; places that differ only in case are one."""
+        return self._places.get(place.casefold())
+
+    def whole(self) -> Iterator[JobRecord]:
+        """The files that have results: what a data set of the whole archive is made from."""
+        return (record for record in self._by_file.values() if record.has_results)
+
+    def add(self, record: JobRecord) -> None:
+        """Write an outcome; it is on the disk when this returns.
+
+        Raises:
+            SinkError: it cannot be written.
+        """
+        self._write(asdict(record))
+        self._keep(record)
+
+    def close(self) -> None:
+        """Close it, which gives the lock back."""
+        self._file.close()
+
+    def _lock(self) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SinkError(
+                f"expected to be the only run that writes to {self.path.parent}, but another one does: wait for it, or choose "
+                "another folder"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+
+    def _read(self, head: dict[str, Any], defaults: Mapping[str, Any]) -> None:
+        *lines, rest = self._file.read().split(b"\n")
+        if rest:  # of a process that was killed while it wrote
+            self._file.truncate(self._file.tell() - len(rest))
+            self._file.seek(0, os.SEEK_END)
+        if not lines:
+            self._write({"format": FORMAT, **head})
+            return
+        number = 1
+        try:
+            found = json.loads(lines[0])
+            if found.pop("format", None) != FORMAT:
+                raise ValueError(f"expected a head of {FORMAT}")
+            for number, line in enumerate(lines[1:], 2):  # noqa: B007  # told where reading breaks off
+                self._keep(_parse(json.loads(line)))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise SinkError(
+                f"expected a ledger of jobs that this project wrote, but line {number} of {self.path} is none: {error}; choose "
+                "another folder for the results"
+            ) from error
+        self._compare(found, head, defaults)
+
+    def _compare(self, found: dict[str, Any], head: dict[str, Any], defaults: Mapping[str, Any]) -> None:
+        wanted = json.loads(json.dumps(head))
+        if found.get("model") != wanted.get("model"):
+            raise SinkError(
+                f"expected results of the model {_short(wanted.get('model'))} in {self.path.parent}, but those there are of "
+                f"{_short(found.get('model'))}: choose another folder"
+            )
+        before, now = {**json.loads(json.dumps(dict(defaults))), **found.get("settings", {})}, wanted.get("settings", {})
+        for name in sorted(before.keys() | now.keys()):
+            if before.get(name) != now.get(name):
+                raise SinkError(
+                    f"expected results with {name} {json.dumps(now.get(name))} in {self.path.parent}, but those there are with "
+                    f"{json.dumps(before.get(name))}: choose another folder, or the same settings"
+                )
+
+    def _write(self, values: Mapping[str, Any]) -> None:
+        line = json.dumps(values, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        try:
+            left = memoryview(line)
+            while left:
+                left = left[self._file.write(left) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise SinkError(f"{self.path} cannot be written: {error.strerror}") from error
+
+    def _keep(self, record: JobRecord) -> None:
+        before = self._by_file.get(record.file)
+        if before is not None and before.has_results:  # its content was another, or its results had gone
+            self._by_content.pop(before.sha256, None)
+        self._by_file[record.file] = record
+        if record.has_results or (record.status == UNREADABLE and record.sha256):
+            self._by_content[record.sha256] = record
+        if record.has_results:
+            self._places[record.place.casefold()] = record.file
+
+
+def _parse(values: dict[str, Any]) -> JobRecord:
+    for name, value in values.items():
+        if name not in _FIELDS or not isinstance(value, _TYPES[str(_FIELDS[name])]) or isinstance(value, bool):
+            raise ValueError(f"{name} is {value!r}")
+    record = JobRecord(**values)
+    if record.status not in STATUSES:
+        raise ValueError(f"status is {record.status!r}")
+    return record
+
+
+def _short(model: object) -> str:
+    if not isinstance(model, dict):
+        return "an unknown model"
+    return f"{model.get('name')} ({str(model.get('sha256'))[:12]})"

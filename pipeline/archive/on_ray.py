@@ -1,0 +1,185 @@
+"""Workers as actors of a Ray cluster. Ray places them and starts them; which file is done, the ledger alone knows.
+
+The nodes need this project, installed with the `ray` extra, and the folders of videos and results under the same paths. An
+actor asks for as many CPUs as it has threads, or for one GPU if the model is an engine, and for WORKER_BYTES of memory, so that
+Ray puts no more of them on a node than it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from convnextpose.errors import PoseError, RuntimeUnavailableError, install_command
+from engines.manifest import is_engine
+from pipeline.archive.crew import Crew, Lost
+from pipeline.archive.worker import Job, Outcome, Worker
+from pipeline.run import RunConfig
+
+WORKER_BYTES = 1 << 30
+"""Memory that a worker asks the cluster for. One with the default weights holds 0.4 GB at 640x480 px (docs/archives.md)."""
+
+THREADS = 2
+"""Threads of a worker's runtime, and CPUs that it asks for, where nobody says how many."""
+
+LOCAL = "local"
+"""The address of a cluster of this machine alone, which is started for the run."""
+
+_OPENED = "opened"
+
+
+class _Actor:
+    """What runs on a node: a worker that is opened by a call, so that its errors come back as words."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self._worker: Worker | None = None
+
+    def open(self) -> tuple[type[PoseError], str] | str:
+        try:
+            self._worker = Worker(self._config)
+        except PoseError as error:
+            return type(error), str(error)
+        return _OPENED
+
+    def do(self, job: Job) -> Outcome:
+        assert self._worker is not None
+        return self._worker.do(job)
+
+
+@dataclass
+class _Member:
+    actor: Any
+    task: Any  # what it is at: opening at first, then a job; None while it waits for one
+    job: Job | None = None
+
+
+def ray_crew(address: str, workers: int | None = None) -> Callable[[RunConfig, int], Crew]:
+    """What opens a crew on a cluster, for `ArchiveRun`.
+
+    Args:
+        address: as `ray.init` takes it, or LOCAL.
+        workers: how many; None for as many as the cluster has room for.
+    """
+
+    def open_crew(config: RunConfig, most: int) -> Crew:
+        return RayCrew(config, address, most, workers)
+
+    return open_crew
+
+
+class RayCrew:
+    """Workers as actors of a cluster. A crew.
+
+    Args:
+        config: what is done with each file.
+        address: as `ray.init` takes it, or LOCAL; a Ray that this process has joined already is used as it is.
+        most: how many at most: there are no more files.
+        workers: how many; None for as many as the cluster has room for.
+
+    Raises:
+        RuntimeUnavailableError: Ray is not installed, there is no such cluster, or it has no room for a single worker.
+    """
+
+    def __init__(self, config: RunConfig, address: str, most: int, workers: int | None = None) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise RuntimeUnavailableError(f"--ray needs Ray: {error}; {install_command('ray')}") from error
+        self._ray = ray
+        self._began_ray = not ray.is_initialized()
+        if self._began_ray:
+            try:
+                ray.init(address=None if address == LOCAL else address, log_to_driver=False, include_dashboard=False)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                reason = " ".join(str(error).split())
+                raise RuntimeUnavailableError(
+                    f"expected a Ray cluster at {address}, but it cannot be joined: {reason}"
+                ) from error
+        engine = is_engine(Path(config.model))
+        threads = None if engine else config.threads or THREADS
+        self._config = replace(config, threads=threads)
+        self._needs = {"num_cpus": threads or 1, "num_gpus": 1 if engine else 0, "memory": WORKER_BYTES}
+        self._class = ray.remote(max_restarts=0, **self._needs)(_Actor)
+        count = workers or self._fitting()
+        if count < 1:
+            self._leave()
+            raise RuntimeUnavailableError(
+                f"expected a cluster with room for a worker ({self._needs_text()}), received one with {self._resources()}"
+            )
+        self._members = [self._hire() for _ in range(min(count, most))]
+
+    @property
+    def room(self) -> int:
+        """How many jobs can be started now."""
+        return sum(member.task is None for member in self._members)
+
+    @property
+    def busy(self) -> dict[int, float]:
+        """The jobs in work by number; how far each is stays on its node."""
+        return {member.job.number: 0.0 for member in self._members if member.job is not None}
+
+    def start(self, job: Job) -> None:
+        """Give a job to a worker; there must be room."""
+        member = next(member for member in self._members if member.task is None)
+        member.job, member.task = job, member.actor.do.remote(job)
+
+    def wait(self, timeout_s: float) -> list[Outcome | Lost]:
+        """What came of jobs, as soon as there is something to tell, or an empty list after some time.
+
+        Raises:
+            PoseError: the models cannot be opened.
+        """
+        tasks = {member.task: member for member in self._members if member.task is not None}
+        done, _ = self._ray.wait(list(tasks), num_returns=1, timeout=timeout_s) if tasks else ([], [])
+        told: list[Outcome | Lost] = []
+        for task in done:
+            member = tasks[task]
+            job, member.task, member.job = member.job, None, None
+            try:
+                message = self._ray.get(task)
+            except self._ray.exceptions.RayError as error:
+                fresh = self._hire()
+                member.actor, member.task = fresh.actor, fresh.task
+                if job is not None:
+                    told.append(Lost(job, f"its worker was lost ({type(error).__name__})"))
+                continue
+            if isinstance(message, Outcome):
+                told.append(message)
+            elif message != _OPENED:
+                kind, text = message
+                raise kind(text)
+        return told
+
+    def close(self) -> None:
+        """End the workers, and leave the cluster."""
+        for member in self._members:
+            self._ray.kill(member.actor)
+        self._members.clear()
+        self._leave()
+
+    def _hire(self) -> _Member:
+        actor = self._class.remote(self._config)
+        return _Member(actor, actor.open.remote())
+
+    def _fitting(self) -> int:
+        """How many workers the nodes hold, each for itself."""
+        names = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        return sum(
+            min(int(node.get(names[what], 0) // count) for what, count in self._needs.items() if count) for node in nodes
+        )
+
+    def _resources(self) -> str:
+        found = self._ray.cluster_resources()
+        return f"{found.get('CPU', 0):g} CPUs, {found.get('GPU', 0):g} GPUs and {found.get('memory', 0) / 1e9:.1f} GB in all"
+
+    def _needs_text(self) -> str:
+        gpu = " and a GPU" if self._needs["num_gpus"] else ""
+        return f"{self._needs['num_cpus']} CPUs{gpu} and {WORKER_BYTES / 1e9:.1f} GB of one node"
+
+    def _leave(self) -> None:
+        if self._began_ray:
+            self._ray.shutdown()

@@ -1,0 +1,389 @@
+"""The coordinator of an archive: it hands out jobs, puts whole results in place, and alone writes the ledger.
+
+A file's results are made in a folder of their own in `.partial`, and moved to their place in one step when they are whole; then
+comes the line in the ledger. Killed before the move, the job is done again; killed between move and line, the results are found
+in their place, with what they were made from beside them, and only the line is added. So nothing is lost and nothing twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import shutil
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import datetime, timezone
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from convnextpose import weights
+from convnextpose.errors import ModelError, SinkError
+from engines.sessions.triton import is_served
+from pipeline.archive.crew import Crew, Lost, local_crew
+from pipeline.archive.found import Found, Video, content_hash, find_videos
+from pipeline.archive.ledger import DONE, FAILED, SAME, UNREADABLE, JobLedger, JobRecord
+from pipeline.archive.worker import JOB_NAME, Job, Outcome
+from pipeline.formats.files import make_folder
+from pipeline.models import open_model
+from pipeline.run import RunConfig
+
+PARTIAL = ".partial"
+TRIES = 2
+"""How often a file is tried that kills its worker."""
+
+HASHED_AHEAD = 4
+"""Files that are hashed before a worker is free for them."""
+
+NOT_SETTINGS = (
+    "sources", "model", "out", "overwrite", "trace", "threads", "views", "live", "loop", "segment_s", "patience", "boxes",
+    "random_weights",
+)  # fmt: skip
+"""Fields of a `RunConfig` that an archive's results do not hang on, or that it refuses."""
+
+
+@dataclass
+class Progress:
+    """How far an archive is; its run changes it as it goes.
+
+    Attributes:
+        files: how many there are.
+        before: how many were settled by earlier runs.
+        counts: how many files this run has settled, by status.
+        frames: frames with results of this run.
+        left_bytes: sizes of the files that are not settled, together.
+        worked_bytes: sizes of the files that workers have finished.
+        in_work: how many files are in work.
+        in_work_bytes: what of them is done, as far as is known.
+        began: when the first job was given out, by `time.monotonic`; None before.
+    """
+
+    files: int = 0
+    before: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    frames: int = 0
+    left_bytes: int = 0
+    worked_bytes: int = 0
+    in_work: int = 0
+    in_work_bytes: float = 0.0
+    began: float | None = None
+
+    @property
+    def settled(self) -> int:
+        """How many files are settled."""
+        return self.before + self.counts.total()
+
+    @property
+    def seconds_left(self) -> float | None:
+        """An estimate from the bytes that were worked on so far; None before there is anything to estimate from."""
+        worked = self.worked_bytes + self.in_work_bytes
+        if self.began is None or not worked:
+            return None
+        return (time.monotonic() - self.began) * max(0.0, self.left_bytes - self.in_work_bytes) / worked
+
+
+@dataclass(frozen=True)
+class ArchiveSummary:
+    """What an archive's run came to.
+
+    Attributes:
+        found: what was looked at.
+        progress: the counts.
+        troubles: the records of this run and of earlier ones that are not DONE, except SAME.
+        same: how many files hold the bytes of another.
+        seconds: how long the run took.
+    """
+
+    found: Found
+    progress: Progress
+    troubles: tuple[JobRecord, ...]
+    same: int
+    seconds: float
+
+
+class ArchiveRun:
+    """An archive's run. Call `run` once.
+
+    Args:
+        config: its `sources` are the folders and `out` the folder for all results; the rest is what is done with each file.
+        open_crew: makes the workers, of what is done with each file and how many files there are; None for processes of this
+            machine.
+
+    Attributes:
+        progress: how far it is.
+
+    Raises:
+        ValueError: the config asks for what an archive does not have: boxes, views, live sources, a trace.
+        SinkError: it has no folder for the results.
+        ModelError: there is no such model.
+    """
+
+    def __init__(self, config: RunConfig, open_crew: Callable[[RunConfig, int], Crew] | None = None) -> None:
+        if config.boxes or config.views or config.live or config.loop or config.trace or config.random_weights:
+            raise ValueError("expected an archive's config without boxes, views, live sources, a trace or random weights")
+        if config.out is None:
+            raise SinkError("expected a folder for the results of the archive, received none")
+        self.progress = Progress()
+        self._out = config.out.resolve()
+        self._folders = [Path(entry.uri) for entry in config.source_list]
+        self._head = {"model": model_record(config), "settings": settings_record(config)}
+        self._config = replace(config, overwrite=True)  # a partial folder has nothing to protect
+        self._open_crew = open_crew or local_crew()
+        self._numbers = itertools.count()
+        self._jobs: dict[int, tuple[Video, str, str]] = {}
+        self._waiting: dict[str, list[Video]] = {}
+        self._tries: Counter[Path] = Counter()
+        self._looked_at: set[Path] = set()
+
+    def run(self, watch: Callable[[Progress], None] = lambda progress: None) -> ArchiveSummary:
+        """Do what is left to do.
+
+        Args:
+            watch: is called some times a second.
+
+        Raises:
+            SourceError: a folder is not there.
+            SinkError: results or ledger cannot be written, belong to other settings, or another run writes them.
+            PoseError: the models cannot be opened.
+        """
+        began = time.monotonic()
+        found = find_videos(self._folders, apart=self._out)
+        make_folder(self._out, "the results")
+        self._ledger = JobLedger(self._out, self._head, settings_record(RunConfig("")))
+        try:
+            shutil.rmtree(self._out / PARTIAL, ignore_errors=True)
+            self.progress.files = self.progress.before = len(found.videos)
+            while todo := [v for v in found.videos if v.path not in self._looked_at and not self._is_settled(v)]:
+                self._looked_at.update(video.path for video in todo)
+                self.progress.before -= len(todo)
+                self.progress.left_bytes = sum(video.size_bytes for video in todo)
+                self._work_off(deque(todo), watch)  # what it replaces may have been another file's results, too: look again
+            watch(self.progress)
+            records = [r for video in found.videos if (r := self._ledger.record_of(video.path)) is not None]
+        finally:
+            self._ledger.close()
+            shutil.rmtree(self._out / PARTIAL, ignore_errors=True)
+        return ArchiveSummary(
+            found,
+            self.progress,
+            tuple(record for record in records if record.status not in (DONE, SAME)),
+            sum(record.status == SAME for record in records),
+            time.monotonic() - began,
+        )
+
+    def _work_off(self, todo: deque[Video], watch: Callable[[Progress], None]) -> None:
+        ahead: deque[tuple[Video, Future[str]]] = deque()
+        crew = self._open_crew(self._config, len(todo))
+        hasher, stopped = ThreadPoolExecutor(1, thread_name_prefix="hash"), threading.Event()
+        try:
+            while todo or ahead or self._jobs:
+                while todo and len(ahead) < HASHED_AHEAD:
+                    video = todo.popleft()
+                    ahead.append((video, hasher.submit(content_hash, video.path, stopped.is_set)))
+                while ahead and crew.room and ahead[0][1].done():
+                    self._begin(*ahead.popleft(), crew)
+                if self._jobs or not crew.room:  # none has room while all of a cluster's workers open their models
+                    for message in crew.wait(0.02 if ahead and crew.room else 0.5):
+                        todo.extendleft(self._end(message))
+                elif ahead:
+                    wait([ahead[0][1]], 0.5)
+                self._note_work(crew)
+                watch(self.progress)
+        finally:
+            stopped.set()
+            crew.close()
+            hasher.shutdown(cancel_futures=True)
+
+    def _begin(self, video: Video, hashed: Future[str], crew: Crew) -> None:
+        """Start a file's job, unless its content is settled or in work already."""
+        try:
+            sha256 = hashed.result()
+        except OSError as error:
+            self._settle(video, "", Outcome(-1, FAILED, f"{video.path} cannot be read: {error.strerror}"), "")
+            return
+        known = self._ledger.results_of(sha256)
+        if known is not None and known.file != str(video.path) and self._has_results(known):
+            self._settle_same(video, known)
+            return
+        if sha256 in self._waiting:
+            self._waiting[sha256].append(video)
+            return
+        place = self._place_of(video)
+        if (whole := _read_job(self._out / place)) is not None and whole.get("sha256") == sha256:
+            self._settle(video, sha256, _outcome_of(whole), place)  # a run was killed before it could write the line
+            return
+        partial = self._out / PARTIAL / f"{next(self._numbers)}-{time.time_ns():x}"
+        job = Job(int(partial.name.partition("-")[0]), video.path, video.size_bytes, video.mtime_ns, sha256, partial)
+        self._jobs[job.number] = video, sha256, place
+        self._waiting[sha256] = []
+        self._tries[video.path] += 1
+        self.progress.began = self.progress.began or time.monotonic()
+        crew.start(job)
+
+    def _end(self, message: Outcome | Lost) -> list[Video]:
+        """Note what came of a job; the files that are to be tried again."""
+        number = message.job.number if isinstance(message, Lost) else message.number
+        video, sha256, place = self._jobs.pop(number)
+        waiting = self._waiting.pop(sha256)
+        partial = next(iter((self._out / PARTIAL).glob(f"{number}-*")), None)
+        if isinstance(message, Lost):
+            if partial is not None:
+                shutil.rmtree(partial, ignore_errors=True)
+            if self._tries[video.path] < TRIES:
+                return [*waiting, video]
+            message = Outcome(number, FAILED, f"{message.reason}, {self._tries[video.path]} times")
+        elif message.status not in (FAILED, UNREADABLE):
+            message = self._put_in_place(message, partial, place)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+        self.progress.worked_bytes += video.size_bytes
+        self._settle(video, sha256, message, place)
+        if message.status == FAILED:
+            return waiting
+        known = self._ledger.results_of(sha256)
+        assert known is not None
+        for other in waiting:
+            self._settle_same(other, known)
+        return []
+
+    def _put_in_place(self, outcome: Outcome, partial: Path | None, place: str) -> Outcome:
+        """Move whole results to their place; what was there was made from another content of the same file."""
+        target = self._out / place
+        if partial is None or not (partial / JOB_NAME).is_file():
+            return replace(outcome, status=FAILED, reason=f"its results are not in {self._out}, which all workers must share")
+        try:
+            if target.exists():
+                target.rename(partial.with_name(f"{partial.name}-old"))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial.rename(target)
+            shutil.rmtree(partial.with_name(f"{partial.name}-old"), ignore_errors=True)
+        except OSError as error:
+            return replace(outcome, status=FAILED, reason=f"its results cannot be put into {target}: {error.strerror}")
+        return outcome
+
+    def _settle(self, video: Video, sha256: str, outcome: Outcome, place: str) -> None:
+        has_results = outcome.status not in (FAILED, UNREADABLE)
+        self._add(
+            video,
+            JobRecord(
+                str(video.path),
+                video.size_bytes,
+                video.mtime_ns,
+                sha256,
+                outcome.status,
+                place if has_results else "",
+                outcome.reason,
+                outcome.frames if has_results else 0,
+                outcome.frames_with_a_pose if has_results else 0,
+                outcome.tracks if has_results else 0,
+                outcome.seconds,
+            ),
+        )
+        self.progress.frames += outcome.frames if has_results else 0
+
+    def _settle_same(self, video: Video, known: JobRecord) -> None:
+        told = f"the same bytes as {known.file}"
+        self._add(video, JobRecord(str(video.path), video.size_bytes, video.mtime_ns, known.sha256, SAME, known.place, told))
+
+    def _add(self, video: Video, record: JobRecord) -> None:
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self._ledger.add(replace(record, utc=now))
+        self.progress.counts[record.status] += 1
+        self.progress.left_bytes -= video.size_bytes
+
+    def _is_settled(self, video: Video) -> bool:
+        """Whether an earlier run has settled a file, which is as it was then, and the results are still there."""
+        record = self._ledger.record_of(video.path)
+        if record is None or not record.is_final:
+            return False
+        if (record.size_bytes, record.mtime_ns) != (video.size_bytes, video.mtime_ns):
+            return False
+        known = self._ledger.results_of(record.sha256)
+        return known is not None and self._has_results(known)
+
+    def _has_results(self, record: JobRecord) -> bool:
+        return not record.has_results or (self._out / record.place / JOB_NAME).is_file()
+
+    def _place_of(self, video: Video) -> str:
+        """The folder of a file's results: what it would like, numbered where another file has that."""
+        record = self._ledger.record_of(video.path)
+        if record is not None and record.has_results:
+            return record.place
+        taken = {place.casefold() for owner, _, place in self._jobs.values() if owner.path != video.path}
+        place = video.place
+        for number in itertools.count(2):
+            if self._ledger.owner_of(place) in (None, str(video.path)) and place.casefold() not in taken:
+                return place
+            place = f"{video.place}-{number}"
+        raise AssertionError("unreachable")
+
+    def _note_work(self, crew: Crew) -> None:
+        busy = crew.busy
+        self.progress.in_work = len(busy)
+        self.progress.in_work_bytes = sum(
+            share * self._jobs[number][0].size_bytes for number, share in busy.items() if number in self._jobs
+        )
+
+
+def model_record(config: RunConfig) -> dict[str, str]:
+    """Which networks results are of: the model's name, and one hash over its files and the people detector's.
+
+    A served model has the hash of the checkpoint that it was made from in place of its files'.
+
+    Raises:
+        ModelError: there is no such model.
+        CheckpointError: a file of the package was changed.
+        RuntimeUnavailableError: the server of a served model cannot be reached.
+    """
+    model = config.model
+    if is_served(config.runtime):
+        with open_model(model, config.runtime) as served:
+            told = f"{served.info.checkpoint_sha256} {served.info.precision} {content_hash(weights.detector())}"
+        return {"name": served.info.name, "sha256": hashlib.sha256(told.encode()).hexdigest()}
+    if model.lower() in weights.names():
+        files = [weights.load(model.lower()).safetensors]
+    else:
+        path = Path(model)
+        if not path.exists():
+            raise ModelError(
+                f"expected a model: one of the default weights ({', '.join(weights.names())}) or a file, received {model!r}"
+            )
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in (*files, weights.detector()):
+        digest.update(content_hash(file).encode())
+    return {"name": Path(model).name, "sha256": digest.hexdigest()}
+
+
+def settings_record(config: RunConfig) -> dict[str, Any]:
+    """The settings that results hang on, as JSON values."""
+    return {f.name: _plain(getattr(config, f.name)) for f in fields(config) if f.name not in NOT_SETTINGS}
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 (JSON's types)
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, (str, bool, int, type(None))) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return asdict(value) if hasattr(value, "__dataclass_fields__") else str(value)
+
+
+def _read_job(folder: Path) -> dict[str, Any] | None:
+    """What a folder of whole results says that it was made from; None where there is none."""
+    try:
+        found = json.loads((folder / JOB_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _outcome_of(job: dict[str, Any]) -> Outcome:
+    return Outcome(-1, job["status"], job["reason"], job["frames"], job["frames_with_a_pose"], job["tracks"])

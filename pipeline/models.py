@@ -1,0 +1,136 @@
+"""The networks of a run: by the name of default weights, or by the path of a checkpoint, an exported file or an engine."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from convnextpose import weights
+from convnextpose.checkpoint import VerifiedCheckpoint, verify, verify_state
+from convnextpose.errors import CheckpointError, ModelError, RuntimeUnavailableError, install_command
+from convnextpose.variants import Variant
+from engines.manifest import is_engine
+from engines.opening import open_people_detector, open_pose_model, open_served_model
+from engines.people import PeopleDetector
+from engines.pose import PoseModel
+from engines.sessions.registry import EXPORTED, RUNTIMES
+from engines.sessions.triton import is_served
+
+_log = logging.getLogger("convnextpose.models")
+
+MAX_BATCH = 16
+"""Crops of several sources that go through the network at once at most."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """The networks of a run, which several runs one after another may share.
+
+    Attributes:
+        pose: reads the poses.
+        people: finds the people; None where boxes are given, or the weights are random.
+    """
+
+    pose: PoseModel
+    people: PeopleDetector | None
+
+    def close(self) -> None:
+        """Close both."""
+        self.pose.close()
+        if self.people is not None:
+            self.people.close()
+
+
+def open_models(
+    model: str,
+    runtime: str = "auto",
+    *,
+    precision: str = "auto",
+    random_weights: bool = False,
+    threads: int | None = None,
+    max_batch: int | None = None,
+    find_people: bool = True,
+) -> Models:
+    """Open the networks of a run.
+
+    Args:
+        model, runtime, precision, random_weights, threads, max_batch: as for `open_model`.
+        find_people: whether the people detector is wanted; random weights never have one.
+
+    Raises:
+        CheckpointError, ModelError, RuntimeUnavailableError: they cannot be opened.
+    """
+    poses = open_model(model, runtime, precision=precision, random_weights=random_weights, threads=threads, max_batch=max_batch)
+    _log.info("model %s (%s) runs in %s", poses.info.name, poses.info.variant.name, poses.describe())
+    if not find_people or random_weights:
+        return Models(poses, None)
+    try:
+        return Models(poses, open_detector(runtime, threads=threads, max_batch=max_batch))
+    except BaseException:
+        poses.close()
+        raise
+
+
+def open_model(
+    model: str,
+    runtime: str = "auto",
+    *,
+    precision: str = "auto",
+    random_weights: bool = False,
+    threads: int | None = None,
+    max_batch: int | None = None,
+) -> PoseModel:
+    """Open a model by the name of default weights, or by the path of a checkpoint, an exported file or an engine.
+
+    Args:
+        model, runtime, precision, random_weights, threads: as in `RunConfig`.
+        max_batch: crops of several callers that go through the network at once at most; None for one caller.
+
+    Raises:
+        CheckpointError, ModelError: it is none of these, or not a ConvNeXtPose model.
+        RuntimeUnavailableError: the runtime cannot start here.
+    """
+    if is_served(runtime):
+        if random_weights:
+            raise RuntimeUnavailableError(f"expected a model to replace the weights of, received {runtime}, which is served")
+        return open_served_model(runtime, precision=precision, max_batch=max_batch)
+    opened = partial(open_pose_model, runtime=runtime, precision=precision, threads=threads, max_batch=max_batch)
+    if random_weights:
+        return opened(_random_checkpoint(model), name=f"{model.lower()}-random", random=True)
+    if model.lower() in weights.names():
+        shipped = weights.load(model.lower())
+        what: Path | VerifiedCheckpoint = verify(shipped.safetensors) if runtime == "torch" else shipped.onnx
+        return opened(what, name=shipped.name)
+    path = Path(model)
+    if not path.exists():
+        raise ModelError(
+            f"expected a model: one of the default weights ({', '.join(weights.names())}), a checkpoint, an .onnx or an "
+            f".engine file; received {model!r}, which is none of them"
+        )
+    if is_engine(path):  # its manifest has the model's own name
+        return opened(path)
+    return opened(path if path.suffix == ".onnx" else verify(path), name=path.name)
+
+
+def _random_checkpoint(variant: str) -> VerifiedCheckpoint:
+    if variant.upper() not in Variant.__members__:
+        known = ", ".join(v.name.lower() for v in Variant)
+        raise CheckpointError(f"expected one of {known} as the model of random weights, received {variant!r}")
+    try:
+        from convnextpose.network import random_state  # torch: an extra that only this path needs
+    except ImportError as error:
+        raise RuntimeUnavailableError(f"random weights need torch: {error}; {install_command('build')}") from error
+
+    return verify_state(random_state(Variant[variant.upper()]), source=f"{variant.lower()}-random")
+
+
+def open_detector(runtime: str = "auto", *, threads: int | None = None, max_batch: int | None = None) -> PeopleDetector:
+    """Open the package's people detector, in the runtime of the pose network where that runs it.
+
+    Raises:
+        CheckpointError, ModelError, RuntimeUnavailableError: it cannot be opened.
+    """
+    fits = runtime in RUNTIMES and RUNTIMES[runtime].runs == EXPORTED
+    return open_people_detector(weights.detector(), runtime if fits else "auto", threads=threads, max_batch=max_batch)

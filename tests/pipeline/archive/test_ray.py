@@ -1,0 +1,70 @@
+"""Workers on a Ray cluster of several nodes in one machine; a node goes in the middle. Slow: starting Ray takes some 20 s."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from convnextpose.errors import RuntimeUnavailableError
+from pipeline.archive.ledger import DONE, SAME
+from pipeline.archive.on_ray import ray_crew
+from pipeline.archive.run import ArchiveRun
+from pipeline.formats.records import read_poses
+from pipeline.run import RunConfig
+from tests.pipeline.archive.test_workers import demo_clip
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    pytest.importorskip("ray")
+    import ray
+    from ray.cluster_utils import Cluster
+
+    gibibyte = 1 << 30
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 << 20})
+    nodes = [cluster.add_node(num_cpus=1, memory=2 * gibibyte, object_store_memory=80 << 20) for _ in range(2)]
+    cluster.wait_for_nodes()
+    yield cluster, nodes
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def test_a_cluster_without_room_and_one_that_is_not_there_are_told(cluster, tmp_path):
+    cluster, _ = cluster
+    (tmp_path / "in").mkdir()
+    Path(tmp_path / "in" / "a.mp4").write_bytes(b"x")
+    config = RunConfig(sources=tmp_path / "in", out=tmp_path / "out", threads=4)
+    with pytest.raises(
+        RuntimeUnavailableError, match=r"room for a worker .4 CPUs and 1.1 GB of one node., received one with 2"
+    ):
+        ArchiveRun(config, ray_crew(cluster.address)).run()
+    with pytest.raises(RuntimeUnavailableError, match="cannot join it"):
+        ArchiveRun(config, ray_crew("127.0.0.1:1")).run()
+
+
+def test_a_node_that_is_removed_in_the_middle_loses_nothing(cluster, tmp_path):
+    cluster, nodes = cluster
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for number in range(6):
+        demo_clip(folder / f"{number}.mp4", 20, first=20 * number)
+    (folder / "copy.mp4").write_bytes((folder / "0.mp4").read_bytes())
+    run = ArchiveRun(RunConfig(sources=folder, out=out, threads=1), ray_crew(cluster.address))
+    removed = []
+
+    def remove_a_node(progress):
+        if progress.in_work == 2 and progress.counts[DONE] >= 1 and not removed:
+            removed.append(nodes[0])
+            cluster.remove_node(nodes[0], allow_graceful=False)
+
+    summary = run.run(remove_a_node)
+    assert removed, "both nodes had work when one of them went"
+    assert summary.progress.counts == {DONE: 6, SAME: 1}, summary.troubles
+    lines = [json.loads(line) for line in (out / "ledger.ndjson").read_text().splitlines()[1:]]
+    assert set(Counter(record["file"] for record in lines).values()) == {1}, "each file was settled once"
+    assert {p.parent.name: len(read_poses(p).frames) for p in out.rglob("poses.ndjson")} == {f"{n}.mp4": 20 for n in range(6)}
+    assert not (out / ".partial").exists()
+    assert ArchiveRun(RunConfig(sources=folder, out=out, threads=1), ray_crew(cluster.address)).run().progress.before == 7

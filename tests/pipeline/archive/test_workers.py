@@ -1,0 +1,105 @@
+"""Real workers: processes with models, on real files; and the command line."""
+
+import json
+import multiprocessing
+import shutil
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import av
+import pytest
+
+from convnextpose import weights
+from convnextpose.errors import ModelError
+from pipeline.archive.crew import LocalCrew, local_crew
+from pipeline.archive.ledger import DAMAGED, DONE, FAILED
+from pipeline.archive.run import ArchiveRun
+from pipeline.formats.records import read_poses
+from pipeline.run import RunConfig
+
+ROOT = Path(__file__).parents[3]
+
+
+def demo_clip(path, frames, first=0):
+    """A part of the demo clip, small; every frame is a key frame, so that damage costs few."""
+    with av.open(str(weights.DEMO_CLIP)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream("libx264", rate=25, options={"g": "1"})
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        for frame in islice(source.decode(video=0), first, first + frames):
+            picture = frame.reformat(160, 120, "yuv420p")
+            picture.pts = None
+            target.mux(stream.encode(picture))
+        target.mux(stream.encode(None))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos") / "videos"
+    (folder / "day 2").mkdir(parents=True)
+    demo_clip(folder / "a.mp4", 3)
+    demo_clip(folder / "day 2" / "[b].mkv", 2, first=40)
+    shutil.copy(folder / "a.mp4", folder / "day 2" / "copy.mp4")
+    damaged = demo_clip(folder / "damaged.avi", 12)
+    data = damaged.read_bytes()
+    damaged.write_bytes(data[: len(data) * 2 // 3])
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "text.mp4").write_text("no video")
+    return folder
+
+
+def archive_command(*arguments):
+    command = [sys.executable, "-m", "tools.main", "archive", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=240)
+
+
+def test_the_command_makes_a_folder_of_results_and_goes_on_where_it_was(folder, tmp_path):
+    out = tmp_path / "out"
+    result = archive_command(folder, "--out", out, "--workers", "1", "--threads", "1")
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    frames = {p.parent.relative_to(out).as_posix(): len(read_poses(p).frames) for p in out.rglob("poses.ndjson")}
+    some = frames.pop("videos/damaged.avi")
+    assert 0 < some < 12 and frames == {"videos/a.mp4": 3, "videos/day 2/[b].mkv": 2}
+    for words in ("2  whole", "1  damaged", "2  unreadable", "1  the same bytes", "6  in all", "empty.mp4 is empty"):
+        assert words in result.stdout, result.stdout
+    job = json.loads((out / "videos" / "damaged.avi" / "job.json").read_text())
+    assert job["status"] == DAMAGED and "cut short" in job["reason"] and job["frames"] == some
+    ledger = (out / "ledger.ndjson").read_bytes()
+    result = archive_command(folder, "--out", out)
+    assert result.returncode == 0 and "6  settled by earlier runs" in result.stdout
+    assert (out / "ledger.ndjson").read_bytes() == ledger
+    result = archive_command(folder, "--out", out, "--smooth")
+    assert result.returncode == 1 and "smooth true" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_worker_that_is_killed_costs_one_file_at_most(folder, tmp_path):
+    small = tmp_path / "in"
+    small.mkdir()
+    for name in ("a.mp4", "empty.mp4"):
+        shutil.copy(folder / name, small / name)
+    demo_clip(small / "0 killer.mp4", 3, first=80)
+    run = ArchiveRun(RunConfig(sources=small, out=tmp_path / "out", threads=1), local_crew(1))
+    killed = []
+
+    def kill_while_the_first_file_is_in_work(progress):
+        for worker in multiprocessing.active_children():
+            if progress.in_work and not progress.settled and worker.pid not in killed:
+                killed.append(worker.pid)
+                worker.kill()
+
+    summary = run.run(kill_while_the_first_file_is_in_work)
+    assert len(killed) == 2
+    assert summary.progress.counts == {FAILED: 1, DONE: 1, "unreadable": 1}
+    (failed,) = (record for record in summary.troubles if record.status == FAILED)
+    assert failed.file.endswith("0 killer.mp4") and "killed by SIGKILL" in failed.reason and "2 times" in failed.reason
+    assert not multiprocessing.active_children()
+
+
+def test_models_that_cannot_be_opened_end_the_run_with_their_sentence(folder, tmp_path):
+    (tmp_path / "bad.onnx").write_bytes(b"no model")
+    run = ArchiveRun(RunConfig(sources=folder, out=tmp_path / "out", model=str(tmp_path / "bad.onnx")), LocalCrew)
+    with pytest.raises(ModelError, match=r"bad\.onnx"):
+        run.run()
+    assert not multiprocessing.active_children()

@@ -1,0 +1,192 @@
+"""`convnextpose archive`: every video below some folders becomes poses, resumed by the same command after whatever stops it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from convnextpose.camera import Intrinsics
+from convnextpose.files import size_text
+from engines.opening import CPU_PRECISIONS
+from engines.sessions.registry import runtime_help
+from pipeline.archive.crew import local_crew
+from pipeline.archive.ledger import DAMAGED, DONE, FAILED, NAME, SAME, UNREADABLE
+from pipeline.archive.on_ray import ray_crew
+from pipeline.archive.run import ArchiveRun, ArchiveSummary, Progress
+from pipeline.formats.table import FORMATS
+from pipeline.people import MIN_SCORE
+from pipeline.people.tracker import KEEP_LOST_S, MAX_PEOPLE
+from pipeline.run import RunConfig
+from tools.console import make_console
+from tools.run import parse_camera
+
+_LINE_EVERY_S = 60.0
+"""How often a line tells how far it is where there is no terminal."""
+
+_SHOWN_TROUBLES = 10
+_SHOWN_SUFFIXES = 8
+
+_MEANINGS = {
+    DONE: "whole",
+    DAMAGED: "damaged: poses as far as they could be read",
+    UNREADABLE: "unreadable: no results",
+    SAME: "the same bytes as another file, done once",
+    FAILED: "failed: tried again by the next run",
+}
+
+
+def archive_command(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER...", help="Every video below is worked on.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results and the ledger of jobs.", show_default=False)],
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Files at a time.", show_default="half of the cores; 1 for an engine; with Ray what fits"),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS|local",
+            help="Work on a Ray cluster, whose nodes share the folders and OUT: its address, `auto`, or `local` for one here.",
+        ),
+    ] = None,
+    formats: Annotated[str, typer.Option(help=f"What to write, with commas between: {', '.join(FORMATS)}.")] = "ndjson",
+    model: Annotated[
+        str, typer.Option(help="Default weights by name, a checkpoint of the authors, an exported .onnx, or an .engine file.")
+    ] = "xs",
+    runtime: Annotated[str, typer.Option(help=runtime_help())] = "auto",
+    precision: Annotated[
+        str, typer.Option(help=f"What the network computes in on a CPU: auto, {', '.join(CPU_PRECISIONS)}.")
+    ] = "auto",
+    camera: Annotated[
+        Intrinsics | None,
+        typer.Option(parser=parse_camera, metavar="FX,FY,CX,CY", help="The intrinsics, px, if all videos are of one camera."),
+    ] = None,
+    min_score: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Mean joint score from which somebody counts as a person.")
+    ] = MIN_SCORE,
+    max_people: Annotated[int, typer.Option(min=1, help="How many people are followed at once.")] = MAX_PEOPLE,
+    keep_lost: Annotated[
+        float, typer.Option(min=0.0, metavar="SECONDS", help="How long somebody who is out of sight keeps the track id.")
+    ] = KEEP_LOST_S,
+    smooth: Annotated[bool, typer.Option("--smooth", help="Write poses smoothed over time beside the raw ones.")] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of each worker's runtime.", show_default="the cores over the workers")
+    ] = None,
+    on_damage: Annotated[
+        str, typer.Option(help="Where a video is damaged: `stop` ends it there, `skip` goes on and counts what was lost.")
+    ] = "stop",
+) -> None:
+    """Turn every video below some folders into poses; run the same command again to go on after anything stopped it.
+
+    A video FOLDER/a/b.mp4 has its results in OUT/FOLDER/a/b.mp4/. OUT/ledger.ndjson says what became of each file.
+
+    Exit codes: 0 every file is settled, the damaged and unreadable ones counted; 1 some failed for another reason and are tried
+    again by the next run; 2 wrong use; 130 stopped by Ctrl-C.
+    """
+    console = make_console()
+    try:
+        config = RunConfig(
+            sources=tuple(folders),
+            model=model,
+            runtime=runtime,
+            precision=precision,
+            out=out,
+            formats=tuple(name.strip() for name in formats.split(",") if name.strip()),
+            camera=camera,
+            min_score=min_score,
+            max_people=max_people,
+            keep_lost_s=keep_lost,
+            smooth=smooth,
+            threads=threads,
+            on_damage=on_damage,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    run = ArchiveRun(config, local_crew(workers) if ray is None else ray_crew(ray, workers))
+    try:
+        summary = _follow(run)
+    except KeyboardInterrupt:
+        console.print(
+            f"[yellow]stopped by Ctrl-C[/]: {run.progress.settled} of {run.progress.files} files are settled; run the same "
+            "command again to go on"
+        )
+        raise typer.Exit(130) from None
+    _print_end(console, summary, out)
+    if summary.progress.counts[FAILED]:
+        raise typer.Exit(1)
+
+
+def _follow(run: ArchiveRun) -> ArchiveSummary:
+    """Run it. On a terminal a line tells how far it is; elsewhere one line a minute does."""
+    screen = make_console(stderr=True, soft_wrap=False)
+    if screen.is_terminal:
+        with Live(get_renderable=lambda: _line(run.progress), console=screen, refresh_per_second=2, transient=True):
+            return run.run()
+    told = time.monotonic()
+
+    def watch(progress: Progress) -> None:
+        nonlocal told
+        if time.monotonic() - told >= _LINE_EVERY_S:
+            told = time.monotonic()
+            screen.print(_words(progress), soft_wrap=True)
+
+    return run.run(watch)
+
+
+def _line(progress: Progress) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_row(ProgressBar(max(1, progress.files), progress.settled, width=24), _words(progress))
+    return table
+
+
+def _words(progress: Progress) -> str:
+    words = [f"{progress.settled} of {progress.files} files"]
+    words += [f"{count} {status}" for status, count in progress.counts.items() if status != DONE]
+    words += [f"{progress.in_work} in work", f"{size_text(progress.left_bytes)} left"]
+    if progress.seconds_left is not None:
+        words.append(f"about {_duration(progress.seconds_left)} left")
+    return ", ".join(words)
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return "a minute"
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes < 48 * 60 else f"{round(minutes / 1440)} days"
+
+
+def _print_end(console: Console, summary: ArchiveSummary, out: Path) -> None:
+    progress, found = summary.progress, summary.found
+    for closed in found.closed:
+        console.print(f"[yellow]not looked at[/]: {escape(closed)}")
+    if found.others:
+        kinds = ", ".join(f"{count} {escape(kind)}" for kind, count in found.others.most_common(_SHOWN_SUFFIXES))
+        more = ", ..." if len(found.others) > _SHOWN_SUFFIXES else ""
+        console.print(f"passed over {found.others.total()} files that are no videos by their names: {kinds}{more}")
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(justify="right")
+    table.add_column()
+    if progress.before:
+        table.add_row(str(progress.before), "settled by earlier runs")
+    for status, meaning in _MEANINGS.items():
+        if count := progress.counts[status]:
+            table.add_row(str(count), meaning)
+    table.add_row(str(progress.files), f"in all; {progress.frames} frames in {_duration(summary.seconds)}")
+    console.print(table)
+    for record in summary.troubles[:_SHOWN_TROUBLES]:
+        console.print(f"{record.status:<10} {escape(record.file)}: {escape(record.reason)}")
+    if (rest := len(summary.troubles) - _SHOWN_TROUBLES) > 0:
+        console.print(f"           {rest} more")
+    console.print(f"wrote      {escape(str(out))}; {NAME} in it says what became of each file")
