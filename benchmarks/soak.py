@@ -410,7 +410,7 @@ def report(soak: Soak, out: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"cameras": rows, "wrong": soak.wrong, "outages": [vars(outage) for outage in soak.outages]}
     if soak.numbers:
         first, last = soak.first_and_last()
-        found |= {"first": first, "last": last}
+        found |= {"first": first, "last": last, "each_minute": soak.numbers[::60]}
         print("at first: " + ", ".join(f"{name} {value:.0f}" for name, value in first.items()))
         print("at last:  " + ", ".join(f"{name} {value:.0f}" for name, value in last.items()))
     for sentence in soak.wrong:
