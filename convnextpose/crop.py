@@ -22,6 +22,9 @@ RGB_MEAN = (0.485, 0.456, 0.406)
 RGB_STD = (0.229, 0.224, 0.225)
 """ImageNet's channel statistics, for pixels in 0..1."""
 
+SCORE_SPREAD_PX = 24.0
+"""Spread of a joint's heat-map, in px of the crop, at which its score has fallen to exp(-1/2)."""
+
 
 @dataclass(frozen=True)
 class Box:

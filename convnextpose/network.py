@@ -14,15 +14,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from convnextpose.crop import RGB_MEAN, RGB_STD, crop_from_bins
+from convnextpose.crop import RGB_MEAN, RGB_STD, SCORE_SPREAD_PX, crop_from_bins
 from convnextpose.variants import BACKBONE_KERNEL, HEAD_KERNEL, HEAD_LAYERS, INPUT_SIZE, Variant, VariantSpec
 
 if TYPE_CHECKING:
     from convnextpose.checkpoint import VerifiedCheckpoint
-
-
-SCORE_SPREAD_PX = 24.0
-"""Spread of a joint's heat-map, in px of the crop, at which its score has fallen to exp(-1/2)."""
 
 
 class Block(nn.Module):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from convnextpose.crop import RGB_MEAN, RGB_STD, crop_from_bins
+from convnextpose.crop import RGB_MEAN, RGB_STD, SCORE_SPREAD_PX, crop_from_bins
 from convnextpose.variants import BACKBONE_STRIDE, HEAD_KERNEL, INPUT_SIZE
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def contract_network(checkpoint: VerifiedCheckpoint) -> nn.Module:
     import torch
     from torch import nn
 
-    from convnextpose.network import SCORE_SPREAD_PX, build_network
+    from convnextpose.network import build_network
 
     class ContractNetwork(nn.Module):
         bins_px: Tensor

@@ -1,0 +1,239 @@
+"""What the kernels are told: a frame on the GPU with its colours and the crops' matrices; and the shape of the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnextpose.crop import SCORE_SPREAD_PX, crop_from_bins, invert_affine
+from convnextpose.errors import GeometryError
+from convnextpose.variants import Variant
+
+LARGEST_SIDE_PX = 32_768
+"""Frames that have a longer side are refused: beyond it FP32 cannot tell where between two pixels a place is."""
+
+VECTOR = 8
+"""FP16 logits that the tail reads at once: the width of a heat-map is a multiple of it."""
+
+_THREADS, _VECTORS_EACH = 256, 4
+"""Threads of a block of the tail, and how many vectors each has to read at least: fewer would not hide the memory's latency."""
+
+
+class PixelFormat(IntEnum):
+    """How a frame's pixels lie in memory; the numbers are those in `crop.cu`."""
+
+    BGR = 0
+    """One plane of three bytes a pixel."""
+    NV12 = 1
+    """Luma, and a plane of half the size with U and V beside each other: what NVDEC gives."""
+    YUV420 = 2
+    """Luma, U and V in planes of their own, the latter of half the size."""
+
+
+@dataclass(frozen=True)
+class Colours:
+    """What YUV is in RGB.
+
+    Attributes:
+        red, blue: their shares in luma, 0..1; green has the rest.
+        full_range: whether luma reaches from 0 to 255, or from 16 to 235 with chroma from 16 to 240.
+    """
+
+    red: float
+    blue: float
+    full_range: bool
+
+    def factors(self) -> tuple[float, float, float, float, float, float]:
+        """Luma's offset and gain, then what V adds to red, U and V to green, and U to blue, for values in 0..255.
+
+        Source: ITU-R BT.601 and BT.709, equations of luma and of colour difference, inverted.
+        """
+        gain, chroma = (1.0, 1.0) if self.full_range else (255 / 219, 255 / 224)
+        green = 1 - self.red - self.blue
+        red_v, blue_u = 2 * (1 - self.red) * chroma, 2 * (1 - self.blue) * chroma
+        return (
+            0.0 if self.full_range else 16.0,
+            gain,
+            red_v,
+            -blue_u * self.blue / green,
+            -red_v * self.red / green,
+            blue_u,
+        )
+
+
+BT601, BT601_FULL = Colours(0.299, 0.114, full_range=False), Colours(0.299, 0.114, full_range=True)
+BT709, BT709_FULL = Colours(0.2126, 0.0722, full_range=False), Colours(0.2126, 0.0722, full_range=True)
+
+
+@dataclass(frozen=True)
+class DeviceFrame:
+    """A frame in the GPU's memory.
+
+    Attributes:
+        planes: the address of each plane.
+        pitches: bytes from one row to the next, for each plane.
+        width, height: px.
+        format: how its pixels lie there.
+        colours: what its YUV is in RGB; of no meaning to BGR.
+    """
+
+    planes: tuple[int, ...]
+    pitches: tuple[int, ...]
+    width: int
+    height: int
+    format: PixelFormat = PixelFormat.BGR
+    colours: Colours = BT709
+
+    def __post_init__(self) -> None:
+        """Refuse planes that cannot hold such a frame."""
+        if not (1 <= self.width <= LARGEST_SIDE_PX and 1 <= self.height <= LARGEST_SIDE_PX):
+            raise GeometryError(
+                f"expected a frame with sides of 1 to {LARGEST_SIDE_PX} px, received {self.width}x{self.height}"
+            )
+        half = (self.width + 1) // 2
+        least = {
+            PixelFormat.BGR: (3 * self.width,),
+            PixelFormat.NV12: (self.width, 2 * half),
+            PixelFormat.YUV420: (self.width, half, half),
+        }[self.format]
+        if len(self.planes) != len(least) or len(self.pitches) != len(least):
+            raise GeometryError(f"expected {len(least)} planes of {self.format.name}, received {len(self.planes)}")
+        if any(pitch < row for pitch, row in zip(self.pitches, least, strict=True)):
+            raise GeometryError(
+                f"expected rows of at least {', '.join(map(str, least))} bytes of {self.format.name}, {self.width} px wide, "
+                f"received {', '.join(map(str, self.pitches))}"
+            )
+
+
+FRAME = np.dtype(
+    [
+        ("planes", np.uint64, 3),
+        ("pitches", np.int32, 3),
+        ("width", np.int32),
+        ("height", np.int32),
+        ("format", np.int32),
+        ("crops", np.int32),
+        ("factors", np.float32, 6),
+    ],
+    align=True,
+)
+"""`struct Frame` of `crop.cu`."""
+
+MATRIX_BYTES = 24
+
+
+def crop_block_size(most: int) -> int:
+    """Bytes of the block that tells the crop kernel of a frame and up to `most` crops."""
+    return FRAME.itemsize + most * MATRIX_BYTES
+
+
+def write_crop_block(block: NDArray[np.uint8], frame: DeviceFrame, crop_from_image: Sequence[NDArray[np.float64]]) -> None:
+    """Fill a block that the crop kernel reads, in pinned memory or anywhere.
+
+    Args:
+        block: uint8 [size], where `crop_block_size(most)` is `size`.
+        frame: where the pixels are.
+        crop_from_image: for each crop the affine 2x3 that takes the frame's px to the crop's, as `convnextpose.crop` makes it.
+
+    Raises:
+        GeometryError: there are more crops than the block has room for, or a matrix cannot be inverted.
+    """
+    most = (len(block) - FRAME.itemsize) // MATRIX_BYTES
+    if len(crop_from_image) > most:
+        raise GeometryError(f"expected at most {most} crops, received {len(crop_from_image)}")
+    head = block[: FRAME.itemsize].view(FRAME)
+    head["planes"], head["pitches"] = 0, 0
+    head["planes"][0, : len(frame.planes)] = frame.planes
+    head["pitches"][0, : len(frame.pitches)] = frame.pitches
+    head["width"], head["height"], head["format"] = frame.width, frame.height, frame.format
+    head["crops"], head["factors"] = len(crop_from_image), frame.colours.factors()
+    matrices = block[FRAME.itemsize : FRAME.itemsize + most * MATRIX_BYTES].view(np.float32).reshape(most, 2, 3)
+    for matrix, given in zip(matrices, crop_from_image, strict=False):
+        try:
+            matrix[:] = invert_affine(given)
+        except np.linalg.LinAlgError:
+            raise GeometryError(f"expected a matrix that can be inverted, received {np.asarray(given).tolist()}") from None
+
+
+VOLUME = np.dtype(
+    [
+        ("depth", np.int32),
+        ("height", np.int32),
+        ("width", np.int32),
+        ("splits", np.int32),
+        ("px_x", np.float32),
+        ("px_y", np.float32),
+        ("mm", np.float32),
+        ("mm_offset", np.float32),
+        ("score_factor", np.float32),
+    ],
+    align=True,
+)
+"""`struct Volume` of `tail.cu`."""
+
+SUMS_BYTES, ARRIVED_BYTES = 32, 4
+
+
+@dataclass(frozen=True)
+class TailShape:
+    """The volumes that the tail kernel reads.
+
+    Attributes:
+        joint_count: joints of a crop.
+        depth, height, width: bins.
+        px_x, px_y: px of the crop for a bin.
+        mm, mm_offset: depth from the pelvis in mm is bins * mm + mm_offset.
+    """
+
+    joint_count: int
+    depth: int
+    height: int
+    width: int
+    px_x: float
+    px_y: float
+    mm: float
+    mm_offset: float
+
+    def __post_init__(self) -> None:
+        """Refuse what the kernel does not read."""
+        if self.width % VECTOR or min(self.joint_count, self.depth, self.height, self.width) < 1:
+            raise GeometryError(
+                f"expected volumes with a width in {VECTOR}s, received {self.joint_count} joints of depth {self.depth}, height "
+                f"{self.height}, width {self.width}"
+            )
+
+    @classmethod
+    def of(cls, variant: Variant, joint_count: int) -> TailShape:
+        """That of a variant's heat-maps."""
+        spec = variant.spec
+        (px_x, _), (px_y, _), (mm, mm_offset) = crop_from_bins(variant)
+        return cls(joint_count, spec.depth_bins, spec.heatmap_size, spec.heatmap_size, px_x, px_y, mm, mm_offset)
+
+    @property
+    def splits(self) -> int:
+        """How many blocks share a joint's volume: a single crop's joints would leave most of a large GPU without work."""
+        vectors = self.depth * self.height * self.width // VECTOR
+        return max(1, min(_THREADS, vectors // (_THREADS * _VECTORS_EACH)))
+
+    @property
+    def logit_bytes(self) -> int:
+        """Of a crop's logits."""
+        return 2 * self.joint_count * self.depth * self.height * self.width
+
+    def workspace(self, most: int) -> int:
+        """Bytes that the kernel works with for up to `most` crops: cleared once, before it first runs."""
+        return most * self.joint_count * (self.splits * SUMS_BYTES + ARRIVED_BYTES)
+
+    def arrived_offset(self, most: int) -> int:
+        """Where in the workspace for `most` crops the counters stand, behind the partial sums."""
+        return most * self.joint_count * self.splits * SUMS_BYTES
+
+    def parameters(self) -> NDArray[np.void]:
+        """The kernel's argument: VOLUME []."""
+        score_factor = -0.5 / SCORE_SPREAD_PX**2
+        values = (self.depth, self.height, self.width, self.splits, self.px_x, self.px_y, self.mm, self.mm_offset, score_factor)
+        return np.array([values], VOLUME)

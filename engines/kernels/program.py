@@ -1,0 +1,172 @@
+"""The kernels, compiled by NVRTC for the GPU at hand and launched through cuda-python, inside a stream's capture or outside.
+
+NVRTC is a library of CUDA's own: torch for CUDA and the CUDA toolkit have it, and the wheel `nvidia-cuda-nvrtc`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnextpose.errors import DeviceError, RuntimeUnavailableError
+from convnextpose.variants import INPUT_SIZE
+from engines.kernels.blocks import TailShape
+from engines.tensorrt.device_cuda import CudaDevice
+
+CROP, TAIL = "crop", "tail"
+"""The kernels; the source of each is the file of its name."""
+
+_OPTIONS = {CROP: ("--fmad=false",), TAIL: ()}
+"""What NVRTC is told beside the GPU. Crops are bound by memory, so that rounding as a CPU does costs nothing."""
+
+CROP_THREADS = (INPUT_SIZE // 4, 2, 1)
+TAIL_THREADS = (256, 1, 1)
+
+
+def source(kernel: str) -> str:
+    """The CUDA C++ of a kernel."""
+    return resources.files("engines.kernels").joinpath(f"{kernel}.cu").read_text(encoding="utf-8")
+
+
+def compile_kernel(kernel: str, compute_capability: str) -> bytes:
+    """A kernel's code for GPUs of a compute capability such as `8.9`; no GPU is needed. PTX where NVRTC is older than the GPU.
+
+    Raises:
+        RuntimeUnavailableError: cuda-python or NVRTC is missing.
+        DeviceError: NVRTC does not take the source; tells its first error.
+    """
+    try:
+        nvrtc = importlib.import_module("cuda.bindings.nvrtc")
+        (known,) = _checked(nvrtc.nvrtcGetSupportedArchs(), "tell which GPUs it knows")
+    except (ImportError, RuntimeError) as error:  # DynamicLibNotFoundError: the library is looked for when it is first called
+        raise RuntimeUnavailableError(
+            f"the kernels need NVRTC, which does not load: {str(error).splitlines()[0]}; pip install nvidia-cuda-nvrtc"
+        ) from error
+    wanted = int(compute_capability.replace(".", ""))
+    native = wanted in known
+    below = max((number for number in known if number <= wanted), default=min(known))
+    target = f"--gpu-architecture={'sm' if native else 'compute'}_{wanted if native else below}"
+    options = [option.encode() for option in ("--std=c++17", target, *_OPTIONS[kernel])]
+    (program,) = _checked(nvrtc.nvrtcCreateProgram(source(kernel).encode(), f"{kernel}.cu".encode(), 0, [], []), "begin")
+    try:
+        if int(nvrtc.nvrtcCompileProgram(program, len(options), options)[0]) != 0:
+            (size,) = _checked(nvrtc.nvrtcGetProgramLogSize(program), "tell what is wrong")
+            log = b" " * size
+            _checked(nvrtc.nvrtcGetProgramLog(program, log), "tell what is wrong")
+            lines = [line for line in log.decode(errors="replace").splitlines() if "error" in line] or ["it does not say why"]
+            raise DeviceError(f"NVRTC cannot compile the kernel {kernel} for {compute_capability}: {lines[0]}")
+        read_size, read = (
+            (nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN) if native else (nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX)
+        )
+        (size,) = _checked(read_size(program), "give the code's size")
+        code = b" " * size
+        _checked(read(program, code), "give the code")
+        return code
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+
+
+def _checked(result: tuple[Any, ...], purpose: str) -> tuple[Any, ...]:
+    code, *values = result
+    if int(code) != 0:
+        raise DeviceError(f"NVRTC could not {purpose}: {code.name}")
+    return tuple(values)
+
+
+class Kernels:
+    """The kernels on a GPU. All its methods are called within the device's `current()`.
+
+    Launching gives work to a stream and returns; nothing is allocated, so that a CUDA graph may record it. Whatever a launch is
+    given by address must stay there until the work is done, or for the life of the graph.
+
+    Args:
+        device: the GPU, driven by cuda-python.
+
+    Raises:
+        RuntimeUnavailableError: NVRTC is missing.
+        DeviceError: NVRTC or the driver does not take the kernels.
+    """
+
+    def __init__(self, device: CudaDevice) -> None:
+        self._device = device
+        self._modules: list[Any] = []
+        self._functions: dict[str, Any] = {}
+        for kernel in (CROP, TAIL):
+            code = np.frombuffer(compile_kernel(kernel, device.gpu.compute_capability), np.uint8)
+            self._modules.append(device.call("cuModuleLoadData", f"load the kernel {kernel}", code.ctypes.data))
+            self._functions[kernel] = device.call(
+                "cuModuleGetFunction", f"find the kernel {kernel}", self._modules[-1], kernel.encode()
+            )
+
+    def crop(self, block: int, crops: int, most: int, stream: Any) -> None:  # noqa: ANN401 - a stream of the device
+        """Let a stream make crops.
+
+        Args:
+            block: address of what `blocks.write_crop_block` wrote, on the GPU; it says how many crops are made, up to `most`.
+            crops: address of uint8 [most, 256, 256, 3] BGR, a multiple of 4. Crops beyond those that are made stay as they
+                are.
+            most: how many crops there may be; one or more.
+            stream: what does the work.
+        """
+        grid = (1, INPUT_SIZE // CROP_THREADS[1], most)
+        self._launch(CROP, grid, CROP_THREADS, stream, _pointers(block, crops))
+
+    def tail(
+        self,
+        shape: TailShape,
+        logits: int,
+        joints: int,
+        scores: int,
+        workspace: int,
+        most: int,
+        stream: Any,  # noqa: ANN401
+        *,
+        count: int | None = None,
+    ) -> None:
+        """Let a stream turn FP16 logits into joints and scores.
+
+        Args:
+            shape: the volumes.
+            logits: address of float16 [count, J * D, H, W], a multiple of 16.
+            joints, scores: addresses of float32 [count, J, 3] (x px, y px in the crop, z mm from the pelvis) and [count, J].
+            workspace: address of `shape.workspace(most)` bytes, which `clear` has cleared once; used by one stream at a time.
+            most: what the workspace was made for.
+            stream: what does the work.
+            count: how many crops, if fewer than `most`.
+        """
+        arrived = workspace + shape.arrived_offset(most)
+        grid = (shape.splits, shape.joint_count * (most if count is None else count), 1)
+        arguments = [*_pointers(logits, joints, scores, workspace, arrived), shape.parameters()]
+        self._launch(TAIL, grid, TAIL_THREADS, stream, arguments)
+
+    def clear(self, address: int, size: int, stream: Any) -> None:  # noqa: ANN401
+        """Let a stream set `size` bytes to zero."""
+        self._device.call("cuMemsetD8Async", "clear memory", address, 0, size, stream.raw)
+
+    def free(self) -> None:
+        """Give the code back; calling it again does nothing. No work or graph of it may be left."""
+        while self._modules:
+            self._device.call("cuModuleUnload", "give a kernel back", self._modules.pop())
+
+    def _launch(
+        self,
+        kernel: str,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        stream: Any,  # noqa: ANN401
+        arguments: list[NDArray[Any]],
+    ) -> None:
+        # The driver takes the addresses of the arguments, and copies them when the kernel is launched or recorded.
+        addresses = np.array([argument.ctypes.data for argument in arguments], np.uint64)
+        function = self._functions[kernel]
+        self._device.call(
+            "cuLaunchKernel", f"launch the kernel {kernel}", function, *grid, *block, 0, stream.raw, addresses.ctypes.data, 0
+        )
+
+
+def _pointers(*addresses: int) -> list[NDArray[Any]]:
+    return [np.array(address, np.uint64) for address in addresses]
