@@ -27,7 +27,7 @@ from pipeline.people.detection import detections_of
 from pipeline.people.given import GivenBoxes
 from pipeline.people.tracker import KEEP_LOST_S, MAX_PEOPLE, PeopleTracker
 from pipeline.people.turned import TurnedPeople
-from pipeline.sources import OnDamage, Patience, Source, SourceInfo, open_source
+from pipeline.sources import Decode, OnDamage, Patience, Source, SourceInfo, open_source
 from pipeline.sources.patience import PATIENCE
 from pipeline.sources.uri import scheme_of
 from pipeline.status import RunStatus
@@ -127,6 +127,8 @@ class RunConfig:
         patience: how long live sources wait for what.
         camera_options: what is asked of every camera, as in its address: pairs of a name and a value, such as
             ("size", "1280x720"). What stands in an address counts more. Of files `flip` may be asked.
+        decode: who decodes video: `cpu`, `nvdec` (an NVIDIA GPU), or `auto`: the GPU where it runs the model, too. Where NVDEC
+            is missing the CPU decodes, and the source's notes say why.
     """
 
     sources: str | Path | SourceEntry | Sequence[str | Path | SourceEntry]
@@ -153,6 +155,7 @@ class RunConfig:
     segment_s: float | None = None
     patience: Patience = PATIENCE
     camera_options: tuple[tuple[str, str], ...] = ()
+    decode: str = "auto"
 
     def __post_init__(self) -> None:
         """Check what can be checked without touching a file; paths may be given as strings."""
@@ -173,10 +176,19 @@ class RunConfig:
             raise ValueError(f"expected stop or skip where a recording is damaged, received {self.on_damage!r}")
         if self.random_weights and is_engine(Path(self.model)):
             raise ValueError(f"expected a model to replace the weights of, received the engine {self.model}")
+        if self.decode not in ("auto", *Decode):
+            raise ValueError(f"expected decode auto, {', '.join(kind.value for kind in Decode)}, received {self.decode!r}")
         if self.segment_s is not None and not self.segment_s >= 1:
             raise ValueError(f"expected segments of at least 1 s, received {self.segment_s:g} s")
         if self.boxes is not None and len(self.source_list) > 1:
             raise ValueError(f"expected one source where boxes are given, received {len(self.source_list)}")
+
+    @property
+    def decoder(self) -> Decode:
+        """Who is to decode video."""
+        if self.decode == "auto":
+            return Decode.NVDEC if is_engine(Path(self.model)) else Decode.CPU
+        return Decode(self.decode)
 
     @property
     def source_list(self) -> tuple[SourceEntry, ...]:
@@ -271,6 +283,7 @@ def open_pipeline(config: RunConfig, models: Models | None = None) -> Pipeline:
                 loop=config.loop,
                 patience=config.patience,
                 options=config.camera_options,
+                decode=config.decoder,
             )
             sources.append(source)
             opened.callback(source.close)

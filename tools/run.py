@@ -177,6 +177,13 @@ def run_command(
     on_damage: Annotated[
         str, typer.Option(help="Where a recording is damaged: `stop` ends it there, `skip` goes on and counts what was lost.")
     ] = "stop",
+    decode: Annotated[
+        str,
+        typer.Option(
+            help="Who decodes video: auto, cpu, nvdec (an NVIDIA GPU; the CPU where there is none). auto takes nvdec where the "
+            "model is an engine."
+        ),
+    ] = "auto",
     view: Annotated[
         Place | None,
         typer.Option(
@@ -260,6 +267,7 @@ def run_command(
             threads=threads,
             video_stream=video_stream,
             on_damage=on_damage,
+            decode=decode,
             views=views,
             live=live,
             camera_options=_given(size=size, rate=rate, format=pixel_format, flip=flip, transport=transport, latency=latency),

@@ -8,7 +8,8 @@ when its frames are asked for, and is waited for. It imports numpy, av, cv2, `co
     source.py      what every source is
     files.py       a path: what kind of file it is
     pictures.py    pictures and folders of pictures; their formats are in formats.py, heif.py and webp.py
-    video.py       video files; their times are in stamps.py
+    video.py       video files; their times are in stamps.py, what is lost of them in gaps.py
+    decoding.py    who decodes them
     turned.py      turned as the user asks; orientation.py
     truncation.py  whether a file was cut short
     limits.py      how large a picture may be
@@ -31,6 +32,7 @@ from pathlib import Path
 
 from convnextpose.errors import SourceError
 from pipeline.sources.csi import open_csi
+from pipeline.sources.decoding import Decode
 from pipeline.sources.files import open_file, open_file_uri
 from pipeline.sources.http import open_http
 from pipeline.sources.options import read_options
@@ -45,7 +47,7 @@ from pipeline.sources.uri import scheme_of, without_password
 from pipeline.sources.v4l2 import device_of, open_v4l2
 from pipeline.types import SourceInfo
 
-__all__ = ["SCHEMES", "OnDamage", "Patience", "Source", "SourceInfo", "open_source", "without_password"]
+__all__ = ["SCHEMES", "Decode", "OnDamage", "Patience", "Source", "SourceInfo", "open_source", "without_password"]
 
 SCHEMES: dict[str, Callable[[str, Opening], Source]] = {
     "file": open_file_uri,
@@ -71,6 +73,7 @@ def open_source(
     loop: bool = False,
     patience: Patience | None = None,
     options: Sequence[tuple[str, str]] = (),
+    decode: Decode | str = Decode.CPU,
 ) -> Source:
     """Open a video file, a picture or a folder of pictures, by its path or as `file://`; or a camera by its URI.
 
@@ -90,6 +93,8 @@ def open_source(
         patience: how long a live source waits for what.
         options: what is asked of a camera, as in its address: pairs of a name and a value, such as ("size", "1280x720"). Of a
             file `flip` may be asked: how its pictures are turned beyond what the file says.
+        decode: who decodes video: `cpu`; or `nvdec`, an NVIDIA GPU. Where that cannot be, the CPU does, and the source's notes
+            say why.
 
     Raises:
         SourceError: it isn't there, nothing in it can be read, its scheme is unknown, or an option has no meaning.
@@ -99,7 +104,7 @@ def open_source(
     if recorded:  # cameras turn their pictures themselves
         flip = read_options("", ("flip",), without_password(uri), [option for option in asked if option[0] == "flip"]).flip
         asked = tuple(option for option in asked if option[0] != "flip")
-    opening = Opening(stream, OnDamage(on_damage), live or loop, loop, patience or PATIENCE, asked)
+    opening = Opening(stream, OnDamage(on_damage), live or loop, loop, patience or PATIENCE, asked, Decode(decode))
     source = _open(uri, opening)
     return source if flip == UPRIGHT else TurnedSource(source, flip)
 
@@ -129,4 +134,4 @@ def _open(uri: str | Path, opening: Opening) -> Source:
 def _open_recording(uri: str | Path, opening: Opening) -> Source:
     if scheme_of(str(uri)) == "file":
         return open_file_uri(str(uri), opening)
-    return open_file(Path(uri), opening.stream, opening.on_damage)
+    return open_file(Path(uri), opening.stream, opening.on_damage, opening.decode)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from typing import IO, Any, Literal, Protocol
 
 import av
@@ -20,11 +21,13 @@ from numpy.typing import NDArray
 
 from convnextpose.errors import SourceError
 from pipeline.sources.clocks import of_monotonic, of_sender
+from pipeline.sources.decoding import Decode, accelerator, decoding_notes
 from pipeline.sources.failures import Place, why_broken, why_not_opened
 from pipeline.sources.limits import DECODER_OPTIONS, check_size, decoder_options
-from pipeline.sources.live import Ended, Lost, Picture
+from pipeline.sources.live import Ended, LiveSource, Lost, Picture
 from pipeline.sources.orientation import UPRIGHT, Orientation
 from pipeline.sources.patience import Patience
+from pipeline.sources.source import Opening
 
 _WITHOUT_STAMPS = frozenset({"mpjpeg", "mjpeg", "jpeg_pipe", "image2pipe", "h264", "hevc"})
 """Formats without time stamps of their own: FFmpeg invents 25 frames a second."""
@@ -78,8 +81,13 @@ class Input:
     flip: Orientation = UPRIGHT
     ends: bool = False
 
+    def source(self, opening: Opening) -> LiveSource:
+        """It as a source."""
+        connect = partial(FfmpegConnection, self, decode=opening.decode)
+        return LiveSource(self.place.name, connect, patience=opening.patience, notes=decoding_notes(opening.decode))
+
     def connect(self, patience: Patience) -> FfmpegConnection:
-        """Open it.
+        """Open it; the CPU decodes.
 
         Raises:
             Lost: it cannot be opened.
@@ -90,7 +98,7 @@ class Input:
 class FfmpegConnection:
     """An open camera; see `pipeline.sources.live.Connection`."""
 
-    def __init__(self, camera: Input, patience: Patience) -> None:
+    def __init__(self, camera: Input, patience: Patience, decode: Decode = Decode.CPU) -> None:
         """Open it.
 
         Raises:
@@ -99,6 +107,7 @@ class FfmpegConnection:
         self._camera = camera
         self._read_s = patience.read_s
         self._feed: Feed | None = None
+        self._hwaccel = accelerator(decode)
         begin = time.monotonic()
         try:
             self._container = self._open(patience)
@@ -129,13 +138,17 @@ class FfmpegConnection:
         # Opening has two parts with a time-out each. A server that is mute fails in the first; where there is no server to ask,
         # both wait for the same data.
         open_s = patience.open_s if camera.place.host is not None else patience.open_s / 2
-        timeout = (open_s, patience.read_s)
+        settings: dict[str, Any] = {
+            "format": camera.format,
+            "options": options,
+            "timeout": (open_s, patience.read_s),
+            "metadata_errors": "replace",
+            "hwaccel": self._hwaccel,
+        }
         if isinstance(camera.address, str):
-            return av.open(
-                camera.address, "r", format=camera.format, options=options, timeout=timeout, metadata_errors="replace"
-            )
+            return av.open(camera.address, "r", **settings)
         self._feed = camera.address()
-        return av.open(self._feed.file, "r", format=camera.format, options=options, timeout=timeout, metadata_errors="replace")
+        return av.open(self._feed.file, "r", **settings)
 
     def _choose(self) -> VideoStream:
         decodable = [

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from convnextpose.errors import SourceError
+from pipeline.sources.decoding import Decode
 from pipeline.sources.formats import format_of, is_animated
 from pipeline.sources.pictures import AnimatedWebpSource, PictureSource, read_file, size_of
 from pipeline.sources.source import OnDamage, Opening, Source
@@ -21,7 +22,7 @@ PICTURE_SUFFIXES = (
 """Files of a folder that are read as one picture each (of an animated one, the first). A single file's content decides."""
 
 
-def open_file(path: Path, stream: int | None, on_damage: OnDamage) -> Source:
+def open_file(path: Path, stream: int | None, on_damage: OnDamage, decode: Decode = Decode.CPU) -> Source:
     """Open a video file, a picture or a folder of pictures; as `open_source`."""
     name = path.name or path.resolve().name
     try:
@@ -45,7 +46,7 @@ def open_file(path: Path, stream: int | None, on_damage: OnDamage) -> Source:
         raise SourceError(f"expected a video or a picture, but {path} is empty")
     known = format_of(head)
     if known is None and not _is_picture(path):
-        return VideoSource(path, stream, on_damage)
+        return VideoSource(path, stream, on_damage, decode)
     if known is not None and is_animated(data := read_file(path)):
         size_of(data, path)
         if known.name != "WebP":
@@ -65,7 +66,7 @@ def open_file_uri(uri: str, opening: Opening) -> Source:
     host, slash, path = uri.split("://", 1)[1].partition("/")
     if host not in ("", "localhost"):
         raise SourceError("expected a file of this machine, such as file:///path, received a URI that names another machine")
-    return open_file(Path(unquote(slash + path)), opening.stream, opening.on_damage)
+    return open_file(Path(unquote(slash + path)), opening.stream, opening.on_damage, opening.decode)
 
 
 def _refuse_stream(stream: int | None, path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from convnextpose.errors import SourceError
 from pipeline.sources.failures import Place
 from pipeline.sources.ffmpeg import Input
-from pipeline.sources.live import LiveSource
 from pipeline.sources.options import read_options
 from pipeline.sources.source import Opening, Source
 from pipeline.sources.tls import tls_options
@@ -31,4 +30,4 @@ def open_http(uri: str, opening: Opening) -> Source:
     place = Place(parsed.shown(), parsed.host, parsed.port or (443 if secure else 80), tls=secure, ca=options.ca)
     settings = {"protocol_whitelist": _PROTOCOLS, **tls_options(options)}
     camera = Input(parsed.address(), place, options=settings, flip=options.flip, ends=True)
-    return LiveSource(parsed.shown(), camera.connect, patience=opening.patience)
+    return camera.source(opening)

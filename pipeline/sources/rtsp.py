@@ -5,7 +5,6 @@ from __future__ import annotations
 from convnextpose.errors import SourceError
 from pipeline.sources.failures import Place
 from pipeline.sources.ffmpeg import Input
-from pipeline.sources.live import LiveSource
 from pipeline.sources.options import Options, read_options
 from pipeline.sources.source import Opening, Source
 from pipeline.sources.tls import tls_options
@@ -31,7 +30,7 @@ def open_rtsp(uri: str, opening: Opening) -> Source:
     port = parsed.port or (322 if secure else 554)
     place = Place(parsed.shown(), parsed.host, port, tls=secure, ca=options.ca)
     camera = Input(parsed.address(), place, format="rtsp", options=_ffmpeg_options(options, secure=secure), flip=options.flip)
-    return LiveSource(parsed.shown(), camera.connect, patience=opening.patience)
+    return camera.source(opening)
 
 
 def _ffmpeg_options(options: Options, *, secure: bool) -> dict[str, str]:

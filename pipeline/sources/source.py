@@ -10,6 +10,7 @@ from enum import Enum
 from types import TracebackType
 from typing import Protocol
 
+from pipeline.sources.decoding import Decode
 from pipeline.sources.patience import PATIENCE, Patience
 from pipeline.types import Frame, SourceInfo, State, UnreadableFrame
 
@@ -35,6 +36,7 @@ class Opening:
         loop: whether that goes on from its beginning for ever.
         patience: how long a live source waits for what.
         options: what is asked of a camera, as in its address: pairs of a name and a value.
+        decode: who decodes what is compressed as video.
     """
 
     stream: int | None = None
@@ -43,6 +45,7 @@ class Opening:
     loop: bool = False
     patience: Patience = PATIENCE
     options: tuple[tuple[str, str], ...] = ()
+    decode: Decode = Decode.CPU
 
 
 class Source(Protocol):

@@ -8,7 +8,6 @@ from typing import IO
 from convnextpose.errors import SourceError
 from pipeline.sources.failures import Place
 from pipeline.sources.ffmpeg import Input
-from pipeline.sources.live import LiveSource
 from pipeline.sources.options import read_options
 from pipeline.sources.source import Opening, Source
 from pipeline.sources.uri import NetworkUri
@@ -30,7 +29,7 @@ def open_udp(uri: str, opening: Opening) -> Source:
     options = read_options(parsed.options, ("flip",), parsed.shown(), opening.options)
     settings = {"analyzeduration": str(_ANALYZED_US), "overrun_nonfatal": "1"}
     camera = Input(parsed.address(), Place(parsed.shown()), format="mpegts", options=settings, flip=options.flip)
-    return LiveSource(parsed.shown(), camera.connect, patience=opening.patience)
+    return camera.source(opening)
 
 
 def open_rtp(uri: str, opening: Opening) -> Source:
@@ -53,7 +52,7 @@ def open_rtp(uri: str, opening: Opening) -> Source:
     if options.latency_ms is not None:
         settings["max_delay"] = str(options.latency_ms * 1000)
     camera = Input(lambda: _Description(description), Place(parsed.shown()), format="sdp", options=settings, flip=options.flip)
-    return LiveSource(parsed.shown(), camera.connect, patience=opening.patience)
+    return camera.source(opening)
 
 
 class _Description:

@@ -15,7 +15,6 @@ from pathlib import Path
 from convnextpose.errors import SourceError
 from pipeline.sources.failures import Place
 from pipeline.sources.ffmpeg import Input
-from pipeline.sources.live import LiveSource
 from pipeline.sources.options import read_options
 from pipeline.sources.source import Opening, Source
 
@@ -55,7 +54,7 @@ def open_v4l2(uri: str, opening: Opening) -> Source:
     if options.format is not None:
         settings["input_format"] = options.format
     camera = Input(device, Place(device, device=device), format="v4l2", options=settings, kernel_clock=True, flip=options.flip)
-    return LiveSource(device, camera.connect, patience=opening.patience)
+    return camera.source(opening)
 
 
 @dataclass(frozen=True)

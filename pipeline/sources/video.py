@@ -16,6 +16,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Disposition
@@ -24,6 +25,8 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from convnextpose.errors import SourceError
+from pipeline.sources.decoding import Decode, accelerator, decoding_notes
+from pipeline.sources.gaps import CUT_SHORT, Gap, Loss
 from pipeline.sources.limits import DECODER_OPTIONS, check_size, decoder_options
 from pipeline.sources.orientation import Orientation
 from pipeline.sources.source import FileSource, OnDamage
@@ -45,7 +48,6 @@ _PACKETS_VANISH = frozenset({"mpegts", "mpeg"})
 
 _INVALID_DATA = av.error.tag_to_code(b"INDA")
 _DAMAGED = "its data is damaged"
-_CUT_SHORT = "the file is cut short, its end is missing"
 
 _ASSUMED_FRAME_RATE = 25
 """Spacing of frames without time stamps in a stream that doesn't state its frame rate."""
@@ -56,12 +58,6 @@ _PACKETS_AHEAD, _BYTES_AHEAD = 32, 1 << 23
 _AVI_CHUNK_HEAD = 8
 """Bytes before a chunk's data: the index gives the place of the one, packets that of the other."""
 
-_UNEVEN_STEPS, _MISSING_STEPS = 0.25, 1.5
-"""Steps by which the time between pictures may be uneven in a stream that is regular, and from which a picture is missing."""
-
-_MOST_LOST = 10_000
-"""Lost frames that are told one by one at most, as a time stamp may claim any number."""
-
 
 @dataclass(frozen=True)
 class _Picture:
@@ -71,93 +67,19 @@ class _Picture:
     time: Fraction
 
 
-@dataclass(frozen=True)
-class _Loss:
-    """A stretch of lost frames: why, and how many where that is known."""
-
-    reason: str
-    count: int | None
-
-    def reasons(self) -> list[str]:
-        """The reason for each frame, or once for the whole stretch."""
-        if self.count is None:
-            return [f"{self.reason}: an unknown number of frames is lost"]
-        if self.count > _MOST_LOST:
-            return [f"{self.reason}: about {self.count} frames are lost"]
-        return [self.reason] * self.count
-
-
-class _Gap:
-    """The stretch that is being lost, if one is, and how frames are counted that nobody saw.
-
-    In a stream whose pictures come one step after another, the time that is missing tells how many: from the first damage on,
-    as more may be missing behind it without a mark. In other streams the packets that gave no picture are counted, where the
-    format keeps them.
-
-    Attributes:
-        reason: why, or None where nothing is being lost.
-        packets: those of it that gave no picture.
-        awaits_key_packet: whether packets are passed over until one that can be decoded without others.
-        awaits_key_picture: whether pictures are passed over in the same way.
-        regular: whether pictures have come one step after another so far.
-    """
-
-    def __init__(self, step: Fraction, *, packets_count: bool) -> None:
-        self.reason: str | None = None
-        self.packets = 0
-        self.awaits_key_packet = self.awaits_key_picture = False
-        self.regular = True
-        self._step = step
-        self._packets_count = packets_count  # whether every lost frame has left a packet
-        self._last: Fraction | None = None
-        self._damaged: str | None = None  # the latest reason
-        self._told = 0  # frames of this stretch that are counted already
-
-    def open(self, reason: str) -> None:
-        """Something was lost."""
-        self.reason = self._damaged = self.reason or reason
-
-    def misses(self, time: Fraction) -> bool:
-        """Whether frames are missing, though nothing marked them, between the picture before and one of this time."""
-        if self._damaged is None or not self.regular or self._last is None or self.reason is not None:
-            return False
-        return time - self._last >= _MISSING_STEPS * self._step
-
-    def before(self, time: Fraction, *, held_back: bool) -> _Loss | None:
-        """What was lost before the picture of this time; one that was held back doesn't end the stretch."""
-        missing = 0
-        if self._last is not None:
-            passed = (time - self._last) / self._step
-            if self._damaged is None or passed < _MISSING_STEPS:
-                self.regular = self.regular and abs(passed - 1) < _UNEVEN_STEPS
-            elif self.regular:
-                missing = round(passed) - 1
-        self._last = time
-        self._told += missing
-        loss = _Loss(self._damaged, missing) if missing and self._damaged else None
-        if self.reason is not None and not held_back:
-            loss = loss or (None if self._told else self._counted(self.reason))
-            self._close()
-        return loss
-
-    def at_end(self, reason: str) -> _Loss:
-        """What was lost when the stream has ended and does not say how many frames it has."""
-        return _Loss(reason, None) if reason == _CUT_SHORT else self._counted(reason)
-
-    def _counted(self, reason: str) -> _Loss:
-        return _Loss(reason, max(1, self.packets) if self._packets_count else None)
-
-    def _close(self) -> None:
-        self.reason, self.packets, self._told, self.awaits_key_picture = None, 0, 0, False
-
-
 class VideoSource(FileSource):
     """One stream of moving pictures of a file.
 
     time_s is the stream's own time since its first frame, so variable frame rates stay what they are (see PresentationClock).
     """
 
-    def __init__(self, path: Path, stream: int | None = None, on_damage: OnDamage = OnDamage.STOP) -> None:
+    def __init__(
+        self,
+        path: Path,
+        stream: int | None = None,
+        on_damage: OnDamage = OnDamage.STOP,
+        decode: Decode = Decode.CPU,
+    ) -> None:
         """Open the file and decode its first frame.
 
         Raises:
@@ -165,7 +87,8 @@ class VideoSource(FileSource):
         """
         self._path = path
         self._skips = on_damage is OnDamage.SKIP
-        self._container = _open_container(path)
+        self._decode_by = decode
+        self._container = _open_container(path, accelerator(decode))
         try:
             self._stream, notes = _choose_stream(self._container, path, stream)
             self._begin(notes)
@@ -183,10 +106,10 @@ class VideoSource(FileSource):
         self._seen = 0  # packets of an AVI, those that are missing included
         self._shift = 0  # by which their numbers are too low
         self._numbers: dict[int, int] | None = None  # of an AVI's packets, by their places in the file
-        self._gap = _Gap(self._step, packets_count=self._container.format.name not in _PACKETS_VANISH)
+        self._gap = Gap(self._step, packets_count=self._container.format.name not in _PACKETS_VANISH)
         super().__init__()
         self._decoded = self._decode()
-        self._before: list[_Loss] = []
+        self._before: list[Loss] = []
         for item in self._decoded:
             if isinstance(item, _Picture):
                 break
@@ -206,7 +129,7 @@ class VideoSource(FileSource):
             height=image.shape[0],
             frame_rate=float(rate) if rate else None,
             frame_count=self._stream.frames or None,
-            notes=notes,
+            notes=(*notes, *decoding_notes(self._decode_by, self._stream.codec_context)),
         )
 
     def close(self) -> None:
@@ -224,7 +147,7 @@ class VideoSource(FileSource):
                 except SourceError as error:
                     if not self._skips:
                         raise self._broken(index, str(error)) from error
-                    item = _Loss(str(error), 1)
+                    item = Loss(str(error), 1)
                 else:
                     time_s = float((item.time - self._first.time) * self._time_base)
                     yield Frame(image, name, index, time_s)
@@ -234,8 +157,8 @@ class VideoSource(FileSource):
                 yield UnreadableFrame(name, index, reason)
                 index += 1
 
-    def _decode(self) -> Generator[_Picture | _Loss, None, None]:
-        """The pictures in the order in which they are shown; where the stream breaks, SourceError or a _Loss."""
+    def _decode(self) -> Generator[_Picture | Loss, None, None]:
+        """The pictures in the order in which they are shown; where the stream breaks, SourceError or a Loss."""
         gap, decoder = self._gap, self._stream.codec_context
         count = lost = 0
         for packet in self._packets():
@@ -285,14 +208,14 @@ class VideoSource(FileSource):
                 gap.awaits_key_packet = True
         missing = self._stream.frames - count - lost if self._stream.frames else None
         if is_cut_short(self._path) and (missing is None or missing > 0):
-            gap.reason = _CUT_SHORT
+            gap.reason = CUT_SHORT
         elif self._container.format.name == "avi" and (self._seen < self._stream.frames or (self._shift and not self._skips)):
             gap.open(_DAMAGED)
         if gap.reason is None:
             return
         if not self._skips:
             raise self._broken(count, gap.reason)
-        yield gap.at_end(gap.reason) if missing is None else _Loss(gap.reason, missing)
+        yield gap.at_end(gap.reason) if missing is None else Loss(gap.reason, missing)
 
     def _packets(self) -> Generator[Packet[VideoStream] | av.FFmpegError, None, None]:
         """The stream's packets, the last one empty; an FFmpegError in place of one that came incomplete or cannot be read.
@@ -382,7 +305,7 @@ class VideoSource(FileSource):
 
     def _broken(self, count: int, reason: str) -> SourceError:
         if is_cut_short(self._path):
-            reason = _CUT_SHORT
+            reason = CUT_SHORT
         promised = f" of {self._stream.frames}" if self._stream.frames > count else ""
         return SourceError(f"{self._path.name} broke at frame {count}{promised}: {reason}")
 
@@ -396,23 +319,23 @@ class VideoSource(FileSource):
         return self._orientation.apply(image)
 
 
-def _open_container(path: Path) -> InputContainer:
+def _open_container(path: Path, hwaccel: HWAccel | None) -> InputContainer:
     address = f"file:{path}"  # with its protocol, as a colon in a name would else begin one
     try:
         try:
-            return av.open(address, options=DECODER_OPTIONS)
+            return av.open(address, options=DECODER_OPTIONS, hwaccel=hwaccel)
         except UnicodeDecodeError:  # titles in an old encoding, which PyAV before 19 doesn't let pass on its own
             lenient: dict[str, Any] = {"metadata_errors": "replace"}
-            return av.open(address, "r", options=DECODER_OPTIONS, **lenient)
+            return av.open(address, "r", options=DECODER_OPTIONS, hwaccel=hwaccel, **lenient)
     except av.FFmpegError as error:
         # A fragmented MP4 that ends inside a fragment's index is refused, though the fragments before it are whole.
         if length := whole_length(path):
             whole = FilePart(path, length)
             try:
-                return av.open(whole, "r", format="mp4", options=DECODER_OPTIONS)
+                return av.open(whole, "r", format="mp4", options=DECODER_OPTIONS, hwaccel=hwaccel)
             except av.FFmpegError:
                 whole.close()
-        reason = _CUT_SHORT if is_cut_short(path) else _reason(error)
+        reason = CUT_SHORT if is_cut_short(path) else _reason(error)
         raise SourceError(f"expected a video or a picture, but {path} cannot be read as one: {reason}") from error
 
 
@@ -426,7 +349,7 @@ def _choose_stream(container: InputContainer, path: Path, number: int | None) ->
     if not streams:
         if container.streams.audio:
             raise SourceError(f"expected a video, but {path} holds only sound")
-        raise SourceError(f"expected a video, but {path} holds none" + (f": {_CUT_SHORT}" if is_cut_short(path) else ""))
+        raise SourceError(f"expected a video, but {path} holds none" + (f": {CUT_SHORT}" if is_cut_short(path) else ""))
     if number is not None and not 0 <= number < len(streams):
         there = "only stream 0" if len(streams) == 1 else f"streams 0 to {len(streams) - 1}"
         raise SourceError(f"expected a video stream that {path} has, received {number}: it has {there}")

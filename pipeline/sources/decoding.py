@@ -1,0 +1,64 @@
+"""Who decodes a video: the CPU, or NVDEC, the decoder of an NVIDIA GPU, through the FFmpeg that is in PyAV's wheel.
+
+With NVDEC pictures come back to the CPU's memory as NV12, and all that follows is the same. Where it cannot be had, the CPU
+decodes, and the source's notes say why.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from functools import cache
+
+import av
+from av.codec.hwaccel import HWAccel, hwdevices_available
+
+_CUDA = "cuda"
+"""FFmpeg's name for NVDEC's pictures and for what gives them."""
+
+
+class Decode(str, Enum):
+    """Who decodes videos."""
+
+    CPU = "cpu"
+    NVDEC = "nvdec"
+
+
+def accelerator(decode: Decode) -> HWAccel | None:
+    """What `av.open` is given for its `hwaccel`: None where the CPU decodes, by wish or as there is no NVDEC."""
+    return _accelerator() if decode is Decode.NVDEC and why_no_nvdec() is None else None
+
+
+def decoding_notes(decode: Decode, decoder: av.VideoCodecContext | None = None) -> tuple[str, ...]:
+    """For a source's notes, where NVDEC was asked for: who decodes, and why.
+
+    Args:
+        decode: what was asked for.
+        decoder: what has decoded a picture; None where nothing is open yet.
+    """
+    if decode is not Decode.NVDEC:
+        return ()
+    why = why_no_nvdec()
+    if why is None and decoder is not None:
+        if decoder.pix_fmt == _CUDA:
+            return ("the GPU decodes it (NVDEC)",)
+        why = f"this GPU does not decode such {decoder.name}"
+    return () if why is None else (f"the CPU decodes it, NVDEC cannot be used: {why}",)
+
+
+@cache
+def why_no_nvdec() -> str | None:
+    """Why NVDEC cannot be used on this machine, or None if it can; looked at once."""
+    if _CUDA not in hwdevices_available():
+        return "this build of PyAV has no CUDA, unlike the wheels from PyPI: pip install --force-reinstall av"
+    try:
+        av.CodecContext.create("h264", "r", hwaccel=_accelerator())
+    except av.FFmpegError as error:
+        reason = (error.strerror or str(error)).lower()
+        return f"FFmpeg finds no NVIDIA GPU with its driver ({reason}), look at `nvidia-smi`"
+    return None
+
+
+def _accelerator() -> HWAccel:
+    # In a CUDA context of its own. FFmpeg refuses the primary one, which engines use, unless nobody has it yet, and then makes
+    # whoever waits for the GPU sleep.
+    return HWAccel(_CUDA, allow_software_fallback=True)
