@@ -17,12 +17,16 @@ if TYPE_CHECKING:
     from convnextpose.network import Backbone, PoseNetwork
 
 
-def contract_network(checkpoint: VerifiedCheckpoint) -> nn.Module:
+def contract_network(checkpoint: VerifiedCheckpoint, *, half: bool = False) -> nn.Module:
     """The verified model with the contract that every exported model has, and without batch norms.
+
+    Args:
+        checkpoint: the model.
+        half: whether it computes in FP16 up to its logits, as a typed FP16 graph does; else in FP32, as all that follows.
 
     Returns:
         A module in evaluation mode: crops [N, 256, 256, 3] uint8 BGR to joints [N, J, 3] (x px and y px in the crop, z mm
-        from the pelvis) and scores [N, J]. All of it computes in FP32.
+        from the pelvis) and scores [N, J].
     """
     import torch
     from torch import nn
@@ -45,7 +49,8 @@ def contract_network(checkpoint: VerifiedCheckpoint) -> nn.Module:
             network, spec = self.network, self.network.variant.spec
             joints, size, depth = network.joint_count, spec.heatmap_size, spec.depth_bins
             # Cast first: TensorRT casts uint8 and does nothing else with it.
-            maps = network.head(network.backbone(crops.float().permute(0, 3, 1, 2)))
+            images = crops.to(network.head.final_layer.weight.dtype).permute(0, 3, 1, 2)
+            maps = network.head(network.backbone(images)).float()
 
             # The marginals of `network.marginals`, from two passes over the volume instead of three.
             volume = torch.softmax(maps.reshape(-1, joints, depth * size * size), dim=2)
@@ -65,7 +70,7 @@ def contract_network(checkpoint: VerifiedCheckpoint) -> nn.Module:
     _fold_backbone(network.backbone)
     _fold_last_norm(network)
     _fold_blocks(network)
-    return ContractNetwork(network.float()).eval().requires_grad_(False)
+    return ContractNetwork(network.half() if half else network.float()).eval().requires_grad_(False)
 
 
 def contract_detector(detector: Detector) -> nn.Module:

@@ -227,6 +227,19 @@ def pose_reference(checkpoint: VerifiedCheckpoint, precision: str = "fp32") -> T
     return TorchNetwork(PoseReference(network).eval(), (CROPS,), predicts(len(checkpoint.joint_set)))
 
 
+def pose_baseline(checkpoint: VerifiedCheckpoint, precision: str = "fp16") -> TorchNetwork:
+    """A checkpoint as fast as PyTorch has it: folded as for an export. What an engine's speed is compared with.
+
+    Args:
+        checkpoint: the model.
+        precision: `fp32` or `fp16`: what it computes in up to its logits.
+    """
+    from engines.folding import contract_network
+
+    module = contract_network(checkpoint, half=precision == "fp16")
+    return TorchNetwork(module, (CROPS,), predicts(len(checkpoint.joint_set)))
+
+
 def _people_reference(path: Path) -> TorchNetwork:
     from convnextpose.detector import CANDIDATES, FRAME_SIZE, DetectorReference, build_detector
 

@@ -14,10 +14,11 @@ from rich.table import Table
 
 from convnextpose import weights
 from convnextpose.checkpoint import VerifiedCheckpoint, verify
-from convnextpose.errors import EngineError, RuntimeUnavailableError
+from convnextpose.errors import EngineError, ModelError, RuntimeUnavailableError
 from convnextpose.files import check_place, write_file
-from engines.opening import pose_reference
+from engines.opening import pose_baseline
 from engines.parity import noise_crops
+from engines.pose import CROPS
 from engines.sessions.tensorrt import TensorRTSession, open_engine
 from engines.sessions.torch import TorchGpuSession
 from engines.timing import Latency, TimedSession, measure
@@ -50,12 +51,16 @@ def bench_engine_command(
         ),
     ] = None,
     no_reference: Annotated[bool, typer.Option("--no-reference", help="Time the engine alone, without PyTorch.")] = False,
+    no_compile: Annotated[
+        bool, typer.Option("--no-compile", help="Do not let PyTorch compile its network: that takes it a minute or more.")
+    ] = False,
     out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers here, too.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
 ) -> None:
     """Time an engine on the host and on the GPU, for several numbers of crops, beside FP16 PyTorch.
 
-    Both use CUDA graphs where the binding to CUDA has them.
+    PyTorch is given every help: batch norms folded, channels last, compiled, CUDA graphs. The engine has graphs where the
+    binding to CUDA has them.
 
     Exit codes: 0 done; 1 the engine, the GPU or PyTorch cannot be had; 2 wrong use.
     """
@@ -69,10 +74,11 @@ def bench_engine_command(
         name = f"engine {engine.manifest.model.precision}"
         sessions: dict[str, TimedSession] = {name: engine}
         if not no_reference:
-            reference = _open_reference(_checkpoint(engine, checkpoint))
+            reference, how = _open_reference(_checkpoint(engine, checkpoint), compiled=not no_compile)
             opened.callback(reference.close)
             sessions[REFERENCE] = reference
-            console.print(f"{REFERENCE:<12} {escape(str(reference.describe()))}, with CUDA graphs", soft_wrap=True)
+            told = f"{reference.describe()}, batch norms folded, {how}, with CUDA graphs"
+            console.print(f"{REFERENCE:<12} {escape(told)}", soft_wrap=True)
         graphs = "with CUDA graphs" if engine.has_graphs else "without CUDA graphs: the binding has none"
         console.print(f"{name:<12} {escape(str(engine.describe()))}, {escape(engine.binding)}, {graphs}", soft_wrap=True)
         found: list[Latency] = []
@@ -108,9 +114,21 @@ def _checkpoint(engine: TensorRTSession, given: Path | None) -> VerifiedCheckpoi
     return found
 
 
-def _open_reference(checkpoint: VerifiedCheckpoint) -> TorchGpuSession:
+def _open_reference(checkpoint: VerifiedCheckpoint, *, compiled: bool) -> tuple[TorchGpuSession, str]:
+    """PyTorch's network, that has run a crop, and whether it is compiled: torch cannot everywhere."""
     try:
-        return TorchGpuSession(pose_reference(checkpoint, "fp16"), "the reference", precision="fp16")
+        network = pose_baseline(checkpoint)
+        how = "not compiled"
+        if compiled:
+            session = TorchGpuSession(network, "the reference", precision="fp16", compiled=True)
+            try:
+                session.run({CROPS.name: noise_crops(1)})
+            except ModelError as error:  # Triton or a C compiler is missing
+                session.close()
+                how = f"not compiled ({error})"
+            else:
+                return session, "compiled"
+        return TorchGpuSession(network, "the reference", precision="fp16"), how
     except ImportError as error:
         raise RuntimeUnavailableError(f"the torch reference needs torch: {error}; install torch with CUDA") from error
 

@@ -5,7 +5,10 @@ The first is the reference that every other session is measured against, the sec
 
 from __future__ import annotations
 
+import copy
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -72,9 +75,9 @@ class TorchSession(LockedSession):
 
 @dataclass
 class _Recorded:
-    """A batch size's graph and the memory that it works on."""
+    """A batch size's work, ready to be done again, and the memory that it works on."""
 
-    graph: Any
+    replay: Callable[[], None]
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     pinned_inputs: tuple[Tensor, ...]
@@ -84,27 +87,39 @@ class _Recorded:
 class TorchGpuSession(LockedSession):
     """Runs a module on the first GPU, with a CUDA graph for each batch size. Inputs and outputs are on the host.
 
+    Convolutions keep channels last and FP32 ones compute in FP32, not TF32; cuDNN times its ways before a graph is recorded.
+
     Args:
         network: the module, in the types that it is to compute in.
         name: what error messages call the network.
         precision: what those are called.
+        compiled: whether torch compiles the module first, for each batch size: it then needs Triton and a C compiler.
+        device: `cuda`; or `cpu`, where the same work is done without graphs.
+
+    Attributes:
+        graphs: whether work is replayed as CUDA graphs.
 
     Raises:
         RuntimeUnavailableError: torch was built without CUDA, or finds no GPU.
     """
 
-    def __init__(self, network: TorchNetwork, name: str, *, precision: str) -> None:
+    def __init__(
+        self, network: TorchNetwork, name: str, *, precision: str, compiled: bool = False, device: str = "cuda"
+    ) -> None:
         import torch
 
-        if not torch.cuda.is_available():
+        if device == "cuda" and not torch.cuda.is_available():
             built = f"was built for CUDA {torch.version.cuda}" if torch.version.cuda else "was built without CUDA"
             raise RuntimeUnavailableError(f"torch finds no GPU: torch {torch.__version__} {built}; look at `nvidia-smi`")
-        device = torch.cuda.get_device_name()
-        description = SessionDescription("torch", torch.__version__, device, precision, 1)
+        self.graphs = device == "cuda"
+        called = torch.cuda.get_device_name() if self.graphs else "CPU"
+        description = SessionDescription("torch", torch.__version__, called, precision, 1)
         super().__init__(name, network.inputs, network.outputs, description, (RuntimeError,))
-        self._module = network.module.to("cuda").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(4)]  # type: ignore[no-untyped-call]
+        self._device: _Gpu | _Cpu = _Gpu() if self.graphs else _Cpu()
+        # A copy: compiling or moving must not change what somebody else holds.
+        module = copy.deepcopy(network.module).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._module: Callable[..., tuple[Tensor, ...]] = torch.compile(module, dynamic=False) if compiled else module
+        self._events = [self._device.event() for _ in range(4)]
         self._recorded: dict[int, _Recorded] = {}
         self._times = RunTimes(0.0, 0.0, 0.0, 0.0, 0, 0)
 
@@ -123,41 +138,109 @@ class TorchGpuSession(LockedSession):
             first, second, third, fourth = self._events
             for spec, pinned in zip(self._inputs, recorded.pinned_inputs, strict=True):
                 pinned.numpy()[:] = arrays[spec.name]
-            with torch.cuda.stream(self._stream):
+            with self._device.working():
                 first.record()
                 for there, pinned in zip(recorded.inputs, recorded.pinned_inputs, strict=True):
                     there.copy_(pinned, non_blocking=True)
                 second.record()
-                recorded.graph.replay()
+                recorded.replay()
                 third.record()
                 for pinned, there in zip(recorded.pinned_outputs, recorded.outputs, strict=True):
                     pinned.copy_(there, non_blocking=True)
                 fourth.record()
-            self._stream.synchronize()
+            self._device.wait()
             results = [pinned.numpy().copy() for pinned in recorded.pinned_outputs]
         spans = (first.elapsed_time(second), second.elapsed_time(third), third.elapsed_time(fourth))
-        self._times = RunTimes((time.perf_counter_ns() - begun) / 1e6, *spans, batches=1, replayed=1)
+        replayed = int(self.graphs)
+        self._times = RunTimes((time.perf_counter_ns() - begun) / 1e6, *spans, batches=1, replayed=replayed)
         return {spec.name: result for spec, result in zip(self._outputs, results, strict=True)}
 
     def _record(self, arrays: Arrays) -> _Recorded:
         import torch
 
-        examples = [torch.from_numpy(arrays[spec.name].copy()) for spec in self._inputs]
-        inputs = tuple(torch.zeros_like(example, device="cuda") for example in examples)
-        torch.cuda.synchronize()
-        with torch.cuda.stream(self._stream):
-            for _ in range(WARM_UP):
-                self._module(*inputs)
-        self._stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
-            outputs = tuple(self._module(*inputs))
+        inputs = tuple(torch.from_numpy(arrays[spec.name].copy()).to(self._device.name) for spec in self._inputs)
+        self._device.wait()
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
+            with self._device.working():
+                for _ in range(WARM_UP):
+                    self._module(*inputs)
+            self._device.wait()
+            replay, outputs = self._device.record(lambda: tuple(self._module(*inputs)))
         pinned_inputs, pinned_outputs = (
-            tuple(torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors)
+            tuple(torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self.graphs) for tensor in tensors)
             for tensors in (inputs, outputs)
         )
-        return _Recorded(graph, inputs, outputs, pinned_inputs, pinned_outputs)
+        return _Recorded(replay, inputs, outputs, pinned_inputs, pinned_outputs)
 
     def _release(self) -> None:
         self._recorded.clear()
         del self._module
+
+
+class _Gpu:
+    """What the session needs of a device: here torch's on CUDA, with a stream of its own."""
+
+    name = "cuda"
+
+    def __init__(self) -> None:
+        import torch
+
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    def event(self) -> Any:  # noqa: ANN401 - torch's
+        import torch
+
+        return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+    def working(self) -> AbstractContextManager[Any]:
+        import torch
+
+        return torch.cuda.stream(self._stream)
+
+    def wait(self) -> None:
+        import torch
+
+        torch.cuda.synchronize()
+
+    def record(self, work: Callable[[], tuple[Tensor, ...]]) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
+        """What does the work again, and where its results are then."""
+        import torch
+
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream):
+            outputs = work()
+        return graph.replay, outputs
+
+
+class _Cpu:
+    """The same on the CPU: work is done at once, and again when it is replayed."""
+
+    name = "cpu"
+
+    class Event:
+        """A point in time."""
+
+        def record(self) -> None:
+            self.ns = time.perf_counter_ns()
+
+        def elapsed_time(self, later: _Cpu.Event) -> float:
+            """Until then, ms."""
+            return (later.ns - self.ns) / 1e6
+
+    def event(self) -> _Cpu.Event:
+        return self.Event()
+
+    def working(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def wait(self) -> None:
+        return
+
+    def record(self, work: Callable[[], tuple[Tensor, ...]]) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
+        outputs = tuple(tensor.clone() for tensor in work())
+
+        def replay() -> None:
+            for output, result in zip(outputs, work(), strict=True):
+                output.copy_(result)
+
+        return replay, outputs

@@ -63,6 +63,38 @@ def test_the_network_for_the_gpu_computes_what_the_reference_does(precision, che
     assert np.abs(scores.numpy() - expected.scores).max() <= limits.max_score
 
 
+@pytest.mark.parametrize(
+    ("precision", "compiled"),
+    [("fp32", False), ("fp16", False), pytest.param("fp16", True, marks=pytest.mark.slow)],
+)
+def test_the_baseline_computes_what_the_reference_does(precision, compiled, checkpoint, crops):
+    """Folded, channels last, each number of crops prepared once: on the CPU all that the GPU does but its graphs."""
+    pytest.importorskip("torch")
+    from engines.opening import open_pose_model, pose_baseline
+    from engines.sessions.torch import TorchGpuSession
+
+    with open_pose_model(checkpoint, "torch", threads=1) as reference:
+        expected = reference.run(crops[:3])
+    network = pose_baseline(checkpoint, precision)
+    session = TorchGpuSession(network, "xs", precision=precision, compiled=compiled, device="cpu")
+    first = session.run({"crops": crops[:1]})
+    kept = first["joints"].copy()
+    limits = LIMITS[precision]
+    for found, count in ((first, 1), (session.run({"crops": crops[1:3]}), 2), (session.run({"crops": crops[2:3]}), 1)):
+        assert session.times.host_ms >= session.times.inference_ms > 0
+        assert found["joints"].dtype == found["scores"].dtype == np.float32
+        assert len(found["joints"]) == count
+    assert np.array_equal(first["joints"], kept)
+    again = session.run({"crops": crops[1:3]})
+    difference = np.abs(again["joints"] - expected.joints[1:3])
+    assert difference[..., :2].max() <= limits.max_px
+    assert difference[..., 2].max() <= limits.max_mm
+    assert np.abs(again["scores"] - expected.scores[1:3]).max() <= limits.max_score
+    session.close()
+    with pytest.raises(RuntimeUnavailableError, match="is closed"):
+        session.run({"crops": crops[:1]})
+
+
 def test_without_a_gpu_it_is_one_sentence(checkpoint):
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():

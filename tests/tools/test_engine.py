@@ -8,6 +8,7 @@ import cv2
 import pytest
 
 from convnextpose import weights
+from convnextpose.errors import ModelError
 from engines import manifest as manifests
 from engines.sessions import tensorrt as tensorrt_session
 from engines.sessions.base import LockedSession
@@ -148,18 +149,29 @@ def test_bench_engine_times_every_number_of_crops(cli, engine, gpu, tmp_path):
     assert gpu.live == 0
 
 
-def test_bench_engine_puts_the_reference_beside_it(cli, engine, gpu, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("able", "arguments", "how"),
+    [
+        (True, (), "compiled, with CUDA graphs"),
+        (True, ("--no-compile",), "not compiled, with CUDA graphs"),
+        (False, (), "not compiled (torch cannot run the reference: Cannot find a working triton installation.)"),
+    ],
+)
+def test_bench_engine_puts_the_reference_beside_it(cli, engine, gpu, tmp_path, monkeypatch, able, arguments, how):
     """The reference's place is taken by something that needs no GPU; what is asked is that both stand in one table."""
     pytest.importorskip("torch")
 
     class Stand(LockedSession):
-        def __init__(self, network, name, *, precision):
+        def __init__(self, network, name, *, precision, compiled=False):
             assert precision == "fp16"
+            self.broken = compiled and not able
             super().__init__(name, network.inputs, network.outputs, manifests.read(engine).graph_parity.reference)
 
         times = RunTimes(2.0, 0.5, 1.0, 0.5, 1, 1)
 
         def _infer(self, arrays, count):
+            if self.broken:
+                raise ModelError("torch cannot run the reference: Cannot find a working triton installation.")
             return dict(zip(("joints", "scores"), predict(arrays["crops"]), strict=True))
 
         def _release(self):
@@ -167,8 +179,9 @@ def test_bench_engine_puts_the_reference_beside_it(cli, engine, gpu, tmp_path, m
 
     monkeypatch.setattr("tools.bench_engine.TorchGpuSession", Stand)
     out = tmp_path / "bench.json"
-    code, text, _ = cli("bench-engine", engine, "--batches", "1,3", "--rounds", 2, "--warm-up", 2, "--json", out)
+    code, text, _ = cli("bench-engine", engine, "--batches", "1,3", "--rounds", 2, "--warm-up", 2, "--json", out, *arguments)
     assert code == 0
+    assert f"batch norms folded, {how}" in " ".join(text.split())
     rows = json.loads(out.read_text())["latencies"]
     assert [(row["crops"], row["runtime"]) for row in rows] == [
         (1, "engine fp16"), (1, "torch fp16"), (3, "engine fp16"), (3, "torch fp16"),
