@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO = convnextpose/weights/demo.mp4
 
-.PHONY: demo test test-all test-gpu check bench clean
+.PHONY: demo test test-all test-gpu gpu-check check bench clean
 
 $(VENV)/base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,10 @@ test-all: $(VENV)/dev
 # Fails, and does not skip, where there is no GPU.
 test-gpu: $(VENV)/dev
 	$(BIN)/python -m pytest tests/gpu -m gpu --require-gpu
+
+# Installs nothing: for a GPU machine without a package registry. Figures and log come to gpu-check/.
+gpu-check:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m tests.gpu.check --out gpu-check
 
 check: $(VENV)/dev
 	$(BIN)/ruff check

@@ -6,6 +6,7 @@ NVRTC is a library of CUDA's own: torch for CUDA and the CUDA toolkit have it, a
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
@@ -20,7 +21,7 @@ from engines.tensorrt.device_cuda import CudaDevice
 CROP, TAIL = "crop", "tail"
 """The kernels; the source of each is the file of its name."""
 
-_OPTIONS = {CROP: ("--fmad=false",), TAIL: ()}
+_OPTIONS = {CROP: ("--fmad=false",)}
 """What NVRTC is told beside the GPU. Crops are bound by memory, so that rounding as a CPU does costs nothing."""
 
 CROP_THREADS = (INPUT_SIZE // 4, 2, 1)
@@ -32,8 +33,13 @@ def source(kernel: str) -> str:
     return resources.files("engines.kernels").joinpath(f"{kernel}.cu").read_text(encoding="utf-8")
 
 
-def compile_kernel(kernel: str, compute_capability: str) -> bytes:
+def compile_kernel(kernel: str, compute_capability: str, text: str | None = None) -> bytes:
     """A kernel's code for GPUs of a compute capability such as `8.9`; no GPU is needed. PTX where NVRTC is older than the GPU.
+
+    Args:
+        kernel: its name.
+        compute_capability: of the GPUs.
+        text: its source; None for that of the file of its name.
 
     Raises:
         RuntimeUnavailableError: cuda-python or NVRTC is missing.
@@ -50,8 +56,9 @@ def compile_kernel(kernel: str, compute_capability: str) -> bytes:
     native = wanted in known
     below = max((number for number in known if number <= wanted), default=min(known))
     target = f"--gpu-architecture={'sm' if native else 'compute'}_{wanted if native else below}"
-    options = [option.encode() for option in ("--std=c++17", target, *_OPTIONS[kernel])]
-    (program,) = _checked(nvrtc.nvrtcCreateProgram(source(kernel).encode(), f"{kernel}.cu".encode(), 0, [], []), "begin")
+    options = [option.encode() for option in ("--std=c++17", target, *_OPTIONS.get(kernel, ()))]
+    text = source(kernel) if text is None else text
+    (program,) = _checked(nvrtc.nvrtcCreateProgram(text.encode(), f"{kernel}.cu".encode(), 0, [], []), "begin")
     try:
         if int(nvrtc.nvrtcCompileProgram(program, len(options), options)[0]) != 0:
             (size,) = _checked(nvrtc.nvrtcGetProgramLogSize(program), "tell what is wrong")
@@ -85,18 +92,19 @@ class Kernels:
 
     Args:
         device: the GPU, driven by cuda-python.
+        sources: kernels and their CUDA C++; None for the project's.
 
     Raises:
         RuntimeUnavailableError: NVRTC is missing.
         DeviceError: NVRTC or the driver does not take the kernels.
     """
 
-    def __init__(self, device: CudaDevice) -> None:
+    def __init__(self, device: CudaDevice, sources: Mapping[str, str | None] | None = None) -> None:
         self._device = device
         self._modules: list[Any] = []
         self._functions: dict[str, Any] = {}
-        for kernel in (CROP, TAIL):
-            code = np.frombuffer(compile_kernel(kernel, device.gpu.compute_capability), np.uint8)
+        for kernel, text in (sources or {CROP: None, TAIL: None}).items():
+            code = np.frombuffer(compile_kernel(kernel, device.gpu.compute_capability, text), np.uint8)
             self._modules.append(device.call("cuModuleLoadData", f"load the kernel {kernel}", code.ctypes.data))
             self._functions[kernel] = device.call(
                 "cuModuleGetFunction", f"find the kernel {kernel}", self._modules[-1], kernel.encode()
@@ -113,7 +121,7 @@ class Kernels:
             stream: what does the work.
         """
         grid = (1, INPUT_SIZE // CROP_THREADS[1], most)
-        self._launch(CROP, grid, CROP_THREADS, stream, _pointers(block, crops))
+        self.launch(CROP, grid, CROP_THREADS, stream, _pointers(block, crops))
 
     def tail(
         self,
@@ -141,7 +149,7 @@ class Kernels:
         arrived = workspace + shape.arrived_offset(most)
         grid = (shape.splits, shape.joint_count * (most if count is None else count), 1)
         arguments = [*_pointers(logits, joints, scores, workspace, arrived), shape.parameters()]
-        self._launch(TAIL, grid, TAIL_THREADS, stream, arguments)
+        self.launch(TAIL, grid, TAIL_THREADS, stream, arguments)
 
     def clear(self, address: int, size: int, stream: Any) -> None:  # noqa: ANN401
         """Let a stream set `size` bytes to zero."""
@@ -152,7 +160,7 @@ class Kernels:
         while self._modules:
             self._device.call("cuModuleUnload", "give a kernel back", self._modules.pop())
 
-    def _launch(
+    def launch(
         self,
         kernel: str,
         grid: tuple[int, int, int],
@@ -160,6 +168,15 @@ class Kernels:
         stream: Any,  # noqa: ANN401
         arguments: list[NDArray[Any]],
     ) -> None:
+        """Let a stream run a kernel.
+
+        Args:
+            kernel: its name.
+            grid: blocks.
+            block: threads of each.
+            stream: what does the work.
+            arguments: an array without axes for each argument.
+        """
         # The driver takes the addresses of the arguments, and copies them when the kernel is launched or recorded.
         addresses = np.array([argument.ctypes.data for argument in arguments], np.uint64)
         function = self._functions[kernel]

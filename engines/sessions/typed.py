@@ -2,6 +2,9 @@
 
 OpenVINO and ONNX Runtime take an FP16 graph's types for storage and compute in FP32 on most CPUs: neither its rounding nor its
 overflows show there. Here every node's result is rounded to its type, and a convolution's sums are FP32, as on tensor cores.
+
+On a GPU (`device="cuda"`) convolutions compute in their own types, with the sums of its tensor cores: that shows whether the
+assumption about them holds. Only an engine shows what TensorRT makes of the graph.
 """
 
 from __future__ import annotations
@@ -32,13 +35,14 @@ class TypedSession(LockedSession):
         onnx: the file.
         name: what error messages call the network.
         precision: what the file's types are called.
+        device: torch's name of what computes, `cpu` or `cuda`.
 
     Raises:
         ModelError: the file is damaged.
         ParityError: a layer's values leave the range of its type; names it. `run` raises it.
     """
 
-    def __init__(self, onnx: bytes, name: str, *, precision: str) -> None:
+    def __init__(self, onnx: bytes, name: str, *, precision: str, device: str = "cpu") -> None:
         import onnx as library
         import torch
         from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -46,11 +50,11 @@ class TypedSession(LockedSession):
 
         try:
             model = library.load_from_string(onnx)
-            self._evaluator: Any = ReferenceEvaluator(model, new_ops=_fast_operators())
+            self._evaluator: Any = ReferenceEvaluator(model, new_ops=_fast_operators(device))
         except DecodeError as error:
             raise ModelError(f"expected an ONNX model, {name} is damaged: {error}") from error
         inputs, outputs = specs_of(model.graph.input), specs_of(model.graph.output)
-        description = SessionDescription("onnx", library.__version__, "CPU", precision, torch.get_num_threads())
+        description = SessionDescription("onnx", library.__version__, device.upper(), precision, torch.get_num_threads())
         super().__init__(name, inputs, outputs, description)
 
     def _infer(self, arrays: Arrays, count: int) -> Arrays:
@@ -67,14 +71,18 @@ class TypedSession(LockedSession):
         del self._evaluator
 
 
-def _fast_operators() -> list[Any]:
+def _fast_operators(device: str) -> list[Any]:
     """The operators that ONNX's reference is too slow at, for what our graphs use of them; they compute in FP32, then round."""
     import torch
     from onnx.reference.op_run import OpRun
     from torch.nn import functional
 
     def tensor(array: Array) -> Tensor:
-        return torch.tensor(array).float()
+        return torch.tensor(array, device=device).float()
+
+    def factor(array: Array) -> Tensor:
+        """Of a convolution: in its own type on a GPU."""
+        return tensor(array) if device == "cpu" else torch.tensor(array, device=device)
 
     def rounded(result: Tensor, like: Array) -> Tensor:
         return result.half() if like.dtype == np.float16 else result
@@ -84,11 +92,11 @@ def _fast_operators() -> list[Any]:
         op_domain = ""
 
         def _run(self, x: Array, weight: Array, bias: Array | None = None, **attributes: Any) -> tuple[Array]:  # noqa: ANN401
-            with torch.inference_mode():
+            with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # type: ignore[no-untyped-call]
                 sums = functional.conv2d(
-                    tensor(x),
-                    tensor(weight),
-                    None if bias is None else tensor(bias),
+                    factor(x),
+                    factor(weight),
+                    None if bias is None else factor(bias),
                     stride=tuple(attributes["strides"]),
                     padding=tuple(attributes["pads"][:2]),
                     dilation=tuple(attributes["dilations"]),
@@ -101,7 +109,7 @@ def _fast_operators() -> list[Any]:
                     f"expected values within the range of {x.dtype} (up to {np.finfo(x.dtype).max:g}), but {layer} or what it "
                     "reads leaves it: keep this model in FP32"
                 )
-            return (result.numpy(),)
+            return (result.cpu().numpy(),)
 
     class Resize(OpRun):
         op_domain = ""
@@ -110,7 +118,7 @@ def _fast_operators() -> list[Any]:
             with torch.inference_mode():
                 scale = tuple(float(factor) for factor in factors[2:])
                 result = functional.interpolate(tensor(x), scale_factor=scale, mode="bilinear", align_corners=True)
-                return (rounded(result, x).numpy(),)
+                return (rounded(result, x).cpu().numpy(),)
 
     class Relu(OpRun):
         op_domain = ""
@@ -123,7 +131,7 @@ def _fast_operators() -> list[Any]:
         op_domain = ""
 
         def _run(self, x: Array, scale: Array, zero_point: Array, **_: Any) -> tuple[Array]:  # noqa: ANN401
-            steps = torch.round(tensor(x) / tensor(scale)).numpy() + zero_point
+            steps = torch.round(tensor(x) / tensor(scale)).cpu().numpy() + zero_point
             limits = np.iinfo(zero_point.dtype)
             return (np.clip(steps, limits.min, limits.max).astype(zero_point.dtype),)
 
@@ -133,6 +141,6 @@ def _fast_operators() -> list[Any]:
         def _run(self, x: Array, scale: Array, zero_point: Array, *, axis: int, **_: Any) -> tuple[Array]:  # noqa: ANN401
             shape = [-1 if along == axis else 1 for along in range(x.ndim)] if scale.ndim else []
             steps = x.astype(np.float32) - zero_point.reshape(shape)
-            return (rounded(tensor(steps) * tensor(scale.reshape(shape)), scale).numpy(),)
+            return (rounded(tensor(steps) * tensor(scale.reshape(shape)), scale).cpu().numpy(),)
 
     return [Conv, Resize, Relu, QuantizeLinear, DequantizeLinear]

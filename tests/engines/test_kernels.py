@@ -42,7 +42,7 @@ def kernels():
     for kernel in (CROP, TAIL):
         compiled(kernel)
     patch = pytest.MonkeyPatch()
-    patch.setattr(program, "compile_kernel", lambda kernel, capability: kernel.encode())
+    patch.setattr(program, "compile_kernel", lambda kernel, capability, text: kernel.encode())
     driver = KernelDriver()
     device = cpu_device(driver)
     with device.current():
