@@ -116,9 +116,11 @@ extern "C" __global__ void tail(
             higher.most = top;
             sums = merge(sums, higher);
         }
+        // Logits of minus infinity have no mass, also where a thread has met no others.
+        const float base = sums.most == -INFINITY ? 0.0f : sums.most;
         float mass = 0.0f, first = 0.0f, square = 0.0f;
         for (int i = 0; i < 8; i++) {
-            const float part = exp2f(logit[i] - sums.most);
+            const float part = exp2f(logit[i] - base);
             mass += part;
             first += part * (float)i;
             square += part * (float)(i * i);

@@ -3,9 +3,8 @@
 // Each thread of a block is a fiber. A barrier lets the other fibers run up to theirs, so that what CUDA promises of barriers
 // and shuffles holds, and no more: between barriers one thread runs while the others stand still, from the last to the first.
 #include <cmath>
+#include <csetjmp>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <ucontext.h>
 #include <utility>
@@ -21,43 +20,62 @@ static dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace fibers {
 constexpr std::size_t STACK = 64 * 1024;
-static ucontext_t scheduler;
-static std::vector<ucontext_t> contexts;
+
+struct Fiber {
+    ucontext_t begin;  // where it starts
+    jmp_buf paused;    // where it goes on: unlike swapcontext, a jump asks the kernel for nothing
+    bool started, done;
+    unsigned shuffles;
+    float slots[2];  // what it gives to shuffles, in turn, so that one barrier is enough for each
+};
+
+static jmp_buf scheduler;
+static std::vector<Fiber> all;
 static std::vector<char> stacks;
-static std::vector<uint64_t> slots;
 static unsigned current;
-static bool (*body)();  // runs the kernel
-static std::vector<bool> done;
+static void (*body)();  // runs the kernel
+
+static void pause()
+{
+    if (!_setjmp(all[current].paused)) _longjmp(scheduler, 1);
+}
 
 static void entry()
 {
     body();
-    done[current] = true;
-    swapcontext(&contexts[current], &scheduler);
+    all[current].done = true;
+    _longjmp(scheduler, 1);
 }
 
-static void pause() { swapcontext(&contexts[current], &scheduler); }
+static void go_on(Fiber& fiber)
+{
+    if (_setjmp(scheduler)) return;
+    if (fiber.started) _longjmp(fiber.paused, 1);
+    fiber.started = true;
+    setcontext(&fiber.begin);
+}
 
 static void block(unsigned count)
 {
-    contexts.resize(count);
+    all.resize(count);
     stacks.resize(count * STACK);
-    slots.assign(count, 0);
-    done.assign(count, false);
     for (unsigned i = 0; i < count; i++) {
-        getcontext(&contexts[i]);
-        contexts[i].uc_stack.ss_sp = stacks.data() + i * STACK;
-        contexts[i].uc_stack.ss_size = STACK;
-        contexts[i].uc_link = nullptr;
-        makecontext(&contexts[i], entry, 0);
+        all[i].started = all[i].done = false;
+        all[i].shuffles = 0;
+        getcontext(&all[i].begin);
+        all[i].begin.uc_stack.ss_sp = stacks.data() + i * STACK;
+        all[i].begin.uc_stack.ss_size = STACK;
+        all[i].begin.uc_link = nullptr;
+        makecontext(&all[i].begin, entry, 0);
     }
-    for (unsigned left = count; left > 0;) {
+    for (bool some = true; some;) {
+        some = false;
         for (unsigned turn = count; turn-- > 0;) {
-            if (done[turn]) continue;
+            if (all[turn].done) continue;
             current = turn;
             threadIdx = {turn % blockDim.x, turn / blockDim.x % blockDim.y, turn / blockDim.x / blockDim.y};
-            swapcontext(&scheduler, &contexts[turn]);
-            if (done[turn]) left--;
+            go_on(all[turn]);
+            some = true;
         }
     }
 }
@@ -68,11 +86,10 @@ static void __threadfence() {}
 
 static float __shfl_xor_sync(unsigned, float value, int distance)
 {
-    std::memcpy(&fibers::slots[fibers::current], &value, sizeof value);
+    const unsigned slot = fibers::all[fibers::current].shuffles++ % 2;
+    fibers::all[fibers::current].slots[slot] = value;
     fibers::pause();
-    std::memcpy(&value, &fibers::slots[fibers::current ^ (unsigned)distance], sizeof value);
-    fibers::pause();
-    return value;
+    return fibers::all[fibers::current ^ (unsigned)distance].slots[slot];
 }
 
 static unsigned atomicInc(unsigned* at, unsigned most)
@@ -97,7 +114,7 @@ static void launch(void (*kernel)(A...), const unsigned* grid, const unsigned* b
     static void** given;
     wanted = kernel;
     given = arguments;
-    fibers::body = [] { wanted(*(A*)given[I]...); return true; };
+    fibers::body = [] { wanted(*(A*)given[I]...); };
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {block[0], block[1], block[2]};
     for (unsigned z = 0; z < grid[2]; z++)

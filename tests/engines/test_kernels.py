@@ -281,6 +281,16 @@ def test_the_tail_of_a_real_networks_logits_again_and_again(kernels, variant):
     stream.free()
 
 
+def test_places_that_are_ruled_out_have_no_mass(kernels):
+    """Minus infinity everywhere but in one bin: most threads meet nothing else."""
+    shape = TailShape.of(Variant.XS, 1)
+    logits = np.full((1, 32, 32, 32), -np.inf, np.float16)
+    logits[0, 7, 20, 3] = -5
+    joints, scores = run_tail(kernels, logits, shape)
+    assert joints[0, 0] == pytest.approx([3 * 8, 20 * 8, 7 * 62.5 - 1000], abs=1e-3)
+    assert scores[0, 0] == pytest.approx(1)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_broken_network_is_not_hidden(kernels, bad):
     shape = TailShape.of(Variant.XS, 2)

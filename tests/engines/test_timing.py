@@ -45,16 +45,18 @@ def test_so_many_of_a_hundred_are_no_longer(times):
         assert np.mean(np.array(times) <= value * (1 + 1e-9)) >= share - 1 / len(times)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_network_for_the_gpu_computes_what_the_reference_does(precision, checkpoint, crops):
+@pytest.mark.parametrize(
+    ("network", "precision"), [("pose_reference", "fp32"), ("pose_reference", "fp16"), ("pose_baseline", "fp16")]
+)
+def test_the_network_for_the_gpu_computes_what_the_reference_does(network, precision, checkpoint, crops):
     """Its types and its tail; the CPU computes them here as a GPU would."""
     torch = pytest.importorskip("torch")
-    from engines.opening import open_pose_model, pose_reference
+    from engines import opening
 
-    with open_pose_model(checkpoint, "torch", threads=1) as reference:
+    with opening.open_pose_model(checkpoint, "torch", threads=1) as reference:
         expected = reference.run(crops[:2])
     with torch.inference_mode():
-        joints, scores = pose_reference(checkpoint, precision).module(torch.from_numpy(crops[:2]))
+        joints, scores = getattr(opening, network)(checkpoint, precision).module(torch.from_numpy(crops[:2]))
     assert joints.dtype == scores.dtype == torch.float32
     limits = LIMITS[precision]
     difference = np.abs(joints.numpy() - expected.joints)
@@ -65,7 +67,7 @@ def test_the_network_for_the_gpu_computes_what_the_reference_does(precision, che
 
 @pytest.mark.parametrize(
     ("precision", "compiled"),
-    [("fp32", False), ("fp16", False), pytest.param("fp16", True, marks=pytest.mark.slow)],
+    [("fp32", False), *(pytest.param("fp16", compiled, marks=pytest.mark.slow) for compiled in (False, True))],
 )
 def test_the_baseline_computes_what_the_reference_does(precision, compiled, checkpoint, crops):
     """Folded, channels last, each number of crops prepared once: on the CPU all that the GPU does but its graphs."""
