@@ -32,8 +32,8 @@ LIMITS_S = {
     "tensorrt": 150,
     "compiled": 100,
 }
-"""The parts of `tests/gpu/parts.py` in the order in which they run, what matters most first, and how long each may take, s.
-Together they take less: `--minutes` bounds that, and the last parts are cut short or left out."""
+"""The parts, of `parts_cuda.py` and `parts_torch.py`, in the order in which they run, what matters most first, and how long each
+may take, s. Together they take less: `--minutes` bounds that, and the last parts are cut short or left out."""
 
 LEAST_S = 5
 """A part begins only where so much time is left."""
@@ -114,11 +114,12 @@ def supervise(name, device, limit_s, out, log):
 
 def run_part(name, device, out):
     """What the child process does; the exit code."""
-    from tests.gpu.parts import PARTS, Figures, LeftOutError, choose_device
+    from tests.gpu import parts_cuda, parts_torch
+    from tests.gpu.parts import Figures, LeftOutError, choose_device
 
     figures = Figures(out)
     try:
-        PARTS[name](choose_device(device), figures)
+        (parts_cuda.PARTS | parts_torch.PARTS)[name](choose_device(device), figures)
     except LeftOutError as reason:
         figures.left_out = str(reason)
     except Exception as error:  # noqa: BLE001 - whatever it is, it belongs in the figures, and in full in the log
