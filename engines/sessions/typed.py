@@ -92,7 +92,7 @@ def _fast_operators(device: str) -> list[Any]:
         op_domain = ""
 
         def _run(self, x: Array, weight: Array, bias: Array | None = None, **attributes: Any) -> tuple[Array]:  # noqa: ANN401
-            with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # type: ignore[no-untyped-call]
+            with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                 sums = functional.conv2d(
                     factor(x),
                     factor(weight),

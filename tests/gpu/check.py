@@ -32,8 +32,8 @@ LIMITS_S = {
     "tensorrt": 150,
     "compiled": 100,
 }
-"""The parts, of `parts_cuda.py` and `parts_torch.py`, in the order in which they run, what matters most first, and how long each
-may take, s. Together they take less: `--minutes` bounds that, and the last parts are cut short or left out."""
+"""The parts, of `parts_cuda.py` and `parts_torch.py`, in the order in which they run, what matters most first, and how long
+each may take, s. Together they take less: `--minutes` bounds that, and the last parts are cut short or left out."""
 
 LEAST_S = 5
 """A part begins only where so much time is left."""

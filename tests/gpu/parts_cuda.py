@@ -1,4 +1,4 @@
-"""The parts that look at CUDA itself: the machine, the device layer, the kernels, and the runtime over a stand-in for TensorRT."""
+"""The parts that look at CUDA itself: machine, device layer, kernels, and the runtime over a stand-in for TensorRT."""
 
 import importlib.metadata
 import os
