@@ -118,6 +118,8 @@ class TorchGpuSession(LockedSession):
         self._device: _Gpu | _Cpu = _Gpu() if self.graphs else _Cpu()
         # A copy: compiling or moving must not change what somebody else holds.
         module = copy.deepcopy(network.module).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.graphs:
+            torch.cuda.synchronize()  # the weights came on another stream than the one that reads them
         self._module: Callable[..., tuple[Tensor, ...]] = torch.compile(module, dynamic=False) if compiled else module
         self._events = [self._device.event() for _ in range(4)]
         self._recorded: dict[int, _Recorded] = {}
@@ -158,8 +160,8 @@ class TorchGpuSession(LockedSession):
     def _record(self, arrays: Arrays) -> _Recorded:
         import torch
 
-        inputs = tuple(torch.from_numpy(arrays[spec.name].copy()).to(self._device.name) for spec in self._inputs)
-        self._device.wait()
+        with self._device.working():
+            inputs = tuple(torch.from_numpy(arrays[spec.name].copy()).to(self._device.name) for spec in self._inputs)
         with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
             with self._device.working():
                 for _ in range(WARM_UP):
@@ -198,9 +200,7 @@ class _Gpu:
         return torch.cuda.stream(self._stream)
 
     def wait(self) -> None:
-        import torch
-
-        torch.cuda.synchronize()
+        self._stream.synchronize()
 
     def record(self, work: Callable[[], tuple[Tensor, ...]]) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
         """What does the work again, and where its results are then."""

@@ -23,7 +23,9 @@ def torch_speed(device, figures, *, compiled=False):
     from engines.timing import measure
 
     checkpoint, proof = checkpoint_and_proof()
-    rounds, batches = (200, BATCHES) if device == "cuda" else (2, (1, 2))
+    rounds, batches = (200, BATCHES) if device == "cuda" else (1, (1, 2))
+    if compiled:
+        batches = batches[:1] if device == "cpu" else (1, 8)
     with open_pose_model(checkpoint, "torch") as reference:
         for precision in ("fp16",) if compiled else ("fp32", "fp16"):
             network = pose_baseline(checkpoint, precision)
@@ -32,7 +34,7 @@ def torch_speed(device, figures, *, compiled=False):
                 report = compare(reference, fast, proof if device == "cuda" else proof[:2], LIMITS[precision])
                 figures[f"{precision}: parity"] = str(report)
                 report.check()
-                for count in (1, 8) if compiled else batches:
+                for count in batches:
                     (row,) = measure({precision: session}, noise_crops(count), rounds, 20 if device == "cuda" else 1)
                     figures[f"{precision}, {count} crops"] = {
                         "host_ms": row.host.p50,
