@@ -49,8 +49,10 @@ def contract_network(checkpoint: VerifiedCheckpoint, *, half: bool = False) -> n
             network, spec = self.network, self.network.variant.spec
             joints, size, depth = network.joint_count, spec.heatmap_size, spec.depth_bins
             # Cast first: TensorRT casts uint8 and does nothing else with it.
-            images = crops.to(network.head.final_layer.weight.dtype).permute(0, 3, 1, 2)
-            maps = network.head(network.backbone(images)).float()
+            images = crops.half() if half else crops.float()
+            maps = network.head(network.backbone(images.permute(0, 3, 1, 2)))
+            if half:
+                maps = maps.float()
 
             # The marginals of `network.marginals`, from two passes over the volume instead of three.
             volume = torch.softmax(maps.reshape(-1, joints, depth * size * size), dim=2)
