@@ -5,6 +5,7 @@
     python benchmarks/accuracy.py real3d FOLDER [--model xs]               one person before calibrated cameras
     python benchmarks/accuracy.py pictures [--model xs]                    real pictures with labels (benchmarks/labels)
     python benchmarks/accuracy.py synthetic [--model xs] [--count 128]     training's held-out sets; needs the extra `build`
+    python benchmarks/accuracy.py depth VIDEO TRUTH.json [--every 5]       the distance by the box's area, and by the bones
     python benchmarks/accuracy.py steadiness RESULTS/poses.npz             how steady the bones of followed people are
     python benchmarks/accuracy.py agreement VIDEO RESULTS/poses.npz        against another detector (benchmarks/reference.py)
 
@@ -64,6 +65,7 @@ def main() -> None:
         "real3d": real3d,
         "pictures": pictures,
         "synthetic": synthetic,
+        "depth": depth,
         "steadiness": steadiness,
         "agreement": agreement,
     }
@@ -279,6 +281,60 @@ def synthetic(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
         columns.append(column | {f"{joint}, mm": f"{value:.0f}" for joint, value in joint_errors_mm(joints, crops).items()})
     rows: Figures = {key: "".join(f"{column[key]:>10s}" for column in columns) for key in columns[0]}
     return f"accuracy of {arguments.model} on {arguments.count} crops of each held-out synthetic set", rows
+
+
+UPRIGHT, BENT = 0.95, 0.85
+"""How straight a person is: the way from the neck to the ankles as a share of torso, thighs and shins. Above and under."""
+
+
+def depth(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
+    """How far the estimated distance of people is off, where nobody is cut and where the picture ends at their hips."""
+    parser.add_argument("video", type=Path)
+    parser.add_argument("truth", type=Path)
+    parser.add_argument("--model", default="xs")
+    parser.add_argument("--every", type=int, default=5)
+    arguments = parser.parse_args()
+
+    from convnextpose.camera import Intrinsics, root_depth_from_bones_mm
+    from pipeline.sources import open_source
+    from pipeline.stages import TrackedBox, predict
+    from pipeline.types import Frame as VideoFrame
+
+    known = json.loads(arguments.truth.read_text(encoding="utf-8"))
+    camera = Intrinsics(known["fx"], known["fy"], known["cx"], known["cy"])
+    truth = {frame["frame"]: frame for frame in known["frames"]}
+    off: dict[tuple[str, str], list[float]] = {}
+    with _opened(parser, arguments.model) as model, open_source(arguments.video) as source:
+        for frame in source:
+            if not isinstance(frame, VideoFrame) or frame.index % arguments.every or frame.index not in truth:
+                continue
+            joints_mm, box = np.array(truth[frame.index]["joints_cam_mm"]), Box(*truth[frame.index]["box"])
+            hips_px = round(float(np.array(truth[frame.index]["joints_px"])[HUMAN36M.root, 1]))
+            for end, who in ((frame.height, _bearing(joints_mm)), (hips_px, "cut at the hips")):
+                image = np.ascontiguousarray(frame.image[:end])
+                (pose,) = predict(model, image, [TrackedBox(0, box.clip(frame.width, end))])
+                inside = np.all((pose.joints[:, :2] >= 0) & (pose.joints[:, :2] < (frame.width, end)), axis=1)
+                by_bones_mm = root_depth_from_bones_mm(camera, pose.joints, inside, HUMAN36M)
+                for how, found_mm in (("box", camera.estimate_root_depth_mm(pose.region.area)), ("bones", by_bones_mm)):
+                    if found_mm is not None:
+                        off.setdefault((who, how), []).append(found_mm / joints_mm[HUMAN36M.root, 2] - 1)
+    figures: Figures = {}
+    for (who, how), values in sorted(off.items()):
+        median, worst = np.percentile(np.abs(values), (50, 90)) * 100
+        figures[f"{who}, by {how} ({len(values)})"] = (
+            f"median {median:.1f} %, 90 % under {worst:.1f} %, on the whole {100 * float(np.median(values)):+.1f} %"
+        )
+    return f"Root depth in {arguments.video.name}, true boxes", figures
+
+
+def _bearing(joints_mm: NDArray[np.float64]) -> str:
+    """Whether a person [J, 3] (mm) stands upright or is bent."""
+    at = {name: joints_mm[HUMAN36M.joints.index(name)] for name in HUMAN36M.joints}
+    middle = {part: (at[f"L_{part}"] + at[f"R_{part}"]) / 2 for part in ("Hip", "Ankle")}
+    legs = [np.linalg.norm(at[f"{s}_{a}"] - at[f"{s}_{b}"]) for s in "LR" for a, b in (("Hip", "Knee"), ("Knee", "Ankle"))]
+    whole = np.linalg.norm(at["Neck"] - middle["Hip"]) + sum(legs) / 2
+    straight = float(np.linalg.norm(at["Neck"] - middle["Ankle"]) / whole)
+    return "upright" if straight > UPRIGHT else "crouching or bent" if straight < BENT else "in between"
 
 
 def steadiness(parser: argparse.ArgumentParser) -> tuple[str, Figures]:

@@ -25,7 +25,7 @@ def test_detected_boxes_are_those_of_the_picture(width, height, size, across, do
     (x, y), (w, h) = ((shape - extent) * (across, down)).round(), extent.round()
     seen = detect(BlobDetector(), picture(width, height, (x, y, w, h)), 0.5)
     box = seen[0].box
-    pixel = max(width, height) / BlobDetector.frame_size  # the letterbox's pixels are this large
+    pixel = max(width, height) / BlobDetector.frame_size[0]  # the letterbox's pixels are this large
     np.testing.assert_allclose([*box.center, box.width, box.height], [x + w / 2, y + h / 2, w, h], atol=2.5 * max(1, pixel))
     for detection in seen:
         detection.box.clip(width, height)  # no part of a box is outside the picture
