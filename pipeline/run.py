@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from convnextpose import weights
 from convnextpose.camera import Intrinsics, RootDepthSource
 from convnextpose.errors import GeometryError, SinkError, SourceError
 from engines.manifest import is_engine
