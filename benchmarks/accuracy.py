@@ -5,6 +5,7 @@
     python benchmarks/accuracy.py real3d FOLDER [--model xs]               one person before calibrated cameras
     python benchmarks/accuracy.py pictures [--model xs]                    real pictures with labels (benchmarks/labels)
     python benchmarks/accuracy.py synthetic [--model xs] [--count 128]     training's held-out sets; needs the extra `build`
+    python benchmarks/accuracy.py depth CLIP TRUTH.json | FOLDER           how far away people are: by the box, and by the bones
     python benchmarks/accuracy.py steadiness RESULTS/poses.npz             how steady the bones of followed people are
     python benchmarks/accuracy.py agreement VIDEO RESULTS/poses.npz        against another detector (benchmarks/reference.py)
 
@@ -19,7 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ from convnextpose.skeleton import HUMAN36M
 
 if TYPE_CHECKING:
     from benchmarks.pictures import LabelledPerson, PictureScore
+    from convnextpose.camera import Intrinsics
     from engines.pose import PoseModel
     from pipeline.types import Frame
 
@@ -64,6 +66,7 @@ def main() -> None:
         "real3d": real3d,
         "pictures": pictures,
         "synthetic": synthetic,
+        "depth": depth,
         "steadiness": steadiness,
         "agreement": agreement,
     }
@@ -279,6 +282,82 @@ def synthetic(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
         columns.append(column | {f"{joint}, mm": f"{value:.0f}" for joint, value in joint_errors_mm(joints, crops).items()})
     rows: Figures = {key: "".join(f"{column[key]:>10s}" for column in columns) for key in columns[0]}
     return f"accuracy of {arguments.model} on {arguments.count} crops of each held-out synthetic set", rows
+
+
+UPRIGHT, BENT = 0.95, 0.85
+"""How straight a person is: the way from the neck to the ankles as a share of torso, thighs and shins. Above and under."""
+
+
+def depth(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
+    """How far the estimated distance of people is off, where nobody is cut and where the picture ends at their hips."""
+    parser.add_argument("source", type=Path, help="a clip with truth, or the data folder, whose eval3d/ has a recording")
+    parser.add_argument("truth", type=Path, nargs="?", help="the clip's truth")
+    parser.add_argument("--model", default="xs")
+    parser.add_argument("--every", type=int, default=5)
+    arguments = parser.parse_args()
+
+    from convnextpose.camera import root_depth_from_bones_mm
+    from pipeline.stages import TrackedBox, predict
+
+    cases = _rendered_depths if arguments.truth else _recorded_depths
+    off: dict[tuple[str, str], list[float]] = {}
+    with _opened(parser, arguments.model) as model:
+        for who, image, box, camera, root_mm in cases(arguments):
+            height, width = image.shape[:2]
+            (pose,) = predict(model, image, [TrackedBox(0, box.clip(width, height))])
+            inside = np.all((pose.joints[:, :2] >= 0) & (pose.joints[:, :2] < (width, height)), axis=1)
+            by_bones_mm = root_depth_from_bones_mm(camera, pose.joints, inside, HUMAN36M)
+            for how, found_mm in (("box", camera.estimate_root_depth_mm(pose.region.area)), ("bones", by_bones_mm)):
+                if found_mm is not None:
+                    off.setdefault((who, how), []).append(found_mm / root_mm - 1)
+    figures: Figures = {}
+    for (who, how), values in sorted(off.items()):
+        median, worst = np.percentile(np.abs(values), (50, 90)) * 100
+        figures[f"{who}, by {how} ({len(values)})"] = (
+            f"median {median:.1f} %, 90 % under {worst:.1f} %, on the whole {100 * float(np.median(values)):+.1f} %"
+        )
+    return f"Root depth in {arguments.source.name}, true boxes", figures
+
+
+def _rendered_depths(arguments: argparse.Namespace) -> Iterator[tuple[str, Picture, Box, Intrinsics, float]]:
+    """Bearing, picture, box, camera and true root depth (mm) of a rendered person, whole and cut at the hips."""
+    from convnextpose.camera import Intrinsics
+    from pipeline.sources import open_source
+    from pipeline.types import Frame as VideoFrame
+
+    known = json.loads(arguments.truth.read_text(encoding="utf-8"))
+    camera = Intrinsics(known["fx"], known["fy"], known["cx"], known["cy"])
+    truth = {frame["frame"]: frame for frame in known["frames"]}
+    with open_source(arguments.source) as source:
+        for frame in source:
+            if not isinstance(frame, VideoFrame) or frame.index % arguments.every or frame.index not in truth:
+                continue
+            joints_mm, box = np.array(truth[frame.index]["joints_cam_mm"]), Box(*truth[frame.index]["box"])
+            root_mm = float(joints_mm[HUMAN36M.root, 2])
+            hips_px = round(float(np.array(truth[frame.index]["joints_px"])[HUMAN36M.root, 1]))
+            yield _bearing(joints_mm), frame.image, box, camera, root_mm
+            yield "cut at the hips", np.ascontiguousarray(frame.image[:hips_px]), box, camera, root_mm
+
+
+def _recorded_depths(arguments: argparse.Namespace) -> Iterator[tuple[str, Picture, Box, Intrinsics, float]]:
+    """The same of a recorded person; where the picture cuts nobody, so that there is one bearing."""
+    from benchmarks.recording import read_recording, views
+    from convnextpose.camera import Intrinsics
+
+    recording = read_recording(arguments.source / "eval3d")
+    for camera, image, box, truth, _ in views(recording, arguments.every):
+        (fx, _, cx), (_, fy, cy), _ = camera.matrix
+        yield "recorded", image, box, Intrinsics(fx, fy, cx, cy), float(truth[recording.hips, 2].mean())
+
+
+def _bearing(joints_mm: NDArray[np.float64]) -> str:
+    """Whether a person [J, 3] (mm) stands upright or is bent."""
+    at = {name: joints_mm[HUMAN36M.joints.index(name)] for name in HUMAN36M.joints}
+    middle = {part: (at[f"L_{part}"] + at[f"R_{part}"]) / 2 for part in ("Hip", "Ankle")}
+    legs = [np.linalg.norm(at[f"{s}_{a}"] - at[f"{s}_{b}"]) for s in "LR" for a, b in (("Hip", "Knee"), ("Knee", "Ankle"))]
+    whole = np.linalg.norm(at["Neck"] - middle["Hip"]) + sum(legs) / 2
+    straight = float(np.linalg.norm(at["Neck"] - middle["Ankle"]) / whole)
+    return "upright" if straight > UPRIGHT else "crouching or bent" if straight < BENT else "in between"
 
 
 def steadiness(parser: argparse.ArgumentParser) -> tuple[str, Figures]:

@@ -12,7 +12,7 @@ instant, and `single_triangulated.npz`:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -87,6 +87,11 @@ class Recording:
     world_mm: Array
     good: NDArray[np.bool_]
 
+    @property
+    def hips(self) -> list[int]:
+        """Where both hips are among the joints."""
+        return [self.joints.index(HUMAN36M.joints.index(name)) for name in ("L_Hip", "R_Hip")]
+
 
 @dataclass(frozen=True)
 class RecordingScore:
@@ -136,19 +141,13 @@ def read_recording(folder: Path) -> Recording:
     return Recording(cameras, joints, world, good)
 
 
-def score_recording(recording: Recording, read: Reader, every: int = 1) -> RecordingScore:
-    """Compare the poses of every n-th frame of each camera with the truth.
+def views(recording: Recording, every: int = 1) -> Iterator[tuple[Camera, NDArray[np.uint8], Box, Array, NDArray[np.bool_]]]:
+    """Every n-th frame of each camera: camera, picture, the person's box, true joints [K, 3] (camera axes, mm), which are good.
 
     The person's box is that of the good joints in the picture with an outline's margins, as the follower makes it. Frames
-    with a hip or more than K - MIN_GOOD joints that are not good are left out. The root is the middle of the hips.
-
-    Raises:
-        SourceError: a video cannot be read, or no frame can be scored.
+    with a hip or more than K - MIN_GOOD joints that are not good are left out.
     """
-    hips = [recording.joints.index(HUMAN36M.joints.index(name)) for name in ("L_Hip", "R_Hip")]
-    scored = recording.good[:, hips].all(1) & (recording.good.sum(1) >= MIN_GOOD)
-    errors: dict[str, list[float]] = {}
-    aligned: list[float] = []
+    scored = recording.good[:, recording.hips].all(1) & (recording.good.sum(1) >= MIN_GOOD)
     for camera in recording.cameras:
         with open_source(camera.video) as source:
             for frame in source:
@@ -158,12 +157,26 @@ def score_recording(recording: Recording, read: Reader, every: int = 1) -> Recor
                     continue
                 good = recording.good[frame.index]
                 truth = camera.from_world(recording.world_mm[frame.index])
-                root = truth[hips].mean(0)
-                seen = read(frame.image, box_from_joints(camera.project(truth)[good]))
-                place = camera.unproject(seen + np.array([0, 0, root[2]]))[list(recording.joints)]
-                predicted, wanted = (place - place[hips].mean(0))[good], (truth - root)[good]
-                errors.setdefault(camera.video.name, []).append(_mean_distance(predicted, wanted))
-                aligned.append(_mean_distance(align_similarity(predicted, wanted), wanted))
+                yield camera, frame.image, box_from_joints(camera.project(truth)[good]), truth, good
+
+
+def score_recording(recording: Recording, read: Reader, every: int = 1) -> RecordingScore:
+    """Compare the poses of every n-th frame of each camera with the truth.
+
+    The root is the middle of the hips.
+
+    Raises:
+        SourceError: a video cannot be read, or no frame can be scored.
+    """
+    hips = recording.hips
+    errors: dict[str, list[float]] = {}
+    aligned: list[float] = []
+    for camera, image, box, truth, good in views(recording, every):
+        root = truth[hips].mean(0)
+        place = camera.unproject(read(image, box) + np.array([0, 0, root[2]]))[list(recording.joints)]
+        predicted, wanted = (place - place[hips].mean(0))[good], (truth - root)[good]
+        errors.setdefault(camera.video.name, []).append(_mean_distance(predicted, wanted))
+        aligned.append(_mean_distance(align_similarity(predicted, wanted), wanted))
     if not aligned:
         raise SourceError(f"expected frames with both hips and {MIN_GOOD} good joints to score, found none: check {TRUTH}")
     return RecordingScore(

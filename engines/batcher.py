@@ -72,9 +72,8 @@ class Batcher:
     def __init__(self, session: Session, max_batch: int) -> None:
         if max_batch < 1:
             raise ModelError(f"expected a largest batch of 1 or more, received {max_batch}")
-        for spec in (*session.inputs, *session.outputs):
-            if spec.shape[:1] != (None,) or (spec in session.inputs and None in spec.shape[1:]):
-                raise ModelError(f"expected a network in which the batch alone is free, received one with {spec}")
+        if wrong := _unfit(session):
+            raise ModelError(f"expected a network in which the batch alone is free, received one with {wrong[0]}")
         self._session = session
         self._max_batch = max_batch
         self._changed = threading.Condition()
@@ -217,6 +216,19 @@ class Batcher:
         for request in self._waiting:
             request.error = _closed()
         self._waiting.clear()
+
+
+def can_batch(session: Session) -> bool:
+    """Whether a network takes any number of items of one shape, so that a `Batcher` may stand in front of it."""
+    return not _unfit(session)
+
+
+def _unfit(session: Session) -> list[ArraySpec]:
+    return [
+        spec
+        for spec in (*session.inputs, *session.outputs)
+        if spec.shape[:1] != (None,) or (spec in session.inputs and None in spec.shape[1:])
+    ]
 
 
 def _closed() -> RuntimeUnavailableError:

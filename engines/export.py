@@ -83,7 +83,7 @@ def export_detector(weights: Path, out: Path) -> DetectorParity:
     """
     data = people_graph(weights)
     with open_people_detector(weights, "torch") as reference, open_people_detector(data) as candidate:
-        parity = compare_detectors(reference, candidate, noise_frames(PARITY_FRAMES, candidate.frame_size))
+        parity = compare_detectors(reference, candidate, noise_frames(PARITY_FRAMES, candidate.frame_size[0]))
     parity.check()
     write_file(out, data, overwrite=True)
     return parity

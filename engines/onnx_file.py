@@ -9,6 +9,7 @@ it, and take the memory that it asks for. So the file is read here first, as pro
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,9 @@ MAX_BYTES = 512 * 1024**2
 
 MAX_RESULTS_BYTES = 4 * 1024**3
 """The most bytes that all results of one picture may have, added, as FP32, in a foreign model; a contract has its own bound."""
+
+FREE_SIDE = 640
+"""Side of a foreign model's pictures where it takes any and its metadata names none, px: what most are trained at."""
 
 BATCH = 2
 """Pictures that sizes are told for: more than one, as a graph may be made for one alone and not say so."""
@@ -244,6 +248,15 @@ def parse_onnx(data: bytes, source: str) -> OnnxModel:
         ) from error
 
 
+def first_channels(model: OnnxModel) -> int | None:
+    """How many channels a graph's first convolution reads; None where none has its weights in the file as they are."""
+    for node in model.nodes:
+        if node.operator == "Conv":
+            weight = model.constants.get(node.inputs[1]) if len(node.inputs) > 1 else None
+            return weight.shape[1] if weight is not None and len(weight.shape) > 1 else None
+    return None
+
+
 def check_safe(model: OnnxModel, source: str) -> None:
     """Refuse what makes a library read other memory or files, run for ever, or take memory that the file does not have.
 
@@ -320,8 +333,9 @@ def check_sizes(model: OnnxModel, contract: Contract | None, source: str) -> Non
     Raises:
         ModelError: naming the first such operator.
     """
+    sides = free_sides(model.metadata)
     shapes = Shapes(
-        {name: _of_batch(kind) for name, kind in model.inputs.items()},
+        {name: _of_batch(kind, sides) for name, kind in model.inputs.items()},
         {name: (constant.shape, constant.values) for name, constant in model.constants.items()},
     )
     limit, total = (contract.results_bytes if contract else MAX_RESULTS_BYTES), 0
@@ -352,8 +366,20 @@ def check_sizes(model: OnnxModel, contract: Contract | None, source: str) -> Non
             )
 
 
-def _of_batch(kind: TensorType) -> tuple[int, ...] | None:
-    return None if kind.shape is None else tuple(BATCH if size is None else size for size in kind.shape)
+def free_sides(metadata: Mapping[str, str]) -> tuple[int, int]:
+    """Height and width of the pictures where a model takes any: `imgsz` of its metadata, or else FREE_SIDE, px."""
+    told = re.fullmatch(r"\[(\d{1,5}), ?(\d{1,5})\]", metadata.get("imgsz", ""))
+    return (int(told[1]), int(told[2])) if told else (FREE_SIDE, FREE_SIDE)
+
+
+def _of_batch(kind: TensorType, sides: tuple[int, ...] = ()) -> tuple[int, ...] | None:
+    """A shape of BATCH pictures; the sizes that are free beside that of the batch are the sides, as far as there are any."""
+    if kind.shape is None:
+        return None
+    rest = iter(sides)
+    return tuple(
+        size if size is not None else BATCH if axis == 0 else next(rest, BATCH) for axis, size in enumerate(kind.shape)
+    )
 
 
 def _fits(received: TensorType, expected: TensorType) -> bool:

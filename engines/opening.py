@@ -11,11 +11,11 @@ import numpy as np
 from convnextpose import weights
 from convnextpose.errors import ModelError, RuntimeUnavailableError
 from convnextpose.variants import INPUT_SIZE
-from engines.batcher import Batcher
+from engines.batcher import Batcher, can_batch
 from engines.graph import pose_graph
 from engines.manifest import is_engine
 from engines.metadata import read_metadata
-from engines.onnx_file import POSE, read_onnx
+from engines.onnx_file import POSE, first_channels, parse_onnx, read_onnx
 from engines.parity import LIMITS
 from engines.people import PeopleDetector, people_specs
 from engines.pose import CROPS, ModelInfo, PoseModel, predicts
@@ -96,16 +96,25 @@ def open_pose_model(
 
 
 def open_people_detector(
-    model: Path | bytes, runtime: str = "auto", *, threads: int | None = None, max_batch: int | None = None
+    model: Path | bytes,
+    runtime: str = "auto",
+    *,
+    threads: int | None = None,
+    max_batch: int | None = None,
+    person: str | None = None,
+    name: str = "the people detector",
 ) -> PeopleDetector:
     """Open a people detector, in FP32 on a CPU. It has run one frame when this returns.
 
     Args:
-        model: an exported ONNX file or its bytes; an engine, named `.engine`, with its manifest beside it; or for torch a
-            safetensors file.
+        model: an ONNX file or its bytes, of any layout that `engines.layouts` knows; an engine, named `.engine`, with its
+            manifest beside it; or for torch a safetensors file.
         runtime: as for `choose_runtime`.
         threads: how many threads it computes on; None leaves that to the library.
-        max_batch: as for `open_pose_model`, frames in place of crops.
+        max_batch: as for `open_pose_model`, frames in place of crops. A network of one frame at a time runs one after the
+            other all the same.
+        person: the class that people are, by name or number; None for what the file says, or else the layout's own.
+        name: what people call the detector.
 
     Raises:
         ModelError: the file cannot be read, or is no detector.
@@ -114,6 +123,8 @@ def open_people_detector(
     """
     chosen = _choose(model, runtime, threads)
     called = "the people detector"
+    metadata: dict[str, str] = {}
+    stem = None
     with loading(chosen):
         if chosen.runs == ENGINE:
             session: Session = chosen.open(model, called, threads=threads, precision="auto")
@@ -126,8 +137,11 @@ def open_people_detector(
             session = chosen.open(_people_reference(model), called, threads=threads, precision="fp32")
         else:
             onnx = read_onnx(model, None, called)  # its layout is looked at when it is open
+            found = parse_onnx(onnx, called)
+            metadata, stem = found.metadata, first_channels(found)
             session = chosen.open(onnx, called, threads=threads, precision="fp32")
-    return PeopleDetector(session if max_batch is None else Batcher(session, max_batch))
+    shared = session if max_batch is None or not can_batch(session) else Batcher(session, max_batch)
+    return PeopleDetector(shared, metadata=metadata, stem=stem, person=person, name=name)
 
 
 def open_served_model(address: str, *, precision: str = "auto", max_batch: int | None = None) -> PoseModel:

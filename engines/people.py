@@ -2,19 +2,21 @@
 
 What this project exports has the layout `boxes and scores`: input `frames` uint8 [N, S, S, 3] in OpenCV's BGR order; outputs
 `boxes` float32 [N, K, 4] = (x, y, width, height, px of the frame) and `scores` float32 [N, K] in 0..1, the best first. Several
-boxes of one person are possible: `without_duplicates` leaves the best of them.
+boxes of one person are possible: `without_duplicates` leaves the best of them. The layouts of other detectors are those of
+`engines.layouts`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convnextpose.errors import GeometryError, ModelError
+from engines.layouts import DetectedBoxes, Network, Reading, class_names, person_class, recognise, unknown
+from engines.onnx_file import free_sides
 from engines.session import Arrays, ArraySpec, Session, SessionDescription
 
 OVERLAP = 0.5
@@ -34,91 +36,63 @@ def people_specs(frame_size: int, count: int) -> tuple[tuple[ArraySpec, ...], tu
     )
 
 
-@dataclass(frozen=True)
-class DetectedBoxes:
-    """What a detector gives for N frames.
-
-    Attributes:
-        boxes: float32 [N, K, 4]: x, y, width, height, px of the frame.
-        scores: float32 [N, K], 0..1, the best first.
-    """
-
-    boxes: NDArray[np.float32]
-    scores: NDArray[np.float32]
-
-    def __post_init__(self) -> None:
-        """Check that the shapes fit each other."""
-        if self.boxes.ndim != 3 or self.boxes.shape[2] != 4 or self.scores.shape != self.boxes.shape[:2]:
-            raise GeometryError(
-                f"expected boxes [N, K, 4] and scores [N, K], received {list(self.boxes.shape)} and {list(self.scores.shape)}"
-            )
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a kind of detector takes frames and gives boxes.
-
-    Attributes:
-        name: what people call it.
-        inputs, outputs: its arrays; the frames' side is free here and fixed in a detector.
-        read: what its outputs say.
-    """
-
-    name: str
-    inputs: tuple[ArraySpec, ...]
-    outputs: tuple[ArraySpec, ...]
-    read: Callable[[Arrays], DetectedBoxes]
-
-    def fits(self, session: Session) -> bool:
-        """Whether a session's network has this layout."""
-        ours, theirs = (*self.inputs, *self.outputs), (*session.inputs, *session.outputs)
-        named = {spec.name: spec for spec in theirs}
-        return named.keys() == {spec.name for spec in ours} and all(spec.fits(named[spec.name]) for spec in ours)
-
-
-LAYOUTS = (
-    Layout(
-        "boxes and scores",
-        (ArraySpec("frames", "uint8", (None, None, None, 3)),),
-        (ArraySpec("boxes", "float32", (None, None, 4)), ArraySpec("scores", "float32", (None, None))),
-        lambda outputs: DetectedBoxes(outputs["boxes"], outputs["scores"]),
-    ),
-)
-"""The layouts that a detector is recognised by."""
-
-
 class PeopleDetector:
     """A people detector in a session, which it closes. Any thread may call it, as the session. A context manager.
 
-    Opening it runs a black frame: that warms the library up and shows that the network keeps its layout.
+    Opening it runs a black frame: that warms the library up, and the network's layout is recognised by what it gives.
 
     Args:
         session: runs the network.
+        metadata: what its file says about itself.
+        stem: how many channels its first convolution reads, where that is known.
+        person: the class that people are, by name or number; None for what the file says, or else the layout's own.
+        name: what people call the detector.
 
     Attributes:
+        name: what people call it.
         layout: how its network takes frames and gives boxes.
-        frame_size: side of the square frames that it reads, px.
+        frame_size: width and height of the frames that it reads, px.
+        about: its layout, frames and class in a few words.
 
     Raises:
         ModelError: the network has no known layout, or does not keep it; the session is closed.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(
+        self,
+        session: Session,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        stem: int | None = None,
+        person: str | None = None,
+        name: str = "the people detector",
+    ) -> None:
         self._session = session
+        self.name = name
         try:
-            self.layout = self._recognise()
-            self._frames = session.inputs[0]
-            side = self._frames.shape[1]
-            if side is None or side != self._frames.shape[2]:
-                raise ModelError(f"expected a people detector of square frames, received one of {self._frames}")
-            self.frame_size = side
-            self._check()
+            told = metadata or {}
+            self._picture = next((spec for spec in session.inputs if _channels(spec) is not None), None) or session.inputs[0]
+            if not self._takes_pictures():
+                raise unknown(", ".join(map(str, (*session.inputs, *session.outputs))))
+            self._first = _channels(self._picture) == 1
+            self.frame_size = _frame_size(self._picture, told, first=self._first)
+            width, height = self.frame_size
+            self._frames = ArraySpec("frames", "uint8", (None, height, width, 3))
+            black = np.zeros((1, height, width, 3), np.uint8)
+            outputs = session.run(self._feed(black.astype(self._picture.dtype)))
+            network = Network(session.inputs, outputs, self.frame_size, told, stem)
+            self.layout = recognise(network)
+            self._reading = Reading(self.frame_size, person_class(self.layout, network, person))
+            self._check(black)
+            called = class_names(told).get(self._reading.person)
+            who = f", people are class {self._reading.person}{f' ({called})' if called else ''}"
+            self.about = f"{self.layout.name}, {width}x{height} px{'' if self.layout.person is None else who}"
         except BaseException:
             session.close()
             raise
 
     def run(self, frames: NDArray[np.uint8]) -> DetectedBoxes:
-        """Frames [N, S, S, 3] uint8 BGR, where S is `frame_size`, to boxes and scores; N may be 0.
+        """Frames [N, height, width, 3] uint8 BGR of `frame_size` to boxes and scores; N may be 0.
 
         Raises:
             GeometryError: the frames have another shape or type.
@@ -128,7 +102,9 @@ class PeopleDetector:
         self._frames.check(frames)
         if len(frames) == 0:
             return DetectedBoxes(np.zeros((0, 0, 4), np.float32), np.zeros((0, 0), np.float32))
-        return self.layout.read(self._session.run({self._frames.name: frames}))
+        if self._picture.shape[0] == 1 and len(frames) > 1:
+            return _together([self.run(frame[None]) for frame in frames])
+        return self.layout.read(self._session.run(self._feed(self._prepared(frames))), self._reading)
 
     def describe(self) -> SessionDescription:
         """What runs the network."""
@@ -146,17 +122,32 @@ class PeopleDetector:
         """Close it."""
         self.close()
 
-    def _recognise(self) -> Layout:
-        for layout in LAYOUTS:
-            if layout.fits(self._session):
-                return layout
-        known = "; ".join(f"{', '.join(map(str, (*layout.inputs, *layout.outputs)))}" for layout in LAYOUTS)
-        found = ", ".join(map(str, (*self._session.inputs, *self._session.outputs)))
-        raise ModelError(f"expected a people detector of a known layout ({known}), received a network of {found}")
+    def _takes_pictures(self) -> bool:
+        """Whether the inputs are frames, one or any number at once, and at most their sizes beside them."""
+        others = [spec for spec in self._session.inputs if spec.name != self._picture.name]
+        sizes = all(len(spec.shape) == 2 and spec.shape[1] == 2 for spec in others)
+        return _channels(self._picture) is not None and self._picture.shape[0] in (None, 1) and len(others) <= 1 and sizes
 
-    def _check(self) -> None:
+    def _prepared(self, frames: NDArray[np.uint8]) -> NDArray[np.generic]:
+        """Frames in the network's colours, scale and type, channels last."""
+        how = self.layout.preparation
+        colours = frames[..., ::-1] if how.rgb else frames
+        if self._picture.dtype == "uint8":
+            return colours
+        scaled = (colours - np.array(how.mean, np.float32)) / np.array(how.std, np.float32)
+        return np.asarray(scaled.astype(self._picture.dtype))
+
+    def _feed(self, prepared: NDArray[np.generic]) -> Arrays:
+        """All inputs of the network."""
+        arrays: Arrays = {self._picture.name: prepared.transpose(0, 3, 1, 2) if self._first else prepared}
+        for spec in self._session.inputs:
+            if spec.name != self._picture.name:
+                arrays[spec.name] = np.tile(np.array(self.frame_size, spec.dtype), (len(prepared), 1))
+        return arrays
+
+    def _check(self, black: NDArray[np.uint8]) -> None:
         try:
-            found = self.run(np.zeros((1, self.frame_size, self.frame_size, 3), np.uint8))
+            found = self.run(black)
         except GeometryError as error:
             raise ModelError(f"the people detector breaks its contract: {error}") from error
         if len(found.boxes) != 1 or not (np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()):
@@ -164,6 +155,37 @@ class PeopleDetector:
                 f"expected finite boxes [1, K, 4] and scores [1, K] from the people detector, received "
                 f"{list(found.boxes.shape)} and {list(found.scores.shape)}"
             )
+
+
+TYPES = ("uint8", "float16", "float32")
+"""What the numbers of a network's frames may be."""
+
+
+def _channels(spec: ArraySpec) -> int | None:
+    """The axis of the three colours of an input of frames, 1 or 3; None where it is no such input."""
+    if len(spec.shape) != 4 or spec.dtype not in TYPES:
+        return None
+    return next((axis for axis in (3, 1) if spec.shape[axis] == 3), None)
+
+
+def _frame_size(spec: ArraySpec, metadata: Mapping[str, str], *, first: bool) -> tuple[int, int]:
+    """Width and height of the frames: those of the input, or what `free_sides` says where they are free."""
+    height, width = spec.shape[2:] if first else spec.shape[1:3]
+    free = free_sides(metadata)
+    size = width or free[1], height or free[0]
+    if not all(32 <= side <= 4096 for side in size):
+        raise ModelError(f"expected a people detector of frames of 32 to 4096 px, received one of {size[0]}x{size[1]} px")
+    return size
+
+
+def _together(found: list[DetectedBoxes]) -> DetectedBoxes:
+    """What was found in several frames, filled up with scores of 0."""
+    most = max(boxes.scores.shape[1] for boxes in found)
+    fill = [most - boxes.scores.shape[1] for boxes in found]
+    return DetectedBoxes(
+        np.concatenate([np.pad(b.boxes, ((0, 0), (0, n), (0, 0))) for b, n in zip(found, fill, strict=True)]),
+        np.concatenate([np.pad(b.scores, ((0, 0), (0, n))) for b, n in zip(found, fill, strict=True)]),
+    )
 
 
 def without_duplicates(

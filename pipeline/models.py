@@ -51,23 +51,26 @@ def open_models(
     random_weights: bool = False,
     threads: int | None = None,
     max_batch: int | None = None,
-    find_people: bool = True,
+    detector: str | None = weights.DETECTOR_NAME,
+    person: str | None = None,
 ) -> Models:
     """Open the networks of a run.
 
     Args:
         model, runtime, precision, random_weights, threads, max_batch: as for `open_model`.
-        find_people: whether the people detector is wanted; random weights never have one.
+        detector, person: as for `open_detector`; None for no detector, as random weights have none in any case.
 
     Raises:
         CheckpointError, ModelError, RuntimeUnavailableError: they cannot be opened.
     """
     poses = open_model(model, runtime, precision=precision, random_weights=random_weights, threads=threads, max_batch=max_batch)
     _log.info("model %s (%s) runs in %s", poses.info.name, poses.info.variant.name, poses.describe())
-    if not find_people or random_weights:
+    if detector is None or random_weights:
         return Models(poses, None)
     try:
-        return Models(poses, open_detector(runtime, threads=threads, max_batch=max_batch))
+        people = open_detector(runtime, detector=detector, person=person, threads=threads, max_batch=max_batch)
+        _log.info("people detector %s (%s) runs in %s", people.name, people.about, people.describe())
+        return Models(poses, people)
     except BaseException:
         poses.close()
         raise
@@ -126,11 +129,32 @@ def _random_checkpoint(variant: str) -> VerifiedCheckpoint:
     return verify_state(random_state(Variant[variant.upper()]), source=f"{variant.lower()}-random")
 
 
-def open_detector(runtime: str = "auto", *, threads: int | None = None, max_batch: int | None = None) -> PeopleDetector:
-    """Open the package's people detector, in the runtime of the pose network where that runs it.
+def open_detector(
+    runtime: str = "auto",
+    *,
+    detector: str = weights.DETECTOR_NAME,
+    person: str | None = None,
+    threads: int | None = None,
+    max_batch: int | None = None,
+) -> PeopleDetector:
+    """Open a people detector, in the runtime of the pose network where that runs it.
+
+    Args:
+        runtime, threads: as in `RunConfig`.
+        detector, person: as `detector` and `detector_class` in `RunConfig`.
+        max_batch: frames of several callers that go through the network at once at most; None for one caller.
 
     Raises:
         CheckpointError, ModelError, RuntimeUnavailableError: it cannot be opened.
     """
+    path = weights.detector() if detector == weights.DETECTOR_NAME else Path(detector)
+    opened = partial(open_people_detector, max_batch=max_batch, person=person, name=Path(detector).name)
+    if is_engine(path):
+        return opened(path)
+    if path.suffix != ".onnx" or not path.exists():
+        raise ModelError(
+            f"expected a people detector: {weights.DETECTOR_NAME}, an .onnx or an .engine file; received {detector!r}, which "
+            "is none of them"
+        )
     fits = runtime in RUNTIMES and RUNTIMES[runtime].runs == EXPORTED
-    return open_people_detector(weights.detector(), runtime if fits else "auto", threads=threads, max_batch=max_batch)
+    return opened(path, runtime if fits else "auto", threads=threads)

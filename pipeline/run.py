@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from convnextpose import weights
 from convnextpose.camera import Intrinsics, RootDepthSource
 from convnextpose.errors import GeometryError, SinkError, SourceError
 from engines.manifest import is_engine
@@ -110,6 +111,9 @@ class RunConfig:
         formats: names of the formats that results are written in (`pipeline.formats.table.FORMATS`).
         overwrite: whether results that are there already may be replaced.
         boxes: file of the people's boxes, or None to find and follow everybody.
+        detector: what finds people: `xs`, the package's own, or the path of a people detector as an `.onnx` file, of any layout
+            in `engines.layouts`, or as an `.engine` file with its manifest beside it.
+        detector_class: the detector's class that people are, by name or number, or None for what its file says.
         camera: the true intrinsics, or None to assume a field of view.
         trace: file for the timeline of every frame, or None.
         random_weights: replace the model's weights by random numbers, for benchmarks.
@@ -139,6 +143,8 @@ class RunConfig:
     formats: tuple[str, ...] = DEFAULT_FORMATS
     overwrite: bool = False
     boxes: Path | None = None
+    detector: str = weights.DETECTOR_NAME
+    detector_class: str | None = None
     camera: Intrinsics | None = None
     trace: Path | None = None
     random_weights: bool = False
@@ -180,6 +186,8 @@ class RunConfig:
             raise ValueError(f"expected decode auto, {', '.join(kind.value for kind in Decode)}, received {self.decode!r}")
         if self.segment_s is not None and not self.segment_s >= 1:
             raise ValueError(f"expected segments of at least 1 s, received {self.segment_s:g} s")
+        if self.boxes is not None and (self.detector != weights.DETECTOR_NAME or self.detector_class is not None):
+            raise ValueError("expected boxes or a people detector, received both: boxes are read as they are")
         if self.boxes is not None and len(self.source_list) > 1:
             raise ValueError(f"expected one source where boxes are given, received {len(self.source_list)}")
 
@@ -236,8 +244,13 @@ def _keep_apart(config: RunConfig, folders: Sequence[Path]) -> None:
     Raises:
         SinkError: naming the file.
     """
-    inputs = [*(entry.uri for entry in config.source_list), *([config.boxes] if config.boxes else []), config.model]
-    read = {Path(path).resolve() for path in inputs if Path(path).exists()}  # the model may be a name
+    inputs = [
+        *(entry.uri for entry in config.source_list),
+        *([config.boxes] if config.boxes else []),
+        config.model,
+        config.detector,
+    ]
+    read = {Path(path).resolve() for path in inputs if Path(path).exists()}  # models may be names
     names = [FORMATS[name].file_name for name in config.formats]
     written = [folder / name for folder in folders for name in names] if config.out else []
     written += [config.out / SUMMARY_NAME] if config.out else []
@@ -308,7 +321,8 @@ def open_pipeline(config: RunConfig, models: Models | None = None) -> Pipeline:
                 random_weights=config.random_weights,
                 threads=config.threads,
                 max_batch=MAX_BATCH if len(sources) > 1 else None,
-                find_people=given is None,
+                detector=config.detector if given is None else None,
+                person=config.detector_class,
             )
             opened.callback(models.close)
             owned = [models.close]
@@ -367,4 +381,5 @@ def open_pipeline(config: RunConfig, models: Models | None = None) -> Pipeline:
         if config.out is not None:
             at_end = partial(write_summary, out=config.out, overwrite=config.overwrite)
         opened.pop_all()
-    return Pipeline(streams, models=owned, views=views, trace=trace, at_end=at_end)
+    about = None if detector is None else f"{detector.name} ({detector.about}), {detector.describe()}"
+    return Pipeline(streams, models=owned, detector=about, views=views, trace=trace, at_end=at_end)

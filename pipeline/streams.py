@@ -484,12 +484,14 @@ class Pipeline:
     Args:
         streams: one for each source.
         models: what is closed when the last stream has ended.
+        detector: what finds the people, for people to read; None where nothing does.
         views: show the newest frames while it runs.
         trace: takes every timeline, or None.
         at_end: is called when all is closed; writes the summary and returns its path.
 
     Attributes:
         streams: one for each source.
+        detector: what finds the people, or None.
         viewings: one for each view.
         summary: the summary's path, once it is there.
     """
@@ -499,11 +501,13 @@ class Pipeline:
         streams: Sequence[Stream],
         *,
         models: Sequence[Callable[[], None]] = (),
+        detector: str | None = None,
         views: Sequence[View] = (),
         trace: TraceRecorder | None = None,
         at_end: Callable[[Pipeline], Path] | None = None,
     ) -> None:
         self.streams = list(streams)
+        self.detector = detector
         self._trace = trace
         self._trace_lock = threading.Lock()
         self._board: Board[PosedFrame] = Board()

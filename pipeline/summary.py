@@ -25,6 +25,7 @@ def summary_record(pipeline: Pipeline, out: Path) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "error": None if pipeline.error is None else str(pipeline.error),
+        "detector": pipeline.detector,
         "sources": [
             source_record(stream, stream.ledger.counts(), stream.timing) | {"files": _file_records(stream, out)}
             for stream in pipeline.streams

@@ -8,8 +8,10 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
@@ -196,15 +198,26 @@ def _weights() -> list[Finding]:
 
     findings = []
     for name in weights.names():
-        try:
-            found = weights.load(name)
-        except CheckpointError as error:
-            mend = "pip install --force-reinstall convnextpose"
-            findings.append(Finding(f"weights {name}", "broken", str(error), f"--model {name}", mend))
-        else:
-            size = (found.onnx.stat().st_size + found.safetensors.stat().st_size) / 2**20
-            findings.append(Finding(f"weights {name}", "ok", f"hash fits, {size:.1f} MiB", f"--model {name}"))
+        findings.append(_shipped(f"weights {name}", f"--model {name}", partial(_model_files, name)))
+    findings.append(_shipped("people detector", f"--detector {weights.DETECTOR_NAME}", lambda: [weights.detector()]))
     return findings
+
+
+def _model_files(name: str) -> list[Path]:
+    from convnextpose import weights
+
+    found = weights.load(name)
+    return [found.onnx, found.safetensors]
+
+
+def _shipped(what: str, needed_for: str, look: Callable[[], list[Path]]) -> Finding:
+    """Files of the package, whose hashes are checked when they are looked for."""
+    try:
+        files = look()
+    except CheckpointError as error:
+        return Finding(what, "broken", str(error), needed_for, "pip install --force-reinstall convnextpose")
+    size = sum(path.stat().st_size for path in files) / 2**20
+    return Finding(what, "ok", f"hash fits, {size:.1f} MiB", needed_for)
 
 
 def _speed() -> list[Finding]:

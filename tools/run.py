@@ -143,6 +143,22 @@ def run_command(
             "poses.ndjson. Without it everybody is found and followed."
         ),
     ] = None,
+    detector: Annotated[
+        str,
+        typer.Option(
+            metavar="xs|FILE",
+            help="What finds the people: xs, the package's own, or a people detector as an .onnx file (YOLOX, YOLOv5 and "
+            "later, RT-DETR, RF-DETR, RTMDet, SSD: docs/people.md) or an .engine file.",
+        ),
+    ] = weights.DETECTOR_NAME,
+    detector_class: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CLASS",
+            help="The detector's class that people are, by name or number, where its file does not say it.",
+            show_default=False,
+        ),
+    ] = None,
     camera: Annotated[
         Intrinsics | None,
         typer.Option(
@@ -257,6 +273,8 @@ def run_command(
             formats=tuple(name.strip() for name in formats.split(",") if name.strip()),
             overwrite=overwrite,
             boxes=boxes,
+            detector=detector,
+            detector_class=detector_class,
             camera=camera,
             trace=trace,
             random_weights=weights_kind == "random",
@@ -392,6 +410,8 @@ def _print_head(console: Console, pipeline: Pipeline, config: RunConfig) -> None
     console.print(f"runtime  {escape(str(header.runtime))}{escape(_because(config.runtime, runtime))}")
     precision = choose_precision(config.precision, runtime.name, header.model)
     console.print(f"         {precision.name}{escape(_because(config.precision, precision))}")
+    if pipeline.detector is not None:
+        console.print(f"detector {escape(pipeline.detector)}")
     guessed = [s.header.source for s in pipeline.streams if s.header.root_depth_source is RootDepthSource.ASSUMED_FOV]
     depth = "an assumed field of view: depths and scale are a guess" if guessed else "the given camera"
     of = f" for {', '.join(guessed)}" if 0 < len(guessed) < len(pipeline.streams) else ""

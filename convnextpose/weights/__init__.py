@@ -24,6 +24,8 @@ DEMO_CLIP = FOLDER / "demo.mp4"
 DEMO_TRUTH = FOLDER / "demo_truth.json"
 CALIBRATION = FOLDER / "calibration.npz"
 DETECTOR = "detector"
+DETECTOR_NAME = "xs"
+"""What `--detector` calls the people detector."""
 INT8_SUFFIX = "int8.onnx"
 """How the name of a model in INT8 ends."""
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from convnextpose.crop import Box
 from convnextpose.errors import GeometryError
+from engines.layouts import Placement
 from engines.people import PeopleDetector, without_duplicates
 from pipeline.types import Frame
 
@@ -41,21 +42,37 @@ def detections_of(detector: PeopleDetector) -> Callable[[Frame], list[Detection]
 def detect(detector: PeopleDetector, image: NDArray[np.uint8], min_score: float) -> list[Detection]:
     """The people whom the detector sees in a BGR picture [H, W, 3] uint8, the surest first, without duplicates."""
     height, width = image.shape[:2]
-    side = detector.frame_size
-    scale = side / max(width, height)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    letterbox = np.zeros((1, side, side, 3), np.uint8)
-    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    letterbox[0, : size[1], : size[0]] = cv2.resize(image, size, interpolation=interpolation)
-    found = detector.run(letterbox)
+    frame, scale, corner = _laid_out(image, detector)
+    found = detector.run(frame[None])
     boxes, scores = found.boxes[0], found.scores[0]
     detections = []
     for index in without_duplicates(boxes, scores, min_score):
-        x, y, w, h = (boxes[index].astype(np.float64) / scale).tolist()
-        shift = 0.5 / scale - 0.5  # pixel centres are at whole numbers in both
+        box_px = boxes[index].astype(np.float64)
+        x, y = (box_px[:2] - corner + 0.5) / scale - 0.5  # pixel centres are at whole numbers in both
+        w, h = box_px[2:] / scale
         try:
-            box = Box(x + shift, y + shift, w, h).clip(width, height)
-        except GeometryError:  # it lies in the letterbox's black part
+            box = Box(float(x), float(y), float(w), float(h)).clip(width, height)
+        except GeometryError:  # it lies beside the picture
             continue
         detections.append(Detection(box, float(scores[index])))
     return detections
+
+
+def _laid_out(
+    image: NDArray[np.uint8], detector: PeopleDetector
+) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.float64]]:
+    """A picture as the detector's frame, with its scale [2] across and down and the place [2] of its corner there, px."""
+    height, width = image.shape[:2]
+    how, (across, down) = detector.layout.preparation, detector.frame_size
+    one = min(across / width, down / height)
+    stretched = how.placement is Placement.STRETCHED
+    scale = np.array([across / width, down / height] if stretched else [one, one])
+    size = (across, down) if stretched else (max(1, round(width * one)), max(1, round(height * one)))
+    interpolation = cv2.INTER_AREA if scale.max() < 1 else cv2.INTER_LINEAR
+    picture = cv2.resize(image, size, interpolation=interpolation)
+    x = y = 0
+    if how.placement is Placement.MIDDLE:  # an odd row is at the end
+        x, y = (across - size[0]) // 2, (down - size[1]) // 2
+    frame = np.full((down, across, 3), how.padding, np.uint8)
+    frame[y : y + size[1], x : x + size[0]] = picture
+    return frame, scale, np.array([x, y], np.float64)

@@ -17,9 +17,10 @@ from convnextpose import weights as shipped
 from convnextpose.crop import Box
 from convnextpose.errors import CheckpointError, GeometryError, ModelError, ParityError, RuntimeUnavailableError
 from engines.export import export_detector
+from engines.layouts import DetectedBoxes
 from engines.opening import open_people_detector
 from engines.parity import DetectorParity, compare_detectors, noise_frames
-from engines.people import DetectedBoxes, PeopleDetector, overlaps, people_specs, without_duplicates
+from engines.people import PeopleDetector, overlaps, people_specs, without_duplicates
 from engines.session import SessionDescription
 from engines.sessions.base import LockedSession
 from pipeline.people.detection import DETECTION_SCORE, detect
@@ -95,7 +96,7 @@ def exported(weights):
 def test_every_runtime_agrees_with_pytorch(weights, exported, runtime):
     pytest.importorskip(runtime)
     detector, reference = open_people_detector(exported, runtime, threads=1), open_people_detector(weights, "torch")
-    assert (detector.describe().name, detector.frame_size) == (runtime, FRAME_SIZE)
+    assert (detector.describe().name, detector.frame_size) == (runtime, (FRAME_SIZE, FRAME_SIZE))
     frames = noise_frames(3, FRAME_SIZE)
     compare_detectors(reference, detector, frames).check()
     found = detector.run(frames)
@@ -173,8 +174,8 @@ def test_files_that_are_no_detector_are_refused(tmp_path, exported):
 @pytest.mark.parametrize(
     ("size", "outputs", "message"),
     [
-        ((None, 96, 64, 3), {}, "square frames"),
-        ((None, 96, None, 3), {}, "square frames"),
+        ((None, 96, 5000, 3), {}, "frames of 32 to 4096 px"),
+        ((2, 96, 96, 3), {}, "known layout"),
         ((None, 96, 96, 4), {}, "known layout"),
         ((None, 96, 96, 3), {"scores": (2, 3)}, r"expected boxes \[N, K, 4\] and scores \[N, K\], received \[1, 2, 4\]"),
         ((None, 96, 96, 3), {"boxes": (5, 2, 4), "scores": (5, 2)}, "from the people detector, received"),

@@ -9,7 +9,7 @@ import numpy as np
 
 from convnextpose.skeleton import HUMAN36M
 from convnextpose.variants import Variant
-from engines.people import DetectedBoxes
+from engines.layouts import BOXES_AND_SCORES, DetectedBoxes
 from engines.pose import ModelInfo, Predictions, check_crops
 from engines.session import SessionDescription
 
@@ -52,7 +52,8 @@ class BlobModel:
 class BlobDetector:
     """Behaves as an `engines.people.PeopleDetector`: sees bright pixels as one person, and always a person where nobody is."""
 
-    frame_size = 384
+    frame_size = 384, 384
+    layout = BOXES_AND_SCORES
 
     def __init__(self):
         self.frames = 0

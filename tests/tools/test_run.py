@@ -323,6 +323,8 @@ def test_an_empty_room_gives_no_pose(tmp_path):
         (("run", "CLIP", "--out", "OUT", "--model", "nothing"), "'nothing'"),
         (("run", "CLIP", "--out", "OUT", "--model", "pyproject.toml"), "pyproject.toml"),
         (("run", "CLIP", "--out", "OUT", "--model", "README.md.onnx"), "README.md.onnx"),
+        (("run", "CLIP", "--out", "OUT", "--detector", "nothing.onnx"), "'nothing.onnx'"),
+        (("run", "CLIP", "--out", "OUT", "--detector", "pyproject.toml"), "an .onnx or an .engine file"),
         (("run", "CLIP", "--out", "OUT", "--runtime", "magic"), "'magic'"),
         (("run", "CLIP", "--out", "OUT", "--boxes", "pyproject.toml"), "boxes"),
         (("run", "CLIP", "--out", "OUT", "--trace", "pyproject.toml/trace.json"), "trace"),
@@ -348,6 +350,7 @@ def test_what_cannot_be_done_is_said_in_one_sentence(inside, tmp_path, arguments
         ("run", "CLIP", "--out", "OUT", "--threads", "0"),
         ("run", "CLIP", "--out", "OUT", "--formats", "vhs"),
         ("run", "CLIP", "CLIP", "--out", "OUT", "--boxes", "boxes.csv"),
+        ("run", "CLIP", "--out", "OUT", "--boxes", "boxes.csv", "--detector", "people.onnx"),
         ("fly",),
     ],
 )

@@ -1,13 +1,17 @@
 """What the detector sees, in the picture's own pixels, and how a run follows it up in real pictures of a blob."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from convnextpose import weights
 from convnextpose.crop import Box
+from convnextpose.errors import SinkError
 from pipeline.estimator import Estimator
 from pipeline.people.detection import detect, detections_of
 from pipeline.people.tracker import PeopleTracker, box_from_joints
+from pipeline.run import RunConfig, open_pipeline
 from pipeline.types import Frame
 from tests.pipeline.blob import BlobDetector, BlobModel, picture
 
@@ -25,7 +29,7 @@ def test_detected_boxes_are_those_of_the_picture(width, height, size, across, do
     (x, y), (w, h) = ((shape - extent) * (across, down)).round(), extent.round()
     seen = detect(BlobDetector(), picture(width, height, (x, y, w, h)), 0.5)
     box = seen[0].box
-    pixel = max(width, height) / BlobDetector.frame_size  # the letterbox's pixels are this large
+    pixel = max(width, height) / BlobDetector.frame_size[0]  # the letterbox's pixels are this large
     np.testing.assert_allclose([*box.center, box.width, box.height], [x + w / 2, y + h / 2, w, h], atol=2.5 * max(1, pixel))
     for detection in seen:
         detection.box.clip(width, height)  # no part of a box is outside the picture
@@ -72,3 +76,21 @@ def test_pictures_of_several_sources_may_have_one_number():
     for box in ((200, 100, 80, 220), (400, 150, 60, 180)):
         (pose,) = run.step(Frame(picture(640, 480, box), "t", 0, 0.0)).poses
         assert box_from_joints(pose.joints_px).iou(Box(*box)) > 0.7
+
+
+def test_a_run_says_what_finds_the_people(tmp_path):
+    pytest.importorskip("onnx")
+    from tests.engines.detectors import detector
+
+    own = tmp_path / "own.onnx"
+    own.write_bytes(detector("YOLOv8 and later", person=1, metadata={"names": "['dog', 'person', 'cat', 'cow']"}))
+    with open_pipeline(RunConfig(weights.DEMO_CLIP)) as pipeline:
+        assert pipeline.detector.startswith("xs (boxes and scores, 384x384 px), ")
+    with open_pipeline(RunConfig(weights.DEMO_CLIP, detector=str(own))) as pipeline:
+        assert pipeline.detector.startswith("own.onnx (YOLOv8 and later, 128x96 px, people are class 1 (person)), ")
+    with open_pipeline(RunConfig(weights.DEMO_CLIP, detector=str(own), detector_class="cow")) as pipeline:
+        assert "class 3 (cow)" in pipeline.detector
+    with pytest.raises(ValueError, match="expected boxes or a people detector, received both"):
+        RunConfig(weights.DEMO_CLIP, boxes=own, detector=str(own))
+    with pytest.raises(SinkError, match="apart from what they are made from"):
+        open_pipeline(RunConfig(weights.DEMO_CLIP, detector=str(own), trace=own, overwrite=True))
