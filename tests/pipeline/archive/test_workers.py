@@ -86,16 +86,20 @@ def test_a_worker_that_is_killed_costs_one_file_at_most(folder, tmp_path):
     for name in ("a.mp4", "empty.mp4"):
         shutil.copy(folder / name, small / name)
     demo_clip(small / "0 killer.mp4", 3, first=80)
-    run = ArchiveRun(RunConfig(sources=small, out=tmp_path / "out", threads=1), local_crew(1))
-    killed = []
+    crews, killed = [], []
 
-    def kill_while_the_first_file_is_in_work(progress):
-        for worker in multiprocessing.active_children():
-            if progress.in_work and not progress.settled and worker.pid not in killed:
-                killed.append(worker.pid)
-                worker.kill()
+    def open_crew(config, most):
+        crews.append(local_crew(1)(config, most))
+        return crews[0]
 
-    summary = run.run(kill_while_the_first_file_is_in_work)
+    def kill_who_works_on_the_killer(progress):
+        (member,) = crews[0]._members or [None]
+        if member and member.job and member.job.path.name == "0 killer.mp4" and member.process.pid not in killed:
+            killed.append(member.process.pid)
+            member.process.kill()
+
+    run = ArchiveRun(RunConfig(sources=small, out=tmp_path / "out", threads=1), open_crew)
+    summary = run.run(kill_who_works_on_the_killer)
     assert len(killed) == 2
     assert summary.progress.counts == {FAILED: 1, DONE: 1, "unreadable": 1}
     (failed,) = (record for record in summary.troubles if record.status == FAILED)
