@@ -34,12 +34,10 @@ class Server:
     Attributes:
         release: its month, which is its tag: `nvcr.io/nvidia/tritonserver:RELEASE-py3`.
         tensorrt: the TensorRT in it.
-        seen: whether a second source, read for this table, says the same.
     """
 
     release: str
     tensorrt: str
-    seen: bool = False
 
     @property
     def image(self) -> str:
@@ -48,15 +46,15 @@ class Server:
 
 
 SERVERS = tuple(
-    Server(*row)
-    for row in (
-        ("24.05", "10.0.1.6", True), ("24.06", "10.1.0.27"), ("24.07", "10.2.0.19"), ("24.08", "10.3.0.26"),
-        ("24.09", "10.4.0.26"), ("24.10", "10.5.0.18"), ("24.11", "10.6.0.26"), ("24.12", "10.7.0.23", True),
-        ("25.02", "10.8.0.43"), ("25.04", "10.9.0.34", True), ("25.05", "10.10.0.31"), ("25.07", "10.11.0.33", True),
-        ("25.08", "10.13.2.6"), ("25.10", "10.13.3.9"), ("25.12", "10.14.1.48"),
+    Server(release, tensorrt)
+    for release, tensorrt in (
+        ("24.05", "10.0.1.6"), ("24.06", "10.1.0.27"), ("24.07", "10.2.0.19"), ("24.08", "10.3.0.26"), ("24.09", "10.4.0.26"),
+        ("24.10", "10.5.0.18"), ("24.11", "10.6.0.26"), ("24.12", "10.7.0.23"), ("25.02", "10.8.0.43"), ("25.03", "10.9.0.34"),
+        ("25.05", "10.10.0.31"), ("25.06", "10.11.0.33"), ("25.08", "10.13.2.6"), ("25.10", "10.13.3.9"),
+        ("25.12", "10.14.1.48"),
     )
 )  # fmt: skip
-"""The newest release with each TensorRT. docs/triton.md says where each row comes from, and how to ask an image itself."""
+"""A release with each TensorRT. docs/triton.md says where each row comes from, and how to ask an image itself."""
 
 
 @dataclass(frozen=True)

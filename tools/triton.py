@@ -46,6 +46,7 @@ def triton_command(
     else:
         image = written.server.image
         console.print(f"server   {image} (TensorRT {written.server.tensorrt}; the engine needs {escape(written.tensorrt)})")
+        console.print(f"check    docker run --rm {image} sh -c 'env | grep TRT_VERSION'", soft_wrap=True)
     gpus = "" if written.tensorrt is None else "--gpus all "
     console.print(
         f"serve    docker run --rm {gpus}-p 8000:8000 -v {escape(str(out.resolve()))}:/models {image} tritonserver "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import ModuleType
@@ -119,10 +119,6 @@ class JobLedger:
     def owner_of(self, place: str) -> str | None:
         """The file whose results a place belongs to; places that differ only in case are one."""
         return self._places.get(place.casefold())
-
-    def whole(self) -> Iterator[JobRecord]:
-        """The files that have results: what a data set of the whole archive is made from."""
-        return (record for record in self._by_file.values() if record.has_results)
 
     def add(self, record: JobRecord) -> None:
         """Write an outcome; it is on the disk when this returns.

@@ -105,10 +105,9 @@ class RayCrew:
         self._class = ray.remote(max_restarts=0, **self._needs)(_Actor)
         count = workers or self._fitting()
         if count < 1:
+            told = f"expected a cluster with room for a worker ({self._needs_text()}), received one with {self._resources()}"
             self._leave()
-            raise RuntimeUnavailableError(
-                f"expected a cluster with room for a worker ({self._needs_text()}), received one with {self._resources()}"
-            )
+            raise RuntimeUnavailableError(told)
         self._members = [self._hire() for _ in range(min(count, most))]
 
     @property

@@ -1,10 +1,15 @@
 """Real workers: processes with models, on real files; and the command line."""
 
+import contextlib
+import importlib.util
 import json
 import multiprocessing
+import random
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from itertools import islice
 from pathlib import Path
 
@@ -12,9 +17,10 @@ import av
 import pytest
 
 from convnextpose import weights
-from convnextpose.errors import ModelError
+from convnextpose.errors import ModelError, RuntimeUnavailableError
 from pipeline.archive.crew import LocalCrew, local_crew
 from pipeline.archive.ledger import DAMAGED, DONE, FAILED
+from pipeline.archive.on_ray import ray_crew
 from pipeline.archive.run import ArchiveRun
 from pipeline.formats.records import read_poses
 from pipeline.run import RunConfig
@@ -80,21 +86,90 @@ def test_a_worker_that_is_killed_costs_one_file_at_most(folder, tmp_path):
     for name in ("a.mp4", "empty.mp4"):
         shutil.copy(folder / name, small / name)
     demo_clip(small / "0 killer.mp4", 3, first=80)
-    run = ArchiveRun(RunConfig(sources=small, out=tmp_path / "out", threads=1), local_crew(1))
-    killed = []
+    crews, killed = [], []
 
-    def kill_while_the_first_file_is_in_work(progress):
-        for worker in multiprocessing.active_children():
-            if progress.in_work and not progress.settled and worker.pid not in killed:
-                killed.append(worker.pid)
-                worker.kill()
+    def open_crew(config, most):
+        crews.append(local_crew(1)(config, most))
+        return crews[0]
 
-    summary = run.run(kill_while_the_first_file_is_in_work)
+    def kill_who_works_on_the_killer(progress):
+        (member,) = crews[0]._members or [None]
+        if member and member.job and member.job.path.name == "0 killer.mp4" and member.process.pid not in killed:
+            killed.append(member.process.pid)
+            member.process.kill()
+
+    run = ArchiveRun(RunConfig(sources=small, out=tmp_path / "out", threads=1), open_crew)
+    summary = run.run(kill_who_works_on_the_killer)
     assert len(killed) == 2
     assert summary.progress.counts == {FAILED: 1, DONE: 1, "unreadable": 1}
     (failed,) = (record for record in summary.troubles if record.status == FAILED)
     assert failed.file.endswith("0 killer.mp4") and "killed by SIGKILL" in failed.reason and "2 times" in failed.reason
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed: test_ray.py")
+def test_without_ray_its_option_is_told_in_a_sentence(folder, tmp_path):
+    with pytest.raises(RuntimeUnavailableError, match="--ray needs Ray"):
+        ArchiveRun(RunConfig(sources=folder, out=tmp_path / "out"), ray_crew("local")).run()
+
+
+def session_of(process):
+    """The processes of a session that still run, by number: Linux alone tells."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+            found += [int(stat.parent.name)] if session == str(process.pid) and state != "Z" else []
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
+def test_the_command_killed_at_random_moments_goes_on_and_leaves_no_worker(tmp_path):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for number in range(24):
+        demo_clip(folder / f"{number}.mp4", 4, first=8 * number)
+    chance = random.Random(0)
+    command = [
+        sys.executable,
+        "-m",
+        "tools.main",
+        "archive",
+        str(folder),
+        "--out",
+        str(out),
+        "--workers",
+        "2",
+        "--threads",
+        "1",
+    ]
+    kills, result = 0, None
+    while result is None:
+        lines = count_lines(out)
+        process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL)
+        while process.poll() is None and count_lines(out) <= lines and chance.random() > 0.003:
+            time.sleep(0.05)
+        if kills < 8:
+            time.sleep(chance.uniform(0, 1))
+            process.kill()
+            kills += 1
+        result = process.wait() if kills == 8 and process.poll() is None else process.returncode
+        result = None if result == -signal.SIGKILL else result
+        deadline = time.monotonic() + 20
+        while session_of(process) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert session_of(process) == [], "its workers ended with it"
+    assert result == 0 and kills == 8
+    records = [json.loads(line) for line in (out / "ledger.ndjson").read_text().splitlines()[1:]]
+    assert sorted(record["file"] for record in records) == sorted(str(path) for path in folder.iterdir()), "each once"
+    assert {record["status"] for record in records} == {DONE}
+    assert all(len(read_poses(out / "in" / f"{n}.mp4" / "poses.ndjson").frames) == 4 for n in range(24))
+    assert not (out / ".partial").exists()
+
+
+def count_lines(out):
+    return (out / "ledger.ndjson").read_bytes().count(b"\n") if (out / "ledger.ndjson").exists() else 0
 
 
 def test_models_that_cannot_be_opened_end_the_run_with_their_sentence(folder, tmp_path):
