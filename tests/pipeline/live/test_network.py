@@ -15,6 +15,7 @@ import pytest
 
 from convnextpose.errors import SourceError
 from pipeline.sources import Patience, open_source
+from tests.cases import fast_first
 from tests.pipeline.live.servers import (
     Mjpeg,
     MuteServer,
@@ -116,7 +117,7 @@ def test_pyav_584_a_server_that_accepts_and_sends_nothing():
             watcher.until_state("lost", "mute")
 
 
-@pytest.mark.parametrize("scheme", ["rtsp", "udp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("http", "rtp"))])
+@pytest.mark.parametrize("scheme", fast_first(["rtsp", "udp", "http", "rtp"], 2))
 def test_inference_685_closing_takes_no_time_whatever_a_camera_does(scheme):
     """The worker ends later, at the library's time-out."""
     patience = Patience(open_s=4, read_s=4)
