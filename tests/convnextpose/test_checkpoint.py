@@ -22,6 +22,7 @@ from convnextpose.variants import Variant
 
 torch = pytest.importorskip("torch")
 from convnextpose.network import build_network, expected_shapes, random_state  # noqa: E402 (it needs torch)
+from tests.cases import fast_first  # noqa: E402
 
 FINAL = "head.final_layer.weight"
 PUBLISHED = [
@@ -40,7 +41,7 @@ def assert_holds(checkpoint, state):
 # What is accepted
 
 
-@pytest.mark.parametrize(("name", "variant", "numbered"), PUBLISHED, ids=[v.name for _, v, _ in PUBLISHED])
+@pytest.mark.parametrize(("name", "variant", "numbered"), fast_first(PUBLISHED), ids=[v.name for _, v, _ in PUBLISHED])
 def test_the_published_files(name, variant, numbered, published, tmp_path):
     state = random_state(variant, seed=3)
     path = published(tmp_path / name, state, numbered=numbered)
@@ -87,7 +88,7 @@ def test_the_legacy_format(numbered, xs_state, published, tmp_path):
     assert_holds(verify(published(tmp_path / "m.pth", xs_state, legacy=True, numbered=numbered)), xs_state)
 
 
-@pytest.mark.parametrize("variant", Variant)
+@pytest.mark.parametrize("variant", fast_first(Variant))
 def test_21_joints(variant, published, tmp_path):
     state = random_state(variant, joint_count=21)
     checkpoint = verify_state(state, source="random")
@@ -257,7 +258,7 @@ def test_the_hash_of_a_state_is_of_its_tensors_whatever_their_names_format(xs_st
     assert verify_state(xs_state, source="a", sha256="ab" * 32).sha256 == "ab" * 32
 
 
-@pytest.mark.parametrize("variant", Variant)
+@pytest.mark.parametrize("variant", fast_first(Variant))
 def test_the_report_counts_what_the_tensors_show(variant):
     spec = variant.spec
     state = dict(random_state(variant))

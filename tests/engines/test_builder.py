@@ -22,6 +22,7 @@ from engines.tensorrt import builder as building
 from engines.tensorrt.builder import BuildOptions, build_engine, convolution_types, read_layers
 from engines.tensorrt.device import Gpu
 from engines.tensorrt.module import Library, load_library
+from tests.cases import fast_first
 from tests.engines.test_precision import Graph
 
 pytest.importorskip("onnxruntime", reason="it quantises")
@@ -59,11 +60,7 @@ def full(rtx, monkeypatch):
 # Real engines
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [Variant.XS, *(pytest.param(variant, marks=pytest.mark.slow) for variant in Variant if variant is not Variant.XS)],
-    ids=lambda variant: variant.name,
-)
+@pytest.mark.parametrize("variant", fast_first(Variant), ids=lambda variant: variant.name)
 def test_every_variant_computes_in_what_was_asked_for(variant, rtx, people):
     """FP16 and INT8 for three desktop targets, and the types of every convolution from the library's own log."""
     exported = pose_graph(verify_state(random_state(variant), source="random"), name="any", random=True)

@@ -19,6 +19,7 @@ from engines.export import export
 from engines.folding import contract_network
 from engines.graph import pose_graph
 from engines.opening import open_pose_model
+from tests.cases import fast_first
 
 PX, MM, SCORE = 1e-3, 1e-2, 1e-5
 
@@ -45,9 +46,7 @@ def assert_varied(joints):
 
 
 @pytest.mark.parametrize(
-    ("variant", "joint_count"),
-    [(Variant.XS, 21), *(pytest.param(variant, 18, marks=pytest.mark.slow) for variant in (Variant.S, Variant.M, Variant.L))],
-    ids=str,
+    ("variant", "joint_count"), fast_first([(Variant.XS, 21), (Variant.S, 18), (Variant.M, 18), (Variant.L, 18)]), ids=str
 )
 def test_the_graph_equals_the_unfolded_network(variant, joint_count, crops):
     checkpoint = verify_state(random_state(variant, joint_count), source="random")

@@ -26,6 +26,7 @@ from engines.precision import (
     to_fp16,
     to_int8,
 )
+from tests.cases import fast_first
 
 pytest.importorskip("onnxruntime", reason="it quantises")
 T = onnx.TensorProto
@@ -100,9 +101,7 @@ def reference(shipped):
 
 
 @pytest.mark.parametrize(
-    ("variant", "joint_count"),
-    [(Variant.XS, 21), *(pytest.param(variant, 18, marks=pytest.mark.slow) for variant in (Variant.S, Variant.M, Variant.L))],
-    ids=str,
+    ("variant", "joint_count"), fast_first([(Variant.XS, 21), (Variant.S, 18), (Variant.M, 18), (Variant.L, 18)]), ids=str
 )
 def test_every_variant_in_fp16(variant, joint_count, people):
     checkpoint = verify_state(random_state(variant, joint_count), source="random")

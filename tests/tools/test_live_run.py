@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.formats.records import read_poses
+from tests.cases import fast_first
 from tests.pipeline.live.servers import Mjpeg, MuteServer, WebServer
 
 ROOT = Path(__file__).parent.parent.parent
@@ -28,9 +29,7 @@ def wait_for_head(process):
     return lines
 
 
-@pytest.mark.parametrize(
-    ("number", "told"), [(signal.SIGINT, "Ctrl-C"), pytest.param(signal.SIGTERM, "SIGTERM", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("number", "told"), fast_first([(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")]))
 def test_a_signal_ends_a_run_at_once_whatever_its_cameras_do(tmp_path, number, told):
     """One is absent, one is mute, one is live: the mute one alone would take 10 s to be given up."""
     camera = Mjpeg(rate=5)

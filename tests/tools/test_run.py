@@ -21,6 +21,7 @@ from benchmarks.accuracy import score
 from convnextpose import weights
 from engines.sessions.openvino import cpu_precisions
 from pipeline.timeline import STAGES
+from tests.cases import fast_first
 from tools.run import _open_browser
 
 ROOT = Path(__file__).parent.parent.parent
@@ -257,7 +258,7 @@ def test_random_weights_stamp_every_output(short_clip, tmp_path):
         assert json.loads(str(arrays["header"]))["model"]["random"] is True
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", pytest.param("torch", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runtime", fast_first(["onnxruntime", "torch"]))
 def test_every_runtime_gives_the_same_poses(demo_run, short_clip, tmp_path, runtime):
     out = tmp_path / "out"
     boxes = demo_run[0] / "poses.ndjson"
@@ -272,7 +273,7 @@ def test_every_runtime_gives_the_same_poses(demo_run, short_clip, tmp_path, runt
     assert np.abs(results[0] - results[1]).max() < 0.01
 
 
-@pytest.mark.parametrize("precision", ["auto", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bf16", "int8"))])
+@pytest.mark.parametrize("precision", fast_first(["auto", "bf16", "int8"]))
 def test_every_precision_gives_about_the_same_poses(demo_run, short_clip, tmp_path, precision):
     pytest.importorskip("openvino")
     if precision == "bf16" and precision not in cpu_precisions():
@@ -363,11 +364,7 @@ def test_wrong_use_is_exit_code_2(inside, tmp_path, arguments):
 
 @pytest.mark.parametrize(
     ("number", "told"),
-    [
-        (signal.SIGTERM, "SIGTERM"),
-        pytest.param(signal.SIGINT, "Ctrl-C", marks=pytest.mark.slow),
-        pytest.param(signal.SIGHUP, "SIGHUP", marks=pytest.mark.slow),
-    ],
+    fast_first([(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C"), (signal.SIGHUP, "SIGHUP")]),
 )
 def test_a_signal_keeps_what_was_finished(tmp_path, number, told):
     out = tmp_path / "out"

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 torch = pytest.importorskip("torch")
+from tests.cases import fast_first  # noqa: E402
 from tests.training import test_real  # noqa: E402
 from training import ablate  # noqa: E402
 from training.ablate import BASE, CHOICES, PEOPLE, Base, Choice, KeptChunks, PlainBranches, measure, table  # noqa: E402
@@ -39,10 +40,7 @@ def test_the_same_choice_gives_the_same_figures(sets, base):
     assert measure(CHOICES[BASE], PLAN, CPU, sets) == base
 
 
-OTHERS = [name for name, choice in CHOICES.items() if choice.trainer is not Base]
-
-
-@pytest.mark.parametrize("name", [OTHERS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS[1:])])
+@pytest.mark.parametrize("name", fast_first(name for name, choice in CHOICES.items() if choice.trainer is not Base))
 def test_another_trainer_is_another_run(sets, base, name):
     assert measure(CHOICES[name], PLAN, CPU, sets) != base
 

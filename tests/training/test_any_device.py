@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import fast_first
 
-@pytest.mark.parametrize("chosen", ["mix or crops_are_rendered", pytest.param("", marks=pytest.mark.slow)])
+
+@pytest.mark.parametrize("chosen", fast_first(["mix or crops_are_rendered", ""]))
 def test_on_any_device(chosen):
     pytest.importorskip("torch")
     tests = Path(__file__).with_name("any_device.py")

@@ -130,6 +130,7 @@ def test_the_truth_scores_best(frames):
     assert any(empty) and score(haunted, frames).false_positives == 1
 
 
+@pytest.mark.slow
 def test_two_slices_are_one(tmp_path):
     whole = run(tmp_path / "whole", PLAN, CPU, held_out_count=0, kind=DetectorTrainer)
     run(tmp_path / "slices", PLAN, CPU, steps=1, held_out_count=0, kind=DetectorTrainer)

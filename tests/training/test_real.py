@@ -217,6 +217,7 @@ def test_the_marks_score_best(people):
     assert moved.median == pytest.approx(0.1 * 2**0.5)
 
 
+@pytest.mark.slow
 def test_two_slices_with_real_people_are_one(folder, tmp_path):
     whole = run(tmp_path / "whole", PLAN, CPU, data=folder, held_out_count=0)
     run(tmp_path / "slices", PLAN, CPU, data=folder, steps=2, held_out_count=0)

@@ -43,6 +43,7 @@ def test_two_slices_are_one(whole, tmp_path):
     assert resumed.step == 8 and same(resumed, whole[1])
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_run(whole, tmp_path):
     assert not same(run(tmp_path, replace(PLAN, seed=2), CPU, steps=8, held_out_count=0), whole[1])
 
@@ -162,6 +163,7 @@ def test_a_run_of_another_version_is_not_gone_on_with(tmp_path, monkeypatch, cap
     assert "without turned" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_few_crops_can_be_learnt():
     once = {"kept": 1, "filled": 1, "reuse": 1e9, "turned": 0.0, "recoloured": 0.0}
     plan = Plan(size=64, steps=120, batch=8, chunk=8, warmup=5, average=0.9, seed=3, **once)
@@ -171,6 +173,7 @@ def test_a_few_crops_can_be_learnt():
     assert errors[-10:].mean() < 0.25 * errors[:3].mean()
 
 
+@pytest.mark.slow
 def test_weights_of_another_variant_help_where_they_fit(whole):
     plan = replace(PLAN, variant="S")
     trainer = Trainer(plan, CPU)

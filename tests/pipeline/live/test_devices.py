@@ -91,6 +91,7 @@ def test_a_camera_that_is_unplugged_absent_busy_and_back_at_another_size(false_c
     assert false_camera(code, fares="absent") == "done\n"
 
 
+@pytest.mark.slow
 def test_a_driver_that_hangs_holds_nobody_up(false_camera):
     """A read of V4L2 has no time-out; the device is free again when the driver's call comes back."""
     code = """

@@ -15,6 +15,7 @@ import pytest
 
 from convnextpose.errors import SourceError
 from pipeline.sources import Patience, open_source
+from tests.cases import fast_first
 from tests.pipeline.live.servers import (
     Mjpeg,
     MuteServer,
@@ -116,7 +117,7 @@ def test_pyav_584_a_server_that_accepts_and_sends_nothing():
             watcher.until_state("lost", "mute")
 
 
-@pytest.mark.parametrize("scheme", ["rtsp", "http", "udp", "rtp"])
+@pytest.mark.parametrize("scheme", fast_first(["rtsp", "udp", "http", "rtp"], 2))
 def test_inference_685_closing_takes_no_time_whatever_a_camera_does(scheme):
     """The worker ends later, at the library's time-out."""
     patience = Patience(open_s=4, read_s=4)
@@ -132,6 +133,7 @@ def test_a_name_that_nobody_knows_is_told(patience):
         watcher.until_state("lost", "its name is unknown")
 
 
+@pytest.mark.slow
 def test_jetson_utils_161_two_cameras_at_once(rtsp, patience):
     with RtspServer() as one, RtspServer() as two, watch(one.uri, patience) as a, watch(two.uri, patience) as b:
         a.until_frames(10)
@@ -265,6 +267,7 @@ def test_a_playlist_cannot_name_a_file_of_this_computer(patience, tmp_path):
     assert watcher.frames == []
 
 
+@pytest.mark.slow
 def test_hls_whose_server_goes_and_comes_back(patience):
     patience = Patience(open_s=3, read_s=3, stalled_s=1, first_wait_s=0.05, longest_wait_s=0.2)
     answer = Hls(30)
@@ -374,6 +377,7 @@ def test_a_certificate_that_nobody_vouches_for(patience, certificate):
         camera.stop.set()
 
 
+@pytest.mark.slow
 def test_an_rtsps_server_that_nobody_vouches_for(rtsp, patience, certificate, tmp_path):
     both = tmp_path / "both.pem"
     both.write_bytes(certificate[0].read_bytes() + certificate[1].read_bytes())

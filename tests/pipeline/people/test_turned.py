@@ -10,6 +10,7 @@ from convnextpose.errors import SourceError
 from pipeline.run import RunConfig, open_pipeline
 from pipeline.sources import open_source
 from pipeline.sources.orientation import FLIPS
+from tests.cases import fast_first
 
 BACK = {"180": "180", "90": "270", "270": "90"}
 
@@ -30,9 +31,7 @@ def run(tmp_path, pictures, **options):
         return list(pipeline), pipeline.streams[0].ledger.counts()
 
 
-@pytest.mark.parametrize(
-    "turn", ["180", pytest.param("90", marks=pytest.mark.slow), pytest.param("270", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("turn", fast_first(BACK))
 def test_a_picture_that_is_not_upright_is_told_and_can_be_turned(tmp_path, upright, turn):
     expected, counts = run(tmp_path, upright)
     assert counts.with_person == 2
