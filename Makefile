@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO = convnextpose/weights/demo.mp4
 
-.PHONY: demo test test-all test-gpu gpu-check check bench clean
+.PHONY: demo docs test test-all test-gpu gpu-check check bench clean
 
 $(VENV)/base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,14 @@ $(VENV)/dev: $(VENV)/base
 demo: $(VENV)/base
 	$(BIN)/convnextpose run $(DEMO) --out demo-output --camera 620,620,319.5,239.5 --trace demo-output/trace.json --overwrite
 	$(BIN)/python benchmarks/accuracy.py demo-output/poses.npz convnextpose/weights/demo_truth.json
+
+$(VENV)/docs: $(VENV)/base
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	touch $@
+
+# The documentation as a site in site/; every link and anchor within it has to lead somewhere.
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest
@@ -48,4 +56,4 @@ bench: $(VENV)/dev
 	$(BIN)/python benchmarks/host_work.py
 
 clean:
-	rm -rf $(VENV) demo-output build *.egg-info
+	rm -rf $(VENV) demo-output site build *.egg-info

@@ -1,8 +1,10 @@
 """Makes the README's moving picture from a run's video.
 
-    python -m training.crowd clips --only pair                     # a rendered clip: nobody's likeness
+    python -m training.crowd clips --only pair
     convnextpose run clips/pair.mp4 --out results --formats mp4
     python .ci/moving_picture.py results/poses.mp4 docs/images/run.webp
+
+Whoever is in it is rendered.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ from pathlib import Path
 
 import av
 
-WIDTH = 672
-QUALITY = "38"
+WIDTH = 840
+QUALITY = "50"
 """libwebp's, 0..100."""
 
 MAX_BYTES = 1_000_000
@@ -27,7 +29,9 @@ def make(video: Path, picture: Path) -> None:
     """
     with av.open(str(video)) as source, av.open(str(picture), "w", format="webp", options={"loop": "0"}) as target:
         stream = source.streams.video[0]
-        out = target.add_stream("libwebp_anim", rate=stream.average_rate, options={"quality": QUALITY, "compression_level": "3"})
+        out = target.add_stream(
+            "libwebp_anim", rate=stream.average_rate, options={"quality": QUALITY, "compression_level": "3"}
+        )
         out.width, out.height = WIDTH, round(stream.height * WIDTH / stream.width / 2) * 2
         out.pix_fmt = "yuv420p"
         for frame in source.decode(stream):

@@ -1,0 +1,25 @@
+"""Move an avatar in Blender: python examples/stream_to_blender.py CLIP_OR_CAMERA [HOST:PORT]
+
+Poses go out by OSC in the form of VMC (Virtual Motion Capture), which add-ons of Blender, Unity programs and VSeeFace take: let
+the add-on listen to port 39539. It needs `pip install '.[osc]'`; docs/view.md has the axes.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import convnextpose
+from pipeline.views.base import Place
+from pipeline.views.table import ViewConfig
+
+
+def main(source: str, receiver: str = "127.0.0.1:39539") -> None:
+    """Play the source as a camera, and send the newest pose of the person seen longest."""
+    view = ViewConfig("osc-vmc", Place.parse(receiver))
+    with convnextpose.open_pipeline(convnextpose.RunConfig(source, live=True, views=(view,))) as pipeline:
+        pipeline.run()  # the view has a thread of its own and never slows this down
+        print(pipeline.streams[0].ledger.counts())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
