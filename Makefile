@@ -28,7 +28,7 @@ $(VENV)/docs: $(VENV)/base
 
 # The documentation as a site in site/; every link and anchor within it has to lead somewhere.
 docs: $(VENV)/docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest
