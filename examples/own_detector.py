@@ -1,7 +1,8 @@
 """Find people with a detector of your own: python examples/own_detector.py CLIP X,Y,WIDTH,HEIGHT...
 
 A detector is any function from a frame to boxes with scores: a network of yours, a mat with a sensor, or as here places that
-are known, such as the treadmills of a room (px). The pose network has the last word: an empty place has no pose.
+are known, such as the treadmills of a room (px). The pose network has the last word: an empty place has no pose. A network
+in ONNX needs no program: `convnextpose run --detector FILE` (docs/people.md).
 """
 
 from __future__ import annotations
