@@ -35,8 +35,14 @@ class OneEuro:
 BODY = OneEuro(cutoff_hz=1.5, per_speed=0.006)
 """For the joints from the pelvis: chosen by measurement, docs/people.md."""
 
-PLACE = OneEuro(cutoff_hz=0.5, per_speed=0.003)
-"""For the pelvis in camera space, whose depth is the least certain number of a pose."""
+ACROSS = OneEuro(cutoff_hz=1.5, per_speed=0.012)
+"""For the place of the pelvis across the line of sight, which the picture shows: quick, so that nobody walks ahead of the pose."""
+
+DEPTH = OneEuro(cutoff_hz=0.5, per_speed=0.003)
+"""For the depth of the pelvis, the least certain number of a pose."""
+
+_ALONG, _ACROSS = np.array([0.0, 0.0, 1.0]), np.array([1.0, 1.0, 0.0])
+"""What of a place is along the camera's axis, and across it."""
 
 FORGET_S = 1.0
 """Who was not seen for longer begins anew, s."""
@@ -77,8 +83,27 @@ class _Filter:
         return smoothed
 
 
+class _TrackFilter:
+    """One track's filters: of the body, of the pelvis's depth, and of its place across the line of sight.
+
+    Where the pelvis is in the picture is well known, how far away it is is not. Were its place smoothed as a whole, the unsure depth
+    would make the drawn pose trail behind whoever walks.
+    """
+
+    def __init__(self, time_s: float, body: Array, place: Array) -> None:
+        self._body = _Filter(BODY, time_s, body)
+        self._depth = _Filter(DEPTH, time_s, place * _ALONG)
+        self._across = _Filter(ACROSS, time_s, place * _ACROSS)
+
+    def step(self, time_s: float, body: Array, place: Array) -> Array:
+        """The joints in camera space, smoothed, from those about the pelvis [J, 3] and its place [1, 3], mm."""
+        depth = self._depth.step(time_s, place * _ALONG)
+        sight = place * (depth[0, 2] / place[0, 2])  # on the raw line of sight, at the smoothed depth
+        return self._body.step(time_s, body) + depth + self._across.step(time_s, sight * _ACROSS)
+
+
 class PoseSmoother:
-    """Smooths the poses of one source, each track by itself: the body and its place apart, since they are not equally sure.
+    """Smooths the poses of one source, each track by itself.
 
     Args:
         root: the pelvis.
@@ -86,7 +111,7 @@ class PoseSmoother:
 
     def __init__(self, root: int) -> None:
         self._root = root
-        self._filters: dict[int, tuple[float, _Filter, _Filter]] = {}
+        self._filters: dict[int, tuple[float, _TrackFilter]] = {}
 
     def step(self, time_s: float, poses: Sequence[Pose]) -> tuple[Pose, ...]:
         """A frame's poses with `smoothed_mm`."""
@@ -95,11 +120,8 @@ class PoseSmoother:
         for pose in poses:
             place = pose.joints_mm[self._root : self._root + 1]
             body = pose.joints_mm - place
-            if pose.track_id in known:
-                _, of_body, of_place = known[pose.track_id]
-            else:
-                of_body, of_place = _Filter(BODY, time_s, body), _Filter(PLACE, time_s, place)
-            known[pose.track_id] = (time_s, of_body, of_place)
-            result.append(replace(pose, smoothed_mm=of_body.step(time_s, body) + of_place.step(time_s, place)))
+            track = known[pose.track_id][1] if pose.track_id in known else _TrackFilter(time_s, body, place)
+            known[pose.track_id] = (time_s, track)
+            result.append(replace(pose, smoothed_mm=track.step(time_s, body, place)))
         self._filters = known
         return tuple(result)

@@ -53,6 +53,19 @@ def test_jitter_is_halved_at_a_lag_under_30_ms(rate):
     assert delay_s(times, calm, truth) - delay_s(times, seen, truth) < 0.03
 
 
+@pytest.mark.parametrize("rate", [10, 25])
+def test_who_walks_by_is_not_ahead_of_the_pose_in_the_picture_though_the_depth_is_unsure(rate):
+    times = np.arange(0, 4, 1 / rate)
+    noise = np.random.default_rng(0).standard_normal((2, len(times)))
+    depth = 4000 * (1 + 0.05 * noise[0])
+    truth_px = 620 * (1400 * times - 2800) / 4000
+    place = np.stack([(truth_px + 2 * noise[1]) / 620 * depth, 0.1 * depth, depth], axis=-1)
+    calm = smoothed(times, place[:, None] + waving(np.zeros(1)) - [0, 0, 4000])[:, 0]
+    behind_px = (truth_px - 620 * calm[:, 0] / calm[:, 2])[len(times) // 4 :]
+    assert abs(behind_px.mean()) / (620 * 1400 / 4000) < 0.015, "less than 15 ms behind"
+    assert unrest(calm[:, None, 2:]) < 0.6 * unrest(place[:, None, 2:])
+
+
 def test_mediapipe_4507_a_person_at_rest_does_not_jitter():
     times = np.arange(0, 8, 1 / 30)
     rest = np.repeat(waving(np.zeros(1)), len(times), axis=0)
