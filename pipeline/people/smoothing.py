@@ -36,7 +36,8 @@ BODY = OneEuro(cutoff_hz=1.5, per_speed=0.006)
 """For the joints from the pelvis: chosen by measurement, docs/people.md."""
 
 ACROSS = OneEuro(cutoff_hz=1.5, per_speed=0.012)
-"""For the place of the pelvis across the line of sight, which the picture shows: quick, so that nobody walks ahead of the pose."""
+"""For the place of the pelvis across the line of sight, which the picture shows: quick, so that nobody walks ahead
+of the pose."""
 
 DEPTH = OneEuro(cutoff_hz=0.5, per_speed=0.003)
 """For the depth of the pelvis, the least certain number of a pose."""
@@ -86,8 +87,8 @@ class _Filter:
 class _TrackFilter:
     """One track's filters: of the body, of the pelvis's depth, and of its place across the line of sight.
 
-    Where the pelvis is in the picture is well known, how far away it is is not. Were its place smoothed as a whole, the unsure depth
-    would make the drawn pose trail behind whoever walks.
+    The picture shows well where the pelvis is, but not how far away. Were its place smoothed as a whole, the unsure depth would
+    make the drawn pose trail behind whoever walks.
     """
 
     def __init__(self, time_s: float, body: Array, place: Array) -> None:
