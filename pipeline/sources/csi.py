@@ -20,6 +20,7 @@ from pipeline.sources.options import Options, read_options
 from pipeline.sources.orientation import UPRIGHT, Orientation
 from pipeline.sources.patience import Patience
 from pipeline.sources.source import Opening, Source
+from pipeline.sources.uri import brief
 
 GSTREAMER = "gst-launch-1.0"
 
@@ -41,7 +42,7 @@ def open_csi(uri: str, opening: Opening) -> Source:
     """
     number, _, query = uri.split("://", 1)[1].partition("?")
     if not (number.isdecimal() and len(number) < 4):
-        raise SourceError(f"expected csi://0 with the camera's number, received csi://{number}")
+        raise SourceError(f"expected csi://0 with the camera's number, received csi://{brief(number)}")
     options = read_options(query, ("size", "rate", "flip"), f"csi://{number}", opening.options)
     name = f"csi://{number}"
     return LiveSource(name, GstreamerCamera(name, csi_source(int(number), options)).connect, patience=opening.patience)

@@ -43,6 +43,11 @@ def without_password(uri: str | Path) -> str:
     return _SECRET.sub(lambda found: found[0].removesuffix(found[1]) + "***", uri)
 
 
+def brief(text: str, most: int = 120) -> str:
+    """A text of at most so many characters, for messages."""
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
 @dataclass(frozen=True)
 class NetworkUri:
     """The parts of a camera's address in a network.
@@ -81,7 +86,7 @@ class NetworkUri:
         found = re.match(r"(?:\[(?P<six>[^\]]*)\]|(?P<host>[^:/?]*))(?::(?P<port>\d{0,9}))?(?P<path>[/?].*)?$", rest, re.DOTALL)
         if found is None or int(found["port"] or 0) > 65535:
             raise SourceError(
-                f"expected {scheme}://[user:password@]host[:port]/path, received {without_password(uri)}: write what is "
+                f"expected {scheme}://[user:password@]host[:port]/path, received {brief(without_password(uri))}: write what is "
                 "special in a user or password as % and its code, such as %2F for /"
             )
         port = int(found["port"]) if found["port"] else None
