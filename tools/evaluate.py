@@ -24,8 +24,8 @@ app = typer.Typer(help="Score a model on a data set that you have, beside the pa
 
 
 @app.callback()
-def _evaluate() -> None:
-    """So that the data set's name stays a subcommand, though there is one."""
+def evaluate_command() -> None:
+    """Score a model on a data set that you have, beside the paper's figures."""
 
 
 @app.command("human36m")

@@ -21,7 +21,7 @@ Exit codes: 0 done, 1 the job failed, 2 wrong use, 130 stopped by Ctrl-C."""
 
 COMMANDS = {
     "run": "Turn videos and cameras into 3D poses: an annotated MP4, poses as NDJSON and NPZ, a summary.",
-    "archive": "Turn every video below some folders into poses, resumed by the same command after whatever stops it.",
+    "archive": "Turn every video below some folders into poses; run the same command again to go on after anything stopped it.",
     "evaluate": "Score a model on a data set that you have, beside the paper's figures.",
     "verify": "Check checkpoints: which variant their tensors make, and that none is missing, foreign or broken.",
     "export": "Write a verified checkpoint as ONNX, compared with PyTorch before the file is put in place.",
@@ -29,7 +29,7 @@ COMMANDS = {
     "build": "Turn checkpoints into TensorRT engines: verify, export, type, prove, build, and write each with its manifest.",
     "engine": "Look at TensorRT engines.",
     "bench-engine": "Time an engine on the host and on the GPU, for several numbers of crops, beside FP16 PyTorch.",
-    "triton": "Write a model repository for NVIDIA's Triton server: an engine or an exported model with its configuration.",
+    "triton": "Write a model into a repository of Triton: the file, its configuration, and which server fits.",
     "cameras": "List the cameras of this computer with their sizes and frame rates; `convnextpose run` takes their paths.",
     "doctor": "Look at this machine: Python, runtimes, GPU, weights, speed; say what is missing for what and how to mend it.",
 }

@@ -7,6 +7,7 @@ Ray puts no more of them on a node than it holds.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ THREADS = 2
 LOCAL = "local"
 """The address of a cluster of this machine alone, which is started for the run."""
 
+KNOCK_TIME_S = 5.0
 _OPENED = "opened"
 
 
@@ -54,6 +56,17 @@ class _Member:
     actor: Any
     task: Any  # what it is at: opening at first, then a job; None while it waits for one
     job: Job | None = None
+
+
+def _knock(address: str) -> None:
+    """See whether anybody listens at HOST:PORT: Ray itself would try for minutes.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), KNOCK_TIME_S).close()
 
 
 def ray_crew(address: str, workers: int | None = None) -> Callable[[RunConfig, int], Crew]:
@@ -92,8 +105,9 @@ class RayCrew:
         self._began_ray = not ray.is_initialized()
         if self._began_ray:
             try:
+                _knock(address)
                 ray.init(address=None if address == LOCAL else address, log_to_driver=False, include_dashboard=False)
-            except (ConnectionError, ValueError, RuntimeError) as error:
+            except (OSError, ValueError, RuntimeError) as error:
                 reason = " ".join(str(error).split())
                 raise RuntimeUnavailableError(
                     f"expected a Ray cluster at {address}, but it cannot be joined: {reason}"

@@ -148,7 +148,7 @@ def test_torch_needs_a_checkpoint(exported):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"runtime": "tflite"}, "auto, openvino, onnxruntime, torch, tensorrt, received 'tflite'"),
+        ({"runtime": "tflite"}, "auto, openvino, onnxruntime, torch, tensorrt or triton://HOST:PORT/NAME, received 'tflite'"),
         ({"threads": 0}, "expected 1 to [0-9]+ threads, received 0"),
         ({"threads": 5000}, "expected 1 to [0-9]+ threads, received 5000: this machine has [0-9]+ cores"),
         ({"threads": 2**31}, "expected 1 to [0-9]+ threads, received 2147483648"),

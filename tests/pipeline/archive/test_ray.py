@@ -41,7 +41,7 @@ def test_a_cluster_without_room_and_one_that_is_not_there_are_told(cluster, tmp_
         RuntimeUnavailableError, match=r"room for a worker .4 CPUs and 1.1 GB of one node., received one with 2"
     ):
         ArchiveRun(config, ray_crew(cluster.address)).run()
-    with pytest.raises(RuntimeUnavailableError, match="cannot join it"):
+    with pytest.raises(RuntimeUnavailableError, match="cannot be joined"):
         ArchiveRun(config, ray_crew("127.0.0.1:1")).run()
 
 
