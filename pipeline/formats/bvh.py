@@ -116,14 +116,13 @@ def read_bvh(path: Path) -> tuple[list[str], float, list[Array], Array, list[Arr
         ValueError: it is none.
     """
     words, _, motion = path.read_text(encoding="ascii").partition("MOTION")
-    names, offsets, ends = [], [], 0
+    names: list[str] = []
+    offsets: list[Array] = []
     for line in words.split("\n"):
         parts = line.split()
         if parts[:1] in (["ROOT"], ["JOINT"]):
             names.append(parts[1])
-        elif parts[:2] == ["End", "Site"]:
-            ends += 1
-        elif parts[:1] == ["OFFSET"] and len(offsets) + 1 <= len(names) and len(offsets) < len(names):
+        elif parts[:1] == ["OFFSET"] and len(offsets) < len(names):  # not an end site's
             offsets.append(10 * np.array(parts[1:], np.float64))
     head, frame_time, *lines = motion.strip().split("\n")
     rows = np.array([line.split() for line in lines], np.float64)

@@ -124,7 +124,9 @@ class _Scene:
 
     def _mesh(self, name: str, figure: Figure, places: dict[str, Array], track_id: int) -> dict[str, Any]:
         """A solid for each bone, from its beginning to that of each bone that hangs on it."""
-        points, owners, faces = [], [], []
+        points: list[Array] = []
+        owners: list[int] = []
+        faces: list[NDArray[np.int64]] = []
         for number, bone in enumerate(BONES):
             ends = [places[child] for child, facts in BONES.items() if facts.parent == bone]
             ends += [places[bone] + ENDS_MM[bone]] if bone in ENDS_MM else []
