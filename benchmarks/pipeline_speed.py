@@ -100,7 +100,7 @@ def run_alone(config: RunConfig) -> SpeedAlone:
             now = note("estimator", now)
             if stream.renderer is not None:
                 with stopwatch.span("render"):
-                    picture = stream.renderer.render(frame, posed.poses, posed.camera, caption=stream.caption)
+                    picture = stream.renderer.render(frame, posed.poses, posed.camera, posed.world, caption=stream.caption)
                 posed = replace(posed, picture=picture)
                 now = note("renderer", now)
             for recorder in stream.recorders:

@@ -154,16 +154,21 @@ def root_depth_from_bones_mm(
         return None
     a, b = np.array(pairs).T
     points = np.asarray(joints, np.float64)
+    # A bone is start + depth * growth: together their lengths are a convex function of the depth.
+    rays = camera.unproject(np.column_stack([points[:, :2], np.ones(len(points))]))
+    places = rays * points[:, 2:]
+    start, growth = places[a] - places[b], rays[a] - rays[b]
 
-    def together_mm(root_depth_mm: float) -> float:
-        place = camera.unproject(points + np.array([0, 0, root_depth_mm]))
-        return float(np.linalg.norm(place[a] - place[b], axis=1).sum())
+    def too_long_mm(root_depth_mm: float) -> tuple[float, float]:
+        bones = start + root_depth_mm * growth
+        lengths = np.linalg.norm(bones, axis=1)
+        return float(lengths.sum()) - wanted_mm, float(((bones * growth).sum(axis=1) / np.maximum(lengths, 1e-9)).sum())
 
-    near = max(_NEAREST_MM, _NEAREST_MM - float(points[:, 2].min()))
-    far = _FARTHEST_MM
-    if not together_mm(near) < wanted_mm < together_mm(far):
+    near, depth = max(_NEAREST_MM, _NEAREST_MM - float(points[:, 2].min())), _FARTHEST_MM
+    excess, slope = too_long_mm(depth)
+    if not too_long_mm(near)[0] < 0 < excess:
         return None
-    for _ in range(60):  # halved until the depth is exact to far less than a millimetre
-        middle = math.sqrt(near * far)
-        near, far = (near, middle) if together_mm(middle) > wanted_mm else (middle, far)
-    return math.sqrt(near * far)
+    while excess > 1e-6 * wanted_mm:  # Newton's method comes down on the root from above, as the function is convex
+        depth -= excess / slope
+        excess, slope = too_long_mm(depth)
+    return depth

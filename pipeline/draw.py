@@ -19,6 +19,7 @@ from convnextpose.camera import Intrinsics
 from convnextpose.crop import Box
 from convnextpose.errors import GeometryError
 from convnextpose.skeleton import JointSet
+from convnextpose.world import World
 from pipeline.labels import Label, draw_labels, person_bgr, side_bgr
 from pipeline.strokes import (
     FAR_PX,
@@ -60,8 +61,8 @@ _SHADOW_RADIUS_MM = 60.0
 class PoseRenderer:
     """Draws the frames of one source, in order.
 
-    It remembers where the people and the ground were, so that noise in the root depth doesn't shake the 3D view: a person's
-    place on the floor is smoothed over time. A frame of another source, or of an earlier time, starts afresh. Poses that are
+    It remembers where the people were, so that noise in the root depth doesn't shake the 3D view: a person's place on the
+    floor is smoothed over time. A frame of another source, or of an earlier time, starts afresh. Poses that are
     smoothed over time are shown so. One thread at a time.
     """
 
@@ -73,13 +74,22 @@ class PoseRenderer:
         self._views: dict[tuple[int, int, bool], View] = {}
         self._several = False
 
-    def render(self, frame: Frame, poses: tuple[Pose, ...], camera: Intrinsics, *, caption: str | None = None) -> Picture:
+    def render(
+        self,
+        frame: Frame,
+        poses: tuple[Pose, ...],
+        camera: Intrinsics,
+        world: World | None = None,
+        *,
+        caption: str | None = None,
+    ) -> Picture:
         """The frame with its poses drawn over it, and the 3D view to its right.
 
         Args:
             frame: the picture [H, W]; it is not modified.
             poses: the people in it.
             camera: the intrinsics that the poses were lifted with.
+            world: in which people stand in the 3D view; None takes the camera to be level.
             caption: a warning to stamp on the picture.
 
         Returns:
@@ -117,7 +127,7 @@ class PoseRenderer:
         size = panel.shape[1], panel.shape[0], self._several
         if size not in self._views:
             self._views = {size: View.of_size(size[0], size[1], several=self._several)}
-        self._floor.follow(frame, poses)
+        self._floor.follow(frame, poses, world)
         self._draw_panel(panel, self._views[size], frame, poses, camera)
         return canvas
 

@@ -1,17 +1,21 @@
-"""One source's frames to poses, one plain function after another: boxes, crops, predictions, ids, lift, smoothing.
+"""One source's frames to poses, one plain function after another: boxes, crops, predictions, ids, lift, world, smoothing.
 
 It knows no thread. A run, the calibration, the benchmarks and the tests call the very same `Estimator.step`. All that is
-remembered from frame to frame of a source lives in its people finder and its smoother.
+remembered from frame to frame of a source lives in its people finder, its world and its smoother.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from convnextpose.camera import Intrinsics, RootDepthSource
 from convnextpose.errors import GeometryError
+from convnextpose.world import GivenWorld
 from engines.pose import PoseModel
 from pipeline.people import PeopleFinder
 from pipeline.people.smoothing import PoseSmoother
 from pipeline.people.turned import TurnedPeople
+from pipeline.people.world import WorldEstimator
 from pipeline.stages import lift, predict
 from pipeline.timeline import Stopwatch
 from pipeline.types import Frame, PosedFrame, TrackEvent
@@ -26,6 +30,7 @@ class Estimator:
         camera: the true intrinsics for pictures of the first one's size, or None to assume a field of view for each picture's
             size. They are made to fit pictures of another size; for other proportions a field of view is assumed.
         turned: is asked about frames without people until somebody was found, so that a picture that is not upright is told.
+        world: what is known of the camera's place; the rest is estimated from the people.
     """
 
     def __init__(
@@ -35,6 +40,7 @@ class Estimator:
         *,
         camera: Intrinsics | None = None,
         turned: TurnedPeople | None = None,
+        world: GivenWorld | None = None,
     ) -> None:
         self._model = model
         self._people = people
@@ -42,6 +48,7 @@ class Estimator:
         self._turned = turned
         self._size: tuple[int, int] | None = None  # of the first picture
         self._smoother = PoseSmoother(model.info.joint_set.root)
+        self._world = WorldEstimator(model.info.joint_set, world or GivenWorld(), true_camera=camera is not None)
 
     def step(self, frame: Frame, stopwatch: Stopwatch | None = None) -> PosedFrame:
         """The poses of a frame; where its time went is added to the stopwatch.
@@ -82,11 +89,13 @@ class Estimator:
                     poses.append(lift(pose, size, camera, source, self._model.info.joint_set))
                 except GeometryError as error:
                     problems.append(str(error))
-            smoothed = self._smoother.step(frame.time_s, poses)
+            world, scales = self._world.step(frame.time_s, camera, poses, events)
+            placed = [replace(pose, depth_scale=scales[pose.track_id]) for pose in poses]
+            smoothed = self._smoother.step(frame.time_s, placed)
         if known.poses:
             self._turned = None
         elif self._turned is not None:
             with stopwatch.span("detect", part="turned"):
                 told = self._turned.look(frame)
             problems += [told] if told else []
-        return PosedFrame(frame, smoothed, camera, problems=tuple(problems), events=tuple(events))
+        return PosedFrame(frame, smoothed, camera, problems=tuple(problems), events=tuple(events), world=world)

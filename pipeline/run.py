@@ -15,10 +15,12 @@ from pathlib import Path
 from convnextpose import weights
 from convnextpose.camera import Intrinsics, RootDepthSource
 from convnextpose.errors import GeometryError, SinkError, SourceError
+from convnextpose.world import GivenWorld
 from engines.manifest import is_engine
 from pipeline.draw import PoseRenderer
 from pipeline.estimator import Estimator
 from pipeline.formats.base import Recorder
+from pipeline.formats.motion import Export
 from pipeline.formats.segments import Segments
 from pipeline.formats.table import DEFAULT_FORMATS, FORMATS, open_recorders
 from pipeline.formats.trace import TraceRecorder
@@ -109,12 +111,14 @@ class RunConfig:
         precision: `auto`, `fp32`, `bf16`, `fp16` or `int8`: what the network computes in on a CPU; an engine has its own.
         out: folder for the results, or None to write none; with several sources each has a folder of its own in it.
         formats: names of the formats that results are written in (`pipeline.formats.table.FORMATS`).
+        export: how files of motion (TRC, C3D, BVH, glTF and tables) are written.
         overwrite: whether results that are there already may be replaced.
         boxes: file of the people's boxes, or None to find and follow everybody.
         detector: what finds people: `xs`, the package's own, or the path of a people detector as an `.onnx` file, of any layout
             in `engines.layouts`, or as an `.engine` file with its manifest beside it.
         detector_class: the detector's class that people are, by name or number, or None for what its file says.
         camera: the true intrinsics, or None to assume a field of view.
+        world: what is known of the camera's place, of every source alike; the rest is estimated from the people.
         trace: file for the timeline of every frame, or None.
         random_weights: replace the model's weights by random numbers, for benchmarks.
         min_score: mean joint score from which a person counts as found, 0..1.
@@ -141,11 +145,13 @@ class RunConfig:
     precision: str = "auto"
     out: Path | None = None
     formats: tuple[str, ...] = DEFAULT_FORMATS
+    export: Export | None = None
     overwrite: bool = False
     boxes: Path | None = None
     detector: str = weights.DETECTOR_NAME
     detector_class: str | None = None
     camera: Intrinsics | None = None
+    world: GivenWorld | None = None
     trace: Path | None = None
     random_weights: bool = False
     min_score: float = MIN_SCORE
@@ -349,7 +355,9 @@ def open_pipeline(config: RunConfig, models: Models | None = None) -> Pipeline:
             recorders: list[Recorder] = []
             if folder is not None:
                 divided = segments if info.live else None
-                recorders = open_recorders(folder, config.formats, header, overwrite=config.overwrite, segments=divided)
+                recorders = open_recorders(
+                    folder, config.formats, header, overwrite=config.overwrite, segments=divided, export=config.export
+                )
             people: PeopleFinder = given or WholePicture()
             turned = None
             if detector is not None:  # pictures have no frame rate: one is not what came after another
@@ -365,7 +373,7 @@ def open_pipeline(config: RunConfig, models: Models | None = None) -> Pipeline:
             streams.append(
                 Stream(
                     source,
-                    Estimator(model, people, camera=camera, turned=turned),
+                    Estimator(model, people, camera=camera, turned=turned, world=config.world),
                     header,
                     recorders=recorders,
                     renderer=PoseRenderer(model.info.joint_set) if any(r.needs_picture for r in recorders) else None,

@@ -28,6 +28,7 @@ from pathlib import Path
 from types import TracebackType
 
 from convnextpose.errors import GeometryError, PoseError, SinkError, StageError
+from convnextpose.world import World
 from pipeline.draw import PoseRenderer
 from pipeline.estimator import Estimator
 from pipeline.formats.base import Recorder, WrittenFile, written_files
@@ -115,6 +116,7 @@ class Stream:
         finished: posed frames for whoever iterates over the pipeline.
         states: what the source was doing, the newest KEPT_STATES.
         people: who was seen so far.
+        world: where up and the floor are, as the newest frame knows it; None before there is one.
         error: why the stream ended early, or what could not be written of a live source; None if nothing went wrong.
     """
 
@@ -137,6 +139,7 @@ class Stream:
         self.clock: str | None = None
         self.states: deque[State] = deque(maxlen=KEPT_STATES)
         self.people = Appearances()
+        self.world: World | None = None
         self.error: StageError | None = None
         self.source = source
         self.estimator = estimator
@@ -311,6 +314,7 @@ class Stream:
                     continue
                 self.header = self.header.completed(posed)
                 self.people.add(posed)
+                self.world = posed.world
                 self._publish(_Flight(posed, stopwatch, taken.size, len(self.recorders)))
         except Closed:
             pass
@@ -354,7 +358,7 @@ class Stream:
                 flight = inbox.get()
                 posed = flight.posed
                 with flight.stopwatch.span("render", enter_ns=flight.entered_ns):
-                    picture = renderer.render(posed.frame, posed.poses, posed.camera, caption=self.caption)
+                    picture = renderer.render(posed.frame, posed.poses, posed.camera, posed.world, caption=self.caption)
                 flight.posed = replace(posed, picture=picture)
                 for recorder, target in targets:
                     self._offer(target, flight, [recorder])

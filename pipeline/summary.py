@@ -86,6 +86,7 @@ def source_record(stream: Stream, counts: LedgerCounts, timing: TimingTable) -> 
         "frames_per_second": round(timing.frames_per_second, 3),
         "latency_ms": _percentiles([timing.latency_ms(p) for p in (50, 95, 99)]) if counts.posed else None,
         "age_ms": _percentiles(np.percentile(ages_ns, [50, 95, 99]) / 1e6) if ages_ns else None,
+        "world": None if stream.world is None else stream.world.record(),
         "people": {
             "frames_with_a_pose": counts.with_person,
             "tracks": len(stream.people.all()),

@@ -14,6 +14,7 @@ from convnextpose.camera import Intrinsics, RootDepthSource
 from convnextpose.crop import Box
 from convnextpose.errors import GeometryError
 from convnextpose.skeleton import JointSet
+from convnextpose.world import World
 from engines.pose import ModelInfo
 from engines.session import SessionDescription
 from pipeline.timeline import Timeline
@@ -134,6 +135,8 @@ class Pose:
         root_depth_source: where that distance came from.
         cut_by_edge: whether the box reaches the picture's edge, so that a part of the person may be out of sight.
         smoothed_mm: [J, 3] as `joints_mm`, smoothed over time, or None where nobody smooths.
+        depth_scale: the factor on the root depth with which the feet stand on the world's floor, over about a second; 1 where
+            that is not known.
     """
 
     track_id: int
@@ -145,6 +148,7 @@ class Pose:
     root_depth_source: RootDepthSource
     cut_by_edge: bool = False
     smoothed_mm: NDArray[np.float64] | None = None
+    depth_scale: float = 1.0
 
     def __post_init__(self) -> None:
         """Check that the shapes fit each other and every number is finite."""
@@ -158,6 +162,8 @@ class Pose:
             raise GeometryError("expected finite joints, received NaN or infinity")
         if self.smoothed_mm is not None and (self.smoothed_mm.shape != (count, 3) or not np.isfinite(self.smoothed_mm).all()):
             raise GeometryError(f"expected finite smoothed_mm [{count}, 3], received {self.smoothed_mm.shape}")
+        if not 0 < self.depth_scale < np.inf:
+            raise GeometryError(f"expected a positive depth_scale, received {self.depth_scale}")
 
 
 class TrackEventKind(str, Enum):
@@ -211,6 +217,7 @@ class PosedFrame:
         timeline: where the frame's time went; None until every stage is done with it.
         problems: why people in it have no pose, one sentence each.
         events: what happened to people's tracks with it.
+        world: where up and the floor are, as it was known by then; None where nobody says.
     """
 
     frame: Frame
@@ -220,6 +227,7 @@ class PosedFrame:
     timeline: Timeline | None = None
     problems: tuple[str, ...] = ()
     events: tuple[TrackEvent, ...] = ()
+    world: World | None = None
 
 
 @dataclass(frozen=True)

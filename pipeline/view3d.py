@@ -1,4 +1,7 @@
-"""The 3D view's floor: a round floor that turns slowly, where the people stand on it, the real camera's place, the shadows."""
+"""The 3D view's floor: a round floor that turns slowly, where the people stand on it, the real camera's place, the shadows.
+
+Its axes are those of a level camera on the floor: x right, y down, z forward, mm; the world's, half a turn about x.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
+from convnextpose.world import World
 from pipeline.strokes import (
     LEFT_BGR,
     MIDDLE_BGR,
@@ -41,8 +45,6 @@ _TARGET_MM = 1000.0
 _FLOOR_RADIUS_MM = 1050.0
 _ROOM_MM = 800.0  # from a pelvis to the floor's edge, before the view widens
 _WIDEST = 6.0
-_SOLE_MM = 35.0  # the lowest joints are ankles or toes: the ground is under them
-_LEG_MM = 1150.0  # a joint farther below the pelvis than legs reach tells nothing about the ground
 
 _KEY: tuple[tuple[str, Colour], ...] = (("left", LEFT_BGR), ("right", RIGHT_BGR), ("unsure", MIDDLE_BGR))
 _SEVERAL_KEY: tuple[tuple[str, Colour], ...] = (("left", (225, 225, 225)), ("right", (120, 120, 120)), ("unsure", MIDDLE_BGR))
@@ -53,7 +55,7 @@ FAR_MM = 1e5
 
 @dataclass
 class Floor:
-    """Where people stand on the 3D view's floor: what is remembered from frame to frame, in camera space, mm.
+    """Where people stand on the 3D view's floor: what is remembered from frame to frame.
 
     Attributes:
         root: the pelvis.
@@ -61,7 +63,7 @@ class Floor:
         places: smoothed (x, z) of each track's pelvis.
         centre: (x, z) at the floor's middle: the middle of the people, plus `slack`.
         slack: how far the floor's middle lags behind after somebody came or left; it fades.
-        ground: smoothed y of the ground.
+        joints: [J, 3] of each track's pose in this frame.
         zoom: smoothed; how many times wider than for one person the view is.
     """
 
@@ -71,14 +73,14 @@ class Floor:
     places: dict[int, Array] = field(default_factory=dict)
     centre: Array = field(default_factory=lambda: np.zeros(2))
     slack: Array = field(default_factory=lambda: np.zeros(2))
-    ground: float = 0.0
+    joints: dict[int, Array] = field(default_factory=dict)
     zoom: float = 1.0
 
-    def follow(self, frame: Frame, poses: tuple[Pose, ...]) -> None:
-        """Move on to the next frame's people."""
+    def follow(self, frame: Frame, poses: tuple[Pose, ...], world: World | None) -> None:
+        """Move on to the next frame's people, in the world as it is known by now; None takes the camera to be level."""
         elapsed_s = frame.time_s - self.time_s
         before = self.places if frame.source_id == self.source_id and elapsed_s >= 0 else {}
-        self.source_id, self.time_s, self.places = frame.source_id, frame.time_s, {}
+        self.source_id, self.time_s, self.places, self.joints = frame.source_id, frame.time_s, {}, {}
         if not poses:
             return
 
@@ -86,13 +88,12 @@ class Floor:
             """How much of the way to a new value this frame goes."""
             return 1.0 - math.exp(-elapsed_s / constant_s) if before else 1.0
 
-        grounds = []
         for pose in poses:
-            joints = np.clip(pose.joints_mm, -FAR_MM, FAR_MM)
+            stood = (world or World.level()).stand(pose.joints_mm, self.root, pose.depth_scale) * (1, -1, -1)
+            self.joints[pose.track_id] = joints = np.clip(stood, -FAR_MM, FAR_MM)
             pelvis = joints[self.root, [0, 2]]
             last = before.get(pose.track_id, pelvis)
             self.places[pose.track_id] = last + share(0.3) * (pelvis - last)
-            grounds.append(min(float(joints[:, 1].max()), float(joints[self.root, 1]) + _LEG_MM) + _SOLE_MM)
         places = np.array(list(self.places.values()))
         middle = places.mean(axis=0)
         if before and self.places.keys() != before.keys():
@@ -100,17 +101,14 @@ class Floor:
         else:
             self.slack = self.slack * (1.0 - share(0.4))
         self.centre = middle + self.slack
-        # Feet leave the ground for a moment but never go below it (y is down): it sinks fast and rises slowly.
-        ground = max(grounds)
-        self.ground += share(0.15 if ground > self.ground else 1.0) * (ground - self.ground)
         reach = float(np.hypot(*(places - middle).T).max())
         self.zoom += share(0.6) * (min(max(1.0, (reach + _ROOM_MM) / _FLOOR_RADIUS_MM), _WIDEST) - self.zoom)
 
     def stand(self, pose: Pose) -> Array:
-        """The pose's joints [J, 3] from the floor's middle: camera axes, mm over the zoom."""
-        joints = np.clip(pose.joints_mm, -FAR_MM, FAR_MM)
+        """The pose's joints [J, 3] from the floor's middle, mm over the zoom."""
+        joints = self.joints[pose.track_id]
         x, z = self.places[pose.track_id] - self.centre
-        return (joints - joints[self.root] * (1, 0, 1) + (x, -self.ground, z)) / self.zoom
+        return (joints - joints[self.root] * (1, 0, 1) + (x, 0, z)) / self.zoom
 
 
 @dataclass(frozen=True)
@@ -196,7 +194,7 @@ def turned(points_mm: Array, turn: float) -> Array:
 
 
 def draw_grid(panel: Picture, view: View, floor: Floor, turn: float, step_mm: float) -> None:
-    """Draw the floor's grid: it stays in its place in camera space while people walk, and fades towards the floor's edge."""
+    """Draw the floor's grid: it stays in its place in the world while people walk, and fades towards the floor's edge."""
     radius, step = _FLOOR_RADIUS_MM, step_mm / floor.zoom
     pieces = []
     for axis in (0, 1):

@@ -23,6 +23,7 @@ COMMANDS = {
     "run": "Turn videos and cameras into 3D poses: an annotated MP4, poses as NDJSON and NPZ, a summary.",
     "archive": "Turn every video below some folders into poses; run the same command again to go on after anything stopped it.",
     "evaluate": "Score a model on a data set that you have, beside the paper's figures.",
+    "convert": "Write poses.ndjson as files for other programs: TRC, C3D, BVH, glTF, CSV, Parquet.",
     "verify": "Check checkpoints: which variant their tensors make, and that none is missing, foreign or broken.",
     "export": "Write a verified checkpoint as ONNX, compared with PyTorch before the file is put in place.",
     "calibrate": "Collect crops of people to calibrate INT8 models on, and a preview sheet FILE.png to look at them.",

@@ -24,10 +24,13 @@ from convnextpose import weights
 from convnextpose.camera import Intrinsics, RootDepthSource
 from convnextpose.checkpoint import claimed_variant
 from convnextpose.errors import GeometryError, StageError
+from convnextpose.world import GivenWorld, World, WorldOrigin
 from engines.manifest import is_engine
 from engines.opening import CPU_PRECISIONS, choose_precision
 from engines.sessions.registry import Choice, choose_runtime, runtime_help
 from engines.sessions.triton import is_served
+from pipeline.formats.motion import Export
+from pipeline.formats.names import NAMES
 from pipeline.formats.table import DEFAULT_FORMATS, FORMATS
 from pipeline.ledger import Reasons
 from pipeline.people import MIN_SCORE
@@ -67,6 +70,9 @@ _SHOWN_REASONS = 5
 """Reasons of a kind that the console lists."""
 
 
+NAMES_HELP = f"auto (what fits the format), {', '.join(NAMES)}."
+
+
 def parse_camera(text: str) -> Intrinsics:
     """The intrinsics of an option."""
     try:
@@ -94,6 +100,18 @@ def _given(**options: str | float | None) -> tuple[tuple[str, str], ...]:
     return tuple(
         (name, f"{value:g}" if isinstance(value, float) else value) for name, value in options.items() if value is not None
     )
+
+
+def given_world(camera_pose: Path | None, pitch: float | None, roll: float | None, height_m: float | None) -> GivenWorld:
+    """What the command line tells of the camera's place."""
+    if camera_pose is None:
+        try:
+            return GivenWorld.of_angles(pitch, roll, height_m)
+        except GeometryError as error:
+            raise typer.BadParameter(str(error)) from error
+    if (pitch, roll, height_m) != (None, None, None):
+        raise typer.BadParameter("expected --camera-pose, or angles and a height, received both: the file has all of them")
+    return GivenWorld.read(camera_pose)
 
 
 def run_command(
@@ -124,6 +142,10 @@ def run_command(
     formats: Annotated[str, typer.Option(help=f"What to write, with commas between: {', '.join(FORMATS)}.")] = ",".join(
         DEFAULT_FORMATS
     ),
+    names: Annotated[str, typer.Option(help=f"Names of joints and bones in files for other programs: {NAMES_HELP}")] = "auto",
+    fill: Annotated[
+        float, typer.Option(min=0.0, metavar="SECONDS", help="Fill gaps up to so long in files for other programs.")
+    ] = 0.0,
     model: Annotated[
         str,
         typer.Option(help="Default weights by name (xs), a checkpoint of the authors, an exported .onnx, or an .engine file."),
@@ -166,6 +188,25 @@ def run_command(
             metavar="FX,FY,CX,CY",
             help="The camera's intrinsics, px. Without them a field of view of 60 degrees is assumed, and depths are a guess.",
         ),
+    ] = None,
+    camera_pose: Annotated[
+        Path | None,
+        typer.Option(
+            "--camera-pose",
+            help="The camera's place in the world: JSON with world_from_camera, 3 rows of 4 numbers, mm, y up, the floor at 0.",
+            show_default=False,
+        ),
+    ] = None,
+    pitch: Annotated[
+        float | None,
+        typer.Option(metavar="DEGREES", help="How far the camera looks down; estimated if not given."),
+    ] = None,
+    roll: Annotated[
+        float | None, typer.Option(metavar="DEGREES", help="How far the camera is turned clockwise about its line of sight.")
+    ] = None,
+    camera_height: Annotated[
+        float | None,
+        typer.Option("--camera-height", metavar="METRES", help="The camera's height over the floor; estimated if not given."),
     ] = None,
     trace: Annotated[
         Path | None, typer.Option(help="Write the timeline of every frame here; ui.perfetto.dev opens it.")
@@ -271,11 +312,13 @@ def run_command(
             precision=precision,
             out=out,
             formats=tuple(name.strip() for name in formats.split(",") if name.strip()),
+            export=Export(names, fill),
             overwrite=overwrite,
             boxes=boxes,
             detector=detector,
             detector_class=detector_class,
             camera=camera,
+            world=given_world(camera_pose, pitch, roll, camera_height),
             trace=trace,
             random_weights=weights_kind == "random",
             min_score=min_score,
@@ -460,6 +503,8 @@ def _print_stream(console: Console, stream: Stream, config: RunConfig) -> None:
     for name, count in stream.missed.items():
         if count:
             console.print(f"         {count} missed by {escape(name)}, which was behind")
+    if stream.world is not None:
+        console.print(f"world    {escape(told_world(stream.world))}")
     troubles = Counter((each.state, each.cause) for each in stream.states if each.state in (STALLED, LOST))
     for (state, cause), count in troubles.most_common(_SHOWN_REASONS):
         console.print(f"camera   {count} times {state}: {escape(cause)}")
@@ -482,6 +527,21 @@ def _print_stream(console: Console, stream: Stream, config: RunConfig) -> None:
                 f"{config.min_score:g}) if someone is there"
             )
         console.print(f"         {escape(advice)}")
+
+
+def told_world(world: World) -> str:
+    """Where the camera is, in words, and how it is known."""
+
+    def known(origin: WorldOrigin, error: str | None) -> str:
+        return f"estimated{'' if error is None else f', ±{error}'}" if origin is WorldOrigin.ESTIMATED else origin.value
+
+    tilt = None if world.tilt_error_degrees is None else f"{world.tilt_error_degrees:.1f}°"
+    off = None if world.height_error_mm is None else f"{world.height_error_mm / 1000:.2f} m"
+    return (
+        f"the camera looks {abs(world.pitch_degrees):.1f}° {'down' if world.pitch_degrees >= 0 else 'up'}, roll "
+        f"{world.roll_degrees:.1f}° ({known(world.origin, tilt)}); {world.height_mm / 1000:.2f} m over the floor "
+        f"({known(world.height_origin, off)})"
+    )
 
 
 def _print_reasons(console: Console, reasons: Reasons, what: str) -> None:

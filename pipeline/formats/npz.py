@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnextpose.camera import Intrinsics, RootDepthSource
+from convnextpose.world import World
 from pipeline.formats.base import PoseRecorder
 from pipeline.formats.files import GrowingFile, check_place, put_in_place
 from pipeline.formats.records import PoseFile, header_record, utc_of
@@ -40,6 +41,7 @@ def _pose_type(joints: int, *, smooth: bool) -> np.dtype[Any]:
             ("root_depth_mm", np.float64),
             ("root_depth_source", np.str_, max(len(source.value) for source in RootDepthSource)),
             ("cut_by_edge", np.bool_),
+            ("depth_scale", np.float32),
         ]
         + ([("smoothed_mm", np.float32, (joints, 3))] if smooth else [])
     )
@@ -51,9 +53,10 @@ class NpzRecorder(PoseRecorder):
     For F frames and P poses of J joints: `frame_index` [F], `time_s` [F] s, `utc` [F] (when a camera took it; NaT for
     recordings), `clock` [F] (by what: `kernel`, `sender`, `arrival`, or empty), `camera` [F, 4] (fx, fy, cx, cy) px;
     `pose_frame` [P] (the row of its frame), `track_id` [P], `box` [P, 4] (x, y, width, height) px, `joints_px` [P, J, 2],
-    `joints_mm` [P, J, 3], `scores` [P, J], `root_depth_mm` [P], `root_depth_source` [P], `cut_by_edge` [P], and `smoothed_mm`
-    [P, J, 3] where the run's header says so (NaN for a pose that nobody smoothed); `header`, the run's header as JSON text; and
-    `random_weights`, whether the poses mean nothing.
+    `joints_mm` [P, J, 3], `scores` [P, J], `root_depth_mm` [P], `root_depth_source` [P], `cut_by_edge` [P],
+    `depth_scale` [P], and `smoothed_mm` [P, J, 3] where the run's header says so (NaN for a pose that nobody
+    smoothed); `world_from_camera` [3, 4] mm, as the last frame knew it, and `world`, the same with its origin as JSON text (NaN
+    and `null` where nobody said); `header`, the run's header as JSON text; and `random_weights`, whether poses mean nothing.
 
     A killed run leaves no arrays; `pose_arrays` makes them from the lines of JSON.
     """
@@ -64,6 +67,7 @@ class NpzRecorder(PoseRecorder):
         else:
             check_place(self.path, overwrite=False)
         self._taken = self._pose_count = 0
+        self._world: World | None = None
         self._frames = GrowingFile.unnamed(self.path.parent)
         self._poses = GrowingFile.unnamed(self.path.parent)
 
@@ -76,6 +80,7 @@ class NpzRecorder(PoseRecorder):
         self._poses.append(poses.tobytes())
         self._frames.append(frame.tobytes())
         self._taken += 1
+        self._world = item.world
         self._pose_count += len(poses)
 
     def _finish(self) -> None:
@@ -88,7 +93,7 @@ class NpzRecorder(PoseRecorder):
                 )
                 part.unlink(missing_ok=True)
                 with part.open("xb") as file:
-                    arrays = _arrays(frames, poses, self._header)
+                    arrays = _arrays(frames, poses, self._header, self._world)
                     np.savez(file, **arrays)
                 put_in_place(part, self.path, overwrite=self._overwrite)
                 self.written = self._taken
@@ -107,7 +112,8 @@ def pose_arrays(poses: PoseFile) -> dict[str, Any]:
     frames = [_frame_row(frame.index, frame.time_s, frame.utc, frame.clock, frame.camera) for frame in poses.frames]
     rows = [_pose_rows(row, frame.poses, poses.header) for row, frame in enumerate(poses.frames)]
     rows.append(_pose_rows(0, (), poses.header))
-    return _arrays(np.array(frames, _FRAME), np.concatenate(rows), poses.header)
+    world = poses.frames[-1].world if poses.frames else None
+    return _arrays(np.array(frames, _FRAME), np.concatenate(rows), poses.header, world)
 
 
 def _frame_row(index: int, time_s: float, utc: str | None, clock: str | None, camera: Intrinsics) -> NDArray[Any]:
@@ -130,6 +136,7 @@ def _pose_rows(frame_row: int, poses: Sequence[Pose], header: RunHeader) -> NDAr
             pose.root_depth_mm,
             pose.root_depth_source.value,
             pose.cut_by_edge,
+            pose.depth_scale,
             *([unknown if pose.smoothed_mm is None else pose.smoothed_mm] if header.smooth else []),
         )
         for pose in poses
@@ -144,10 +151,13 @@ def _rows(file: GrowingFile, kind: np.dtype[Any], count: int) -> NDArray[Any]:
     return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), kind, count)
 
 
-def _arrays(frames: NDArray[Any], poses: NDArray[Any], header: RunHeader) -> dict[str, Any]:
+def _arrays(frames: NDArray[Any], poses: NDArray[Any], header: RunHeader, world: World | None) -> dict[str, Any]:
+    matrix = np.full((3, 4), np.nan) if world is None else np.column_stack([world.rotation, world.place_mm])
     return {
         **{name: frames[name] for name in frames.dtype.fields or ()},
         **{name: poses[name] for name in poses.dtype.fields or ()},
+        "world_from_camera": matrix,
+        "world": np.array(json.dumps(None if world is None else world.record())),
         "header": np.array(json.dumps(header_record(header))),
         "random_weights": np.array(header.model.random),
     }

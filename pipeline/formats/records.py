@@ -20,6 +20,7 @@ from convnextpose.crop import Box
 from convnextpose.errors import SourceError
 from convnextpose.skeleton import JOINT_SETS
 from convnextpose.variants import Variant
+from convnextpose.world import World
 from engines.pose import ModelInfo
 from engines.session import SessionDescription
 from pipeline.types import Pose, PosedFrame, RunHeader, TrackEvent, TrackEventKind
@@ -53,6 +54,7 @@ class PosesAtTime:
         events: what happened to their tracks.
         utc: when it was taken, ISO 8601, by which recordings of several cameras line up; None where the source was not live.
         clock: what `utc` is by, as in `pipeline.types.Frame`; None where `utc` is.
+        world: where up and the floor are, as it was known by then; None where the file does not say.
     """
 
     index: int
@@ -62,6 +64,7 @@ class PosesAtTime:
     events: tuple[TrackEvent, ...] = ()
     utc: str | None = None
     clock: str | None = None
+    world: World | None = None
 
 
 @dataclass(frozen=True)
@@ -116,14 +119,19 @@ def header_record(header: RunHeader) -> dict[str, Any]:
     }
 
 
-def frame_record(posed: PosedFrame, header: RunHeader) -> dict[str, Any]:
-    """A frame as plain JSON values; it names its camera only where that is not the header's."""
+def frame_record(posed: PosedFrame, header: RunHeader, world_before: World | None = None) -> dict[str, Any]:
+    """A frame as plain JSON values; it names its camera only where that is not the header's.
+
+    Its world is named only where it is not `world_before`, that of the frame before.
+    """
     frame = posed.frame
     record: dict[str, Any] = {"type": "frame", "index": int(frame.index), "time_s": round(float(frame.time_s), 6)}
     if frame.captured_ns is not None:
         record["utc"], record["clock"] = utc_of(frame.captured_ns), frame.clock
     if posed.camera != header.camera:
         record["camera"] = asdict(posed.camera)
+    if posed.world is not None and posed.world is not world_before:
+        record["world"] = posed.world.record()
     if header.model.random:
         record["random_weights"] = True
     if posed.events:
@@ -160,6 +168,7 @@ def _pose_record(pose: Pose, *, smooth: bool) -> dict[str, Any]:
         "root_depth_mm": round(float(pose.root_depth_mm), 2),
         "root_depth_source": pose.root_depth_source.value,
         "cut_by_edge": pose.cut_by_edge,
+        "depth_scale": round(float(pose.depth_scale), 4),
     }
 
 
@@ -189,9 +198,9 @@ def read_poses(path: str | Path) -> PoseFile:
     number = 1
     try:
         header = _parse_header(json.loads(lines[0] if lines else rest))
-        frames = []
+        frames: list[PosesAtTime] = []
         for number, line in enumerate(lines[1:], 2):  # noqa: B007  # told where reading breaks off
-            frames.append(_parse_frame(json.loads(line), header))
+            frames.append(_parse_frame(json.loads(line), header, frames[-1].world if frames else None))
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise SourceError(f"expected the lines of a poses.ndjson, but line {number} of {path} is none: {what}") from error
@@ -219,14 +228,16 @@ def _parse_header(record: dict[str, Any]) -> RunHeader:
     )
 
 
-def _parse_frame(record: dict[str, Any], header: RunHeader) -> PosesAtTime:
+def _parse_frame(record: dict[str, Any], header: RunHeader, world: World | None) -> PosesAtTime:
     if record["type"] != "frame":
         raise ValueError("expected a frame")
     camera = Intrinsics(**record["camera"]) if "camera" in record else header.camera
     assert camera is not None  # a header that was read has one
     poses = tuple(_parse_pose(pose, len(header.joint_set)) for pose in record["poses"])
     events = tuple(_parse_event(event) for event in record.get("events", ()))
-    return PosesAtTime(record["index"], record["time_s"], camera, poses, events, record.get("utc"), record.get("clock"))
+    world = World.parse(record["world"]) if "world" in record else world
+    utc, clock = record.get("utc"), record.get("clock")
+    return PosesAtTime(record["index"], record["time_s"], camera, poses, events, utc, clock, world)
 
 
 def _parse_event(record: dict[str, Any]) -> TrackEvent:
@@ -248,4 +259,5 @@ def _parse_pose(record: dict[str, Any], joints: int) -> Pose:
         root_depth_source=RootDepthSource(record["root_depth_source"]),
         cut_by_edge=bool(record.get("cut_by_edge", False)),  # results of 0.1.0 do not say
         smoothed_mm=np.array(record["smoothed_mm"], np.float64) if "smoothed_mm" in record else None,
+        depth_scale=record.get("depth_scale", 1.0),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -49,17 +50,26 @@ class SegmentedRecorder:
 
     Args:
         path: what the files are called, and in which folder the segments' folders are made.
-        recorder: what writes them.
+        recorder: makes what writes them.
         header: what the run is; each segment completes it by its own first frame.
         segments: how the recording is divided.
         overwrite: whether what is there already may be replaced.
+        needs_picture: whether they want the drawn picture.
     """
 
     def __init__(
-        self, path: Path, recorder: type[PoseRecorder], header: RunHeader, segments: Segments, *, overwrite: bool = False
+        self,
+        path: Path,
+        recorder: Callable[..., PoseRecorder],
+        header: RunHeader,
+        segments: Segments,
+        *,
+        overwrite: bool = False,
+        needs_picture: bool = False,
     ) -> None:
         self.path = path
         self.begun = False
+        self.needs_picture = needs_picture
         self._recorder = recorder
         self._header = header
         self._segments = segments
@@ -67,11 +77,6 @@ class SegmentedRecorder:
         self._number = segments.number(segments.begin_ns)
         self._current: PoseRecorder | None = None
         self._files: list[WrittenFile] = []
-
-    @property
-    def needs_picture(self) -> bool:
-        """Whether it wants the drawn picture."""
-        return self._recorder.needs_picture
 
     @property
     def written(self) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 
 import cv2
 
+from convnextpose.world import World
 from pipeline.draw import as_shown
 from pipeline.formats.records import frame_record, header_record, to_line
 from pipeline.sources.uri import without_password
@@ -56,8 +57,9 @@ def page_record(header: RunHeader) -> dict[str, Any]:
 
 
 def live_record(posed: PosedFrame, header: RunHeader) -> dict[str, Any]:
-    """A frame as in `poses.ndjson`, with its source."""
-    return frame_record(posed, header) | {"source": without_passwords(header.source)}
+    """A frame as in `poses.ndjson`, with its source, and always with its world."""
+    stood = replace(posed, world=posed.world or World.level())
+    return frame_record(stood, header) | {"source": without_passwords(header.source)}
 
 
 class Shot:

@@ -1,9 +1,9 @@
 """OSC over UDP, one bundle a frame, for avatars (VMC, VRChat) and for instruments (plain).
 
-Space: metres, the camera taken to be level, the floor at height 0 where the feet are.
+Space: metres, upright in the world (`convnextpose/world.py`), the floor at height 0.
 
-- `plain`: right-handed, x to the camera's right, y up, z towards the camera and behind it; the origin is the floor below the
-  camera. All people.
+- `plain`: the world's axes: right-handed, x to the camera's right, y up, z towards the camera and behind it; the origin is the
+  floor below the camera. All people.
 - `vmc` and `vrchat`: Unity's left-handed axes, y up. Somebody who faces the camera looks along +z, the right hand at +x; the
   origin is where the person was first seen. An avatar follows one person: of the first source, the one seen longest.
 
@@ -17,7 +17,7 @@ import contextlib
 import math
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from convnextpose.errors import RuntimeUnavailableError, SinkError, install_command
 from convnextpose.skeleton import JointSet
 from pipeline.draw import as_shown
+from pipeline.rig import BONES, joint_indices, quaternion, solve
 from pipeline.status import RunStatus
 from pipeline.types import Pose, PosedFrame
 from pipeline.view3d import Floor
@@ -40,130 +41,8 @@ MOST_BYTES = 60_000
 """A bundle is one UDP datagram: of a crowd, those who do not fit are left out, the farthest first."""
 
 
-@dataclass(frozen=True)
-class Bone:
-    """A bone of Unity's humanoid.
-
-    Attributes:
-        parent: the bone that it hangs on; empty for the hips.
-        at: the joint that it begins at.
-        to: the joint that it points to; empty where it follows its parent.
-        rest: its direction in the T-pose, Unity's axes.
-    """
-
-    parent: str
-    at: str
-    to: str
-    rest: tuple[float, float, float] = (0.0, 1.0, 0.0)
-
-
-def _limbs(side: str, letter: str, out: float) -> dict[str, Bone]:
-    """One side's leg and arm."""
-    down, outward = (0.0, -1.0, 0.0), (out, 0.0, 0.0)
-    return {
-        f"{side}UpperLeg": Bone("Hips", f"{letter}_Hip", f"{letter}_Knee", down),
-        f"{side}LowerLeg": Bone(f"{side}UpperLeg", f"{letter}_Knee", f"{letter}_Ankle", down),
-        f"{side}Foot": Bone(f"{side}LowerLeg", f"{letter}_Ankle", ""),
-        f"{side}UpperArm": Bone("Spine", f"{letter}_Shoulder", f"{letter}_Elbow", outward),
-        f"{side}LowerArm": Bone(f"{side}UpperArm", f"{letter}_Elbow", f"{letter}_Wrist", outward),
-        f"{side}Hand": Bone(f"{side}LowerArm", f"{letter}_Wrist", ""),
-    }
-
-
-BONES: dict[str, Bone] = {
-    "Hips": Bone("", "Pelvis", "spine"),
-    "Spine": Bone("Hips", "spine", "neck"),
-    "Neck": Bone("Spine", "neck", "Head"),
-    "Head": Bone("Neck", "Head", ""),
-    **_limbs("Left", "L", -1.0),
-    **_limbs("Right", "R", 1.0),
-}
-"""Parents before children. `spine` and `neck` are the joints that the joint sets call Torso or Spine, and Neck or Thorax."""
-
-_FRAMES = {"Hips": ("L_Hip", "R_Hip"), "Spine": ("L_Shoulder", "R_Shoulder")}
-"""Bones whose turn about their own axis is seen: the pair of joints that lies across them."""
-
 TRACKERS = ("Hips", "LeftFoot", "RightFoot", "LeftLowerLeg", "RightLowerLeg", "LeftLowerArm", "RightLowerArm", "Spine")
 """VRChat's trackers 1 to 8: where these bones begin."""
-
-
-def joint_indices(joint_set: JointSet) -> dict[str, int]:
-    """The joints by name, with `spine` and `neck` for what each joint set calls them."""
-    names = {name: index for index, name in enumerate(joint_set.joints)}
-    names["spine"] = names["Torso"] if "Torso" in names else names["Spine"]
-    names["neck"] = names["Neck"] if "Neck" in names else names["Thorax"]
-    return names
-
-
-def solve(joints_m: Array, names: dict[str, int]) -> dict[str, tuple[Array, Array]]:
-    """Where Unity's humanoid bones begin, and how they are turned out of the T-pose.
-
-    A limb is turned the shortest way from its parent's direction to its own: its turn about its own axis cannot be seen.
-
-    Args:
-        joints_m: [J, 3] in Unity's axes, m.
-        names: the joints' indices by name, of `joint_indices`.
-
-    Returns:
-        For each bone its place [3], m, and its rotation [3, 3], both in the space of `joints_m`.
-    """
-    solved: dict[str, tuple[Array, Array]] = {}
-    for name, bone in BONES.items():
-        at = joints_m[names[bone.at]]
-        rotation = solved[bone.parent][1] if bone.parent else np.eye(3)
-        if name in _FRAMES:
-            left, right = (joints_m[names[joint]] for joint in _FRAMES[name])
-            rotation = _frame(right - left, joints_m[names[bone.to]] - at, rotation)
-        elif bone.to:
-            rotation = _between(rotation @ np.array(bone.rest), joints_m[names[bone.to]] - at) @ rotation
-        solved[name] = (at, rotation)
-    return solved
-
-
-def _frame(right: Array, up: Array, otherwise: Array) -> Array:
-    """The rotation with this y axis, and an x axis as near to `right` as that allows; `otherwise` where they are parallel."""
-    forward = np.cross(right, up)
-    length, height = float(np.linalg.norm(forward)), float(np.linalg.norm(up))
-    if length < 1e-9 or height < 1e-9:
-        return otherwise
-    y, z = up / height, forward / length
-    return np.stack([np.cross(y, z), y, z], axis=1)
-
-
-def _between(start: Array, end: Array) -> Array:
-    """The shortest rotation from one direction to another; none where the other has no length."""
-    length = float(np.linalg.norm(end))
-    if length < 1e-9:
-        return np.eye(3)
-    a, b = start / np.linalg.norm(start), end / length
-    axis, cosine = np.cross(a, b), float(a @ b)
-    if cosine < -1 + 1e-9:  # opposite: half a turn about any axis across
-        across = np.cross(a, np.eye(3)[np.argmin(np.abs(a))])
-        across /= np.linalg.norm(across)
-        return 2 * np.outer(across, across) - np.eye(3)
-    x, y, z = axis
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return np.eye(3) + cross + cross @ cross / (1 + cosine)
-
-
-def quaternion(rotation: Array) -> tuple[float, float, float, float]:
-    """A rotation [3, 3] as a unit quaternion x, y, z, w with w >= 0."""
-    # The four squares are found from the diagonal; the largest component is the safe one to divide by.
-    m = rotation
-    squares = np.array([1 + m[0, 0] - m[1, 1] - m[2, 2], 1 - m[0, 0] + m[1, 1] - m[2, 2], 1 - m[0, 0] - m[1, 1] + m[2, 2],
-                        1 + np.trace(m)])  # fmt: skip
-    products = np.array(
-        [
-            [squares[0], m[0, 1] + m[1, 0], m[0, 2] + m[2, 0], m[2, 1] - m[1, 2]],
-            [m[0, 1] + m[1, 0], squares[1], m[1, 2] + m[2, 1], m[0, 2] - m[2, 0]],
-            [m[0, 2] + m[2, 0], m[1, 2] + m[2, 1], squares[2], m[1, 0] - m[0, 1]],
-            [m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1], squares[3]],
-        ]
-    )
-    row = products[np.argmax(squares)]
-    row = row / np.linalg.norm(row) * (1 if row[3] >= 0 else -1)
-    x, y, z, w = (float(value) for value in row)
-    return x, y, z, w
 
 
 def euler_degrees(rotation: Array) -> tuple[float, float, float]:
@@ -212,7 +91,7 @@ class OscView:
             return
         posed = replace(posed, poses=tuple(as_shown(pose, posed.camera) for pose in posed.poses))
         floor = self._floors[source]
-        floor.follow(posed.frame, posed.poses)
+        floor.follow(posed.frame, posed.poses, posed.world)
         with contextlib.suppress(OSError):
             self._socket.sendto(bundle(self._messages(self, posed, floor)), self._to)
 
@@ -232,9 +111,9 @@ class OscView:
         place = floor.places[pose.track_id]
         origin = self._origin.setdefault(pose.track_id, place)
         self._origin = {pose.track_id: origin}
-        root = pose.joints_mm[self.joints_of(posed).root]
+        joints = floor.joints[pose.track_id]
         x, z = place - origin
-        level = pose.joints_mm - root * (1, 0, 1) + (x, -floor.ground, z)
+        level = joints - joints[self.joints_of(posed).root] * (1, 0, 1) + (x, 0, z)
         return -level / 1000
 
 
@@ -267,8 +146,8 @@ def _plain(view: OscView, posed: PosedFrame, floor: Floor) -> Iterator[Message]:
 
 
 def _level_m(pose: Pose, floor: Floor) -> Array:
-    """Joints [J, 3], m: x right, y up from the floor, z towards the camera."""
-    level: Array = (pose.joints_mm - (0, floor.ground, 0)) * (1, -1, -1) / 1000
+    """Joints [J, 3], m, in the world."""
+    level: Array = floor.joints[pose.track_id] * (1, -1, -1) / 1000
     return level
 
 

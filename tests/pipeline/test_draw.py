@@ -13,6 +13,7 @@ from convnextpose.camera import Intrinsics, RootDepthSource
 from convnextpose.crop import Box
 from convnextpose.errors import GeometryError
 from convnextpose.skeleton import HUMAN36M, JOINT_SETS, MUCO, JointSet
+from convnextpose.world import World
 from pipeline.draw import LEFT_BGR, RIGHT_BGR, START_DEGREES, TURN_DEGREES_PER_S, PoseRenderer
 from pipeline.labels import Label, draw_labels, side_bgr
 from pipeline.types import Frame, Pose
@@ -167,9 +168,13 @@ def test_another_source_or_an_earlier_time_starts_afresh(before: Frame) -> None:
     assert np.array_equal(again, PoseRenderer(HUMAN36M).render(frame(time_s=1.0), (standing(),), CAMERA))
 
 
+UNDER_FEET_MM = float(standing().joints_mm[:, 1].max()) + 35
+"""The floor under somebody who stands at the height 0 of camera space, mm."""
+
+
 def people_in_view(renderer: PoseRenderer, time_s: float, *poses: Pose) -> np.ndarray:
     """[H, W]: where the limbs are in the 3D view, seen from the same side every time."""
-    panel = renderer.render(frame(time_s=time_s), poses, CAMERA)[:, 640:]
+    panel = renderer.render(frame(time_s=time_s), poses, CAMERA, World.level(UNDER_FEET_MM))[:, 640:]
     colours = [LEFT_BGR, RIGHT_BGR] if len(poses) == 1 else [tuple(bgr) for p in poses for bgr in side_bgr(p.track_id)[:2]]
     limbs = np.any([where(panel, bgr) for bgr in colours], axis=0)
     limbs[: round(0.12 * len(limbs))] = False

@@ -1,5 +1,5 @@
 // The 3D view: the chosen source's people on a floor, and the camera's place. A 2D canvas with a projection of its own.
-// Its space: the camera's axes with y turned up (x right, y up, z away from the camera), mm.
+// Its space: the world's axes but for z (x right, y up from the floor, z away from the camera), mm.
 
 import { LOW_SCORE, colours, dot, stroke } from "./skeleton.js";
 
@@ -7,8 +7,16 @@ const START = { turn: -0.5, tilt: 0.26, radius: 1300 };
 const LEAST_RADIUS = 600;
 const MOST_RADIUS = 20000;
 const BONE_MM = 42;
-const SOLE_MM = 35; // the lowest joints are ankles or toes: the ground is under them
-const LEG_MM = 1150; // a joint farther below the pelvis than legs reach tells nothing about the ground
+
+/** A pose's joints upright in the world, each moved along its line of sight until the feet stand on the floor. */
+function inWorld(pose, root, world) {
+  const further = (pose.depth_scale - 1) * pose.joints_mm[root][2];
+  return pose.joints_mm.map(([x, y, z]) => {
+    const grown = z + further > 0 ? (z + further) / z : 1;
+    const [right, up, back] = world.world_from_camera.map(([a, b, c, d]) => (a * x + b * y + c * z) * grown + d);
+    return [right, up, -back];
+  });
+}
 
 /** Where people stand: smoothed over time, so that noise in the depth doesn't shake the floor. The shape of a pose never is. */
 class Floor {
@@ -16,7 +24,7 @@ class Floor {
     this.root = root;
     this.places = new Map();
     this.centre = null;
-    this.ground = 0;
+    this.height = 0; // of the camera
   }
 
   follow(frame) {
@@ -25,26 +33,25 @@ class Floor {
     this.at = now;
     const share = (seconds) => (this.centre ? 1 - Math.exp(-elapsed / seconds) : 1);
     const places = new Map();
+    this.height = frame.world.height_mm;
+    this.joints = new Map(frame.poses.map((pose) => [pose.track_id, inWorld(pose, this.root, frame.world)]));
     for (const pose of frame.poses) {
-      const [x, , z] = pose.joints_mm[this.root];
+      const [x, , z] = this.joints.get(pose.track_id)[this.root];
       const last = this.places.get(pose.track_id) ?? [x, z];
       places.set(pose.track_id, [last[0] + share(0.3) * (x - last[0]), last[1] + share(0.3) * (z - last[1])]);
     }
     this.places = places;
     if (!places.size) return;
     const middle = [0, 1].map((axis) => [...places.values()].reduce((sum, place) => sum + place[axis], 0) / places.size);
-    const ground = Math.max(
-      ...frame.poses.map((p) => Math.min(Math.max(...p.joints_mm.map((j) => j[1])), p.joints_mm[this.root][1] + LEG_MM) + SOLE_MM),
-    );
-    this.ground += share(ground > this.ground ? 0.15 : 0.6) * (ground - this.ground);
     this.centre = this.centre ? this.centre.map((c, axis) => c + share(0.4) * (middle[axis] - c)) : middle;
   }
 
   /** A pose's joints from the floor's middle, mm, y up. */
   stand(pose) {
-    const root = pose.joints_mm[this.root];
+    const joints = this.joints.get(pose.track_id);
+    const root = joints[this.root];
     const [x, z] = this.places.get(pose.track_id);
-    return pose.joints_mm.map((j) => [j[0] - root[0] + x - this.centre[0], this.ground - j[1], j[2] - root[2] + z - this.centre[1]]);
+    return joints.map((j) => [j[0] - root[0] + x - this.centre[0], j[1], j[2] - root[2] + z - this.centre[1]]);
   }
 }
 
@@ -169,7 +176,7 @@ export class Space {
     context.lineWidth = devicePixelRatio;
     context.beginPath();
     for (const axis of [0, 1]) {
-      // The grid keeps its place in the camera's space while people walk.
+      // The grid keeps its place in the world while people walk.
       const shift = ((centre[axis] % step) + step) % step;
       for (let at = -Math.ceil(radius / step) * step - shift; at < radius; at += step) {
         if (Math.abs(at) >= radius) continue;
@@ -190,7 +197,7 @@ export class Space {
     if (!away) return;
     const far = away > 0.94 * radius;
     const [x, z] = floor.centre.map((c) => (far ? (-c / away) * 0.94 * radius : -c));
-    const y = far ? 0.04 * radius : Math.max(floor.ground, 0);
+    const y = far ? 0.04 * radius : floor.height;
     const size = 0.075 * radius;
     const at = project([x, y, z]);
     const corners = [[-1, -0.75], [1, -0.75], [1, 0.75], [-1, 0.75]].map(([a, b]) => project([x + a * size, y + b * size, z + 1.3 * size]));

@@ -1,5 +1,6 @@
 """What the tests of formats share: a header, posed frames, and every recorder with a way to count what is in its file."""
 
+import csv
 import io
 import json
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from convnextpose.skeleton import HUMAN36M
 from convnextpose.variants import Variant
 from engines.pose import ModelInfo
 from engines.session import SessionDescription
+from pipeline.formats.glb import read_glb
 from pipeline.formats.records import read_poses
 from pipeline.formats.table import FORMATS
 from pipeline.formats.trace import TraceRecorder
@@ -98,6 +100,18 @@ def _count_lines(path):
     return len(result.frames)
 
 
+def _count_rows(path):
+    with path.open(newline="") as file:
+        return len({row["frame"] for row in csv.DictReader(file)})
+
+
+def _count_keys(path):
+    document, _ = read_glb(path)
+    moved = [c for c in document["animations"][0]["channels"] if c["target"]["path"] == "translation"]
+    samplers = document["animations"][0]["samplers"]
+    return sum(document["accessors"][samplers[c["sampler"]]["input"]]["count"] for c in moved)
+
+
 @dataclass(frozen=True)
 class Case:
     """A recorder under the laws that hold for all of them.
@@ -134,5 +148,7 @@ CASES = {
     "mp4": _case("mp4", lambda path: count_pictures(path.read_bytes())),
     "ndjson": _case("ndjson", _count_lines),
     "npz": _case("npz", _count_arrays, at_once=False),
+    "csv": _case("csv", _count_rows, at_once=False),
+    "glb": _case("glb", _count_keys, at_once=False),
     "trace": Case("trace.json", TraceRecorder, timeline, _count_timelines),
 }

@@ -96,6 +96,7 @@ def test_the_header_tells_what_the_numbers_are(tmp_path):
     assert set(frame) == {"type", "index", "time_s", "poses"}
     assert set(frame["poses"][0]) == {
         "track_id", "box", "joints_px", "joints_mm", "scores", "root_depth_mm", "root_depth_source", "cut_by_edge",
+        "depth_scale",
     }  # fmt: skip
 
 

@@ -78,7 +78,7 @@ def test_lines_become_the_same_arrays(tmp_path, people, live):
         for name, values in written.items():
             assert (made[name].dtype, made[name].shape) == (values.dtype, values.shape)
             assert (
-                np.allclose(made[name], values, atol=0.0051)
+                np.allclose(made[name], values, atol=0.0051, equal_nan=True)
                 if values.dtype.kind == "f"
                 else np.array_equal(made[name], values, equal_nan=values.dtype.kind == "M")
             )

@@ -27,7 +27,7 @@ def test_a_folder_holds_what_was_asked_for(tmp_path):
 
 
 def test_a_format_that_is_not_known_is_refused(tmp_path):
-    with pytest.raises(SinkError, match="expected formats among mp4, ndjson, npz; received 'avi'"):
+    with pytest.raises(SinkError, match=r"expected formats among mp4, ndjson, npz, trc, .*; received 'avi'"):
         open_recorders(tmp_path / "out", ["ndjson", "avi"], HEADER)
     assert names(tmp_path) == []
 

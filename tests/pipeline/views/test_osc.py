@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 
 from convnextpose.errors import SinkError
 from convnextpose.skeleton import HUMAN36M, JOINT_SETS
+from convnextpose.world import World
+from pipeline.rig import BONES, joint_indices, quaternion, solve
 from pipeline.views.base import Place
-from pipeline.views.osc import BONES, STYLES, TRACKERS, OscView, euler_degrees, joint_indices, quaternion, solve
+from pipeline.views.osc import STYLES, TRACKERS, OscView, euler_degrees
 from tests.pipeline.formats.samples import pose
-from tests.pipeline.views.client import WAIT_S, frame, status_of
+from tests.pipeline.views.client import WAIT_S, status_of
+from tests.pipeline.views.client import frame as seen_frame
 
 osc_bundle = pytest.importorskip("pythonosc.osc_bundle")
 
@@ -27,6 +30,11 @@ T_POSE_M = {
     "L_Elbow": (-0.5, 1.45, 0), "R_Elbow": (0.5, 1.45, 0), "L_Wrist": (-0.75, 1.45, 0), "R_Wrist": (0.75, 1.45, 0),
 }  # fmt: skip
 """A person in the T-pose, Unity's axes: the right hand at +x, the nose at +z."""
+
+
+def frame(index, *arguments, **options):
+    """A frame of a level camera that is 1.2 m high."""
+    return replace(seen_frame(index, *arguments, **options), world=World.level(1200))
 
 
 def t_pose():

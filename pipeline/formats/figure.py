@@ -1,0 +1,86 @@
+"""A person's motion as a figure of bones that turn and never change their lengths: what BVH and glTF move.
+
+A bone's length is its median over the track. Turns come from the directions of bones (`pipeline/rig.py`): hips and spine have
+all three angles, by the line of the hips and that of the shoulders; of a limb only the direction is seen, so it is turned the
+shortest way from its parent, and its twist about its own axis is a choice. Hands, feet and head follow what they hang on. The
+T-pose at rest looks along z, the left hand at x.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnextpose.skeleton import JointSet
+from pipeline.rig import BONES, joint_indices, solve
+
+Array = NDArray[np.float64]
+
+MIRROR = np.array([-1.0, 1.0, 1.0])
+"""From the world's right-handed axes to Unity's left-handed ones, and back."""
+
+ENDS_MM = {
+    "Head": (0.0, 100.0, 0.0),
+    "LeftHand": (80.0, 0.0, 0.0),
+    "RightHand": (-80.0, 0.0, 0.0),
+    "LeftFoot": (0.0, 0.0, 120.0),
+    "RightFoot": (0.0, 0.0, 120.0),
+}
+"""Where bones end that no joint ends, mm from their beginning at rest: chosen for the looks, not measured."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """T frames of one person.
+
+    Attributes:
+        offsets_mm: for each bone, where it begins from its parent's beginning at rest [3], mm; 0 for the hips.
+        root_mm: [T, 3] the hips in the world, mm.
+        local: for each bone its turn against its parent [T, 3, 3].
+    """
+
+    offsets_mm: dict[str, Array]
+    root_mm: Array
+    local: dict[str, Array]
+
+    @classmethod
+    def of(cls, joints_mm: Array, joint_set: JointSet) -> Figure:
+        """The figure of joints [T, J, 3] in the world, mm, without gaps."""
+        names = joint_indices(joint_set)
+        frames = [solve(joints * MIRROR / 1000, names) for joints in joints_mm]
+        mirror = MIRROR[:, None] * MIRROR
+        turns = {bone: np.array([frame[bone][1] for frame in frames]) * mirror for bone in BONES}
+        local, offsets = {}, {}
+        for bone, facts in BONES.items():
+            if not facts.parent:
+                local[bone], offsets[bone] = turns[bone], np.zeros(3)
+                continue
+            back = turns[facts.parent].transpose(0, 2, 1)
+            local[bone] = back @ turns[bone]
+            away = joints_mm[:, names[facts.at]] - joints_mm[:, names[BONES[facts.parent].at]]
+            offsets[bone] = np.median((back @ away[..., None])[..., 0], axis=0)
+        return cls(offsets, joints_mm[:, names["Pelvis"]], local)
+
+    def places_mm(self) -> dict[str, Array]:
+        """Where each bone begins [T, 3], mm: forward kinematics."""
+        return places_mm(self.offsets_mm, self.root_mm, self.local)
+
+    def cost_mm(self, joints_mm: Array, joint_set: JointSet) -> float:
+        """The mean distance of the figure's joints from those [T, J, 3] that it was made of, mm: what fixed lengths cost."""
+        names, places = joint_indices(joint_set), self.places_mm()
+        off = [np.linalg.norm(places[bone] - joints_mm[:, names[facts.at]], axis=1) for bone, facts in BONES.items()]
+        return float(np.mean(off))
+
+
+def places_mm(offsets_mm: dict[str, Array], root_mm: Array, local: dict[str, Array]) -> dict[str, Array]:
+    """Where bones begin [T, 3], mm, from their offsets at rest, the hips' places [T, 3] and their turns [T, 3, 3]."""
+    places, turns = {}, {}
+    for bone, facts in BONES.items():
+        if not facts.parent:
+            places[bone], turns[bone] = root_mm, local[bone]
+        else:
+            places[bone] = places[facts.parent] + turns[facts.parent] @ offsets_mm[bone]
+            turns[bone] = turns[facts.parent] @ local[bone]
+    return places

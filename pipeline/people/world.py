@@ -1,0 +1,391 @@
+"""Where down is and where the floor is, from the people themselves, refined while a camera that stands still watches them.
+
+Two things tell where up is. A body that stands or walks is upright on average: from the ankles to the neck. And feet that
+stand on one floor are smaller in the picture the nearer they are to the horizon: with each person's depth from the lengths of
+the bones, the feet of people who walk about lie in a plane. Both are weighed by what they are worth and fitted together
+(iteratively reweighted least squares with Cauchy's weights), so that who sits, bends, lies or jumps is outvoted. How high the
+camera is follows from the size in the picture of bodies that stand along that direction. It is a height in sizes of adults:
+each person's own size is an unknown of the fit, and its spread among adults is a part of the height's error.
+
+Sources: the relation of a foot's place in the picture to its distance is the horizon geometry of Criminisi, Reid and Zisserman,
+"Single view metrology" (IJCV 2000); the weights are Cauchy's as in Huber's "Robust Statistics".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnextpose.camera import Intrinsics, root_depth_from_bones_mm
+from convnextpose.skeleton import JointSet
+from convnextpose.world import GivenWorld, World, WorldOrigin, up_of
+from pipeline.types import Pose, TrackEvent, TrackEventKind
+
+Array = NDArray[np.float64]
+
+ANKLE_MM = 55.0
+"""Height of the ankle's joint over the floor where the foot stands, mm: the mean over 20 bodies of the training data."""
+
+UPRIGHT_MM = 1280.0
+"""From the middle of the ankles up to the neck of a walking adult: the mean over 30 bodies of the training data and six moments
+of a walk, 1257 mm, for bodies whose bones are 98 % as long as the usual adult's (BONE_LENGTHS_MM)."""
+
+SAMPLE_S = 0.2
+"""Time between two samples of a person, s: nearer ones tell the same."""
+
+MAX_SAMPLES = 600
+"""Samples that are kept; when there are more, every second one of them goes."""
+
+FIT_S, FIT_SHARE, MAX_FIT_S = 0.5, 0.1, 10.0
+"""The world is fitted anew after this time, or this share of the time since the first fit, but at least so often, s."""
+
+LEAST_SCORE = 0.3
+"""Joints below this score tell nothing."""
+
+BENT = math.cos(math.radians(35.0))
+"""Bodies that are bent by more, at the hips or at both knees, tell nothing about where up is."""
+
+# Standard deviations. The body's direction, rad: of one sample, of a person, and of all alike, as the network's depths are
+# too shallow (seen from 20 degrees above, bodies are read as from 13); to the side, where depths do not matter, all are surer.
+_SAMPLE, _PERSON, _ALL, _ALL_SIDE = math.radians(8), math.radians(4), math.radians(7), math.radians(1.5)
+_PRIOR, _PRIOR_SIDE = math.radians(30), math.radians(12)
+# The logarithm of a depth: of one sample (which is not independent of the next), and of a person, whose size it hangs on.
+_DEPTH, _SIZE = 0.12, 0.08
+_FIELD_OF_VIEW = 0.15
+_PRIOR_HEIGHT_MM, _PRIOR_HEIGHT = 2000.0, 1.5  # the logarithm's: anything from a table's edge to a lamp post
+
+_NEAREST_MM = 300.0
+_STEPS = 12
+_FLATTEST = 0.02  # a foot lies at least so far under the horizon, as a slope
+
+SCALE_S = 1.0
+"""Time over which a person's size is followed, s: jumps are shorter."""
+
+SCALES = (0.7, 1.4)
+"""The smallest and largest factor that puts somebody's feet on the floor: beyond it they stand on something else."""
+
+FORGET_S = 10.0
+"""How long the size of somebody who is out of sight is remembered, s."""
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """What one person in one frame tells.
+
+    Attributes:
+        track_id: whose it is.
+        axis: [3] the unit direction from the ankles to the neck, or NaN where the body is bent.
+        ray: [3] the lower ankle's direction in camera axes, z = 1, or NaN where it is not seen.
+        log_depth: the natural logarithm of that ankle's depth by the lengths of bones, mm.
+        ends: [2, 3] directions in camera axes, z = 1, of the middle of the ankles and of the neck.
+        behind_mm: how much farther than the middle of the ankles that ankle is.
+    """
+
+    track_id: int
+    axis: Array
+    ray: Array
+    log_depth: float
+    ends: Array
+    behind_mm: float
+
+
+@dataclass
+class _Size:
+    """How a person's depth compares with where the feet stand.
+
+    Attributes:
+        log_scale: smoothed logarithm of the factor.
+        time_s: of the last frame that showed it.
+    """
+
+    log_scale: float
+    time_s: float
+
+
+@dataclass
+class WorldEstimator:
+    """Estimates the world of one source. Frames come in order.
+
+    Args:
+        joint_set: the joints' names.
+        given: what the caller knows; only the rest is estimated.
+        true_camera: whether the intrinsics are true: the height's error is larger where a field of view is assumed.
+    """
+
+    joint_set: JointSet
+    given: GivenWorld = field(default_factory=GivenWorld)
+    true_camera: bool = True
+
+    def __post_init__(self) -> None:
+        """Find the joints that are looked at."""
+        index = {name: i for i, name in enumerate(self.joint_set.joints)}
+        self._neck = index["Neck"] if "Neck" in index else index["Thorax"]
+        self._legs = [[index[f"{side}_{joint}"] for joint in ("Hip", "Knee", "Ankle")] for side in "LR"]
+        self._needed = [self._neck, self.joint_set.root, *self._legs[0], *self._legs[1]]
+        self._begin()
+
+    def _begin(self) -> None:
+        self._samples: list[_Sample] = []
+        self._sampled: dict[int, float] = {}
+        self._sizes: dict[int, _Size] = {}
+        self._first_s: float | None = None
+        self._fitted_s = -math.inf
+        self._seen_s = -math.inf
+        self._lowest: float | None = None
+        self._world = self._unseen()
+
+    def step(
+        self, time_s: float, camera: Intrinsics, poses: Sequence[Pose], events: Sequence[TrackEvent] = ()
+    ) -> tuple[World, dict[int, float]]:
+        """Learn from a frame.
+
+        Returns:
+            The world as it is known by now, and for each track in the frame the factor on its root depth that puts the
+            person's feet on the floor: 1 where they have not been seen.
+        """
+        if time_s < self._seen_s or any(event.kind is TrackEventKind.CUT for event in events):
+            self._begin()  # another take: the camera may stand anywhere
+        self._seen_s = time_s
+        seen = [pose for pose in poses if not pose.cut_by_edge and pose.scores[self._needed].min() >= LEAST_SCORE]
+        for pose in seen:
+            if time_s - self._sampled.get(pose.track_id, -math.inf) < SAMPLE_S - 1e-6:
+                continue
+            if (sample := self._look(pose, camera)) is not None:
+                self._sampled[pose.track_id] = time_s
+                self._samples.append(sample)
+        if len(self._samples) > MAX_SAMPLES:
+            self._samples = self._samples[::2]
+            self._sampled = {track_id: at for track_id, at in self._sampled.items() if time_s - at < FORGET_S}
+        if self._samples:
+            self._first_s = time_s if self._first_s is None else self._first_s
+            wait_s = min(max(FIT_S, FIT_SHARE * (time_s - self._first_s)), MAX_FIT_S)
+            if time_s - self._fitted_s >= wait_s:
+                self._fitted_s = time_s
+                self._world = self._fit()
+        elif poses:
+            self._assume(poses)
+        self._resize(time_s, seen)
+        return self._world, {p.track_id: math.exp(s.log_scale) if (s := self._sizes.get(p.track_id)) else 1.0 for p in poses}
+
+    # One person.
+
+    def _look(self, pose: Pose, camera: Intrinsics) -> _Sample | None:
+        """What a pose with visible feet tells, or None where it has no sound depth."""
+        relative = np.column_stack([pose.joints_px, pose.joints_mm[:, 2] - pose.joints_mm[self.joint_set.root, 2]])
+        depth_mm = root_depth_from_bones_mm(camera, relative, np.ones(len(relative), np.bool_), self.joint_set)
+        if depth_mm is None:
+            return None
+        relative[:, 2] += depth_mm
+        if relative[:, 2].min() <= 0:
+            return None
+        joints = camera.unproject(relative)
+        left, right = joints[self._legs[0]], joints[self._legs[1]]
+        ankles = (left[2] + right[2]) / 2
+        trunk, below = joints[self._neck] - joints[self.joint_set.root], joints[self.joint_set.root] - ankles
+        straight = max(_cosine(leg[0] - leg[1], leg[1] - leg[2]) for leg in (left, right))
+        upright = min(straight, _cosine(trunk, below)) >= BENT
+        axis = _unit(joints[self._neck] - ankles) if upright else np.full(3, np.nan)
+        up = self._world.up
+        foot = min(left[2], right[2], key=lambda place: float(place @ up))
+        ends = np.stack([ankles / ankles[2], joints[self._neck] / joints[self._neck, 2]])
+        return _Sample(pose.track_id, axis, foot / foot[2], math.log(foot[2]), ends, float(foot[2] - ankles[2]))
+
+    def _resize(self, time_s: float, poses: Sequence[Pose]) -> None:
+        """Follow the sizes of the people whose feet are seen."""
+        up, ankle_mm = self._world.up, self._world.height_mm - ANKLE_MM
+        for pose in poses if ankle_mm > 0 else ():
+            root_mm = float(pose.joints_mm[self.joint_set.root, 2])
+            foot = min((pose.joints_mm[leg[2]] for leg in self._legs), key=lambda place: float(place @ up))
+            if -float(up @ foot) <= _FLATTEST * foot[2]:
+                continue
+            # Where the foot's line of sight meets the plane of standing ankles, less the foot's own depth from the pelvis.
+            depth_mm = ankle_mm * foot[2] / -float(up @ foot) - (foot[2] - root_mm)
+            wanted = math.log(float(np.clip(depth_mm / root_mm, *SCALES)))
+            size = self._sizes.get(pose.track_id)
+            if size is None:
+                self._sizes[pose.track_id] = _Size(wanted, time_s)
+            else:
+                size.log_scale += (1 - math.exp(-(time_s - size.time_s) / SCALE_S)) * (wanted - size.log_scale)
+                size.time_s = time_s
+        self._sizes = {track_id: size for track_id, size in self._sizes.items() if time_s - size.time_s <= FORGET_S}
+
+    # All of them.
+
+    def _unseen(self) -> World:
+        """The world while nobody's feet have been seen."""
+        given = self.given
+        if given.world is not None:
+            return given.world
+        world = World.level() if self._lowest is None else World.level(self._lowest)
+        return World.of(
+            world.up if given.up is None else given.up,
+            world.height_mm if given.height_mm is None else given.height_mm,
+            WorldOrigin.LEVEL if given.up is None else WorldOrigin.GIVEN,
+            WorldOrigin.LEVEL if given.height_mm is None else WorldOrigin.GIVEN,
+        )
+
+    def _assume(self, poses: Sequence[Pose]) -> None:
+        """Take the floor to be under the lowest joint of the people, who are all cut by the edge or hardly seen."""
+        up = self._world.up
+        lowest = max(float((-pose.joints_mm @ up).max()) for pose in poses)
+        if lowest > (self._lowest or 0.0):
+            self._lowest = lowest
+            self._world = self._unseen()
+
+    def _fit(self) -> World:
+        """The world that fits the samples."""
+        given = self.given
+        if given.world is not None:
+            return given.world
+        if given.up is not None and given.height_mm is not None:
+            return World.of(given.up, given.height_mm, WorldOrigin.GIVEN, WorldOrigin.GIVEN)
+        fit = _Fit(self._samples, given.up, None if given.height_mm is None else given.height_mm - ANKLE_MM)
+        height_error = math.hypot(fit.log_error, 0.0 if self.true_camera else _FIELD_OF_VIEW)
+        return World.of(
+            fit.up,
+            fit.height_mm + ANKLE_MM,
+            WorldOrigin.ESTIMATED if given.up is None else WorldOrigin.GIVEN,
+            WorldOrigin.ESTIMATED if given.height_mm is None else WorldOrigin.GIVEN,
+            tilt_error_degrees=math.degrees(fit.tilt_error) if given.up is None else None,
+            height_error_mm=fit.height_mm * height_error if given.height_mm is None else None,
+        )
+
+
+class _Fit:
+    """The upward direction, and the height over the plane of the ankles, that fit samples best.
+
+    Args:
+        samples: what people told.
+        up: the direction where it is known.
+        height_mm: the height where it is known.
+
+    Attributes:
+        up: [3] in camera axes.
+        height_mm: over the plane in which ankles stand.
+        tilt_error: standard deviation of `up`, rad.
+        log_error: standard deviation of the height's logarithm.
+    """
+
+    def __init__(self, samples: Sequence[_Sample], up: Array | None, height_mm: float | None) -> None:
+        self._axes = np.array([sample.axis for sample in samples])
+        self._rays = np.array([sample.ray for sample in samples])
+        self._depths = np.array([sample.log_depth for sample in samples])
+        self._ends = np.array([sample.ends for sample in samples])
+        self._behind = np.array([sample.behind_mm for sample in samples])
+        ids = np.array([sample.track_id for sample in samples])
+        self._tracks = np.unique(ids, return_inverse=True)[1].ravel()
+        self._people = int(self._tracks.max()) + 1
+        self._axes_seen = np.isfinite(self._axes[:, 0])
+        self._moves = np.array([up is None, up is None, height_mm is None])
+        self.up = up_of(0.0, 0.0) if up is None else _unit(up)
+        self._sizes = np.zeros(self._people)
+        if up is None and self._axes_seen.any():
+            self.up = self._median_axis()
+        slopes = np.maximum(-self._rays @ self.up, _FLATTEST)
+        self.height_mm = float(np.exp(np.median(self._depths + np.log(slopes)))) if height_mm is None else height_mm
+        for _ in range(_STEPS):
+            self._step()
+        if height_mm is None:
+            self._measure_height()
+
+    def _median_axis(self) -> Array:
+        """The middle of the bodies' directions: it moves to where the most of them are."""
+        axes = self._axes[self._axes_seen]
+        middle = _unit(np.median(axes, axis=0))
+        return middle if middle @ up_of(0.0, 0.0) > 0.2 else up_of(0.0, 0.0)
+
+    def _measure_height(self) -> None:
+        """Take the height from bodies that are not bent: how large they are in the picture, standing along `up`.
+
+        From above, the lengths of bones put people too far away, as the network reads their depths too shallow. That changes
+        no direction, as it is much the same for all feet, but the height.
+        """
+        ankles, necks = self._ends[:, 0], self._ends[:, 1]
+        a, b, c = (ankles**2).sum(axis=1), (necks**2).sum(axis=1), (ankles * necks).sum(axis=1)
+        # The nearest points of two lines of sight that are a body's length apart along `up`: the least squares' solution.
+        apart = np.maximum(a * b - c * c, 1e-9)
+        depths = UPRIGHT_MM * (c * (necks @ self.up) - b * (ankles @ self.up)) / apart + self._behind
+        slopes = -self._rays @ self.up
+        usable = self._axes_seen & (apart > 1e-4) & (depths > _NEAREST_MM) & (slopes > _FLATTEST)
+        heights, tracks = np.log(depths[usable] * slopes[usable]), self._tracks[usable]
+        if len(heights):
+            self.height_mm = math.exp(float(np.mean([np.median(heights[tracks == track]) for track in np.unique(tracks)])))
+
+    def _step(self) -> None:
+        """One step of Gauss and Newton, with weights from the residuals; sets the errors by the way."""
+        basis = _across(self.up)  # [2, 3]: to the side, and along the line of sight
+        hessian, gradient = np.zeros((3, 3)), np.zeros(3)
+        level = up_of(0.0, 0.0)
+        for k, deviation in enumerate((_PRIOR_SIDE, _PRIOR)):
+            hessian[k, k] += 1 / deviation**2
+            gradient[k] += float(basis[k] @ (self.up - level)) / deviation**2
+        self._add_axes(basis, hessian, gradient)
+        self._add_feet(basis, hessian, gradient)
+        hessian[2, 2] += 1 / _PRIOR_HEIGHT**2
+        gradient[2] += math.log(self.height_mm / _PRIOR_HEIGHT_MM) / _PRIOR_HEIGHT**2
+        free = np.flatnonzero(self._moves)
+        covariance = np.linalg.inv(hessian[np.ix_(free, free)])
+        step = np.zeros(3)
+        step[free] = -covariance @ gradient[free]
+        step *= min(1.0, 0.3 / max(float(np.abs(step).max()), 1e-9))
+        self.up = _unit(self.up + step[:2] @ basis)
+        self.height_mm *= math.exp(step[2])
+        self.tilt_error = math.sqrt(float(np.linalg.eigvalsh(covariance[:2, :2])[-1])) if self._moves[0] else 0.0
+        self.log_error = math.sqrt(float(covariance[-1, -1])) if self._moves[2] else 0.0
+
+    def _add_axes(self, basis: Array, hessian: Array, gradient: Array) -> None:
+        """Bodies are upright on average: all of them together are one measurement."""
+        if not self._axes_seen.any():
+            return
+        axes, tracks = self._axes[self._axes_seen], self._tracks[self._axes_seen]
+        off = (axes - self.up) @ basis.T
+        weights = 1 / (1 + (off**2).sum(axis=1) / (2 * _SAMPLE) ** 2)
+        behind = axes @ self.up <= 0
+        weights[behind] = 0
+        of_person = np.bincount(tracks, weights, self._people)
+        weights /= 1 + of_person[tracks] * (_PERSON / _SAMPLE) ** 2  # so that a person counts once, however long it stays
+        total = float(weights.sum())
+        if total <= 0:
+            return
+        mean = weights @ off / total
+        for k, alike in enumerate((_ALL_SIDE, _ALL)):
+            variance = _SAMPLE**2 / total + alike**2
+            hessian[k, k] += 1 / variance
+            gradient[k] -= mean[k] / variance
+
+    def _add_feet(self, basis: Array, hessian: Array, gradient: Array) -> None:
+        """Ankles are in a plane: log depth + log size + log slope = log height; the people's sizes are eliminated."""
+        slopes = -self._rays @ self.up
+        usable = slopes > _FLATTEST
+        if not usable.any():
+            return
+        rays, slopes, tracks = self._rays[usable], slopes[usable], self._tracks[usable]
+        off = self._depths[usable] + np.log(slopes) - math.log(self.height_mm)
+        weights = 1 / (1 + ((off + self._sizes[tracks]) / (2 * _DEPTH)) ** 2) / _DEPTH**2
+        jacobian = np.column_stack([-(rays @ basis.T) / slopes[:, None], -np.ones(len(rays))])
+        of_size = np.bincount(tracks, weights, self._people) + 1 / _SIZE**2
+        mixed = np.stack([np.bincount(tracks, weights * column, self._people) for column in jacobian.T])
+        pull = np.bincount(tracks, weights * off, self._people)
+        self._sizes = -pull / of_size
+        hessian += (jacobian * weights[:, None]).T @ jacobian - (mixed / of_size) @ mixed.T
+        gradient += jacobian.T @ (weights * off) - (mixed / of_size) @ pull
+
+
+def _unit(vector: Array) -> Array:
+    unit: Array = vector / max(float(np.linalg.norm(vector)), 1e-9)
+    return unit
+
+
+def _cosine(a: Array, b: Array) -> float:
+    return float(_unit(a) @ _unit(b))
+
+
+def _across(up: Array) -> Array:
+    """[2, 3] unit directions across `up` in camera axes: to the side, and along the line of sight."""
+    side = np.array([1.0, 0.0, 0.0]) - up[0] * up
+    side /= np.linalg.norm(side)
+    return np.stack([side, np.cross(side, up)])
