@@ -22,7 +22,7 @@ NO_DRIVER = (
 NO_GPU = "the NVIDIA driver finds no GPU: look at `nvidia-smi` and at CUDA_VISIBLE_DEVICES"
 
 LEGACY_STREAM = 1
-"""What `__cuda_array_interface__` calls CUDA's default stream, that torch and pycuda work on if nobody says otherwise."""
+"""CUDA's default stream, as DLPack and `__cuda_array_interface__` call it."""
 
 
 BOARD = Path("/proc/device-tree/model")
@@ -152,6 +152,14 @@ class Device(Protocol):
 
     def current(self) -> AbstractContextManager[None]:
         """Make it the calling thread's; what was so before, is so again after it."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until the GPU has done all that it was given, by any library.
+
+        Raises:
+            DeviceError: some of it failed.
+        """
         ...
 
     def free_bytes(self) -> int:

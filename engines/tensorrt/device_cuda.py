@@ -75,6 +75,10 @@ class CudaDevice:
         finally:
             self._check(self._driver.cuCtxPopCurrent(), "give the GPU back")
 
+    def synchronize(self) -> None:
+        """Wait until the GPU has done all that it was given, by any library."""
+        self.call("cuCtxSynchronize", "finish its work")
+
     def free_bytes(self) -> int:
         """How much of its memory nobody has."""
         free, _ = self._check(self._driver.cuMemGetInfo(), "ask for its memory")

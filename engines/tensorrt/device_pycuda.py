@@ -73,6 +73,11 @@ class PycudaDevice:
             with self.errors("give the GPU back"):
                 self._driver.Context.pop()
 
+    def synchronize(self) -> None:
+        """Wait until the GPU has done all that it was given, by any library."""
+        with self.errors("finish its work"):
+            self._driver.Context.synchronize()
+
     def free_bytes(self) -> int:
         """How much of its memory nobody has."""
         free, _ = self._driver.mem_get_info()

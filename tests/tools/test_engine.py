@@ -16,8 +16,8 @@ from engines.tensorrt.device import NO_DRIVER, NO_GPU
 from engines.tensorrt.device_cuda import CudaDevice
 from engines.tensorrt.module import Library
 from engines.timing import RunTimes
+from tests.engines.manifests import manifest_of
 from tests.engines.memory_gpu import Driver, engine_bytes, predict, tensorrt_module
-from tests.engines.test_tensorrt_session import manifest_of
 
 
 @pytest.fixture
