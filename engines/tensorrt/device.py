@@ -25,17 +25,20 @@ LEGACY_STREAM = 1
 """CUDA's default stream, as DLPack and `__cuda_array_interface__` call it."""
 
 
-BOARD = Path("/proc/device-tree/model")
-"""Where a Jetson tells which board it is."""
+BOARDS = (Path("/proc/device-tree/model"), Path("/tmp/nv_jetson_model"))
+"""Where a Jetson tells which board it is. Containers do not see the first; who starts them mounts it to the second."""
 
 
 def board_name(gpu: str) -> str:
     """A GPU's name with the board's, where there is one: the driver calls every Orin the same, an engine fits but one."""
-    try:
-        board = BOARD.read_text(encoding="utf-8").strip("\0 \n")
-    except (OSError, UnicodeDecodeError):
-        return gpu
-    return f"{gpu} ({board})" if board else gpu
+    for path in BOARDS:
+        try:
+            board = path.read_text(encoding="utf-8").strip("\0 \n")
+        except (OSError, UnicodeDecodeError):
+            continue
+        if board:
+            return f"{gpu} ({board})"
+    return gpu
 
 
 @dataclass(frozen=True)
