@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from convnextpose.errors import DeviceMemoryError, GeometryError, RuntimeUnavailableError
 from engines import manifest as manifests
 from engines.manifest import EngineManifest, Machine
+from engines.roofline import Floor, Work, floor
 from engines.session import Arrays, ArraySpec, SessionDescription, check_arrays
 from engines.tensorrt import runtime_cache
 from engines.tensorrt.device import Device
@@ -198,6 +199,11 @@ class TensorRTSession:
     def times(self) -> RunTimes:
         """How long the latest run took; after runs of several threads, one of theirs."""
         return self._times
+
+    def floor(self, work: Work, crops: int) -> Floor:
+        """The least time that this GPU needs for a network's work on some crops."""
+        device, precision = self._device, self.manifest.model.precision
+        return floor(work, device.figures(), device.gpu.compute_capability, precision, crops)
 
     def describe(self) -> SessionDescription:
         """What runs the network."""

@@ -16,6 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.roofline import GpuFigures
+
 NO_DRIVER = (
     "no NVIDIA driver was found (libcuda is missing): install the driver of this machine's GPU, or run on a machine with one"
 )
@@ -163,6 +165,10 @@ class Device(Protocol):
         Raises:
             DeviceError: some of it failed.
         """
+        ...
+
+    def figures(self) -> GpuFigures:
+        """How many multiprocessors it has, and how fast it and its memory are."""
         ...
 
     def free_bytes(self) -> int:

@@ -63,6 +63,9 @@ class Driver:
 
     class CUdevice_attribute:  # noqa: N801 - CUDA's name
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 75, 76
+        CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, CU_DEVICE_ATTRIBUTE_CLOCK_RATE = 16, 13
+        CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE, CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH = 36, 37
+        CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE = 38
 
     class CUstream_flags:  # noqa: N801
         CU_STREAM_NON_BLOCKING = 1
@@ -106,7 +109,7 @@ class Driver:
         return Code.CUDA_SUCCESS, ordinal
 
     def cuDeviceGetAttribute(self, attribute, device):  # noqa: N802
-        return Code.CUDA_SUCCESS, {75: 8, 76: 9}[attribute]
+        return Code.CUDA_SUCCESS, {75: 8, 76: 9, 16: 128, 13: 2_520_000, 36: 10_501_000, 37: 384, 38: 72 << 20}[attribute]
 
     def cuDeviceGetName(self, length, device):  # noqa: N802
         return Code.CUDA_SUCCESS, b"GPU in memory" + bytes(length - 13)
@@ -363,6 +366,9 @@ def pycuda_driver(driver):
         def compute_capability(self):
             return do("cuDeviceGetAttribute", 75, self.ordinal), do("cuDeviceGetAttribute", 76, self.ordinal)
 
+        def get_attribute(self, attribute):
+            return do("cuDeviceGetAttribute", attribute, self.ordinal)
+
         def retain_primary_context(self):
             return Context()
 
@@ -411,6 +417,9 @@ def pycuda_driver(driver):
         def __del__(self):
             do("cuEventDestroy", self.raw)
 
+    module.device_attribute = types.SimpleNamespace(
+        MULTIPROCESSOR_COUNT=16, CLOCK_RATE=13, MEMORY_CLOCK_RATE=36, GLOBAL_MEMORY_BUS_WIDTH=37, L2_CACHE_SIZE=38
+    )
     module.Error, module.MemoryError, module.Context, module.Device = Error, MemoryError, Context, Device
     module.Stream, module.Event, module.mem_alloc = Stream, Event, Allocation
     module.init = lambda: do("cuInit", 0) and None

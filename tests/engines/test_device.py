@@ -35,6 +35,19 @@ def test_it_tells_which_gpu_it_is(device):
     assert (device.gpu.name, device.gpu.compute_capability, device.gpu.driver) == ("GPU in memory", "8.9", "CUDA 13.1")
 
 
+def test_it_tells_its_figures(device):
+    figures = device.figures()
+    assert (figures.multiprocessors, figures.clock_mhz) == (128, 2520)
+    assert figures.memory_gb_s == pytest.approx(1008, rel=1e-3)  # an RTX 4090's data sheet
+
+
+def test_the_real_binding_has_the_attributes_of_the_figures():
+    kinds = pytest.importorskip("cuda.bindings.driver").CUdevice_attribute
+    for name, number in vars(Driver.CUdevice_attribute).items():
+        if name.startswith("CU_"):
+            assert int(getattr(kinds, name)) == number
+
+
 @pytest.mark.parametrize(
     ("masked", "copied", "told"),
     [

@@ -141,6 +141,8 @@ def test_bench_engine_times_every_number_of_crops(cli, engine, gpu, tmp_path):
         assert 0 < row["host"]["p50"] <= row["host"]["p95"] <= row["host"]["p99"]
         assert 0 < row["inference"]["p50"] < row["gpu"]["p50"]
         assert row["replayed"] == 4
+    assert set(found["floors_ms"]) == {"1", "2", "4", "8"}
+    assert "billion multiply-adds" in text and "times the floor" in text
     assert "engine fp16" in text
     assert "CUDA graphs in" not in text  # said only where a run was without
     code, _, error = cli("bench-engine", engine, "--no-reference", "--json", out)
