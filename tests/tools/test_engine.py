@@ -1,7 +1,9 @@
 """`engine inspect`, `bench-engine`, `run --model x.engine` and `doctor` where an engine, a GPU or neither is."""
 
+import importlib.machinery
 import json
 import sys
+import types
 from dataclasses import replace
 
 import cv2
@@ -223,6 +225,16 @@ def test_the_doctor_tells_of_gpu_driver_binding_and_tensorrt_in_a_sentence_each(
     for finding in findings.values():
         assert "\n" not in finding["found"]
         assert (finding["mend"] == "") == (finding["state"] == "ok")
+
+
+def test_the_doctor_says_what_is_experimental(cli, no_gpu, monkeypatch):
+    monkeypatch.setattr("engines.tensorrt.gpu.binding_installed", lambda name: True)
+    package = types.ModuleType("torch2trt")
+    package.__spec__ = importlib.machinery.ModuleSpec("torch2trt", None)
+    monkeypatch.setitem(sys.modules, "torch2trt", package)
+    findings = {found["what"]: found for found in json.loads(cli("doctor", "--json")[1])}
+    assert "experimental" in findings["pycuda"]["found"] and "experimental" in findings["torch2trt"]["found"]
+    assert "experimental" not in findings["cuda-python"]["found"]
 
 
 def test_the_doctor_tells_what_a_module_that_does_not_load_lacks(cli, tmp_path, monkeypatch):
