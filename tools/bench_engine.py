@@ -81,7 +81,7 @@ def bench_engine_command(
             sessions[REFERENCE] = reference
             told = f"{reference.describe()}, batch norms folded, {how}, with CUDA graphs"
             console.print(f"{REFERENCE:<12} {escape(told)}", soft_wrap=True)
-        graphs = "with CUDA graphs" if engine.has_graphs else "without CUDA graphs: the binding has none"
+        graphs = "with CUDA graphs" if engine.has_graphs else "without CUDA graphs"
         console.print(f"{name:<12} {escape(str(engine.describe()))}, {escape(engine.binding)}, {graphs}", soft_wrap=True)
         found: list[Latency] = []
         for count in counts or _doubling(engine.limit):

@@ -187,8 +187,8 @@ class TensorRTSession:
 
     @property
     def has_graphs(self) -> bool:
-        """Whether batches are run as CUDA graphs: not every binding has them."""
-        return self._device.has_graphs
+        """Whether batches are run as CUDA graphs: neither every binding nor TensorRT 8 has them."""
+        return self._device.has_graphs and set(self._buckets) != set(self._unrecorded)
 
     @property
     def unrecorded(self) -> Mapping[int, str]:

@@ -501,7 +501,7 @@ def tensorrt_module(driver, family="10", *, refusals=0):
         def __init__(self, engine):
             self.engine, self.version, self.runs = engine, 0, 0
             self.batch = self.memory = None
-            self.active_optimization_profile = -1 if len(contexts) else 0
+            self.active_optimization_profile = -1 if any(other.engine is engine for other in contexts) else 0
             self.addresses = {}
             contexts.add(self)
 
@@ -620,7 +620,7 @@ def tensorrt_module(driver, family="10", *, refusals=0):
     setattr(Engine, size_name, property(lambda self: self.needed(self.most)))
 
     def new_context(self, wanted=None):
-        if family == "8" and len(contexts):
+        if family == "8" and any(other.engine is self for other in contexts):
             complain(self.logger, "Profile 0 has been chosen by another IExecutionContext")
             return None
         if family == "10" and wanted is not Strategy.USER_MANAGED:
