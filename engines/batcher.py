@@ -1,8 +1,9 @@
 """Many callers, one session: what they ask for at the same time runs in shared batches.
 
-It has no thread of its own and no timer. The caller that finds the session free leads: it takes what waits, up to the largest
-batch, runs it, and hands each caller its part; once its own request is done, another caller leads. So a caller alone never
-waits, and the busier the session is, the fuller are its batches.
+It has no thread of its own and no timer. The caller that finds the session free takes what waits, up to the largest batch, and
+gives it to the session; one of the callers that have items in that batch waits for it and hands each its part. So a caller
+alone never waits, and the busier the session is, the fuller are its batches. A `TicketSession` has several batches in flight:
+one is filled while another runs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnextpose.errors import ModelError, RuntimeUnavailableError
-from engines.session import Arrays, ArraySpec, Session, SessionDescription, check_arrays
+from engines.session import Arrays, ArraySpec, Session, SessionDescription, TicketSession, check_arrays
 
 
 @dataclass(eq=False)
@@ -27,7 +28,7 @@ class _Request:
     Attributes:
         arrays: its inputs.
         count: how many items they have.
-        given: how many of them have been given to the session, from the first on.
+        given: how many of them are in batches, from the first on.
         done: how many of them have results.
         results: the outputs so far.
         error: why there will be no results.
@@ -55,6 +56,21 @@ class _Share:
     end: int
 
 
+@dataclass(eq=False)
+class _Flight:
+    """A batch on its way.
+
+    Attributes:
+        shares: whose items are in it, in order.
+        taken: whether a caller is busy with it.
+        ticket: the session's, None before it was submitted, or where the session has none.
+    """
+
+    shares: list[_Share]
+    taken: bool = True
+    ticket: Any = None
+
+
 class Batcher:
     """A `Session` in front of another one, which it closes, for any number of threads that call it at the same time.
 
@@ -63,7 +79,7 @@ class Batcher:
 
     Args:
         session: runs the network.
-        max_batch: the most items in a batch; one or more.
+        max_batch: the most items in a batch; one or more. A `TicketSession` may have a limit below it.
 
     Raises:
         ModelError: the network does not take any number of items along axis 0, or something else in its shapes is free.
@@ -75,13 +91,16 @@ class Batcher:
         if wrong := _unfit(session):
             raise ModelError(f"expected a network in which the batch alone is free, received one with {wrong[0]}")
         self._session = session
-        self._max_batch = max_batch
+        self._tickets = session if isinstance(session, TicketSession) else None
+        self._most_flights = self._tickets.slots if self._tickets else 1
+        self._max_batch = min(max_batch, self._tickets.limit) if self._tickets else max_batch
         self._changed = threading.Condition()
         self._requests: list[_Request] = []
         """Those whose callers have not left."""
         self._waiting: deque[_Request] = deque()
-        """Those with items that have not been given to the session, in the order of their turns."""
-        self._leader: _Request | None = None
+        """Those with items that are in no batch yet, in the order of their turns."""
+        self._flights: list[_Flight] = []
+        """Batches on their way, the oldest first."""
         self._open = True
 
     @property
@@ -113,8 +132,8 @@ class Batcher:
                     raise _closed()
                 self._requests.append(request)
                 self._waiting.append(request)
-            while self._leads(request):
-                self._run_batch()
+            while (flight := self._next(request)) is not None:
+                self._advance(flight)
         finally:
             self._leave(request)
         if request.error is not None:
@@ -122,33 +141,71 @@ class Batcher:
         return request.results
 
     def close(self) -> None:
-        """Close the session, once a batch in progress has ended; who waits gets an error. Calling it again does nothing."""
+        """Close the session, once batches in progress have ended; who waits gets an error. Calling it again does nothing."""
         with self._changed:
             self._open = False
-            self._refuse_waiting()
+            for request in self._waiting:
+                request.error = _closed()
+            self._waiting.clear()
             self._changed.notify_all()
+            self._changed.wait_for(lambda: not any(map(self._is_wanted, self._flights)))
         self._session.close()
 
-    def _leads(self, request: _Request) -> bool:
-        """Wait until a request is settled, or nobody leads: then its caller does, which is told by True."""
-        with self._changed:
-            self._changed.wait_for(lambda: request.settled or self._leader in (None, request))
-            if request.settled:
-                return False
-            self._leader = request
-            return True
+    def _next(self, request: _Request) -> _Flight | None:
+        """Wait until a request's caller has something to do, and for which batch; None when it may go."""
+        found: list[_Flight] = []
 
-    def _run_batch(self) -> None:
-        """Run the next batch; what it gives, results or an error, is its requests'."""
+        def ready() -> bool:
+            found[:] = self._job(request)
+            return request.settled or bool(found)
+
         with self._changed:
-            batch = self._take()
+            self._changed.wait_for(ready)
+            return found[0] if found else None
+
+    def _job(self, request: _Request) -> list[_Flight]:
+        """A new batch if the session has room and something waits; else one that has items of the request, or of nobody.
+
+        A request that failed leaves no batch behind that is its own alone: it would hold a slot.
+        """
+        if self._waiting and not request.settled and len(self._flights) < self._most_flights:
+            flight = _Flight(self._take())
+            self._flights.append(flight)
+            return [flight]
+        for flight in self._flights:
+            others = any(share.request in self._requests and not share.request.settled for share in flight.shares)
+            mine = any(share.request is request for share in flight.shares)
+            if not flight.taken and (not others or (mine and not request.settled)):
+                flight.taken = True
+                return [flight]
+        return []
+
+    def _is_wanted(self, flight: _Flight) -> bool:
+        """Whether a caller waits for a batch: those that have items in it may all have been interrupted."""
+        return any(share.request in self._requests for share in flight.shares)
+
+    def _advance(self, flight: _Flight) -> None:
+        """Submit a batch, or else wait for it; what it gives, results or an error, is its requests'."""
         try:
-            outputs = self._infer(batch)
+            if self._tickets is not None and flight.ticket is None:
+                flight.ticket = self._tickets.submit(self._gather(flight))
+                with self._changed:
+                    flight.taken = False
+                    self._changed.notify_all()
+                return
+            outputs = self._session.run(self._gather(flight)) if self._tickets is None else self._tickets.collect(flight.ticket)
             with self._changed:
-                self._hand_out(batch, outputs)
+                self._hand_out(flight.shares, outputs)
+                self._flights.remove(flight)
         except Exception as error:  # noqa: BLE001 - whatever it is, those who wait for this batch must hear of it
             with self._changed:
-                self._fail(batch, error)
+                self._fail(flight.shares, error)
+                self._flights.remove(flight)
+        except BaseException:
+            with self._changed:  # its caller was interrupted: another one goes on with it
+                flight.taken = False
+                self._changed.notify_all()
+            raise
 
     def _take(self) -> list[_Share]:
         """The next batch: one item of each request in turn, until the batch is full or nothing waits."""
@@ -166,12 +223,12 @@ class Batcher:
             request.given += count
         return batch
 
-    def _infer(self, batch: list[_Share]) -> Arrays:
+    def _gather(self, flight: _Flight) -> Arrays:
         arrays = {}
         for spec in self.inputs:
-            parts = [share.request.arrays[spec.name][share.begin : share.end] for share in batch]
+            parts = [share.request.arrays[spec.name][share.begin : share.end] for share in flight.shares]
             arrays[spec.name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return self._session.run(arrays)
+        return arrays
 
     def _hand_out(self, batch: list[_Share], outputs: Arrays) -> None:
         begin = 0
@@ -196,26 +253,13 @@ class Batcher:
         self._changed.notify_all()
 
     def _leave(self, request: _Request) -> None:
-        """Forget a request whose caller goes. One that is interrupted while it leads takes no other with it."""
+        """Forget a request whose caller goes."""
         with self._changed:
             if request in self._requests:
                 self._requests.remove(request)
-            if self._leader is request:
-                self._leader = None
-                if not request.settled:  # the batch that it ran is lost: its items are given again
-                    self._waiting = deque(other for other in self._requests if not other.settled)
-                    for other in self._waiting:
-                        other.given = other.done
-                    if not self._open:
-                        self._refuse_waiting()
             if request in self._waiting:
                 self._waiting.remove(request)
             self._changed.notify_all()
-
-    def _refuse_waiting(self) -> None:
-        for request in self._waiting:
-            request.error = _closed()
-        self._waiting.clear()
 
 
 def can_batch(session: Session) -> bool:

@@ -119,6 +119,7 @@ class BuildRequest:
                 f"expected one number of crops for --dla-core, such as --batch 4,4,4, received {batch.min} to {batch.max}: a "
                 "DLA takes no other"
             )
+        check_dla(self.options, self.precisions)
         for target in self.targets:
             if self.options.dla_core is not None and not (target.dla or target.is_at_hand):
                 raise EngineError(f"expected a target with a DLA for --dla-core, {target.title} has none")
@@ -138,6 +139,19 @@ class BuildRequest:
             if given is not None:
                 words += [f"--{name}", str(given)]
         return shlex.join(words)
+
+
+def check_dla(options: BuildOptions, precisions: tuple[str, ...]) -> None:
+    """Refuse a precision that a DLA is not known to take.
+
+    Raises:
+        EngineError: saying which it takes.
+    """
+    if options.dla_core is not None and (refused := [name for name in precisions if name != "fp16"]):
+        raise EngineError(
+            f"expected precision fp16 for --dla-core, received {', '.join(refused)}: a DLA computes in no FP32, and was never "
+            "shown to take a graph with quantisation nodes"
+        )
 
 
 @dataclass(frozen=True)
@@ -393,6 +407,7 @@ class _BundleSource:
         bundle = read_bundle(Path(request.source))
         self._model = bundle.model
         self.precisions = (bundle.model.info.precision,)
+        check_dla(request.options, self.precisions)
         if request.precisions not in ((), self.precisions):
             raise EngineError(
                 f"expected precision {self.precisions[0]}, which {request.source} has, received {', '.join(request.precisions)}"

@@ -7,9 +7,10 @@ stay uint8, and everything after the last convolution, `head.final_layer`, compu
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -37,6 +38,37 @@ RANKING_CROPS = 4
 """Crops on which each layer's harm is measured: enough to rank them, few as every layer has its turn."""
 
 _NEEDS = "giving a model another precision needs onnx and onnxruntime"
+
+
+@dataclass(frozen=True)
+class Int8Scheme:
+    """Which layers an INT8 graph tries to have in INT8.
+
+    Attributes:
+        name: what it is called.
+        prefixes: how the names of those convolutions begin; empty for every quantisable one.
+        residuals: whether what a block's addition reads, on both branches, is quantised as well. TensorRT then adds within the
+            convolution's INT8 kernel; otherwise the convolution's result is widened first.
+    """
+
+    name: str
+    prefixes: tuple[str, ...] = ()
+    residuals: bool = False
+
+    def layers(self, model: bytes) -> tuple[str, ...]:
+        """Its convolutions in an exported model, in the order in which they run."""
+        return tuple(name for name in quantisable_layers(model) if name.startswith(self.prefixes or ("",)))
+
+
+_LATE = ("backbone.downsample_layers.2", "backbone.stages.2", "backbone.downsample_layers.3", "backbone.stages.3", "head.")
+
+INT8_SCHEMES = (
+    Int8Scheme("every layer"),
+    Int8Scheme("every layer and addition", residuals=True),
+    Int8Scheme("the last two stages and the head", _LATE),
+    Int8Scheme("the last two stages and the head, and additions", _LATE, residuals=True),
+)
+"""What an INT8 graph may be; `to_int8` makes the first."""
 
 
 @dataclass(frozen=True)
@@ -149,8 +181,54 @@ def quantise(model: bytes, crops: NDArray[np.uint8]) -> bytes:
     return _finish(quantised, replace(info, precision="int8", calibration_sha256=calibration.sha256))
 
 
-def leave_in_fp16(model: bytes, quantised: bytes, exclude: Sequence[str]) -> bytes:
+def residual_ranges(model: bytes, crops: NDArray[np.uint8]) -> dict[str, tuple[float, float]]:
+    """The largest magnitudes of what a block's addition reads, by the convolution that makes one of the two.
+
+    Args:
+        model: an exported FP32 model.
+        crops: uint8 [N, 256, 256, 3] of people.
+
+    Returns:
+        For each such convolution: of the other branch, and of its own result.
+
+    Raises:
+        ModelError, ExportError: as for `to_fp16`.
+    """
+    proto, info = _load(model)
+    try:
+        import onnx
+        from onnxruntime import InferenceSession, SessionOptions
+    except ImportError as error:
+        raise ExportError(f"{_NEEDS}: {error}; {install_command('build')}") from error
+    found = _residuals(proto.graph)
+    names = [name for add, branch in found.values() for name in (add.input[1 - branch], add.input[branch])]
+    for name in dict.fromkeys(names):
+        proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    options = SessionOptions()
+    options.log_severity_level = 3
+    session = InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    largest = np.zeros(len(names))
+    for begin in range(0, len(crops), CALIBRATION_BATCH):
+        values = session.run(names, {"crops": crops[begin : begin + CALIBRATION_BATCH]})
+        largest = np.maximum(largest, [np.abs(value).max() for value in values])
+    if not np.isfinite(largest).all():
+        raise ExportError(f"expected finite values in model {info.name}, received NaN or infinity")
+    return {layer: (float(x), float(y)) for layer, (x, y) in zip(found, largest.reshape(-1, 2), strict=True)}
+
+
+def leave_in_fp16(
+    model: bytes,
+    quantised: bytes,
+    exclude: Sequence[str],
+    residuals: Mapping[str, tuple[float, float]] = MappingProxyType({}),
+) -> bytes:
     """The INT8 graph that `to_int8` gives, from the exported FP32 model and what `quantise` made of it.
+
+    Args:
+        model: the exported model.
+        quantised: what `quantise` made of it.
+        exclude: names of convolutions that stay in FP16.
+        residuals: what `residual_ranges` gave: the additions after convolutions in INT8 read INT8 on both branches.
 
     Raises:
         ExportError: `exclude` names what the model has not.
@@ -171,6 +249,7 @@ def leave_in_fp16(model: bytes, quantised: bytes, exclude: Sequence[str]) -> byt
             node.input[0] = maker[maker[node.input[0]].input[0]].input[0]  # what was quantised and dequantised again
             node.input[1] = weight
             proto.graph.initializer.append(weights[weight])
+    _quantise_residuals(proto.graph, {layer: found for layer, found in residuals.items() if layer not in exclude})
     _drop_unused(proto.graph)
     _make_half(proto.graph)
     return _finish(proto, info)
@@ -202,6 +281,7 @@ def int8_within_limits(
     reference: PosePredictor,
     crops: NDArray[np.uint8],
     limits: ParityLimits = LIMITS["int8"],
+    scheme: Int8Scheme = INT8_SCHEMES[0],
 ) -> Int8Model:
     """The INT8 graph of an exported FP32 model with as few layers left in FP16 as its limits ask for.
 
@@ -214,28 +294,32 @@ def int8_within_limits(
         reference: its checkpoint in PyTorch.
         crops: uint8 [M, 256, 256, 3] of people, others than those, to measure on.
         limits: what the graph is held to.
+        scheme: which layers may be in INT8.
 
     Raises:
         As `to_int8` and `measure` do.
         ParityError: the limits hold with no layer in INT8; names the worst joints.
     """
     quantised = quantise(model, calibration)
-    layers = quantisable_layers(model)
+    layers, every = scheme.layers(model), quantisable_layers(model)
+    residuals = residual_ranges(model, calibration) if scheme.residuals else {}
+
+    def only(kept: Collection[str]) -> bytes:
+        return leave_in_fp16(model, quantised, [layer for layer in every if layer not in kept], residuals)
 
     def without(excluded: Sequence[LayerHarm]) -> Int8Model:
-        onnx = leave_in_fp16(model, quantised, [harm.layer for harm in excluded])
+        onnx = only(set(layers) - {harm.layer for harm in excluded})
         return Int8Model(onnx, measure(onnx, reference, crops, limits), tuple(excluded))
 
     everything = without(())
     if everything.parity.passed:
         return everything
-    nothing = measure(leave_in_fp16(model, quantised, layers), reference, crops, limits)
+    nothing = measure(only(()), reference, crops, limits)
     if not nothing.passed:
         _refuse("even with every layer in FP16", nothing)
     harms = []
     for layer in layers:
-        alone = leave_in_fp16(model, quantised, [other for other in layers if other != layer])
-        parity = measure(alone, reference, crops[:RANKING_CROPS], limits)
+        parity = measure(only({layer}), reference, crops[:RANKING_CROPS], limits)
         harms.append(LayerHarm(layer, parity.px.mean, parity.mm.mean))
     harms.sort(key=lambda harm: max(harm.mean_px / limits.mean_px, harm.mean_mm / limits.mean_mm), reverse=True)
     best: Int8Model | None = None
@@ -304,6 +388,41 @@ def _layers(graph: Any) -> dict[str, Any]:  # noqa: ANN401
             weight = node.input[1]
             layers[layer_name(maker[weight].input[0] if weight in maker else weight)] = node
     return layers
+
+
+def _residuals(graph: Any) -> dict[str, tuple[Any, int]]:  # noqa: ANN401
+    """A block's additions, and which of their inputs the block's last convolution makes, by that convolution."""
+    made_by = {node.output[0]: layer for layer, node in _layers(graph).items()}
+    return {
+        made_by[name]: (node, index)
+        for node in graph.node
+        if node.op_type == "Add"
+        for index, name in enumerate(node.input)
+        if made_by.get(name, "").endswith(".pwconv2")
+    }
+
+
+def _quantise_residuals(graph: Any, ranges: Mapping[str, tuple[float, float]]) -> None:  # noqa: ANN401
+    """Put quantisation nodes before both inputs of the additions after some convolutions: symmetric, by tensor."""
+    import onnx
+
+    nodes, found = list(graph.node), _residuals(graph)
+    for layer, largest in ranges.items():
+        add, branch = found[layer]
+        for index, most in ((1 - branch, largest[0]), (branch, largest[1])):
+            name = f"{layer}.residual_{index}"
+            scale = np.array(max(most, np.finfo(np.float16).tiny * 127) / 127, np.float32)
+            graph.initializer.append(onnx.numpy_helper.from_array(scale, f"{name}_scale"))
+            graph.initializer.append(onnx.numpy_helper.from_array(np.array(0, np.int8), f"{name}_zero"))
+            ends = [f"{name}_scale", f"{name}_zero"]
+            pair = [
+                onnx.helper.make_node("QuantizeLinear", [add.input[index], *ends], [f"{name}_int8"], name=f"{name}_quantise"),
+                onnx.helper.make_node("DequantizeLinear", [f"{name}_int8", *ends], [name], name=f"{name}_dequantise"),
+            ]
+            place = next(position for position, node in enumerate(nodes) if node is add)
+            nodes[place:place] = pair
+            add.input[index] = name
+    _replace(graph.node, nodes)
 
 
 def _attribute(node: Any, name: str, default: int) -> int:  # noqa: ANN401

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -106,6 +106,46 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Give back what it holds, once a run in progress has ended; calling it again does nothing."""
+        ...
+
+
+@runtime_checkable
+class TicketSession(Session, Protocol):
+    """A session that has several batches in flight: what is given to it and what comes of it are two calls.
+
+    Attributes:
+        slots: how many batches may be in flight.
+        limit: the most items in one.
+    """
+
+    @property
+    def slots(self) -> int:
+        """How many batches may be in flight."""
+        ...
+
+    @property
+    def limit(self) -> int:
+        """The most items in one."""
+        ...
+
+    def submit(self, arrays: Mapping[str, NDArray[Any]]) -> Any:  # noqa: ANN401 - the session's own ticket
+        """Give it one batch; returns a ticket for `collect` before the batch is done. Waits while every slot is taken.
+
+        Args:
+            arrays: as for `run`, `limit` items at most. They may be changed once this has returned.
+
+        Raises:
+            As `run` does.
+        """
+        ...
+
+    def collect(self, ticket: Any) -> Arrays:  # noqa: ANN401
+        """The outputs of a batch, once they are there. Every ticket is to be collected: until then it holds a slot.
+
+        Raises:
+            ModelError: the library failed at running the network.
+            RuntimeUnavailableError: the session is closed, or the ticket was collected before.
+        """
         ...
 
 

@@ -71,6 +71,7 @@ TARGETS = (
             JetPack("6.0", "8.6.2"),
             JetPack("6.1", "10.3"),
             JetPack("6.2", "10.3"),
+            JetPack("7.2", "10.16"),
             JetPack("7.2.2", "11.4.1"),
         ),
         dla=True,

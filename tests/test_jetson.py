@@ -18,6 +18,7 @@ else:
 
 ROOT = Path(__file__).parent.parent
 DOCKERFILE = ROOT / "Dockerfile.jetson"
+DESKTOP = ROOT / "Dockerfile"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 DEMO = ROOT / "convnextpose" / "weights" / "demo.mp4"
 
@@ -32,21 +33,22 @@ def jetson():
     return module
 
 
-def instructions():
-    """The Dockerfile's instructions: each its name and the rest of its line, continued lines joined."""
-    text = re.sub(r"^\s*#.*\n", "", DOCKERFILE.read_text(encoding="utf-8"), flags=re.MULTILINE).replace("\\\n", " ")
+def instructions(file=DOCKERFILE):
+    """A Dockerfile's instructions: each its name and the rest of its line, continued lines joined."""
+    text = re.sub(r"^\s*#.*\n", "", file.read_text(encoding="utf-8"), flags=re.MULTILINE).replace("\\\n", " ")
     return [tuple(line.split(None, 1)) for line in text.splitlines() if line.strip()]
 
 
-def copied():
-    return [source for name, rest in instructions() if name == "COPY" for source in rest.split()[:-1]]
+def copied(file=DOCKERFILE):
+    return [source for name, rest in instructions(file) if name == "COPY" for source in rest.split()[:-1]]
 
 
-def test_hadolint_has_no_complaint():
+@pytest.mark.parametrize("file", [DOCKERFILE, DESKTOP], ids=lambda file: file.name)
+def test_hadolint_has_no_complaint(file):
     hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
     if hadolint is None:
         pytest.skip("hadolint is not installed")
-    result = subprocess.run([hadolint, str(DOCKERFILE)], capture_output=True, text=True, check=False)
+    result = subprocess.run([hadolint, str(file)], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
 
 
@@ -56,6 +58,23 @@ def test_what_it_copies_is_there_and_reaches_the_build():
     assert rules[0] == "*"
     assert {rule[1:] for rule in rules if rule.startswith("!")} == set(copied())
     assert all((ROOT / source).exists() for source in copied())
+
+
+def test_csi_cameras_have_their_gstreamer_process():
+    installed = " ".join(rest for name, rest in instructions() if name == "RUN")
+    assert all(f"gstreamer1.0-{part}" in installed for part in ("tools", "plugins-base", "plugins-good", "plugins-bad"))
+
+
+def test_the_desktop_image_runs_as_a_user_and_looks_after_itself():
+    found = dict(instructions(DESKTOP))
+    assert int(found["USER"]) > 0
+    assert found["HEALTHCHECK"].endswith('CMD ["convnextpose", "doctor"]')
+    assert found["ENTRYPOINT"] == '["convnextpose"]'
+    assert set(copied(DESKTOP)) == set(copied()) - {".ci/jetson.py"}
+    extras = re.findall(r"EXTRA=([\w,-]+)", DESKTOP.read_text(encoding="utf-8"))
+    assert {name for extra in extras for name in extra.split(",")} <= set(PROJECT["project"]["optional-dependencies"])
+    asked = " ".join(rest for name, rest in instructions(DESKTOP) if name == "RUN")
+    assert "opencv-python-headless" in (ROOT / "constraints.txt").read_text() and "uninstall -y opencv-python " in asked
 
 
 def test_every_package_is_copied_and_installed():

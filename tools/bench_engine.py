@@ -16,9 +16,11 @@ from convnextpose import weights
 from convnextpose.checkpoint import VerifiedCheckpoint, verify
 from convnextpose.errors import EngineError, ModelError, RuntimeUnavailableError
 from convnextpose.files import check_place, write_file
+from engines.graph import pose_graph
 from engines.opening import pose_baseline
 from engines.parity import noise_crops
 from engines.pose import CROPS
+from engines.roofline import Floor, Work, count_work
 from engines.sessions.tensorrt import TensorRTSession, open_engine
 from engines.sessions.torch import TorchGpuSession
 from engines.timing import Latency, TimedSession, measure
@@ -79,19 +81,32 @@ def bench_engine_command(
             sessions[REFERENCE] = reference
             told = f"{reference.describe()}, batch norms folded, {how}, with CUDA graphs"
             console.print(f"{REFERENCE:<12} {escape(told)}", soft_wrap=True)
-        graphs = "with CUDA graphs" if engine.has_graphs else "without CUDA graphs: the binding has none"
+        graphs = "with CUDA graphs" if engine.has_graphs else "without CUDA graphs"
         console.print(f"{name:<12} {escape(str(engine.describe()))}, {escape(engine.binding)}, {graphs}", soft_wrap=True)
         found: list[Latency] = []
         for count in counts or _doubling(engine.limit):
             found += measure(sessions, noise_crops(count), rounds, warm_up)
+        work = _work(engine, checkpoint)
+        floors = {row.crops: engine.floor(work, row.crops) for row in found if row.runtime == name} if work else {}
     console.print(_table(found))
+    if work is not None:
+        console.print(_roofline(found, name, floors, work))
     for row in found:
         if row.replayed < row.rounds:
             console.print(f"{row.runtime} at {row.crops} crops: CUDA graphs in {row.replayed} of {row.rounds} runs")
     if out is not None:
         numbers = {"engine": path.name, "runtime": asdict(engine.describe()), "latencies": [asdict(row) for row in found]}
+        numbers["floors_ms"] = {str(crops): asdict(floor) for crops, floor in floors.items()}
         write_file(out, (json.dumps(numbers, indent=2) + "\n").encode(), overwrite=overwrite)
         console.print(f"wrote    {escape(str(out))}")
+
+
+def _work(engine: TensorRTSession, given: Path | None) -> Work | None:
+    """What the engine's network computes for a crop; None where nothing here has its graph."""
+    shipped = weights.by_checkpoint(engine.manifest.model.checkpoint_sha256)
+    if shipped is not None:
+        return count_work(shipped.onnx.read_bytes(), shipped.onnx.name)
+    return None if given is None else count_work(pose_graph(_checkpoint(engine, given), name="the engine's model"), str(given))
 
 
 def _checkpoint(engine: TensorRTSession, given: Path | None) -> VerifiedCheckpoint:
@@ -136,6 +151,23 @@ def _open_reference(checkpoint: VerifiedCheckpoint, *, compiled: bool) -> tuple[
 def _doubling(most: int) -> list[int]:
     """1, 2, 4, ... and the most."""
     return sorted({most, *(2**exponent for exponent in range(most.bit_length()))})
+
+
+def _roofline(rows: list[Latency], name: str, floors: dict[int, Floor], work: Work) -> Table:
+    """How far the engine is from what the GPU could do at best."""
+    done = f"{work.multiply_adds / 1e9:.2f} billion multiply-adds and {work.depthwise / 1e9:.2f} depthwise"
+    title = f"the floor: a crop is {done}, {work.weights / 1e6:.1f} million weights"
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left")
+    for heading in ("crops", "alone", "computing", "memory once", "every layer through memory", "times the floor"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        if row.runtime == name:
+            floor = floors[row.crops]
+            lower = max((ms for ms in (floor.compute_ms, floor.once_ms) if ms is not None), default=None)
+            told = (row.inference.p50, floor.compute_ms, floor.once_ms, floor.through_memory_ms)
+            times = "-" if lower is None else f"{row.inference.p50 / lower:.1f}"
+            table.add_row(str(row.crops), *("-" if ms is None else f"{ms:.3f}" for ms in told), times)
+    return table
 
 
 def _table(rows: list[Latency]) -> Table:

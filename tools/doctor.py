@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import io
 import json
 import os
@@ -23,6 +24,8 @@ from rich.table import Table
 from convnextpose.errors import CheckpointError, PoseError, RuntimeUnavailableError, install_command
 from tools.console import make_console
 from tools.loading import explain, mend
+
+EXPERIMENTAL = "experimental: no run of this project with it is recorded yet"
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ def examine() -> list[Finding]:
         ("runtimes", "running models", _runtimes),
         ("NVIDIA driver", "TensorRT engines", lambda: [_driver()]),
         ("bindings", "TensorRT engines", _bindings),
+        ("torch2trt", "TensorRT 8", _torch2trt),
         ("GPU", "TensorRT engines", lambda: [_gpu()]),
         ("TensorRT", "TensorRT engines", _tensorrt),
         ("weights", "running models", _weights),
@@ -162,7 +166,19 @@ def _bindings() -> list[Finding]:
     found = [name for name in BINDINGS if binding_installed(name)]
     if not found:
         return [Finding(BINDINGS[0], "missing", "not installed", "TensorRT engines", f"pip install {BINDINGS[0]}")]
-    return [Finding(name, "ok", binding_version(name) or "installed", "TensorRT engines") for name in found]
+    experimental = {"pycuda": f" ({EXPERIMENTAL})"}
+    findings = []
+    for name in found:
+        told = f"{binding_version(name) or 'installed'}{experimental.get(name, '')}"
+        findings.append(Finding(name, "ok", told, "TensorRT engines"))
+    return findings
+
+
+def _torch2trt() -> list[Finding]:
+    """The builder for TensorRT 8, told where it is installed."""
+    if importlib.util.find_spec("torch2trt") is None:
+        return []
+    return [Finding("torch2trt", "ok", f"installed ({EXPERIMENTAL})", "--via torch2trt, TensorRT 8")]
 
 
 def _gpu() -> Finding:

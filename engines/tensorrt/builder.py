@@ -16,12 +16,18 @@ from typing import Any
 from convnextpose.errors import EngineError, RuntimeUnavailableError
 from convnextpose.variants import INPUT_SIZE
 from engines.graph import layer_name
-from engines.manifest import HARDWARE_COMPATIBLE, VERSION_COMPATIBLE, BatchRange, OptionValue
+from engines.manifest import HARDWARE_COMPATIBLE, MAX_BATCH, VERSION_COMPATIBLE, BatchRange, OptionValue
 from engines.tensorrt.gpu import find_gpu
 from engines.tensorrt.module import Library
 
 CANCEL_WAIT_S = 30.0
 """How long an interrupted build is waited for: it ends between two steps."""
+
+OPTIMIZATION_LEVEL = 5
+"""TensorRT's highest: it compares the most kernels. It costs minutes, once."""
+
+PROFILES = ((1, 1), (2, 4), (5, 8), (9, MAX_BATCH))
+"""Ranges of batch sizes, each of which the full TensorRT tunes kernels for by itself."""
 
 LOG_LINES = 3
 """How many of the library's error messages are told."""
@@ -157,10 +163,16 @@ def build_engine(
     config.clear_flag(library.builder_flag("TF32"))  # FP32 means FP32
     if hasattr(module.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # without it a CUDA graph may not record the engine
         config.set_flag(module.BuilderFlag.REQUIRE_USER_ALLOCATION)
-    profile = builder.create_optimization_profile()
+    if hasattr(config, "builder_optimization_level"):
+        config.builder_optimization_level = OPTIMIZATION_LEVEL
     batch = options.batch
-    profile.set_shape("crops", *((count, INPUT_SIZE, INPUT_SIZE, 3) for count in (batch.min, batch.typical, batch.max)))
-    config.add_optimization_profile(profile)
+    # RTX makes kernels for each shape that runs, when the engine is opened: more profiles would only make it larger.
+    parts = (batch,) if library.builds_for_absent_gpus else split_batch(batch)
+    for part in parts:
+        profile = builder.create_optimization_profile()
+        profile.set_shape("crops", *((count, INPUT_SIZE, INPUT_SIZE, 3) for count in (part.min, part.typical, part.max)))
+        if config.add_optimization_profile(profile) < 0:
+            raise EngineError(f"{library.name} {library.version} takes no profile of {part.min} to {part.max}: {log.errors()}")
     found = compute_capability or (gpu.compute_capability if gpu else "")
     if library.builds_for_absent_gpus:  # its own default leaves Turing out
         config.num_compute_capabilities = 1
@@ -182,10 +194,28 @@ def build_engine(
         gpu_name=gpu.name if gpu else None,
         driver=gpu.driver if gpu else None,
         batch=batch,
-        options=options.named(),
+        options={
+            **options.named(),
+            "profiles": ",".join(f"{part.min}-{part.typical}-{part.max}" for part in parts),
+            "optimization_level": OPTIMIZATION_LEVEL,
+        },
         layers=read_layers("\n".join(log.layers)),
         timing_cache=bytes(timings.serialize()) if timings is not None else None,
     )
+
+
+def split_batch(batch: BatchRange) -> tuple[BatchRange, ...]:
+    """The ranges that get an optimisation profile each.
+
+    A profile is tuned for one number of crops: the one that users name as typical, or else the range's largest, which smaller
+    batches are padded to.
+    """
+    parts = []
+    for fewest, most in PROFILES:
+        low, high = max(fewest, batch.min), min(most, batch.max)
+        if low <= high:
+            parts.append(BatchRange(low, batch.typical if low <= batch.typical <= high else high, high))
+    return tuple(parts)
 
 
 def _set_options(library: Library, builder: Any, config: Any, options: BuildOptions) -> None:  # noqa: ANN401

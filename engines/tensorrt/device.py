@@ -16,26 +16,31 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.roofline import GpuFigures
+
 NO_DRIVER = (
     "no NVIDIA driver was found (libcuda is missing): install the driver of this machine's GPU, or run on a machine with one"
 )
 NO_GPU = "the NVIDIA driver finds no GPU: look at `nvidia-smi` and at CUDA_VISIBLE_DEVICES"
 
 LEGACY_STREAM = 1
-"""What `__cuda_array_interface__` calls CUDA's default stream, that torch and pycuda work on if nobody says otherwise."""
+"""CUDA's default stream, as DLPack and `__cuda_array_interface__` call it."""
 
 
-BOARD = Path("/proc/device-tree/model")
-"""Where a Jetson tells which board it is."""
+BOARDS = (Path("/proc/device-tree/model"), Path("/tmp/nv_jetson_model"))
+"""Where a Jetson tells which board it is. Containers do not see the first; who starts them mounts it to the second."""
 
 
 def board_name(gpu: str) -> str:
     """A GPU's name with the board's, where there is one: the driver calls every Orin the same, an engine fits but one."""
-    try:
-        board = BOARD.read_text(encoding="utf-8").strip("\0 \n")
-    except (OSError, UnicodeDecodeError):
-        return gpu
-    return f"{gpu} ({board})" if board else gpu
+    for path in BOARDS:
+        try:
+            board = path.read_text(encoding="utf-8").strip("\0 \n")
+        except (OSError, UnicodeDecodeError):
+            continue
+        if board:
+            return f"{gpu} ({board})"
+    return gpu
 
 
 @dataclass(frozen=True)
@@ -152,6 +157,18 @@ class Device(Protocol):
 
     def current(self) -> AbstractContextManager[None]:
         """Make it the calling thread's; what was so before, is so again after it."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until the GPU has done all that it was given, by any library.
+
+        Raises:
+            DeviceError: some of it failed.
+        """
+        ...
+
+    def figures(self) -> GpuFigures:
+        """How many multiprocessors it has, and how fast it and its memory are."""
         ...
 
     def free_bytes(self) -> int:

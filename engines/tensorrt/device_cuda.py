@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnextpose.errors import DeviceError, DeviceMemoryError, RuntimeUnavailableError
+from engines.roofline import GpuFigures
 from engines.tensorrt.device import NO_DRIVER, NO_GPU, Gpu, board_name
 
 
@@ -64,6 +65,7 @@ class CudaDevice:
         self.gpu = Gpu(
             board_name(name.split(b"\0")[0].decode()), f"{major}.{minor}", f"CUDA {version // 1000}.{version % 1000 // 10}"
         )
+        self._ordinal = device
         self._context = self._check(driver.cuDevicePrimaryCtxRetain(device), "take the GPU's context")
 
     @contextmanager
@@ -74,6 +76,18 @@ class CudaDevice:
             yield
         finally:
             self._check(self._driver.cuCtxPopCurrent(), "give the GPU back")
+
+    def synchronize(self) -> None:
+        """Wait until the GPU has done all that it was given, by any library."""
+        self.call("cuCtxSynchronize", "finish its work")
+
+    def figures(self) -> GpuFigures:
+        """How many multiprocessors it has, and how fast it and its memory are."""
+        kinds = self._driver.CUdevice_attribute
+        names = ("MULTIPROCESSOR_COUNT", "CLOCK_RATE", "MEMORY_CLOCK_RATE", "GLOBAL_MEMORY_BUS_WIDTH", "L2_CACHE_SIZE")
+        asked = [getattr(kinds, f"CU_DEVICE_ATTRIBUTE_{name}") for name in names]
+        told = (self.call("cuDeviceGetAttribute", "ask the GPU what it is", kind, self._ordinal) for kind in asked)
+        return GpuFigures.of(*map(int, told))
 
     def free_bytes(self) -> int:
         """How much of its memory nobody has."""

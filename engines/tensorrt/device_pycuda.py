@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnextpose.errors import DeviceError, DeviceMemoryError, RuntimeUnavailableError
+from engines.roofline import GpuFigures
 from engines.tensorrt.device import LEGACY_STREAM, NO_DRIVER, NO_GPU, Gpu, Graph, board_name
 
 _NON_BLOCKING = 1
@@ -58,6 +59,7 @@ class PycudaDevice:
         major, minor = device.compute_capability()
         version = driver.get_driver_version()
         self.gpu = Gpu(board_name(device.name()), f"{major}.{minor}", f"CUDA {version // 1000}.{version % 1000 // 10}")
+        self._ordinal = device
         with self.errors("take the GPU's context"):
             self._context = device.retain_primary_context()
 
@@ -72,6 +74,17 @@ class PycudaDevice:
         finally:
             with self.errors("give the GPU back"):
                 self._driver.Context.pop()
+
+    def synchronize(self) -> None:
+        """Wait until the GPU has done all that it was given, by any library."""
+        with self.errors("finish its work"):
+            self._driver.Context.synchronize()
+
+    def figures(self) -> GpuFigures:
+        """How many multiprocessors it has, and how fast it and its memory are."""
+        kinds = self._driver.device_attribute
+        names = ("MULTIPROCESSOR_COUNT", "CLOCK_RATE", "MEMORY_CLOCK_RATE", "GLOBAL_MEMORY_BUS_WIDTH", "L2_CACHE_SIZE")
+        return GpuFigures.of(*(int(self._ordinal.get_attribute(getattr(kinds, name))) for name in names))
 
     def free_bytes(self) -> int:
         """How much of its memory nobody has."""

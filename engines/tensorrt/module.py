@@ -111,6 +111,10 @@ class Library:
             )
         return members[name.upper()]
 
+    def native_logger(self) -> Any:  # noqa: ANN401
+        """The library's own logger, which prints warnings and errors and needs no Python."""
+        return self.module.Logger(self.module.Logger.WARNING)
+
     def logger(self, sink: LogSink) -> Any:  # noqa: ANN401
         """A logger that gives every message, verbose ones too, to a function."""
         module = self.module

@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import random
+import sys
 import threading
 import types
 import weakref
@@ -62,6 +63,9 @@ class Driver:
 
     class CUdevice_attribute:  # noqa: N801 - CUDA's name
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 75, 76
+        CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, CU_DEVICE_ATTRIBUTE_CLOCK_RATE = 16, 13
+        CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE, CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH = 36, 37
+        CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE = 38
 
     class CUstream_flags:  # noqa: N801
         CU_STREAM_NON_BLOCKING = 1
@@ -73,7 +77,7 @@ class Driver:
         self.memory, self.devices = memory, devices
         self.random = random.Random(seed)
         self.violations = []
-        self.captures = self.launches = self.copies = 0
+        self.captures = self.launches = self.copies = self.allocations = 0
         self._local, self._lock = threading.local(), threading.RLock()
         self._names = itertools.count(1000)
         self._blocks, self._pinned, self._queues, self._events, self._graphs = {}, {}, {1: []}, {}, {}
@@ -105,7 +109,7 @@ class Driver:
         return Code.CUDA_SUCCESS, ordinal
 
     def cuDeviceGetAttribute(self, attribute, device):  # noqa: N802
-        return Code.CUDA_SUCCESS, {75: 8, 76: 9}[attribute]
+        return Code.CUDA_SUCCESS, {75: 8, 76: 9, 16: 128, 13: 2_520_000, 36: 10_501_000, 37: 384, 38: 72 << 20}[attribute]
 
     def cuDeviceGetName(self, length, device):  # noqa: N802
         return Code.CUDA_SUCCESS, b"GPU in memory" + bytes(length - 13)
@@ -161,6 +165,12 @@ class Driver:
         self._copy(self._blocks, target, self._blocks, source, size, stream)
 
     # Streams and events.
+
+    @_needs_context
+    def cuCtxSynchronize(self):  # noqa: N802
+        for stream in self._queues:
+            while self._queues[stream]:
+                self._advance(stream)
 
     @_needs_context
     def cuStreamCreate(self, flags):  # noqa: N802
@@ -280,6 +290,7 @@ class Driver:
         return self.memory - sum(size for _, size in self._blocks.values())
 
     def _new_block(self, blocks, size):
+        self.allocations += 1
         buffer = ctypes.create_string_buffer(size + 256)
         address = -(-ctypes.addressof(buffer) // 256) * 256
         ctypes.memset(address, 0xA5, size)  # nobody cleared it
@@ -355,6 +366,9 @@ def pycuda_driver(driver):
         def compute_capability(self):
             return do("cuDeviceGetAttribute", 75, self.ordinal), do("cuDeviceGetAttribute", 76, self.ordinal)
 
+        def get_attribute(self, attribute):
+            return do("cuDeviceGetAttribute", attribute, self.ordinal)
+
         def retain_primary_context(self):
             return Context()
 
@@ -403,6 +417,9 @@ def pycuda_driver(driver):
         def __del__(self):
             do("cuEventDestroy", self.raw)
 
+    module.device_attribute = types.SimpleNamespace(
+        MULTIPROCESSOR_COUNT=16, CLOCK_RATE=13, MEMORY_CLOCK_RATE=36, GLOBAL_MEMORY_BUS_WIDTH=37, L2_CACHE_SIZE=38
+    )
     module.Error, module.MemoryError, module.Context, module.Device = Error, MemoryError, Context, Device
     module.Stream, module.Event, module.mem_alloc = Stream, Event, Allocation
     module.init = lambda: do("cuInit", 0) and None
@@ -430,41 +447,61 @@ FAMILIES = ("8", "10", "rtx")
 def predict(crops, joint_count=18):
     """What the engines below compute: every value of a crop counts, and every joint and axis differs."""
     weights = np.arange(1, 65, dtype=np.int64)
-    sums = (crops.reshape(len(crops), -1, 64).astype(np.int64) * weights).sum((1, 2)) % 997
+    sums = (crops.reshape(len(crops), -1, 64).sum(1, dtype=np.int64) * weights).sum(1) % 997
     joints = sums[:, None, None] * np.arange(1, joint_count + 1)[None, :, None] + np.array([0.25, 0.5, 0.75])
     scores = (sums[:, None] + np.arange(joint_count)) / (997 + joint_count)
     return joints.astype(np.float32), scores.astype(np.float32)
 
 
-def engine_bytes(*, fewest=1, most=8, joint_count=18, activations=1000, crops_type="UINT8", padding=0):
-    """An engine file for the TensorRT below; it needs `activations` bytes for each crop, thrice that for an odd number."""
-    spec = dict(fewest=fewest, most=most, joint_count=joint_count, activations=activations, crops_type=crops_type)
+def engine_bytes(*, fewest=1, most=8, joint_count=18, activations=1000, crops_type="UINT8", profiles=(), padding=0):
+    """An engine file for the TensorRT below; it needs `activations` bytes for each crop, thrice that for an odd number.
+
+    Its optimisation profiles are those given, as (fewest, most), or one from `fewest` to `most`.
+    """
+    spec = dict(joint_count=joint_count, activations=activations, crops_type=crops_type)
+    spec["profiles"] = profiles or [(fewest, most)]
     return json.dumps({**spec, "padding": "x" * padding}).encode()
 
 
-def tensorrt_module(driver, family="10", *, records=True):
+def tensorrt_module(driver, family="10", *, refusals=0):
     """A TensorRT module of a family on a GPU in memory.
 
     Args:
         driver: the GPU.
         family: one of FAMILIES.
-        records: whether its engines' work can be recorded in graphs.
+        refusals: how many times its engines' work cannot be recorded in graphs, before it can.
+
+    Attributes:
+        refusals: how many are left.
+        failures: how many of the next inferences fail.
+        compilations: RTX: for how many shapes kernels were compiled.
     """
     module = types.ModuleType("tensorrt_rtx" if family == "rtx" else "tensorrt")
     module.__version__ = {"8": "8.6.2", "10": "10.3.0", "rtx": "1.7.1.116"}[family]
     contexts = weakref.WeakSet()
+    module.refusals, module.failures, module.compilations = refusals, 0, 0
 
     class ILogger:
         def __init__(self):
             pass
+
+    class Logger(ILogger):
+        INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+
+        def __init__(self, min_severity=WARNING):
+            assert min_severity == self.WARNING
+
+        def log(self, severity, message):
+            print(f"[TRT] [{severity.name[0]}] {message}", file=sys.stderr)
 
     def complain(logger, message):
         logger.log(types.SimpleNamespace(name="ERROR"), message)
 
     class Context:
         def __init__(self, engine):
-            self.engine, self.version, self.graphs = engine, 0, 0
+            self.engine, self.version, self.runs = engine, 0, 0
             self.batch = self.memory = None
+            self.active_optimization_profile = -1 if any(other.engine is engine for other in contexts) else 0
             self.addresses = {}
             contexts.add(self)
 
@@ -472,13 +509,24 @@ def tensorrt_module(driver, family="10", *, records=True):
             self.version += 1
 
         def set_input_shape(self, name, shape):
-            spec = self.engine.spec
-            if name != "crops" or not spec["fewest"] <= shape[0] <= spec["most"]:
+            profiles = self.engine.spec["profiles"]
+            fewest, most = profiles[self.active_optimization_profile] if self.active_optimization_profile >= 0 else (0, -1)
+            if name != "crops" or not fewest <= shape[0] <= most:
                 complain(self.engine.logger, f"shape {shape} is not in the profile")
                 return False
             self._change()
-            self.batch = shape[0]
+            self.batch, self.runs = shape[0], 0
             return True
+
+        def set_optimization_profile_async(self, index, stream):
+            def switch():
+                self.active_optimization_profile = index
+
+            self._change()
+            self.batch = None
+            self.active_optimization_profile = index
+            driver.give(stream, switch)
+            return 0 <= index < len(self.engine.spec["profiles"])
 
         def set_tensor_address(self, name, address):
             if address % 256:
@@ -488,16 +536,24 @@ def tensorrt_module(driver, family="10", *, records=True):
             return True
 
         def execute_async_v3(self, stream):
-            needed = self.engine.needed(self.batch if family != "8" else self.engine.spec["most"])
+            needed = self.engine.needed(self.batch if family != "8" else self.engine.most)
             if self.memory is None or self.memory[1] < needed:
                 driver.violations.append("activations have too little memory")
-            if driver.records(stream) and not records:
-                complain(self.engine.logger, "operation not permitted when stream is capturing")
+            if driver.records(stream):
+                if self.runs < 2:
+                    driver.violations.append("work was recorded that had not run twice")
+                if module.refusals:
+                    module.refusals -= 1
+                    complain(self.engine.logger, "operation not permitted when stream is capturing")
+                    return False
+            if module.failures:
+                module.failures -= 1
+                complain(self.engine.logger, "1: [defaultAllocator.cpp] Error Code 1: Cuda Runtime (invalid resource handle)")
                 return False
-            if self.engine.out_of_memory:
-                self.engine.out_of_memory -= 1
-                complain(self.engine.logger, "Cuda Runtime (out of memory)")
-                return False
+            self.runs += 1
+            if family == "rtx" and self.batch not in self.engine.compiled.shapes:
+                module.compilations += 1
+                self.engine.compiled.shapes.add(self.batch)
             batch, places, memory, version = self.batch, dict(self.addresses), self.memory, self.version
             recorded, itself, joint_count = driver.records(stream), weakref.ref(self), self.engine.spec["joint_count"]
 
@@ -527,7 +583,13 @@ def tensorrt_module(driver, family="10", *, records=True):
         num_io_tensors = 3
 
         def __init__(self, spec, logger):
-            self.spec, self.logger, self.out_of_memory = spec, logger, 0
+            self.spec, self.logger = spec, logger
+            self.num_optimization_profiles = len(spec["profiles"])
+            self.compiled = None
+
+        @property
+        def most(self):
+            return max(most for _, most in self.spec["profiles"])
 
         def needed(self, batch):
             return self.spec["activations"] * batch * (3 if batch % 2 else 1)
@@ -546,7 +608,8 @@ def tensorrt_module(driver, family="10", *, records=True):
             return {"crops": (-1, 256, 256, 3), "joints": (-1, joint_count, 3), "scores": (-1, joint_count)}[name]
 
         def get_tensor_profile_shape(self, name, profile):
-            return [(count, 256, 256, 3) for count in (self.spec["fewest"], 1, self.spec["most"])]
+            fewest, most = self.spec["profiles"][profile]
+            return [(count, 256, 256, 3) for count in (fewest, most, most)]
 
         def create_engine_inspector(self):
             tensors = {"Inputs": [{"Format/Datatype": "Half"}], "Outputs": [{"Datatype": "Float"}]}
@@ -554,16 +617,18 @@ def tensorrt_module(driver, family="10", *, records=True):
             return types.SimpleNamespace(get_engine_information=lambda form: json.dumps({"Layers": layers}))
 
     size_name = "device_memory_size" if family == "8" else "device_memory_size_v2"
-    setattr(Engine, size_name, property(lambda self: self.needed(self.spec["most"])))
+    setattr(Engine, size_name, property(lambda self: self.needed(self.most)))
 
     def new_context(self, wanted=None):
-        if family == "8" and len(contexts):
+        if family == "8" and any(other.engine is self for other in contexts):
             complain(self.logger, "Profile 0 has been chosen by another IExecutionContext")
             return None
         if family == "10" and wanted is not Strategy.USER_MANAGED:
             driver.violations.append("a context has memory of its own")
-        if family == "rtx" and wanted.strategy is not Strategy.USER_MANAGED:
-            driver.violations.append("a context has memory of its own")
+        if family == "rtx":
+            if wanted.strategy is not Strategy.USER_MANAGED:
+                driver.violations.append("a context has memory of its own")
+            self.compiled = wanted.cache
         return Context(self)
 
     class Strategy(enum.Enum):
@@ -580,10 +645,25 @@ def tensorrt_module(driver, family="10", *, records=True):
             self.strategy = strategy
 
         def create_runtime_cache(self):
-            return object()
+            return RuntimeCache()
 
         def set_runtime_cache(self, cache):
-            assert cache is not None
+            self.cache = cache
+            return True
+
+    class RuntimeCache:
+        def __init__(self):
+            self.shapes = set()
+
+        def serialize(self):
+            return json.dumps({"version": module.__version__, "shapes": sorted(self.shapes)}).encode()
+
+        def deserialize(self, blob):
+            found = json.loads(blob)
+            if found["version"] != module.__version__:
+                return False
+            self.shapes |= set(found["shapes"])
+            return True
 
     if family == "8":
         Engine.create_execution_context_without_device_memory = new_context
@@ -596,6 +676,8 @@ def tensorrt_module(driver, family="10", *, records=True):
 
     class Runtime:
         def __init__(self, logger):
+            if not isinstance(logger, Logger):
+                driver.violations.append("a logger in Python at run time")
             self.logger = logger
 
         def deserialize_cuda_engine(self, data):
@@ -608,7 +690,7 @@ def tensorrt_module(driver, family="10", *, records=True):
             driver.engines.add(engine)
             return engine
 
-    module.ILogger, module.Runtime = ILogger, Runtime
+    module.ILogger, module.Logger, module.Runtime = ILogger, Logger, Runtime
     module.LayerInformationFormat = enum.Enum("LayerInformationFormat", ["ONELINE", "JSON"])
     return module
 

@@ -50,6 +50,40 @@ class Numbers(LockedSession):
         pass
 
 
+class Ticketed(Numbers):
+    """The same with tickets: a batch is given at once and computed when somebody waits for it."""
+
+    slots, limit = 3, 6
+
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        self.flying, self.most = set(), 0
+        self.submitted, self.book = [], threading.Lock()
+
+    def submit(self, arrays):
+        assert len(arrays["x"]) <= self.limit
+        ticket = {name: array.copy() for name, array in arrays.items()}
+        with self.book:  # not the lock that a batch is computed under
+            self._check_open()
+            self.submitted.append(arrays["x"].tolist())
+            self.flying.add(id(ticket))
+            self.most = max(self.most, len(self.flying))
+            assert self.most <= self.slots
+        return ticket
+
+    def collect(self, ticket):
+        try:
+            found = self.run(ticket)
+        except Exception:
+            self.flying.remove(id(ticket))
+            raise
+        self.flying.remove(id(ticket))  # one that was interrupted may be collected again
+        return found
+
+
+BOTH = pytest.mark.parametrize("kind", [Numbers, Ticketed])
+
+
 def items(caller, count):
     """Arrays whose numbers tell whose item each is, and which."""
     x = 1000 * caller + np.arange(count)
@@ -108,16 +142,17 @@ def assert_fair(batches):
             assert abs(ahead) <= 1
 
 
+@BOTH
 @given(
     calls=st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=4), min_size=1, max_size=6),
     max_batch=st.integers(1, 9),
     broken=st.sets(st.tuples(st.integers(0, 5), st.integers(0, 11)), max_size=3),
 )
-def test_each_caller_gets_what_it_gets_alone(calls, max_batch, broken):
+def test_each_caller_gets_what_it_gets_alone(kind, calls, max_batch, broken):
     """Threads that call again and again: the same results, nothing lost or done twice, errors only where an item breaks."""
     marked = frozenset(1000 * caller + item for caller, item in broken)
     alone = Numbers()
-    session = Numbers(marked)
+    session = kind(marked)
     batcher = Batcher(session, max_batch)
 
     def work(caller, counts):
@@ -146,7 +181,8 @@ def test_each_caller_gets_what_it_gets_alone(calls, max_batch, broken):
             x for caller, counts in enumerate(calls) for count in counts for x in items(caller, count)["x"].tolist()
         )
         assert given_items == asked
-    assert not batcher._requests and not batcher._waiting and batcher._leader is None
+    assert not batcher._requests and not batcher._waiting and not batcher._flights
+    assert kind is Numbers or not session.flying
 
 
 @given(st.lists(st.integers(1, 40), min_size=2, max_size=7), st.integers(1, 8))
@@ -230,9 +266,10 @@ def test_results_that_do_not_fit_are_an_error_and_not_a_wait():
     assert all(isinstance(told, ValueError) for told in finish(started))
 
 
+@BOTH
 @pytest.mark.parametrize("count", [1, 3, 9])
-def test_an_interrupted_leader_takes_nobody_with_it(count):
-    class Interrupted(Numbers):
+def test_an_interrupted_caller_takes_nobody_with_it(kind, count):
+    class Interrupted(kind):
         interrupts = True
 
         def _infer(self, arrays, count):
@@ -249,7 +286,8 @@ def test_an_interrupted_leader_takes_nobody_with_it(count):
     assert session.entered.wait(LONG)
     for caller in range(3):
         started.append(start(batcher.run, items(caller, count)))
-        waiting(batcher, caller + 1)
+        if kind is Numbers:
+            waiting(batcher, caller + 1)
     gate.set()
     told = finish(started)
     assert sum(isinstance(result, KeyboardInterrupt) for result in told) == 1
@@ -281,9 +319,10 @@ def test_closing_wakes_who_waits_and_keeps_what_is_in_flight():
         session.run(items(0, 1))
 
 
-@given(st.lists(st.integers(1, 20), min_size=1, max_size=6), st.integers(1, 5), st.integers(1, 6))
-def test_whenever_it_is_closed_everybody_comes_back(counts, max_batch, closed_after):
-    class Closes(Numbers):
+@BOTH
+@given(counts=st.lists(st.integers(1, 20), min_size=1, max_size=6), max_batch=st.integers(1, 5), closed_after=st.integers(1, 6))
+def test_whenever_it_is_closed_everybody_comes_back(kind, counts, max_batch, closed_after):
+    class Closes(kind):
         def _infer(self, arrays, count):
             if len(self.batches) == closed_after:
                 closers.append(start(batcher.close))
@@ -302,6 +341,53 @@ def test_whenever_it_is_closed_everybody_comes_back(counts, max_batch, closed_af
         if not isinstance(result, RuntimeUnavailableError):
             assert_equal(result, Numbers().run(items(caller, counts[caller])))
     finish(closers)
+
+
+def test_with_tickets_one_batch_is_filled_while_another_runs():
+    gate = threading.Event()
+    session = Ticketed(gate=gate)
+    batcher = Batcher(session, 4)
+    started = [start(batcher.run, items(caller, 4)) for caller in range(2)]
+    for _ in range(int(LONG * 1000)):
+        if len(session.submitted) == 2:
+            break
+        threading.Event().wait(0.001)
+    assert len(session.submitted) == 2  # though the first has not ended
+    assert len(session.batches) <= 2
+    gate.set()
+    for caller, found in enumerate(finish(started)):
+        assert_equal(found, Numbers().run(items(caller, 4)))
+
+
+def test_with_tickets_a_caller_alone_overlaps_its_own_batches_within_the_slots_and_the_limit():
+    session = Ticketed()
+    assert_equal(Batcher(session, 100).run(items(1, 40)), Numbers().run(items(1, 40)))
+    assert session.most == session.slots
+    assert [len(batch) for batch in session.submitted] == [6, 6, 6, 6, 6, 6, 4]
+
+
+def test_closing_with_tickets_keeps_what_is_in_flight():
+    gate = threading.Event()
+    session = Ticketed(gate=gate)
+    batcher = Batcher(session, 4)
+    first = start(batcher.run, items(0, 4))
+    assert session.entered.wait(LONG)
+    many = start(batcher.run, items(1, 100))
+    for _ in range(int(LONG * 1000)):
+        if len(session.submitted) == session.slots:
+            break
+        threading.Event().wait(0.001)
+    closer = start(batcher.close)
+    for _ in range(int(LONG * 1000)):
+        if not batcher._open:
+            break
+        threading.Event().wait(0.001)
+    gate.set()
+    found, refused, nothing = finish([first, many, closer])
+    assert isinstance(refused, RuntimeUnavailableError)
+    assert not session.flying
+    assert_equal(found, Numbers().run(items(0, 4)))
+    assert nothing is None
 
 
 def test_wrong_arrays_are_their_caller_s_own_affair():

@@ -434,6 +434,8 @@ def test_requests_that_cannot_be_met(bundle, tmp_path):
         EngineError, "for --dla-core, GeForce RTX 40 series .* has none", options=BuildOptions(BatchRange(4, 4, 4), dla_core=0)
     )
     refused(EngineError, "one number of crops for --dla-core, .* received 1 to 8", options=BuildOptions(dla_core=0))
+    core = BuildOptions(BatchRange(4, 4, 4), dla_core=0)
+    refused(EngineError, "precision fp16 for --dla-core, received int8", options=core, precisions=("fp16", "int8"), targets=())
     refused(CheckpointError, "nothing.tar", source=str(tmp_path / "nothing.tar"))
     refused(CalibrationError, "there is no", calibration=tmp_path / "none.npz", precisions=("int8",))
     refused(EngineError, "there is no", source=str(tmp_path / "none.bundle.zip"))

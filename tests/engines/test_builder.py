@@ -8,6 +8,8 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from convnextpose import weights
 from convnextpose.checkpoint import verify_state
@@ -19,7 +21,7 @@ from engines.graph import pose_graph
 from engines.manifest import BatchRange
 from engines.precision import STEM, quantisable_layers, to_fp16, to_int8
 from engines.tensorrt import builder as building
-from engines.tensorrt.builder import BuildOptions, build_engine, convolution_types, read_layers
+from engines.tensorrt.builder import BuildOptions, build_engine, convolution_types, read_layers, split_batch
 from engines.tensorrt.device import Gpu
 from engines.tensorrt.module import Library, load_library
 from tests.cases import fast_first
@@ -147,9 +149,20 @@ def test_the_gpu_at_hand(full, small):
     with pytest.warns(DeprecationWarning, match="no-ops"):
         engine = build_engine(small, full, None, options)
     assert (engine.gpu_name, engine.driver, engine.compute_capabilities) == ("NVIDIA A100", "CUDA 13.0", ("8.0",))
-    assert engine.options == options.named()
+    assert options.named().items() <= engine.options.items()
+    assert engine.options["profiles"] == "1-1-1,2-4-4,5-8-8"
     assert engine.options["workspace_mib"] == 256
     assert isinstance(engine.timing_cache, bytes)
+
+
+@given(st.integers(1, 40), st.integers(0, 40), st.integers(0, 40))
+def test_profiles_cover_the_batch_without_overlap_and_keep_what_is_typical(fewest, more, most):
+    batch = BatchRange(fewest, fewest + more, fewest + more + most)
+    parts = split_batch(batch)
+    covered = [size for part in parts for size in range(part.min, part.max + 1)]
+    assert covered == list(range(batch.min, batch.max + 1))
+    assert batch.typical in {part.typical for part in parts}
+    assert not {2, 5, 9} & {size for part in parts for size in range(part.min + 1, part.max + 1)}  # where a range begins
 
 
 def test_no_gpu_at_hand(full, small, monkeypatch):

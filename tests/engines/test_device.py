@@ -35,6 +35,38 @@ def test_it_tells_which_gpu_it_is(device):
     assert (device.gpu.name, device.gpu.compute_capability, device.gpu.driver) == ("GPU in memory", "8.9", "CUDA 13.1")
 
 
+def test_it_tells_its_figures(device):
+    figures = device.figures()
+    assert (figures.multiprocessors, figures.clock_mhz) == (128, 2520)
+    assert figures.memory_gb_s == pytest.approx(1008, rel=1e-3)  # an RTX 4090's data sheet
+
+
+def test_the_real_binding_has_the_attributes_of_the_figures():
+    kinds = pytest.importorskip("cuda.bindings.driver").CUdevice_attribute
+    for name, number in vars(Driver.CUdevice_attribute).items():
+        if name.startswith("CU_"):
+            assert int(getattr(kinds, name)) == number
+
+
+@pytest.mark.parametrize(
+    ("masked", "copied", "told"),
+    [
+        ("NVIDIA Jetson AGX Orin\0", "other", "Orin (NVIDIA Jetson AGX Orin)"),
+        ("", "NVIDIA Jetson Orin Nano\n", "Orin (NVIDIA Jetson Orin Nano)"),
+        (None, "NVIDIA Jetson Orin Nano\0", "Orin (NVIDIA Jetson Orin Nano)"),
+        (None, None, "Orin"),
+    ],
+)
+def test_a_board_is_known_in_a_container_too(masked, copied, told, tmp_path, monkeypatch):
+    paths = []
+    for index, text in enumerate((masked, copied)):
+        paths.append(tmp_path / str(index))
+        if text is not None:
+            paths[-1].write_text(text)
+    monkeypatch.setattr(devices, "BOARDS", paths)
+    assert devices.board_name("Orin") == told
+
+
 def test_what_is_copied_in_within_and_out_is_the_same(device, driver):
     values = np.arange(1000, dtype=np.uint32).view(np.uint8)
     with device.current():

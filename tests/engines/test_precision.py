@@ -18,11 +18,15 @@ from engines.metadata import read_metadata
 from engines.opening import open_pose_model
 from engines.parity import FP32_LIMITS, LIMITS, compare
 from engines.precision import (
+    INT8_SCHEMES,
     LAST,
     STEM,
     int8_within_limits,
+    leave_in_fp16,
     measure,
     quantisable_layers,
+    quantise,
+    residual_ranges,
     to_fp16,
     to_int8,
 )
@@ -119,6 +123,33 @@ def test_every_variant_in_fp16(variant, joint_count, people):
         assert report.candidate.precision == "fp16"
         assert report.limits == LIMITS["fp16"]
         assert report.mm.max > FP32_LIMITS.mean_mm / 100  # it is not the FP32 graph
+
+
+@pytest.mark.parametrize("scheme", INT8_SCHEMES, ids=lambda scheme: scheme.name)
+def test_a_scheme_has_its_own_layers_and_additions_in_int8(scheme, fp32, people):
+    """Q/DQ stands before exactly its convolutions, and before both inputs of the additions after those, if it says so."""
+    wanted = set(scheme.layers(fp32))
+    assert {"head.final_layer", "backbone.stages.3.1.pwconv2"} <= wanted <= set(quantisable_layers(fp32))
+    quantised = quantise(fp32, people[0][:8])
+    residuals = residual_ranges(fp32, people[0][:8]) if scheme.residuals else {}
+    rest = [layer for layer in quantisable_layers(fp32) if layer not in wanted]
+    graph = Graph(leave_in_fp16(fp32, quantised, rest, residuals))
+    graph.assert_contract()
+    maker = {output: node for node in graph.graph.node for output in node.output}
+
+    def is_quantised(name):
+        return name in maker and maker[name].op_type == "DequantizeLinear"
+
+    assert {layer for layer, node in graph.layers.items() if is_quantised(node.input[0])} == wanted
+    by_result = {node.output[0]: layer for layer, node in graph.layers.items()}
+    additions = set()
+    for node in graph.graph.node:
+        if node.op_type == "Add" and any(map(is_quantised, node.input)):
+            assert all(map(is_quantised, node.input))
+            sources = [maker[maker[name].input[0]].input[0] for name in node.input]
+            (branch,) = [by_result[name] for name in sources if by_result.get(name, "").endswith("pwconv2")]
+            additions.add(branch)
+    assert additions == ({layer for layer in wanted if layer.endswith("pwconv2")} if scheme.residuals else set())
 
 
 def test_the_proof_itself_is_exact(fp32, reference, people):

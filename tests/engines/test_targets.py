@@ -32,6 +32,7 @@ def test_jetpacks_tell_which_way_they_are_built():
     assert not ways["orin", "5.1"]
     assert not ways["orin", "6.0"]
     assert ways["orin", "6.1"]
+    assert ways["orin", "7.2"]
     assert all(typed for (name, _), typed in ways.items() if name == "thor")
     assert [target.name for target in TARGETS if target.dla] == ["orin"]
 

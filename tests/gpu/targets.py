@@ -18,7 +18,7 @@ from engines.sessions.tensorrt import TensorRTSession
 from engines.tensorrt.builder import build_engine
 from engines.tensorrt.gpu import open_device
 from engines.tensorrt.module import load_library
-from tests.engines.test_tensorrt_session import manifest_of
+from tests.engines.manifests import manifest_of
 
 
 def main():

@@ -1,7 +1,9 @@
 """`engine inspect`, `bench-engine`, `run --model x.engine` and `doctor` where an engine, a GPU or neither is."""
 
+import importlib.machinery
 import json
 import sys
+import types
 from dataclasses import replace
 
 import cv2
@@ -16,8 +18,8 @@ from engines.tensorrt.device import NO_DRIVER, NO_GPU
 from engines.tensorrt.device_cuda import CudaDevice
 from engines.tensorrt.module import Library
 from engines.timing import RunTimes
+from tests.engines.manifests import manifest_of
 from tests.engines.memory_gpu import Driver, engine_bytes, predict, tensorrt_module
-from tests.engines.test_tensorrt_session import manifest_of
 
 
 @pytest.fixture
@@ -141,6 +143,8 @@ def test_bench_engine_times_every_number_of_crops(cli, engine, gpu, tmp_path):
         assert 0 < row["host"]["p50"] <= row["host"]["p95"] <= row["host"]["p99"]
         assert 0 < row["inference"]["p50"] < row["gpu"]["p50"]
         assert row["replayed"] == 4
+    assert set(found["floors_ms"]) == {"1", "2", "4", "8"}
+    assert "billion multiply-adds" in text and "times the floor" in text
     assert "engine fp16" in text
     assert "CUDA graphs in" not in text  # said only where a run was without
     code, _, error = cli("bench-engine", engine, "--no-reference", "--json", out)
@@ -221,6 +225,16 @@ def test_the_doctor_tells_of_gpu_driver_binding_and_tensorrt_in_a_sentence_each(
     for finding in findings.values():
         assert "\n" not in finding["found"]
         assert (finding["mend"] == "") == (finding["state"] == "ok")
+
+
+def test_the_doctor_says_what_is_experimental(cli, no_gpu, monkeypatch):
+    monkeypatch.setattr("engines.tensorrt.gpu.binding_installed", lambda name: True)
+    package = types.ModuleType("torch2trt")
+    package.__spec__ = importlib.machinery.ModuleSpec("torch2trt", None)
+    monkeypatch.setitem(sys.modules, "torch2trt", package)
+    findings = {found["what"]: found for found in json.loads(cli("doctor", "--json")[1])}
+    assert "experimental" in findings["pycuda"]["found"] and "experimental" in findings["torch2trt"]["found"]
+    assert "experimental" not in findings["cuda-python"]["found"]
 
 
 def test_the_doctor_tells_what_a_module_that_does_not_load_lacks(cli, tmp_path, monkeypatch):
