@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convnextpose.files import check_place, write_file
-from engines.graph import people_graph, pose_graph
+from engines.graph import people_graph, pose_graph, store_in_fp16
 from engines.opening import open_people_detector, open_pose_model
 from engines.parity import DetectorParity, ParityReport, compare, compare_detectors, noise_crops, noise_frames
 
@@ -57,7 +57,7 @@ def export(
         ParityError: the exported model strays from the reference.
     """
     check_place(out, overwrite=overwrite)
-    data = pose_graph(checkpoint, name=name, random=random)
+    data = store_in_fp16(pose_graph(checkpoint, name=name, random=random))
     with (
         open_pose_model(checkpoint, "torch", name=name, random=random) as reference,
         open_pose_model(data, precision="fp32") as candidate,
@@ -81,7 +81,7 @@ def export_detector(weights: Path, out: Path) -> DetectorParity:
         ParityError: the exported detector strays from PyTorch.
         SinkError: the file cannot be written.
     """
-    data = people_graph(weights)
+    data = store_in_fp16(people_graph(weights))
     with open_people_detector(weights, "torch") as reference, open_people_detector(data) as candidate:
         parity = compare_detectors(reference, candidate, noise_frames(PARITY_FRAMES, candidate.frame_size[0]))
     parity.check()

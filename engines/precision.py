@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from convnextpose.errors import ExportError, ModelError, ParityError, install_command
 from engines.calibration import CalibrationSet
-from engines.graph import layer_name
+from engines.graph import fold_casts, layer_name
 from engines.metadata import read_metadata, write_metadata
 from engines.parity import LIMITS, LayerHarm, ParityLimits, ParityReport, compare
 from engines.pose import ModelInfo, PoseModel, PosePredictor
@@ -355,6 +355,7 @@ def _load(model: bytes) -> tuple[Any, ModelInfo]:
     except ImportError as error:
         raise ExportError(f"{_NEEDS}: {error}; {install_command('build')}") from error
     proto = onnx.load_from_string(model)
+    fold_casts(proto)
     if not {STEM, LAST} <= set(_layers(proto.graph)):
         raise ExportError(f"expected convolutions named {STEM} and {LAST} in model {info.name}, found none; export it again")
     return proto, info

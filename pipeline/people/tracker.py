@@ -24,6 +24,7 @@ from pipeline.people.assignment import assign
 from pipeline.people.clothes import Clothes, difference
 from pipeline.people.cuts import CutDetector
 from pipeline.people.detection import Detection
+from pipeline.people.looks import BORN_AFTER_S, Looks
 from pipeline.people.motion import Motion
 from pipeline.people.similarity import PoseSimilarity
 from pipeline.stages import RelativePose, TrackedBox
@@ -41,10 +42,6 @@ KEEP_LOST_S = 1.5
 KEEP_FRACTION = 2 / 3
 """A pose that is this fraction of MIN_SCORE is unsure: whoever is followed may have it, but nobody is found by it."""
 
-DETECTION_INTERVAL_S = 0.2
-"""Between two looks of the detector at least, s: at five frames a second, and with one frame more to be sure of it, a newcomer
-has a pose within half a second."""
-
 DETECTION_AGREEMENT = 0.4
 """Intersection over union that a detected box and that of the pose in it have at least, if somebody is there."""
 
@@ -54,9 +51,9 @@ EXPLAINED = 0.5
 CANDIDATES = 8
 """Detected boxes that are read in a frame at most, the surest."""
 
-BORN_AFTER_S, BORN_WITHIN_S = 0.08, 0.5
-"""Time between the first sighting and the one that makes it sure, at least and at most, s. In the first frame of a take, where
-nobody is known yet, further looks at the same frame make it sure."""
+BORN_WITHIN_S = 0.5
+"""Time between the first sighting and the one that makes it sure at most, s; BORN_AFTER_S at least. In the first frame of a
+take, where nobody is known yet, further looks at the same frame make it sure."""
 
 LOOKS = 3
 """How often the first frame of a take is looked at, at most: each time in the boxes of the poses that were just seen."""
@@ -246,8 +243,8 @@ class PeopleTracker:
         self._next_id = 0
         self._frame: Frame | None = None
         self._begins = True
-        self._looks = 0
-        self._detected_s = -math.inf
+        self._turns = 0
+        self._looks = Looks()
         self._sought: list[_Track | Detection] = []
         self._events: list[TrackEvent] = []
 
@@ -258,7 +255,7 @@ class PeopleTracker:
         """
         again = frame is self._frame
         self._frame, self._events = frame, []
-        self._looks = self._looks + 1 if again else 1
+        self._turns = self._turns + 1 if again else 1
         if not again:
             self._begin(frame)
         sought: list[tuple[_Track | Detection, Box]] = []
@@ -267,11 +264,13 @@ class PeopleTracker:
                 sought.append((track, track.expected(frame.time_s).clip(frame.width, frame.height)))
             except GeometryError:  # outside the picture
                 continue
-        if not again and frame.time_s - self._detected_s >= DETECTION_INTERVAL_S - 1e-6:
-            self._detected_s = frame.time_s
+        busy = any(track.track_id is None or track.missed_s is not None for track in self._tracks)
+        full = len(self._tracks) >= self._max_people
+        if not again and self._looks.due(frame.time_s, busy=busy, full=full):
             with stopwatch.span("detect"):
                 detections = self._see(frame)
-            sought += self._unexplained(detections, [box for _, box in sought])
+            smallest = min(track.size for track in self._tracks) if full and not busy else 0.0
+            sought += self._unexplained(detections, [box for _, box in sought], smallest)
         self._sought = [who for who, _ in sought]
         return tuple(TrackedBox(number, box) for number, (_, box) in enumerate(sought))
 
@@ -282,9 +281,10 @@ class PeopleTracker:
             ids: list[int | None] = [track.track_id for track in self._tracks if track.track_id is not None]
             for track_id in ids or [None]:
                 self._tell(TrackEventKind.CUT, track_id, reason)
-        self._begins = reason is not None or not self._follows or self._detected_s == -math.inf
+        self._begins = reason is not None or not self._follows or self._looks.none_yet
         if self._begins:
-            self._tracks, self._detected_s = [], -math.inf
+            self._tracks = []
+            self._looks.begin()
 
         def kept(track: _Track) -> bool:
             if track.track_id is None:
@@ -293,11 +293,15 @@ class PeopleTracker:
 
         self._tracks = [track for track in self._tracks if kept(track)]
 
-    def _unexplained(self, detections: Sequence[Detection], expected: Sequence[Box]) -> list[tuple[_Track | Detection, Box]]:
-        """The surest detections that are of nobody who is followed."""
+    def _unexplained(
+        self, detections: Sequence[Detection], expected: Sequence[Box], smallest: float
+    ) -> list[tuple[_Track | Detection, Box]]:
+        """The surest detections that are of nobody who is followed, and not smaller than a size, px."""
+        assert self._frame is not None
         shared = overlaps(_array([d.box for d in detections]), _array(expected))
         explained = {row for row, _ in assign(1 - shared, 1 - EXPLAINED)}
-        new = [detection for row, detection in enumerate(detections) if row not in explained]
+        new = [d for row, d in enumerate(detections) if row not in explained and math.sqrt(d.box.area) >= smallest]
+        new = self._looks.worth_reading(new, self._frame.time_s)
         new.sort(key=lambda d: (-d.score, d.box.x, d.box.y, d.box.width, d.box.height))
         return [(detection, detection.box) for detection in new[:CANDIDATES]]
 
@@ -334,13 +338,16 @@ class PeopleTracker:
         ]
         poses_now.sort(key=lambda pose: pose.track_id)
         unsure = any(track.track_id is None for track in self._tracks)
-        return Identified(tuple(poses_now), tuple(self._events), look_again=self._begins and unsure and self._looks < LOOKS)
+        return Identified(tuple(poses_now), tuple(self._events), look_again=self._begins and unsure and self._turns < LOOKS)
 
     def _sightings(self, poses: Sequence[RelativePose]) -> tuple[list[_Sighting], dict[_Track, _Sighting]]:
         """Everybody who was seen, once each, and who each track's place shows."""
         assert self._frame is not None
         found = []
         for pose in poses:
+            who = self._sought[pose.track_id]
+            if isinstance(who, Detection):
+                self._looks.read(who, pose.score, self._frame.time_s)
             if pose.score < self._keep_score:
                 continue
             try:
@@ -348,7 +355,6 @@ class PeopleTracker:
                 box.clip(self._frame.width, self._frame.height)
             except GeometryError:  # its joints enclose nothing, or lie outside the picture: no person
                 continue
-            who = self._sought[pose.track_id]
             if isinstance(who, Detection) and box.iou(who.box) < DETECTION_AGREEMENT:
                 continue
             seekers = [who] if isinstance(who, _Track) else []
