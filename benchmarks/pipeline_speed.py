@@ -1,12 +1,16 @@
 """How near the threaded pipeline comes to what the machine's cores allow, and what the threads gain.
 
     python benchmarks/pipeline_speed.py [--clip CLIP] [--rounds 5] [--json FILE] [--precision fp32] [--formats mp4,ndjson,npz]
+    python benchmarks/pipeline_speed.py --people 1,2,4,8,16 [--rounds 5]
 
 Everything is on: decoding, finding and following the person, the network, lifting, drawing, MP4, NDJSON and NPZ. Each round
 opens the same pipeline twice: once it runs in its threads, once its own source, estimator, renderer and recorders are called
 one after another in one thread. The bound on a frame's time is the larger of two figures of the round's run in one thread: the
 time of the work that one thread of the pipeline does, for the slowest of them, and the CPU time of the whole process over the
 number of cores. Ratios are taken in each round; the median counts.
+
+With --people it tells instead what so many people in one picture cost, by turns: their crops and the network, in one batch, and
+one look of the people detector, in wall time and in CPU time of all threads.
 """
 
 from __future__ import annotations
@@ -21,9 +25,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convnextpose import weights
+from convnextpose.crop import Box
 from engines.session import usable_cores
 from pipeline.formats.table import DEFAULT_FORMATS
-from pipeline.run import RunConfig, open_pipeline
+from pipeline.people.detection import DETECTION_SCORE, detect
+from pipeline.run import RunConfig, open_detector, open_model, open_pipeline
+from pipeline.sources import open_source
+from pipeline.stages import TrackedBox, predict
 from pipeline.timeline import STAGES, Stopwatch, Timeline
 from pipeline.types import Frame
 
@@ -129,6 +137,34 @@ def bound_ms(alone: SpeedAlone, cores: int) -> tuple[float, str]:
     return 1e3 * bounds[what] / alone.frames, what
 
 
+def cost_of_people(arguments: argparse.Namespace) -> None:
+    """Print what people in one picture cost: the demo clip's person, in as many boxes, each some px beside the last."""
+    counts = [int(word) for word in arguments.people.split(",")]
+    with open_source(arguments.clip) as source:
+        image = next(frame.image for frame in source if isinstance(frame, Frame))
+    height, width = image.shape[:2]
+    boxes = [TrackedBox(n, Box(7.0 * n, 0.2 * height, 0.15 * width, 0.4 * height)) for n in range(max(counts))]
+    with (
+        open_model(arguments.model, arguments.runtime, precision=arguments.precision, threads=arguments.threads) as model,
+        open_detector(arguments.runtime, threads=arguments.threads) as detector,
+    ):
+        print(f"poses in {model.describe()}, the detector in {detector.describe()}; {arguments.rounds} rounds, medians, ms")
+        spent: dict[int, list[tuple[float, float]]] = {count: [] for count in (0, *counts)}
+        predict(model, image, boxes[:2])  # libraries prepare for batches apart from single crops
+        for _, count in by_turns((0, *counts), arguments.rounds):
+            wall_s, cpu_s = time.perf_counter(), time.process_time()
+            if count:
+                predict(model, image, boxes[:count])
+            else:
+                detect(detector, image, DETECTION_SCORE)
+            spent[count].append((1e3 * (time.perf_counter() - wall_s), 1e3 * (time.process_time() - cpu_s)))
+    print(f"{'':14s}  {'wall':>7s}  {'CPU':>7s}  {'CPU a person':>12s}")
+    for count, times in spent.items():
+        wall, cpu = (statistics.median(column) for column in zip(*times, strict=True))
+        each = f"{cpu / count:12.1f}" if count else ""
+        print(f"{f'{count} people' if count else 'detector, once':14s}  {wall:7.1f}  {cpu:7.1f}  {each}")
+
+
 def main() -> None:
     """Run the rounds and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -139,8 +175,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--formats", default=",".join(DEFAULT_FORMATS))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--people", help="how many people, such as 1,2,4,8,16: tells what they cost, and nothing else")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
+    if arguments.people:
+        cost_of_people(arguments)
+        return
     cores = usable_cores()
     alone: list[SpeedAlone] = []
     threaded: list[Speed] = []

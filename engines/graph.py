@@ -77,7 +77,7 @@ def store_in_fp16(model: bytes) -> bytes:
     """An exported FP32 model in less space: weights that are FP16 numbers are stored as such, each behind a cast to FP32.
 
     Nothing is rounded: what FP16 does not hold exactly stays in FP32. Of a checkpoint in FP16 that is what norms were folded
-    into, an eighth of its weights; of one in FP32 nearly all. The libraries fold the casts when they open the file.
+    into, a ninth of its weights; of one in FP32 nearly all. The libraries fold the casts when they open the file.
     """
     import onnx
 

@@ -17,7 +17,7 @@ from convnextpose.network import build_network, joint_scores, random_state, soft
 from convnextpose.variants import Variant
 from engines.export import export
 from engines.folding import contract_network
-from engines.graph import pose_graph
+from engines.graph import fold_casts, pose_graph, store_in_fp16
 from engines.opening import open_pose_model
 from tests.cases import fast_first
 
@@ -90,6 +90,29 @@ def test_the_graph_is_plain(onnx_bytes, exported):
     # One addition for each residual block (2+2+6+2), one for the last norm's shift, one for the variance.
     assert sum(node.op_type == "Add" for node in graph.node) == 12 + 1 + 1
     assert exported.node_count == len(graph.node)
+
+
+def test_weights_that_are_fp16_numbers_are_stored_as_such_and_nothing_is_rounded(checkpoint, crops):
+    halves = {
+        name: torch.tensor(a).half() if a.dtype == np.float32 else torch.tensor(a) for name, a in checkpoint.state.items()
+    }
+    plain = pose_graph(verify_state(halves, source="in FP16"), name="halves", random=True)
+    stored = store_in_fp16(plain)
+    assert len(stored) < 0.6 * len(plain)
+    assert len(store_in_fp16(pose_graph(checkpoint, name="tiny", random=True))) > 0.98 * len(plain), "FP32 numbers stay"
+    proto = onnx.load_from_string(stored)
+    fold_casts(proto)
+    weights = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    for tensor in onnx.load_from_string(plain).graph.initializer:
+        np.testing.assert_array_equal(weights[tensor.name], onnx.numpy_helper.to_array(tensor))
+    assert [node.name for node in proto.graph.node] == [node.name for node in onnx.load_from_string(plain).graph.node]
+    for name in ("onnxruntime", "openvino"):
+        pytest.importorskip(name)
+        with open_pose_model(plain, name, threads=1, precision="fp32") as one:
+            expected = one.run(crops[:2])
+        with open_pose_model(stored, name, threads=1, precision="fp32") as other:
+            found = other.run(crops[:2])
+        np.testing.assert_allclose(found.joints, expected.joints, atol=1e-4)
 
 
 def test_the_file_holds_nothing_of_the_machine(onnx_bytes):

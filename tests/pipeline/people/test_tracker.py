@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from convnextpose.crop import Box
 from convnextpose.skeleton import HUMAN36M
 from pipeline.people.tracker import PeopleTracker
 from pipeline.types import TrackEventKind
@@ -111,6 +112,46 @@ def test_a_newcomer_has_a_pose_within_half_a_second(rate):
         world = World([Walker(line((300, 600), (40, 0))), Walker(line((900, 600), (-60, 0)), from_s=entry)])
         first = min(t for t, who in film(world, steady(rate, 2)).ids if who == 1)
         assert first - entry <= 0.5
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(5, 60), st.floats(1.0, 2.0), st.sampled_from([1, 3]))
+def test_a_newcomer_is_in_time_at_any_rate_whether_or_not_somebody_is_there(rate, entry, others):
+    aside = [Walker(line((150 + 180 * n, 600), (5, 0))) for n in range(others)]
+    newcomer = Walker(line((900, 600), (-60, 0)), from_s=entry)
+    for people in ([*aside, newcomer], [newcomer]):
+        times = [t for t in steady(rate, 2.7) if t < entry + 0.6]
+        first = min(t for t, who in film(World(people), times).ids if who == len(people) - 1)
+        assert first - entry <= 0.5 + 1e-6
+
+
+def searches_of(world, **options):
+    film(world, steady(30, 10), **options)
+    return len(world.searches)
+
+
+def test_the_detector_looks_less_often_while_nothing_changes():
+    walker = Walker(line((300, 600), (20, 0)))
+    hidden = Walker(walker.feet, hidden=((2.0, 9.0),))
+    quiet, busy = (searches_of(World([who]), keep_lost_s=10) for who in (walker, hidden))
+    alone = searches_of(World([walker]), max_people=1)
+    assert alone < 0.5 * quiet and quiet < 0.8 * busy <= 0.8 * 51
+
+
+def test_what_showed_nobody_is_not_read_at_each_look():
+    things = [Box(600, 200, 80, 200), Box(900, 200, 90, 90)]
+    plain, with_things = World([Walker(line((300, 600), (20, 0)))]), World([Walker(line((300, 600), (20, 0)))], things=things)
+    for world in (plain, with_things):
+        film(world, steady(30, 10))
+    assert len(with_things.searches) == len(plain.searches)
+    assert 8 * 2 <= with_things.looks - plain.looks <= 11 * 2, "each about once a second"
+
+
+def test_somebody_who_steps_before_a_thing_has_a_pose_in_time():
+    newcomer = Walker(line((900, 600), (-60, 0)), from_s=1.1)
+    lower_half = Box(870, 450, 60, 150)
+    first = min(t for t, who in film(World([newcomer], things=[lower_half]), steady(30, 2)).ids)
+    assert first - 1.1 <= 0.5
 
 
 @pytest.mark.parametrize("rate", RATES)

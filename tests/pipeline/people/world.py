@@ -71,6 +71,8 @@ class World:
         twice: whether the detector boxes everybody twice.
         order: in which detections and poses come.
         looks: how many crops were read.
+        things: boxes of what the detector, but not the network, takes for people.
+        searches: the times at which the detector looked.
     """
 
     walkers: list[Walker]
@@ -80,6 +82,8 @@ class World:
     twice: bool = False
     order: Callable[[list], list] = list
     looks: int = 0
+    things: list[Box] = field(default_factory=list)
+    searches: list[float] = field(default_factory=list)
     _last: dict = field(default_factory=dict)
 
     def seen(self, time_s: float) -> dict[int, np.ndarray]:
@@ -110,7 +114,8 @@ class World:
         return {who: joints for who, joints in there.items() if not covered(who)}
 
     def detect(self, frame: Frame) -> list[Detection]:
-        found = []
+        found = [Detection(box, 0.5) for box in self.things]
+        self.searches.append(frame.time_s)
         for who, joints in self.seen(frame.time_s).items():
             noise = self._noise(who, frame.time_s, 1)[:4, 0] * self.walkers[who].height
             box = box_from_joints(joints)
