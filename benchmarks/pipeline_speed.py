@@ -28,8 +28,9 @@ from convnextpose import weights
 from convnextpose.crop import Box
 from engines.session import usable_cores
 from pipeline.formats.table import DEFAULT_FORMATS
+from pipeline.models import open_detector, open_model
 from pipeline.people.detection import DETECTION_SCORE, detect
-from pipeline.run import RunConfig, open_detector, open_model, open_pipeline
+from pipeline.run import RunConfig, open_pipeline
 from pipeline.sources import open_source
 from pipeline.stages import TrackedBox, predict
 from pipeline.timeline import STAGES, Stopwatch, Timeline

@@ -5,7 +5,7 @@
     python benchmarks/tracking.py score FOLDER       # in an environment of its own: pip install trackers==2.6.1
 
 The peers are those of Roboflow's `trackers`. They are given the boxes of the same people detector in every frame (a run asks it
-up to five times a second), and, in a second row, the boxes that this project's poses have, without their ids: there only who is who
+less often), and, in a second row, the boxes that this project's poses have, without their ids: there only who is who
 differs. Their thresholds fit other detectors, so the best of a grid is taken for each kind of boxes, over all clips together.
 People of whom less than a quarter shows count neither as missed nor as wrong. A box is right from an intersection over union
 of 0.5.
