@@ -71,6 +71,12 @@ def test_stream_to_blender_sends_bones_that_a_vmc_receiver_reads(example, clip):
             addresses |= {message.message.address for message in osc_packet.OscPacket(receiver.recv(65536)).messages}
 
 
+def test_walk_to_opensim_writes_the_markers_of_whoever_walks(example, clip, tmp_path, capsys):
+    example("walk_to_opensim")(clip, str(tmp_path / "out"), "620,620,319.5,239.5")
+    assert re.match(r".+poses-0\.trc: .*RKnee", capsys.readouterr().out)
+    assert (tmp_path / "out/poses-0.trc").read_text(encoding="utf-8").startswith("PathFileType\t4")
+
+
 def test_own_detector_has_a_pose_where_somebody_is_and_none_in_the_empty_place(example, clip, capsys):
     example("own_detector")(clip, "135,125,90,190", "400,100,80,200")
     told = capsys.readouterr().out
