@@ -109,10 +109,11 @@ def reference(shipped):
 )
 def test_every_variant_in_fp16(variant, joint_count, people):
     checkpoint = verify_state(random_state(variant, joint_count), source="random")
-    data = to_fp16(pose_graph(checkpoint, name="any", random=True))
+    exported = pose_graph(checkpoint, name="any", random=True)
+    data = to_fp16(exported)
     graph = Graph(data)
     graph.assert_contract()
-    assert {*quantisable_layers(data), STEM} <= graph.layers.keys()
+    assert {*quantisable_layers(exported), STEM} <= graph.layers.keys()
     for node in graph.layers.values():
         assert {graph.types[name] for name in (*node.input, *node.output)} == {T.FLOAT16}
     body = [node for node in graph.graph.node if node.op_type in ("Relu", "Resize")]
