@@ -13,7 +13,7 @@ from convnextpose.errors import CalibrationError, ExportError, ModelError, Parit
 from convnextpose.network import random_state
 from convnextpose.variants import Variant
 from engines.calibration import CalibrationSet, hash_crops
-from engines.graph import layer_name, pose_graph
+from engines.graph import fold_casts, layer_name, pose_graph
 from engines.metadata import read_metadata
 from engines.opening import open_pose_model
 from engines.parity import FP32_LIMITS, LIMITS, compare
@@ -203,7 +203,7 @@ def test_int8_within_its_limits(int8, fp32, reference, people):
     report.check()
     assert report.limits == LIMITS["int8"]
     assert report.mm.mean > 10 * measure(to_fp16(fp32), reference, people[1]).mm.mean
-    assert len(int8) < 0.3 * len(fp32)
+    assert len(int8) < 0.6 * len(fp32), "whose weights are stored in FP16"
 
 
 def test_excluded_layers_stay_in_fp16(fp32, people):
@@ -263,6 +263,7 @@ def test_a_graph_past_its_limits_names_the_worst_joints(fp32, reference, people)
 def test_values_beyond_fp16_are_found(fp32, reference, people):
     """CPU runtimes compute such a graph in FP32 and would never tell."""
     model = onnx.load_from_string(fp32)
+    fold_casts(model)
     block = "backbone.stages.1.0"  # its inner values a million times as large, and what it gives unchanged
     for tensor in model.graph.initializer:
         factor = {"pwconv1.weight": 1e6, "pwconv1.bias": 1e6, "pwconv2.weight": 1e-6}.get(tensor.name.partition(f"{block}.")[2])
