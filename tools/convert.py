@@ -37,9 +37,9 @@ def convert_command(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are in the folder already.")] = False,
 ) -> None:
-    """Write poses.ndjson as files for other programs, upright in the world.
+    """Write poses.ndjson as files for other programs: TRC, C3D, BVH, glTF, CSV, Parquet.
 
-    What is not given of the camera's place is estimated from all the poses together.
+    They stand upright in the world. What is not given of the camera's place is estimated from all the poses together.
 
     Exit codes: 0 done; 1 the file cannot be read or a result cannot be written; 2 wrong use.
     """

@@ -476,7 +476,7 @@ def test_a_bundle_needs_neither_torch_nor_onnx(bundle, tmp_path):
 
 def test_a_bundle_says_what_to_do_with_it(made, bundle):
     (line,) = [line for line in made.told if "wrote xs-fp16-orin" in line]
-    assert "take it to Jetson Orin (JetPack 6.1, 6.2, 7.2.2)" in line
+    assert "take it to Jetson Orin (JetPack 6.1, 6.2, 7.2, 7.2.2)" in line
     command = read_bundle(Path(bundle)).draft.command
     assert command == "convnextpose build xs-fp16-orin.bundle.zip --out . --target orin"
     assert f"`{command}`" in line

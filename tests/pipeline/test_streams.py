@@ -129,7 +129,7 @@ def test_every_frame_comes_out_once_in_order_with_its_pose_and_timeline():
         assert {s.part for s in timeline.spans if s.stage == "write"} == {"all", "mp4"}
         assert (timeline.source_id, timeline.index) == ("pictures", frame.frame.index)
     detected = [f.frame.index for f in frames if "detect" in {s.stage for s in f.timeline.spans}]
-    assert detected == list(range(0, 60, 5)), "the detector looks five times a second"
+    assert detected == list(range(0, 60, 9)), "the detector looks as seldom as a newcomer's pose within half a second allows"
     account = counts(pipeline)
     assert (account.received, account.posed, account.dropped, account.failed) == (60, 60, 0, 0)
     assert (source.closed, plain.closed, drawn.closed, model.closed) == (1, 1, 1, 1)

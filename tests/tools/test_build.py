@@ -174,8 +174,8 @@ def test_the_command_in_a_manifest_asks_for_the_same(
     import tools.build as command
     from engines.build import BuildReport
 
-    if core is not None:  # a DLA takes one number of crops
-        batch = BatchRange(batch.max, batch.max, batch.max)
+    if core is not None:  # a DLA takes FP16 and one number of crops
+        precision, batch = "fp16", BatchRange(batch.max, batch.max, batch.max)
     options = BuildOptions(batch, workspace, compatible, level, core)
     asked = BuildRequest(source, out, (precision,), (target,), options, calibration, library, via)
     seen = []

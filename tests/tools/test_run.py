@@ -344,7 +344,6 @@ def test_what_cannot_be_done_is_said_in_one_sentence(inside, tmp_path, arguments
     "arguments",
     [
         ("run",),
-        ("run", "CLIP"),
         ("run", "CLIP", "--out", "OUT", "--camera", "1,2,3"),
         ("run", "CLIP", "--out", "OUT", "--min-score", "2"),
         ("run", "CLIP", "--out", "OUT", "--weights", "other"),
