@@ -1,6 +1,6 @@
 """What many cameras on one model cost and how late their poses are.
 
-    python benchmarks/streams.py [--sources 1,4,16] [--seconds 10] [--model xs] [--json FILE]
+    python benchmarks/streams.py [--sources 1,4,16] [--seconds 10] [--model xs] [--page] [--json FILE]
 
 Sources give the demo clip's pictures from memory, 30 a second each, through everything that a camera goes through but the
 decoding. One person is posed in each frame, in a box that is given. Without --model the session only waits, 2 ms a batch, in a
@@ -8,14 +8,17 @@ GPU's place, so that the machine's cores do nothing but our own work. The first 
 
 Printed are the frames that were posed and dropped; the age of a frame, from the moment at which its source gave it to the one
 at which its poses are there; the process's CPU time for each posed frame, all threads of all libraries; and the fairness: the
-fewest frames posed of one source over the most.
+fewest frames posed of one source over the most. With --page a client of the browser's page is there as well: each picture
+carries the clock of its capture, painted into it; the client reads it from the JPEG that it gets, then acknowledges.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
+import struct
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,9 +43,12 @@ from pipeline.people import WholePicture
 from pipeline.sources import open_source
 from pipeline.sources.live import LiveSource, Picture
 from pipeline.stages import TrackedBox
+from pipeline.status import RunStatus
 from pipeline.streams import Pipeline, Stream
 from pipeline.timeline import Stopwatch
 from pipeline.types import Frame, RunHeader
+from pipeline.views.base import Place
+from pipeline.views.web import WebView
 
 RATE = 30
 WAIT_S = 0.002
@@ -78,6 +84,49 @@ class WaitingSession:
         """Nothing to give back."""
 
 
+def stamped(image: NDArray[np.uint8], unix_ns: int) -> NDArray[np.uint8]:
+    """A picture with a time painted into its upper edge: 32 bits of 0.1 ms, black or white squares of 16 px."""
+    bits = unix_ns // 100_000 >> np.arange(32) & 1
+    copy = image.copy()
+    copy[:16, : 32 * 16] = np.repeat(bits * 255, 16).astype(np.uint8)[None, :, None]
+    return copy
+
+
+def age_of_stamp_ms(image: NDArray[np.uint8], unix_ns: int) -> float:
+    """How long ago the time that `stamped` painted was, ms."""
+    bits = image[4:12, : 32 * 16].reshape(8, 32, 16, 3)[:, :, 4:12].mean(axis=(0, 2, 3)) > 127
+    then = int(bits @ (1 << np.arange(32)))
+    return ((unix_ns // 100_000 - then) % 2**32) / 10
+
+
+class PageClient:
+    """Reads the page's socket as a browser does, and how old the pictures are that come."""
+
+    def __init__(self, address: str) -> None:
+        self.ages_ms: list[float] = []
+        self._address = address.replace("http://", "ws://") + "socket"
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        import cv2
+        from websockets.exceptions import ConnectionClosed
+        from websockets.sync.client import connect
+
+        with contextlib.suppress(ConnectionClosed), connect(self._address, compression=None, max_size=None) as opened:
+            opened.recv()
+            while True:
+                data = opened.recv(decode=False)
+                (length,) = struct.unpack_from(">I", data)
+                at = 4 + length
+                for record in json.loads(data[4:at])["frames"]:
+                    jpeg = np.frombuffer(data[at : at + record["jpeg_bytes"]], np.uint8)
+                    at += record["jpeg_bytes"]
+                    image = np.asarray(cv2.imdecode(jpeg, cv2.IMREAD_COLOR), np.uint8)
+                    self.ages_ms.append(age_of_stamp_ms(image, time.time_ns()))
+                opened.send("ack")
+
+
 class OneBox(WholePicture):
     """A people finder that takes one box in every frame."""
 
@@ -91,13 +140,17 @@ class FromMemory:
 
     paced, frame_rate, description = True, float(RATE), "from memory"
 
-    def __init__(self, images: Sequence[NDArray[np.uint8]], phase: float) -> None:
-        self._images, self._phase = images, phase
+    def __init__(self, images: Sequence[NDArray[np.uint8]], phase: float, *, stamped: bool = False) -> None:
+        self._images, self._phase, self._stamped = images, phase, stamped
 
     def __iter__(self) -> Iterator[Picture]:
         """The pictures, at their times."""
         time.sleep(self._phase / RATE)  # cameras do not take their pictures at one moment
+        began = time.monotonic()
         for number, image in enumerate(itertools.cycle(self._images)):
+            if self._stamped:
+                time.sleep(max(0.0, began + number / RATE - time.monotonic()))  # so that the clock is that of its release
+                image = stamped(image, time.time_ns())
             yield Picture(image, number / RATE, time.time_ns(), "arrival")
 
     def abort(self) -> None:
@@ -118,6 +171,7 @@ class Result:
         host_ms: CPU time of the process for each posed frame, ms.
         fairness: the fewest frames posed of one source over the most.
         batch: mean crops in a batch, or None where it is not known.
+        page_p50_ms, page_p99_ms: from the capture to a decoded picture in a client of the page, ms, or None.
     """
 
     sources: int
@@ -129,9 +183,13 @@ class Result:
     host_ms: float
     fairness: float
     batch: float | None
+    page_p50_ms: float | None = None
+    page_p99_ms: float | None = None
 
 
-def measure(count: int, seconds: float, images: Sequence[NDArray[np.uint8]], model_name: str | None) -> Result:
+def measure(
+    count: int, seconds: float, images: Sequence[NDArray[np.uint8]], model_name: str | None, *, page: bool = False
+) -> Result:
     """Run a number of sources."""
     waiting = WaitingSession()
     if model_name is None:
@@ -141,15 +199,21 @@ def measure(count: int, seconds: float, images: Sequence[NDArray[np.uint8]], mod
         model = open_model(model_name, max_batch=MAX_BATCH)
     streams = []
     for number in range(count):
-        source = LiveSource(f"camera {number}", lambda patience, number=number: FromMemory(images, number / count))
+        source = LiveSource(
+            f"camera {number}", lambda patience, number=number: FromMemory(images, number / count, stamped=page)
+        )
         header = RunHeader(
             source.info.id, None, None, None, None, None, RootDepthSource.ASSUMED_FOV, model.info, model.describe()
         )
         streams.append(Stream(source, Estimator(model, OneBox()), header))
-    pipeline = Pipeline(streams, models=[model.close])
+    views = [WebView(Place("127.0.0.1", 0), RunStatus(streams))] if page else []
+    pipeline = Pipeline(streams, models=[model.close], views=views)
     runner = threading.Thread(target=pipeline.run)
     runner.start()
+    client = PageClient(views[0].address) if views else None
     time.sleep(WARM_UP_S)
+    if client is not None:
+        client.ages_ms.clear()
     before = [stream.ledger.counts() for stream in streams]
     for stream in streams:
         stream.ages_ns.clear()
@@ -159,6 +223,7 @@ def measure(count: int, seconds: float, images: Sequence[NDArray[np.uint8]], mod
     cpu = time.process_time() - cpu
     ages = np.concatenate([np.array(stream.ages_ns) for stream in streams]) / 1e6
     batches, crops = waiting.batches - batches, waiting.crops - crops
+    seen_ms = list(client.ages_ms) if client is not None else []
     pipeline.stop()
     runner.join()
     posed = [b.posed - a.posed for a, b in zip(before, after, strict=True)]
@@ -172,6 +237,8 @@ def measure(count: int, seconds: float, images: Sequence[NDArray[np.uint8]], mod
         host_ms=cpu * 1e3 / max(1, sum(posed)),
         fairness=min(posed) / max(1, *posed),
         batch=crops / batches if batches else None,
+        page_p50_ms=float(np.percentile(seen_ms, 50)) if seen_ms else None,
+        page_p99_ms=float(np.percentile(seen_ms, 99)) if seen_ms else None,
     )
 
 
@@ -181,6 +248,7 @@ def main() -> None:
     parser.add_argument("--sources", default="1,4,16")
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--model", help="a real model in place of the session that waits, such as xs")
+    parser.add_argument("--page", action="store_true", help="with a client of the page")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with open_source(weights.DEMO_CLIP) as clip:
@@ -188,13 +256,15 @@ def main() -> None:
     print("sources  received  posed  dropped  age p50  p99 ms  host ms a frame  fairness  batch")
     results = []
     for count in map(int, arguments.sources.split(",")):
-        result = measure(count, arguments.seconds, images, arguments.model)
+        result = measure(count, arguments.seconds, images, arguments.model, page=arguments.page)
         results.append(result)
         batch = "" if result.batch is None else f"{result.batch:5.2f}"
         print(
             f"{result.sources:7}  {result.received:8}  {result.posed:5}  {result.dropped:7}  {result.age_p50_ms:7.1f}  "
             f"{result.age_p99_ms:6.1f}  {result.host_ms:15.2f}  {result.fairness:8.2f}  {batch}"
         )
+        if result.page_p50_ms is not None:
+            print(f"         on the page: {result.page_p50_ms:.1f} ms after the capture, p99 {result.page_p99_ms:.1f} ms")
     if arguments.json is not None:
         arguments.json.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n", encoding="utf-8")
 
