@@ -163,6 +163,7 @@ def test_a_write_that_fails_leaves_nothing(checkpoint, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_file_that_appears_during_the_export_stays(checkpoint, tmp_path, monkeypatch):
     out = tmp_path / "model.onnx"
 

@@ -90,6 +90,7 @@ def test_typed_graphs_are_read(onnx_bytes):
     assert read_onnx(to_int8(onnx_bytes, CalibrationSet.load(weights.CALIBRATION).crops[:12]), POSE)
 
 
+@pytest.mark.slow
 def test_the_largest_variant_and_the_other_joints_are_read():
     from convnextpose.checkpoint import verify_state
     from convnextpose.network import random_state
@@ -362,6 +363,7 @@ def test_operators_of_others(changed):
     assert "has Gelu of com.microsoft" in refused(changed, None)
 
 
+@pytest.mark.slow
 def test_a_file_of_millions_of_fields():
     assert "more than 1,000,000 fields" in refused(b"\x08\x08" * 1_200_000)
 

@@ -221,6 +221,7 @@ def test_excluded_layers_stay_in_fp16(fp32, people):
         to_int8(fp32, people[0], exclude=["head.last"])
 
 
+@pytest.mark.slow
 def test_the_search_leaves_harmful_layers_in_fp16(int8, fp32, reference, people):
     crops = people[1][:1]
     strayed = measure(int8, reference, crops)
