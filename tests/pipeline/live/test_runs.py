@@ -171,6 +171,8 @@ def test_ultralytics_10257_a_camera_that_is_absent_stops_no_other():
 
 
 def test_deepstream_yolo_667_every_camera_gets_poses_and_a_flooding_one_takes_no_share():
+    """Also ultralytics#4493: no stream stops after a few frames."""
+
     class Waits(BlobModel):
         def run(self, crops):
             time.sleep(0.004)

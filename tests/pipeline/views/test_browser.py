@@ -129,7 +129,7 @@ def test_a_paused_page_stands_still_and_goes_on_with_the_newest(tab):
     page.complaints.clear()
 
 
-def test_a_hidden_page_takes_nothing_and_goes_on_with_the_newest(tab, browser):
+def test_frigate_6038_a_hidden_page_takes_nothing_and_goes_on_with_the_newest(tab, browser):
     with Run() as run:
         page = tab(run)
         moves_on(page, 0)

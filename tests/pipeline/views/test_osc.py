@@ -75,6 +75,17 @@ def test_plain_tells_everybody_in_metres_from_the_floor_below_the_camera():
         assert np.allclose(places[2, "L_Ankle"], [0.1, 0.035, -4.0, 0.9], atol=0.01)
 
 
+@pytest.mark.parametrize("style", STYLES)
+def test_vseeface_43_a_frame_is_one_bundle(style):
+    with sending(style) as (view, received):
+        for index in range(5):
+            view.show(frame(index, poses=(facing_the_camera(),)))
+            assert received(), f"frame {index} is one datagram that is a bundle"
+        for index in range(5, 8):
+            view.show(frame(index, poses=(facing_the_camera(),)))
+        assert all(received() for _ in range(3)), "as many bundles as frames"
+
+
 def test_vmc_of_a_t_pose_turns_no_bone_and_stands_at_the_origin():
     with sending("vmc") as (view, received):
         view.show(frame(0, poses=(facing_the_camera(),)))

@@ -1,10 +1,12 @@
 """The page's protocol: acknowledge before the next, newest only, any number of clients at any speed, whatever they do."""
 
 import json
+import os
 import socket
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ def newest_only(indices):
     return indices == sorted(set(indices))
 
 
-def test_the_next_message_waits_for_the_acknowledgement_of_the_last_and_is_then_the_newest():
+def test_frigate_13058_the_next_message_waits_for_the_acknowledgement_of_the_last_and_is_then_the_newest():
     with web() as view, Client(view) as client:
         view.show(frame(0))
         assert [f["index"] for f in client.frames()] == [0]
@@ -127,6 +129,20 @@ def test_a_client_that_never_acknowledges_gets_one_message_and_harms_nobody():
             assert other.frames()[0]["index"] in range(index + 2)
             other.say("ack")
         assert mute.hears_nothing()
+
+
+def test_rerun_10717_pictures_that_nobody_takes_are_not_kept():
+    def memory_mib():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    with web() as view, Client(view) as mute:
+        sizes = []
+        for index in range(400):
+            view.show(frame(index, size=(1280, 720)))
+            if index in (99, 399):
+                sizes.append(memory_mib())
+        assert mute.frames()
+    assert sizes[1] - sizes[0] < 100, "300 pictures more would be 800 MiB"
 
 
 def test_a_client_that_never_reads_harms_nobody_and_is_let_go_at_the_end():
