@@ -92,6 +92,7 @@ def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in PICTURE_SUFFIXES
 
 
-def natural_key(path: Path) -> list[tuple[int, str]]:
-    """Order by name, with the numbers in it as numbers."""
-    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", path.name.lower())]
+def natural_key(path: Path) -> tuple[list[tuple[int, str]], str]:
+    """Order by name, with the numbers in it as numbers; of names that differ in case alone, by the names as they are."""
+    words = [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", path.name.lower())]
+    return words, path.name

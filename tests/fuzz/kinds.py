@@ -29,7 +29,7 @@ import av
 import cv2
 import numpy as np
 
-import pipeline.run
+import pipeline.models
 import tools.main
 from convnextpose import weights
 from convnextpose.archives import read_npz
@@ -97,7 +97,7 @@ def warm() -> None:
     if not _warm:
         _warm["model"] = open_pose_model(weights.load("xs").onnx, "onnxruntime", threads=1, name="xs")
         _warm["detector"] = open_people_detector(weights.detector(), "onnxruntime", threads=1)
-        cold = pipeline.run.open_model
+        cold = pipeline.models.open_model
 
         def open_model(model: str, runtime: str = "auto", **options: Any) -> object:
             plain = options.get("precision", "auto") == "auto" and not options.get("random_weights")
@@ -105,8 +105,8 @@ def warm() -> None:
                 return _warm["model"]
             return cold(model, runtime, **options)
 
-        pipeline.run.open_model = open_model  # type: ignore[assignment]
-        pipeline.run.open_detector = lambda *_, **__: _warm["detector"]
+        pipeline.models.open_model = open_model  # type: ignore[assignment]
+        pipeline.models.open_detector = lambda *_, **__: _warm["detector"]
 
 
 def read_all(path: object, **options: object) -> None:

@@ -85,7 +85,7 @@ def test_a_worker_that_is_killed_costs_one_file_at_most(folder, tmp_path):
     small.mkdir()
     for name in ("a.mp4", "empty.mp4"):
         shutil.copy(folder / name, small / name)
-    demo_clip(small / "0 killer.mp4", 3, first=80)
+    demo_clip(small / "0 killer.mp4", 60, first=80)  # long enough to be met at work
     crews, killed = [], []
 
     def open_crew(config, most):
