@@ -154,8 +154,8 @@ class WorldEstimator:
         for pose in seen:
             if time_s - self._sampled.get(pose.track_id, -math.inf) < SAMPLE_S - 1e-6:
                 continue
+            self._sampled[pose.track_id] = time_s
             if (sample := self._look(pose, camera)) is not None:
-                self._sampled[pose.track_id] = time_s
                 self._samples.append(sample)
         if len(self._samples) > MAX_SAMPLES:
             self._samples = self._samples[::2]
