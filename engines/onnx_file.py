@@ -41,6 +41,9 @@ MAX_FIELDS = 1_000_000
 MAX_DEPTH = 16
 """In how many graphs a graph may lie."""
 
+MAX_OPSET = 1000
+"""The highest version of a set of operators; ONNX's own is under 30. Some readers count down from it to one that they know."""
+
 KNOWN_VALUES = 64
 """Up to how many numbers of a constant are read: shapes, factors and axes; never weights."""
 
@@ -145,6 +148,7 @@ class OnnxModel:
         nodes: of the graph, in order.
         constants: of the graph, by name.
         metadata: what the model says about itself.
+        opsets: domain and version of each set of operators that it was written for.
         everywhere: every node, also those in graphs inside of nodes.
         tensors: every constant in the file, wherever it lies.
         oddities: what no model of ours has and no detector needs, in words: functions, sparse constants, training graphs.
@@ -155,6 +159,7 @@ class OnnxModel:
     nodes: list[Node] = field(default_factory=list)
     constants: dict[str, Constant] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
+    opsets: list[tuple[str, int]] = field(default_factory=list)
     everywhere: list[Node] = field(default_factory=list)
     tensors: list[Constant] = field(default_factory=list)
     oddities: list[str] = field(default_factory=list)
@@ -279,6 +284,10 @@ def check_safe(model: OnnxModel, source: str) -> None:
                 f"expected a whole ONNX model, {source} says that constant {name} has {tensor.declared_bytes} bytes and holds "
                 f"{tensor.stored_bytes}"
             )
+    for domain, version in model.opsets:
+        if not 1 <= version <= MAX_OPSET:
+            told = f"{source} says {version} of {show(domain or 'ai.onnx')}"
+            raise ModelError(f"expected operators of a version from 1 to {MAX_OPSET}, {told}: export it again")
     if model.oddities:
         raise ModelError(f"expected a plain ONNX graph, {source} has {model.oddities[0]}: export it without")
     for node in model.everywhere:
@@ -412,8 +421,9 @@ class _Parser:
             found.oddities.append("a training graph")
         if message.get(25):
             found.oddities.append("functions of its own")
-        for opset in message.get(8, []):
-            _text(self._message(opset), 1)
+        for entry in message.get(8, []):
+            opset = self._message(entry)
+            found.opsets.append((_text(opset, 1), _signed(_number(_one(opset, 2)))))
         (graph,) = message[7]
         self._graph(graph, 0)
         return found

@@ -358,6 +358,12 @@ def test_a_loop(changed):
     assert "graphs inside of its graph" in refused(changed, None)
 
 
+@pytest.mark.parametrize("version", [0, -1, 2**53])
+def test_operators_of_a_version_that_there_never_will_be(version, changed):
+    changed.opset_import[0].version = version  # readers that count down from it to one that they know do not come back
+    assert f"says {version} of ai.onnx" in refused(changed, None)
+
+
 def test_operators_of_others(changed):
     changed.graph.node.append(node("Gelu", "crops", "unused", domain="com.microsoft"))
     assert "has Gelu of com.microsoft" in refused(changed, None)
