@@ -129,6 +129,11 @@ def _random_checkpoint(variant: str) -> VerifiedCheckpoint:
     return verify_state(random_state(Variant[variant.upper()]), source=f"{variant.lower()}-random")
 
 
+def detector_file(detector: str) -> Path:
+    """The file that a `RunConfig.detector` names."""
+    return weights.detector() if detector == weights.DETECTOR_NAME else Path(detector)
+
+
 def open_detector(
     runtime: str = "auto",
     *,
@@ -147,7 +152,7 @@ def open_detector(
     Raises:
         CheckpointError, ModelError, RuntimeUnavailableError: it cannot be opened.
     """
-    path = weights.detector() if detector == weights.DETECTOR_NAME else Path(detector)
+    path = detector_file(detector)
     opened = partial(open_people_detector, max_batch=max_batch, person=person, name=Path(detector).name)
     if is_engine(path):
         return opened(path)

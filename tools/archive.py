@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from convnextpose import weights
 from convnextpose.camera import Intrinsics
 from convnextpose.files import size_text
 from engines.opening import CPU_PRECISIONS
@@ -26,7 +27,7 @@ from pipeline.people import MIN_SCORE
 from pipeline.people.tracker import KEEP_LOST_S, MAX_PEOPLE
 from pipeline.run import RunConfig
 from tools.console import make_console
-from tools.run import parse_camera
+from tools.run import DetectorClassOption, DetectorOption, FlipOption, given_options, parse_camera
 
 _LINE_EVERY_S = 60.0
 """How often a line tells how far it is where there is no terminal."""
@@ -67,6 +68,8 @@ def archive_command(
     precision: Annotated[
         str, typer.Option(help=f"What the network computes in on a CPU: auto, {', '.join(CPU_PRECISIONS)}.")
     ] = "auto",
+    detector: DetectorOption = weights.DETECTOR_NAME,
+    detector_class: DetectorClassOption = None,
     camera: Annotated[
         Intrinsics | None,
         typer.Option(parser=parse_camera, metavar="FX,FY,CX,CY", help="The intrinsics, px, if all videos are of one camera."),
@@ -79,6 +82,7 @@ def archive_command(
         float, typer.Option(min=0.0, metavar="SECONDS", help="How long somebody who is out of sight keeps the track id.")
     ] = KEEP_LOST_S,
     smooth: Annotated[bool, typer.Option("--smooth", help="Write poses smoothed over time beside the raw ones.")] = False,
+    flip: FlipOption = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of each worker's runtime.", show_default="the cores over the workers")
     ] = None,
@@ -102,11 +106,14 @@ def archive_command(
             precision=precision,
             out=out,
             formats=tuple(name.strip() for name in formats.split(",") if name.strip()),
+            detector=detector,
+            detector_class=detector_class,
             camera=camera,
             min_score=min_score,
             max_people=max_people,
             keep_lost_s=keep_lost,
             smooth=smooth,
+            camera_options=given_options(flip=flip),
             threads=threads,
             on_damage=on_damage,
         )

@@ -63,6 +63,24 @@ _CAMERA_HELP = {
 }
 """Options that may stand in a camera's address, too (docs/live.md)."""
 
+DetectorOption = Annotated[
+    str,
+    typer.Option(
+        metavar="xs|FILE",
+        help="What finds the people: xs, the package's own, or a people detector as an .onnx file (YOLOX, YOLOv5 and "
+        "later, RT-DETR, RF-DETR, RTMDet, SSD: docs/people.md) or an .engine file.",
+    ),
+]
+DetectorClassOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CLASS",
+        help="The detector's class that people are, by name or number, where its file does not say it.",
+        show_default=False,
+    ),
+]
+FlipOption = Annotated[str | None, typer.Option(help=_CAMERA_HELP["flip"], show_default=False)]
+
 _SHOWN_PEOPLE = 10
 """People whom the console lists."""
 
@@ -95,7 +113,7 @@ def _duration(text: str) -> float:
     return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2] or "s"]
 
 
-def _given(**options: str | float | None) -> tuple[tuple[str, str], ...]:
+def given_options(**options: str | float | None) -> tuple[tuple[str, str], ...]:
     """The options that were given, as a camera's address has them."""
     return tuple(
         (name, f"{value:g}" if isinstance(value, float) else value) for name, value in options.items() if value is not None
@@ -165,22 +183,8 @@ def run_command(
             "poses.ndjson. Without it everybody is found and followed."
         ),
     ] = None,
-    detector: Annotated[
-        str,
-        typer.Option(
-            metavar="xs|FILE",
-            help="What finds the people: xs, the package's own, or a people detector as an .onnx file (YOLOX, YOLOv5 and "
-            "later, RT-DETR, RF-DETR, RTMDet, SSD: docs/people.md) or an .engine file.",
-        ),
-    ] = weights.DETECTOR_NAME,
-    detector_class: Annotated[
-        str | None,
-        typer.Option(
-            metavar="CLASS",
-            help="The detector's class that people are, by name or number, where its file does not say it.",
-            show_default=False,
-        ),
-    ] = None,
+    detector: DetectorOption = weights.DETECTOR_NAME,
+    detector_class: DetectorClassOption = None,
     camera: Annotated[
         Intrinsics | None,
         typer.Option(
@@ -266,7 +270,7 @@ def run_command(
     size: Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", help=_CAMERA_HELP["size"], show_default=False)] = None,
     rate: Annotated[float | None, typer.Option(help=_CAMERA_HELP["rate"], show_default=False)] = None,
     pixel_format: Annotated[str | None, typer.Option(help=_CAMERA_HELP["format"], show_default=False)] = None,
-    flip: Annotated[str | None, typer.Option(help=_CAMERA_HELP["flip"], show_default=False)] = None,
+    flip: FlipOption = None,
     transport: Annotated[str | None, typer.Option(help=_CAMERA_HELP["transport"], show_default=False)] = None,
     latency: Annotated[float | None, typer.Option(help=_CAMERA_HELP["latency"], show_default=False)] = None,
     seconds: Annotated[
@@ -331,7 +335,9 @@ def run_command(
             decode=decode,
             views=views,
             live=live,
-            camera_options=_given(size=size, rate=rate, format=pixel_format, flip=flip, transport=transport, latency=latency),
+            camera_options=given_options(
+                size=size, rate=rate, format=pixel_format, flip=flip, transport=transport, latency=latency
+            ),
             loop=loop,
             segment_s=segment,
         )

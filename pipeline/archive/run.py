@@ -31,7 +31,7 @@ from pipeline.archive.found import Found, Video, content_hash, find_videos
 from pipeline.archive.ledger import DONE, FAILED, SAME, UNREADABLE, JobLedger, JobRecord
 from pipeline.archive.worker import JOB_NAME, Job, Outcome
 from pipeline.formats.files import make_folder
-from pipeline.models import open_model
+from pipeline.models import detector_file, open_model
 from pipeline.run import RunConfig
 
 PARTIAL = ".partial"
@@ -337,14 +337,16 @@ def model_record(config: RunConfig) -> dict[str, str]:
     A served model has the hash of the checkpoint that it was made from in place of its files'.
 
     Raises:
-        ModelError: there is no such model.
+        ModelError: there is no such model or people detector.
         CheckpointError: a file of the package was changed.
         RuntimeUnavailableError: the server of a served model cannot be reached.
     """
-    model = config.model
+    model, detector = config.model, detector_file(config.detector)
+    if not detector.exists():
+        raise ModelError(f"expected a people detector: {weights.DETECTOR_NAME} or a file, received {config.detector!r}")
     if is_served(config.runtime):
         with open_model(model, config.runtime) as served:
-            told = f"{served.info.checkpoint_sha256} {served.info.precision} {content_hash(weights.detector())}"
+            told = f"{served.info.checkpoint_sha256} {served.info.precision} {content_hash(detector)}"
         return {"name": served.info.name, "sha256": hashlib.sha256(told.encode()).hexdigest()}
     if model.lower() in weights.names():
         files = [weights.load(model.lower()).safetensors]
@@ -356,7 +358,7 @@ def model_record(config: RunConfig) -> dict[str, str]:
             )
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     digest = hashlib.sha256()
-    for file in (*files, weights.detector()):
+    for file in (*files, detector):
         digest.update(content_hash(file).encode())
     return {"name": Path(model).name, "sha256": digest.hexdigest()}
 

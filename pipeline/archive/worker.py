@@ -74,7 +74,14 @@ class Worker:
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config
-        self._models: Models = open_models(config.model, config.runtime, precision=config.precision, threads=config.threads)
+        self._models: Models = open_models(
+            config.model,
+            config.runtime,
+            precision=config.precision,
+            threads=config.threads,
+            detector=config.detector,
+            person=config.detector_class,
+        )
 
     def do(self, job: Job, tell: Callable[[float], None] = lambda share: None) -> Outcome:
         """Work on one file. Whatever is wrong with it is in the outcome.

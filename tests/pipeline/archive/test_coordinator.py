@@ -162,6 +162,17 @@ def test_other_settings_another_model_and_a_second_writer_are_refused(tmp_path):
         ArchiveRun(RunConfig(sources=folder, out=out, model=str(tmp_path / "other.onnx")), StandIn()).run()
     with pytest.raises(ModelError, match="default weights"):
         ArchiveRun(RunConfig(sources=folder, out=out, model="none.tar"), StandIn())
+    detector = tmp_path / "detector.onnx"
+    with pytest.raises(ModelError, match="people detector: xs or a file"):
+        ArchiveRun(RunConfig(sources=folder, out=out, detector=str(detector)), StandIn())
+    for content in (b"one detector", b"another under its name"):
+        detector.write_bytes(content)
+        config = RunConfig(sources=folder, out=tmp_path / "with detector", detector=str(detector))
+        if content == b"one detector":
+            ArchiveRun(config, StandIn()).run()
+        else:
+            with pytest.raises(SinkError, match="of the model xs"):
+                ArchiveRun(config, StandIn()).run()
     with pytest.raises(ValueError, match="without boxes"):
         ArchiveRun(RunConfig(sources=folder, out=out, live=True), StandIn())
     head, *lines = (out / "ledger.ndjson").read_text().splitlines(keepends=True)

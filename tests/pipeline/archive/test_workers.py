@@ -22,8 +22,10 @@ from pipeline.archive.crew import LocalCrew, local_crew
 from pipeline.archive.ledger import DAMAGED, DONE, FAILED
 from pipeline.archive.on_ray import ray_crew
 from pipeline.archive.run import ArchiveRun
+from pipeline.archive.worker import Job, Worker
 from pipeline.formats.records import read_poses
 from pipeline.run import RunConfig
+from tests.engines.detectors import detector
 
 ROOT = Path(__file__).parents[3]
 
@@ -170,6 +172,26 @@ def test_the_command_killed_at_random_moments_goes_on_and_leaves_no_worker(tmp_p
 
 def count_lines(out):
     return (out / "ledger.ndjson").read_bytes().count(b"\n") if (out / "ledger.ndjson").exists() else 0
+
+
+def test_the_detector_and_the_turn_that_were_asked_for_are_taken(folder, tmp_path):
+    pytest.importorskip("onnx")
+    finder = tmp_path / "finder.onnx"
+    finder.write_bytes(detector("YOLOX"))
+    config = RunConfig(
+        sources=folder, out=tmp_path, formats=("ndjson",), detector=str(finder), camera_options=(("flip", "90"),), threads=1
+    )
+    worker, clip, partial = Worker(config), folder / "a.mp4", tmp_path / "partial"
+    partial.mkdir()
+    try:
+        state = clip.stat()
+        outcome = worker.do(Job(0, clip, state.st_size, state.st_mtime_ns, "0" * 64, partial))
+    finally:
+        worker.close()
+    assert outcome.status == DONE and outcome.frames == 3, outcome
+    assert json.loads((partial / "summary.json").read_text())["detector"].startswith("finder.onnx (YOLOX")
+    header = read_poses(partial / "poses.ndjson").header
+    assert (header.width, header.height) == (120, 160)
 
 
 def test_models_that_cannot_be_opened_end_the_run_with_their_sentence(folder, tmp_path):
