@@ -1,9 +1,9 @@
 """The people detector's face over any session: frames in, boxes with scores out.
 
-What this project exports has the layout `boxes and scores`: input `frames` uint8 [N, H, W, 3] in OpenCV's BGR order, H and W
-in 16s; outputs `boxes` float32 [N, K, 4] = (x, y, width, height, px of the frame) and `scores` float32 [N, K] in 0..1, the best
-first. Several boxes of one person are possible: `without_duplicates` leaves the best of them. The layouts of other detectors are
-those of `engines.layouts`.
+What this project exports has the layout `boxes and scores`: input `frames` uint8 [N, H, W, 3] in OpenCV's BGR order, H and W in
+16s; outputs `boxes` float32 [N, K, 4] = (x, y, width, height, px of the frame) and `scores` float32 [N, K] in 0..1, the best
+first. Several boxes of one person are possible: `without_duplicates` leaves the best of them. The layouts of other detectors
+are those of `engines.layouts`.
 """
 
 from __future__ import annotations
@@ -126,7 +126,8 @@ class PeopleDetector:
         self._frames.check(frames)
         if self._any_sides and any(side < LEAST_SIDE or side % SIDE_STEP for side in frames.shape[1:3]):
             raise GeometryError(
-                f"expected frames with sides of {LEAST_SIDE} px or more, in multiples of {SIDE_STEP}, received {list(frames.shape)}"
+                f"expected frames with sides of {LEAST_SIDE} px or more, in multiples of {SIDE_STEP}, "
+                f"received {list(frames.shape)}"
             )
         if len(frames) == 0:
             return DetectedBoxes(np.zeros((0, 0, 4), np.float32), np.zeros((0, 0), np.float32))
