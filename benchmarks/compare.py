@@ -7,8 +7,9 @@ The other commit is checked out into a temporary folder; this one is the working
 in it. Options behind `--` go to both; `--this=OPTION`, once for each word, to this commit alone (`--this=--precision=fp32`).
 With `--same-weights` both run the other commit's default weights.
 
-Wall time and CPU time are of the whole process, from its start to its end. The speed is what the run itself says: from its
-first frame's capture to its last frame's end. Poses are compared in the last round's `poses.ndjson`.
+Both trees are compiled to byte code first, as an installed package is. Wall time and CPU time are of the whole process, from
+its start to its end. The speed is what the run itself says: from its first frame's capture to its last frame's end. Poses are
+compared in the last round's `poses.ndjson`.
 """
 
 from __future__ import annotations
@@ -221,6 +222,7 @@ def compare(arguments: argparse.Namespace) -> None:
         runs: dict[str, list[Run]] = {name: [] for name in trees}
         for tree, _ in trees.values():
             check_imports(tree)
+            run_process([sys.executable, "-m", "compileall", "-q", *PACKAGES], tree)
         for _, name in by_turns(tuple(trees), arguments.rounds):
             tree, words = trees[name]
             runs[name].append(run_commit(tree, clip, Path(folder) / name, words))

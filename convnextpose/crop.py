@@ -116,6 +116,13 @@ def crop_from_image(region: Box, size: int = INPUT_SIZE) -> NDArray[np.float64]:
     return np.array([[scale, 0.0, size / 2 - scale * cx], [0.0, scale, size / 2 - scale * cy]])
 
 
+def image_from_crop(region: Box, size: int = INPUT_SIZE) -> NDArray[np.float64]:
+    """The affine 2x3 that takes crop px to picture px, for a square region: the inverse of `crop_from_image`."""
+    scale = region.width / size
+    cx, cy = region.center
+    return np.array([[scale, 0.0, cx - scale * size / 2], [0.0, scale, cy - scale * size / 2]])
+
+
 def invert_affine(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """The inverse of an affine 2x3."""
     linear = np.linalg.inv(matrix[:, :2])

@@ -21,7 +21,8 @@ from convnextpose.pickles import StoredTensor
 from convnextpose.variants import Variant, VariantSpec
 
 FRAME_SIZE = 384
-"""Side of the square frame that the package's detector reads, px."""
+"""The longer side of the frames that the package's detector reads, px; it was trained on squares, black where they had no
+picture."""
 
 STRIDE = 8
 """Side of a heat-map's cell, px."""
@@ -43,7 +44,7 @@ LARGEST_LOG = 6.0
 
 
 class Detector(nn.Module):
-    """Normalised RGB frames [N, 3, S, S] in, maps [N, 5, S / 8, S / 8] out; S in 16s."""
+    """Normalised RGB frames [N, 3, H, W] in, maps [N, 5, H / 8, W / 8] out; H and W in 16s."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,8 +96,8 @@ def _trunk(spec: VariantSpec) -> Backbone:
 def decode(maps: Tensor, count: int = CANDIDATES) -> tuple[Tensor, Tensor]:
     """Maps [N, 5, H, W] to boxes [N, K, 4] (x, y, width, height, px of the frame) and scores [N, K] in 0..1, the best first.
 
-    Only cells that no neighbour surpasses are candidates; where fewer than K are left, scores of 0 follow. K is `count`, or
-    all cells where there are fewer.
+    Only cells that no neighbour surpasses are candidates; where fewer than K are left, scores of 0 follow. K is `count`; there
+    are at least as many cells.
     """
     heat = torch.sigmoid(maps[:, :1])
     peaks = torch.where(F.max_pool2d(heat, 3, 1, 1) == heat, heat, torch.zeros_like(heat))
@@ -105,14 +106,14 @@ def decode(maps: Tensor, count: int = CANDIDATES) -> tuple[Tensor, Tensor]:
     middle = maps[:, 1:3] + torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)])
     size = maps[:, 3:].clamp(-LARGEST_LOG, LARGEST_LOG).exp()
     boxes = torch.cat([middle - size / 2, size], 1).flatten(2) * STRIDE
-    scores, index = peaks.flatten(1).topk(min(count, height * width), dim=1)
+    scores, index = peaks.flatten(1).topk(count, dim=1)
     return boxes.gather(2, index[:, None].expand(-1, 4, -1)).transpose(1, 2), scores
 
 
 class DetectorReference(nn.Module):
     """A detector with nothing folded, from frames to boxes: what every exported detector is measured against.
 
-    Frames uint8 [N, S, S, 3] BGR to boxes float32 [N, K, 4] and scores float32 [N, K], as `decode` gives them.
+    Frames uint8 [N, H, W, 3] BGR to boxes float32 [N, K, 4] and scores float32 [N, K], as `decode` gives them.
     """
 
     def __init__(self, network: Detector) -> None:

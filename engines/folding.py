@@ -79,8 +79,8 @@ def contract_detector(detector: Detector) -> nn.Module:
     """The people detector as it is exported, without batch norms.
 
     Returns:
-        A module in evaluation mode: frames [N, S, S, 3] uint8 BGR to boxes [N, K, 4] and scores [N, K]. All of it computes
-        in FP32.
+        A module in evaluation mode: frames [N, H, W, 3] uint8 BGR, H and W in 16s, to boxes [N, K, 4] and scores [N, K]. All of
+        it computes in FP32.
     """
     from torch import nn
 

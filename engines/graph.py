@@ -17,7 +17,7 @@ import numpy as np
 
 from convnextpose.errors import ExportError, install_command
 from engines.metadata import write_metadata
-from engines.people import people_specs
+from engines.people import LEAST_SIDE, SIDE_STEP, people_metadata, people_specs
 from engines.pose import CROPS, ModelInfo, predicts
 from engines.session import ArraySpec
 
@@ -65,7 +65,7 @@ def people_graph(weights: Path) -> bytes:
         from engines.folding import contract_detector
 
         network = contract_detector(build_detector(weights))
-    return _graph(network, *people_specs(FRAME_SIZE, CANDIDATES), {"convnextpose.detector": "1"})
+    return _graph(network, *people_specs(CANDIDATES), people_metadata(FRAME_SIZE))
 
 
 def layer_name(weight: str) -> str:
@@ -137,7 +137,7 @@ def _graph(network: nn.Module, inputs: Sequence[ArraySpec], outputs: Sequence[Ar
 
     Args:
         network: in evaluation mode.
-        inputs, outputs: what it takes and gives.
+        inputs, outputs: what it takes and gives; axes of inputs that are free beside the first are sides of frames.
         metadata: what the file says about itself.
 
     Raises:
@@ -155,7 +155,7 @@ def _graph(network: nn.Module, inputs: Sequence[ArraySpec], outputs: Sequence[Ar
                 opset_version=OPSET,
                 input_names=[spec.name for spec in inputs],
                 output_names=[spec.name for spec in outputs],
-                dynamic_shapes=tuple({0: torch.export.Dim("N")} for _ in inputs),
+                dynamic_shapes=tuple(map(_free_axes, inputs)),
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
@@ -172,10 +172,23 @@ def _graph(network: nn.Module, inputs: Sequence[ArraySpec], outputs: Sequence[Ar
 
 
 def _example(spec: ArraySpec) -> Tensor:
-    """Two items: torch.export takes a dimension of one for a constant."""
+    """Two items, as torch.export takes a dimension of one for a constant; sides of frames differ for the same reason."""
     import torch
 
-    return torch.zeros([2 if length is None else length for length in spec.shape], dtype=getattr(torch, spec.dtype))
+    free = {axis: 2 if axis == 0 else LEAST_SIDE + axis * SIDE_STEP for axis in _free_axes(spec)}
+    return torch.zeros([free.get(axis, length) for axis, length in enumerate(spec.shape)], dtype=getattr(torch, spec.dtype))
+
+
+def _free_axes(spec: ArraySpec) -> dict[int, Any]:
+    """An input's axes that are free, and what torch.export calls them."""
+    import torch
+
+    steps = {
+        axis: SIDE_STEP * torch.export.Dim("NHWC"[axis], min=LEAST_SIDE // SIDE_STEP)
+        for axis, length in enumerate(spec.shape)
+        if axis and length is None
+    }
+    return {0: torch.export.Dim("N"), **steps}
 
 
 def _strip(model: Any) -> None:  # noqa: ANN401 - onnx has no types

@@ -17,7 +17,7 @@ from engines.manifest import is_engine
 from engines.metadata import read_metadata
 from engines.onnx_file import POSE, first_channels, parse_onnx, read_onnx
 from engines.parity import LIMITS
-from engines.people import PeopleDetector, people_specs
+from engines.people import PeopleDetector, people_metadata, people_specs
 from engines.pose import CROPS, ModelInfo, PoseModel, predicts
 from engines.session import Session, check_threads
 from engines.sessions.openvino import cpu_precisions
@@ -134,7 +134,8 @@ def open_people_detector(
                     f"the runtime {chosen.name} runs a people detector's safetensors file, received an exported one; choose "
                     "openvino or onnxruntime for it"
                 )
-            session = chosen.open(_people_reference(model), called, threads=threads, precision="fp32")
+            network, metadata = _people_reference(model)
+            session = chosen.open(network, called, threads=threads, precision="fp32")
         else:
             onnx = read_onnx(model, None, called)  # its layout is looked at when it is open
             found = parse_onnx(onnx, called)
@@ -254,10 +255,12 @@ def pose_baseline(checkpoint: VerifiedCheckpoint, precision: str = "fp16") -> To
     return TorchNetwork(module, (CROPS,), predicts(len(checkpoint.joint_set)))
 
 
-def _people_reference(path: Path) -> TorchNetwork:
+def _people_reference(path: Path) -> tuple[TorchNetwork, dict[str, str]]:
+    """A detector as it was trained, nothing folded, and what its exported file says about itself."""
     from convnextpose.detector import CANDIDATES, FRAME_SIZE, DetectorReference, build_detector
 
-    return TorchNetwork(DetectorReference(build_detector(path)).eval(), *people_specs(FRAME_SIZE, CANDIDATES))
+    network = TorchNetwork(DetectorReference(build_detector(path)).eval(), *people_specs(CANDIDATES))
+    return network, people_metadata(FRAME_SIZE)
 
 
 def _choose(model: object, runtime: str, threads: int | None) -> Runtime:

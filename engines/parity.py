@@ -279,7 +279,7 @@ class DetectorParity:
 
 
 def compare_detectors(reference: PeopleDetector, candidate: PeopleDetector, frames: NDArray[np.uint8]) -> DetectorParity:
-    """Run the same frames [N, S, S, 3] (uint8 BGR) through both."""
+    """Run the same frames [N, H, W, 3] (uint8 BGR) through both."""
     expected, found = reference.run(frames), candidate.run(frames)
     # Where two scores are all but equal their order may change: there boxes cannot be compared.
     gap = np.pad(-np.diff(expected.scores, axis=1), ((0, 0), (1, 1)), constant_values=1.0)

@@ -1,9 +1,9 @@
 """The people detector's face over any session: frames in, boxes with scores out.
 
-What this project exports has the layout `boxes and scores`: input `frames` uint8 [N, S, S, 3] in OpenCV's BGR order; outputs
-`boxes` float32 [N, K, 4] = (x, y, width, height, px of the frame) and `scores` float32 [N, K] in 0..1, the best first. Several
-boxes of one person are possible: `without_duplicates` leaves the best of them. The layouts of other detectors are those of
-`engines.layouts`.
+What this project exports has the layout `boxes and scores`: input `frames` uint8 [N, H, W, 3] in OpenCV's BGR order, H and W in
+16s; outputs `boxes` float32 [N, K, 4] = (x, y, width, height, px of the frame) and `scores` float32 [N, K] in 0..1, the best
+first. Several boxes of one person are possible: `without_duplicates` leaves the best of them. The layouts of other detectors
+are those of `engines.layouts`.
 """
 
 from __future__ import annotations
@@ -23,17 +23,27 @@ OVERLAP = 0.5
 """Of two boxes that share more than this part of their union, the one with the lower score is left out."""
 
 
-def people_specs(frame_size: int, count: int) -> tuple[tuple[ArraySpec, ...], tuple[ArraySpec, ...]]:
-    """What a detector of the layout `boxes and scores` takes and gives.
+SIDE_STEP, LEAST_SIDE = 16, 64
+"""Sides of the frames that this project's detector reads: multiples of the first, at least the second, px."""
+
+_OURS = "convnextpose.detector"
+
+
+def people_specs(count: int) -> tuple[tuple[ArraySpec, ...], tuple[ArraySpec, ...]]:
+    """What this project's detector takes and gives.
 
     Args:
-        frame_size: side of its frames, px.
         count: how many boxes it gives for each frame.
     """
     return (
-        (ArraySpec("frames", "uint8", (None, frame_size, frame_size, 3)),),
+        (ArraySpec("frames", "uint8", (None, None, None, 3)),),
         (ArraySpec("boxes", "float32", (None, count, 4)), ArraySpec("scores", "float32", (None, count))),
     )
+
+
+def people_metadata(frame_size: int) -> dict[str, str]:
+    """What the file of this project's detector says about itself: that it is one, and the longer side of its frames, px."""
+    return {_OURS: "2", "imgsz": f"[{frame_size}, {frame_size}]"}
 
 
 class PeopleDetector:
@@ -51,7 +61,7 @@ class PeopleDetector:
     Attributes:
         name: what people call it.
         layout: how its network takes frames and gives boxes.
-        frame_size: width and height of the frames that it reads, px.
+        frame_size: width and height of the frames that it reads, px; the largest where `frame_for` gives smaller ones.
         about: its layout, frames and class in a few words.
 
     Raises:
@@ -77,22 +87,36 @@ class PeopleDetector:
             self._first = _channels(self._picture) == 1
             self.frame_size = _frame_size(self._picture, told, first=self._first)
             width, height = self.frame_size
-            self._frames = ArraySpec("frames", "uint8", (None, height, width, 3))
-            black = np.zeros((1, height, width, 3), np.uint8)
+            self._any_sides = _OURS in told and self._picture.shape[1:3] == (None, None)
+            self._frames = ArraySpec("frames", "uint8", (None, *((None, None) if self._any_sides else (height, width)), 3))
+            black = np.zeros((1, *((LEAST_SIDE, LEAST_SIDE) if self._any_sides else (height, width)), 3), np.uint8)
             outputs = session.run(self._feed(black.astype(self._picture.dtype)))
             network = Network(session.inputs, outputs, self.frame_size, told, stem)
             self.layout = recognise(network)
             self._reading = Reading(self.frame_size, person_class(self.layout, network, person))
-            self._check(black)
+            self._check(outputs)
             called = class_names(told).get(self._reading.person)
             who = f", people are class {self._reading.person}{f' ({called})' if called else ''}"
-            self.about = f"{self.layout.name}, {width}x{height} px{'' if self.layout.person is None else who}"
+            most = "up to " if self._any_sides else ""
+            self.about = f"{self.layout.name}, {most}{width}x{height} px{'' if self.layout.person is None else who}"
         except BaseException:
             session.close()
             raise
 
+    def frame_for(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height of the frame that a picture of a size is laid into, px.
+
+        That is `frame_size`, or where the network takes frames of any sides as much of it as the picture fills: of a picture of
+        16:9 the rest would be 44 % of the frame.
+        """
+        if not self._any_sides:
+            return self.frame_size
+        scale = min(whole / side for whole, side in zip(self.frame_size, (width, height), strict=True))
+        across, down = (max(LEAST_SIDE, -(-round(side * scale) // SIDE_STEP) * SIDE_STEP) for side in (width, height))
+        return across, down
+
     def run(self, frames: NDArray[np.uint8]) -> DetectedBoxes:
-        """Frames [N, height, width, 3] uint8 BGR of `frame_size` to boxes and scores; N may be 0.
+        """Frames [N, height, width, 3] uint8 BGR, of a size that `frame_for` gives, to boxes and scores; N may be 0.
 
         Raises:
             GeometryError: the frames have another shape or type.
@@ -100,6 +124,11 @@ class PeopleDetector:
             RuntimeUnavailableError: the session is closed.
         """
         self._frames.check(frames)
+        if self._any_sides and any(side < LEAST_SIDE or side % SIDE_STEP for side in frames.shape[1:3]):
+            raise GeometryError(
+                f"expected frames with sides of {LEAST_SIDE} px or more, in multiples of {SIDE_STEP}, "
+                f"received {list(frames.shape)}"
+            )
         if len(frames) == 0:
             return DetectedBoxes(np.zeros((0, 0, 4), np.float32), np.zeros((0, 0), np.float32))
         if self._picture.shape[0] == 1 and len(frames) > 1:
@@ -145,9 +174,10 @@ class PeopleDetector:
                 arrays[spec.name] = np.tile(np.array(self.frame_size, spec.dtype), (len(prepared), 1))
         return arrays
 
-    def _check(self, black: NDArray[np.uint8]) -> None:
+    def _check(self, outputs: Arrays) -> None:
+        """Refuse a network that gives something else for one black frame than its layout says."""
         try:
-            found = self.run(black)
+            found = self.layout.read(outputs, self._reading)
         except GeometryError as error:
             raise ModelError(f"the people detector breaks its contract: {error}") from error
         if len(found.boxes) != 1 or not (np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()):

@@ -90,12 +90,15 @@ class Estimator:
                 except GeometryError as error:
                     problems.append(str(error))
             world, scales = self._world.step(frame.time_s, camera, poses, events)
-            placed = [replace(pose, depth_scale=scales[pose.track_id]) for pose in poses]
-            smoothed = self._smoother.step(frame.time_s, placed)
+            smoothed = self._smoother.step(frame.time_s, poses)
+            placed = tuple(
+                replace(pose, smoothed_mm=joints_mm, depth_scale=scales[pose.track_id])
+                for pose, joints_mm in zip(poses, smoothed, strict=True)
+            )
         if known.poses:
             self._turned = None
         elif self._turned is not None:
             with stopwatch.span("detect", part="turned"):
                 told = self._turned.look(frame)
             problems += [told] if told else []
-        return PosedFrame(frame, smoothed, camera, problems=tuple(problems), events=tuple(events), world=world)
+        return PosedFrame(frame, placed, camera, problems=tuple(problems), events=tuple(events), world=world)

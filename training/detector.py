@@ -2,7 +2,7 @@
 
     python -m training.detector train RUN --init convnextpose/weights/xs.safetensors --steps 20000 --pictures 0.6 --minutes 55
     python -m training.detector train RUN --minutes 55          (goes on where the last slice ended)
-    python -m training.detector evaluate FILE.safetensors [--count 128]
+    python -m training.detector evaluate FILE.safetensors [--count 128] [--bars]
     python -m training.detector ship FILE.safetensors --summary "..."   # into the package
 
 RUN is as for `training.train`. A run at another size begins with the weights of the last: `--init RUN/best.safetensors`;
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from convnextpose import weights
 from convnextpose.detector import FRAME_SIZE, STRIDE, Detector, build_detector, decode
 from engines.export import export_detector
-from engines.people import overlaps, without_duplicates
+from engines.people import SIDE_STEP, overlaps, without_duplicates
 from training import train
 from training.dataset import seeded
 from training.evaluate import LOT, SEED, network_input
@@ -204,10 +204,19 @@ def held_out(name: str, count: int, renderer: FrameRenderer) -> Frames:
 
 
 @torch.no_grad()
-def predict(network: Detector, images: Tensor) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """Boxes [K, 4] (px) and scores [K] of each of the frames [N, S, S, 3], without duplicates."""
+def predict(
+    network: Detector, images: Tensor, areas: Tensor | None = None
+) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Boxes [K, 4] (px) and scores [K] of each of the frames [N, S, S, 3], without duplicates.
+
+    With `areas` [N, 2] as `Frames` has them, the black bars are cut off each frame, as the package's detector runs.
+    """
+    lots: Iterable[Tensor] = images.split(LOT)
+    if areas is not None:
+        sides = (areas / SIDE_STEP).ceil().long() * SIDE_STEP
+        lots = (image[None, :down, :across] for image, (across, down) in zip(images, sides.tolist(), strict=True))
     found = []
-    for lot in images.split(LOT):
+    for lot in lots:
         with mixed(images.device):
             maps = network(network_input(lot))
         for boxes, scores in zip(*(t.cpu().numpy() for t in decode(maps.float())), strict=True):
@@ -285,6 +294,7 @@ def main() -> None:
     parser.add_argument("weights", type=Path)
     parser.add_argument("--count", type=int, default=128, help="frames of each set")
     parser.add_argument("--size", type=int, default=FRAME_SIZE)
+    parser.add_argument("--bars", action="store_true", help="for `evaluate`: leave the black bars on, as in training")
     parser.add_argument("--summary", help="how good it is, in one line; for `ship`")
     arguments = parser.parse_args()
     if arguments.what == "ship":
@@ -297,7 +307,8 @@ def main() -> None:
     renderer = FrameRenderer(device, arguments.size)
     for name in SETS:
         frames = held_out(name, arguments.count, renderer)
-        print(json.dumps({"set": name, "count": len(frames), **rounded(score(predict(network, frames.images), frames))}))
+        found = predict(network, frames.images, None if arguments.bars else frames.areas)
+        print(json.dumps({"set": name, "count": len(frames), **rounded(score(found, frames))}))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,12 +39,13 @@ class Clothes:
         points = self._weights @ np.asarray(joints)[:, :2]
         reach = max(1.0, PATCH * size_px)
         colours = np.full((4, 3), np.nan)
-        for row, (x, y) in enumerate(points):
+        for row, (x, y) in enumerate(points.tolist()):
             left, top, right, bottom = round(x - reach), round(y - reach), round(x + reach) + 1, round(y + reach) + 1
             patch = image[max(0, top) : max(0, bottom), max(0, left) : max(0, right)]
             if patch.size:
-                colours[row] = patch.reshape(-1, 3).mean(axis=0)
-        return np.stack([colours[0], colours[1], colours[2:].mean(axis=0)])
+                colours[row] = cv2.mean(patch)[:3]
+        colours[2] = (colours[2] + colours[3]) / 2
+        return colours[:3]
 
 
 def difference(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:

@@ -35,7 +35,9 @@ class CutDetector:
     def begins_take(self, frame: Frame) -> str | None:
         """Why a new take begins with this frame: a hard cut or a jump in time since the last one; None if it goes on."""
         step = max(1, min(frame.height // (4 * _GRID[1]), frame.width // (4 * _GRID[0])))
-        small = np.ascontiguousarray(frame.image[::step, ::step])
+        across, down = frame.width // step, frame.height // step  # nearest: every `step`th pixel of every `step`th row
+        whole = frame.image[: down * step, : across * step]
+        small = cv2.resize(whole, (across, down), interpolation=cv2.INTER_NEAREST)
         thumbnail = cv2.resize(small, _GRID, interpolation=cv2.INTER_AREA).astype(np.float32)
         before, elapsed_s = self._thumbnail, frame.time_s - self._time_s
         self._thumbnail, self._time_s = thumbnail, frame.time_s

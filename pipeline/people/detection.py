@@ -63,7 +63,7 @@ def _laid_out(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.float64]]:
     """A picture as the detector's frame, with its scale [2] across and down and the place [2] of its corner there, px."""
     height, width = image.shape[:2]
-    how, (across, down) = detector.layout.preparation, detector.frame_size
+    how, (across, down) = detector.layout.preparation, detector.frame_for(width, height)
     one = min(across / width, down / height)
     stretched = how.placement is Placement.STRETCHED
     scale = np.array([across / width, down / height] if stretched else [one, one])

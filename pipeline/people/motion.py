@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,30 +34,37 @@ class Motion:
     def __init__(self, time_s: float, place: Point, size_px: float) -> None:
         self._time_s = time_s
         self._place, self._velocity = place.copy(), np.zeros(2)
-        self._covariance = np.diag([(MEASURED * size_px) ** 2, (FIRST_SPEED * size_px) ** 2])
+        # Of place and velocity: variance of the place, covariance, variance of the velocity. Plain numbers, as it is in every
+        # frame of every person that 2x2 matrices would be multiplied.
+        self._covariance = (MEASURED * size_px) ** 2, 0.0, (FIRST_SPEED * size_px) ** 2
 
     @property
     def velocity(self) -> Point:
         """[2] px a second."""
         return self._velocity
 
-    def _ahead(self, time_s: float, size_px: float) -> tuple[Point, NDArray[np.float64]]:
-        elapsed_s = max(0.0, time_s - self._time_s)
-        step = np.array([[1.0, elapsed_s], [0.0, 1.0]])
-        noise = (CHANGE * size_px) ** 2 * np.array([[elapsed_s**3 / 3, elapsed_s**2 / 2], [elapsed_s**2 / 2, elapsed_s]])
-        return self._place + elapsed_s * self._velocity, step @ self._covariance @ step.T + noise
+    def _ahead(self, time_s: float, size_px: float) -> tuple[Point, tuple[float, float, float]]:
+        t = max(0.0, time_s - self._time_s)
+        noise = (CHANGE * size_px) ** 2
+        of_place, both, of_velocity = self._covariance
+        return self._place + t * self._velocity, (
+            of_place + 2 * t * both + t**2 * of_velocity + noise * t**3 / 3,
+            both + t * of_velocity + noise * t**2 / 2,
+            of_velocity + noise * t,
+        )
 
     def predict(self, time_s: float, size_px: float) -> tuple[Point, float]:
         """Where the person is at a time [2] px, and the standard deviation of that on each axis when looked at, px."""
-        place, covariance = self._ahead(time_s, size_px)
-        return place, float(np.sqrt(covariance[0, 0] + (MEASURED * size_px) ** 2))
+        place, (of_place, _, _) = self._ahead(time_s, size_px)
+        return place, math.sqrt(of_place + (MEASURED * size_px) ** 2)
 
     def update(self, time_s: float, place: Point, size_px: float) -> None:
         """The person was seen at a place [2] px."""
-        predicted, covariance = self._ahead(time_s, size_px)
-        gain = covariance[:, 0] / (covariance[0, 0] + (MEASURED * size_px) ** 2)
+        predicted, (of_place, both, of_velocity) = self._ahead(time_s, size_px)
+        measured = of_place + (MEASURED * size_px) ** 2
+        gain, gain_of_velocity = of_place / measured, both / measured
         surprise = place - predicted
-        self._place = predicted + gain[0] * surprise
-        self._velocity = self._velocity + gain[1] * surprise
-        self._covariance = covariance - np.outer(gain, covariance[0])
+        self._place = predicted + gain * surprise
+        self._velocity = self._velocity + gain_of_velocity * surprise
+        self._covariance = (1 - gain) * of_place, (1 - gain) * both, of_velocity - gain_of_velocity * both
         self._time_s = time_s

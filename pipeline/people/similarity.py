@@ -32,7 +32,7 @@ class PoseSimilarity:
     def __init__(self, joint_set: JointSet) -> None:
         names = (name.removeprefix("L_").removeprefix("R_") for name in joint_set.joints)
         self._spread = np.array([SPREAD.get(name, OTHER_SPREAD) for name in names])
-        self._exchanged = list(joint_set.flip_order)
+        self._ways = np.array([range(len(joint_set)), joint_set.flip_order])
 
     def __call__(self, one: NDArray[np.floating], other: NDArray[np.floating], size_px: float) -> float:
         """How alike two poses [J, 2 or more] (x px and y px) are, 0..1: the mean over joints of exp(-d² / (2 size² spread²)).
@@ -41,14 +41,16 @@ class PoseSimilarity:
             one, other: the poses.
             size_px: square root of the person's area, px.
         """
-        return max(float(np.exp(-d / (2 * (size_px * self._spread) ** 2)).mean()) for d in self._squared(one, other))
+        alike = np.exp(self._squared(one, other) / (-2 * (size_px * self._spread) ** 2))
+        return float(alike.sum(axis=1).max()) / alike.shape[1]
 
     def distance(self, one: NDArray[np.floating], other: NDArray[np.floating]) -> float:
         """The mean squared distance of the joints of two poses [J, 2 or more], px squared."""
-        return min(float(d.mean()) for d in self._squared(one, other))
+        squared = self._squared(one, other)
+        return float(squared.sum(axis=1).min()) / squared.shape[1]
 
-    def _squared(
-        self, one: NDArray[np.floating], other: NDArray[np.floating]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _squared(self, one: NDArray[np.floating], other: NDArray[np.floating]) -> NDArray[np.float64]:
+        """[2, J] squared distances of the joints: as they are, and with one pose's sides exchanged."""
         a, b = np.asarray(one, np.float64)[:, :2], np.asarray(other, np.float64)[:, :2]
-        return ((a - b) ** 2).sum(-1), ((a - b[self._exchanged]) ** 2).sum(-1)
+        away = a - b[self._ways]
+        return np.asarray(np.einsum("wjk,wjk->wj", away, away))

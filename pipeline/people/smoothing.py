@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,65 +43,93 @@ of the pose."""
 DEPTH = OneEuro(cutoff_hz=0.5, per_speed=0.003)
 """For the depth of the pelvis, the least certain number of a pose."""
 
-_ALONG, _ACROSS = np.array([0.0, 0.0, 1.0]), np.array([1.0, 1.0, 0.0])
-"""What of a place is along the camera's axis, and across it."""
-
 FORGET_S = 1.0
 """Who was not seen for longer begins anew, s."""
 
 
-@dataclass
-class _State:
-    time_s: float
-    raw: Array
-    smoothed: Array
-    speed: Array
+@dataclass(frozen=True)
+class _Settings:
+    """Those of several points that are filtered together, as columns [N, 1]."""
+
+    cutoff_hz: Array
+    per_speed: Array
+    speed_cutoff_hz: Array
+
+    @classmethod
+    def of(cls, each: Sequence[OneEuro]) -> _Settings:
+        return cls(*(np.array([[getattr(one, f.name)] for one in each]) for f in fields(OneEuro)))
 
 
-def _share(cutoff_hz: Array | float, elapsed_s: float) -> Array:
-    """How much of the way to a new value a low-pass goes in a time."""
-    rate = 2 * math.pi * np.asarray(cutoff_hz, np.float64) * elapsed_s
-    return np.asarray(rate / (rate + 1))
+Value = TypeVar("Value", float, Array)
 
 
-class _Filter:
-    """A One-Euro filter of points [N, 3] mm."""
+class _Filter(Generic[Value]):
+    """A One-Euro filter of a number, or of points [N, 3]; mm.
 
-    def __init__(self, settings: OneEuro, time_s: float, points: Array) -> None:
-        self._settings = settings
-        self._state = _State(time_s, points, points, np.zeros_like(points))
+    Args:
+        settings: of the number, or of each of the points.
+        length: of a speed.
+        value: the first one.
+    """
 
-    def step(self, time_s: float, points: Array) -> Array:
-        """The points, smoothed."""
-        before, elapsed_s = self._state, time_s - self._state.time_s
-        if elapsed_s <= 0:
-            return before.smoothed
-        speed = before.speed + _share(self._settings.speed_cutoff_hz, elapsed_s) * (
-            (points - before.raw) / elapsed_s - before.speed
-        )
-        cutoff_hz = self._settings.cutoff_hz + self._settings.per_speed * np.linalg.norm(speed, axis=-1, keepdims=True)
-        smoothed = before.smoothed + _share(cutoff_hz, elapsed_s) * (points - before.smoothed)
-        self._state = _State(time_s, points, smoothed, speed)
-        return smoothed
+    def __init__(self, settings: OneEuro | _Settings, length: Callable[[Value], Value], value: Value) -> None:
+        self._settings, self._length = settings, length
+        self._raw = self.smoothed = value
+        self._speed: Value = value * 0.0
+
+    def step(self, elapsed_s: float, value: Value) -> Value:
+        """The value, smoothed, a time above 0 after the last one."""
+        settings, radians = self._settings, 2 * math.pi * elapsed_s
+        rate = radians * settings.speed_cutoff_hz
+        self._speed = self._speed + rate / (rate + 1) * ((value - self._raw) / elapsed_s - self._speed)
+        rate = radians * (settings.cutoff_hz + settings.per_speed * self._length(self._speed))
+        self.smoothed = self.smoothed + rate / (rate + 1) * (value - self.smoothed)
+        self._raw = value
+        return self.smoothed
+
+
+def _lengths(points: Array) -> Array:
+    """[N, 1] of points [N, 3]."""
+    return np.sqrt(np.einsum("nk,nk->n", points, points))[:, None]
 
 
 class _TrackFilter:
-    """One track's filters: of the body, of the pelvis's depth, and of its place across the line of sight.
+    """One track's filters: of the pelvis's depth, and of the body with the pelvis's place across the line of sight.
 
     The picture shows well where the pelvis is, but not how far away. Were its place smoothed as a whole, the unsure depth would
     make the drawn pose trail behind whoever walks.
+
+    Args:
+        settings: of the joints and, last, the place across the line of sight.
+        time_s: the time.
+        joints: [J, 3] in camera space, mm.
+        root: the pelvis.
     """
 
-    def __init__(self, time_s: float, body: Array, place: Array) -> None:
-        self._body = _Filter(BODY, time_s, body)
-        self._depth = _Filter(DEPTH, time_s, place * _ALONG)
-        self._across = _Filter(ACROSS, time_s, place * _ACROSS)
+    def __init__(self, settings: _Settings, time_s: float, joints: Array, root: int) -> None:
+        self.time_s = time_s
+        self._root = root
+        self._depth = _Filter(DEPTH, abs, float(joints[root, 2]))
+        self._points = _Filter(settings, _lengths, self._parts(joints, 1.0))
 
-    def step(self, time_s: float, body: Array, place: Array) -> Array:
-        """The joints in camera space, smoothed, from those about the pelvis [J, 3] and its place [1, 3], mm."""
-        depth = self._depth.step(time_s, place * _ALONG)
-        sight = place * (depth[0, 2] / place[0, 2])  # on the raw line of sight, at the smoothed depth
-        return self._body.step(time_s, body) + depth + self._across.step(time_s, sight * _ACROSS)
+    def _parts(self, joints: Array, farther: float) -> Array:
+        """[J + 1, 3]: the joints about the pelvis, and its place across the line of sight, `farther` times as far away."""
+        parts = np.empty((len(joints) + 1, 3))
+        np.subtract(joints, joints[self._root], out=parts[:-1])
+        np.multiply(joints[self._root], farther, out=parts[-1])
+        parts[-1, 2] = 0.0
+        return parts
+
+    def step(self, time_s: float, joints: Array) -> Array:
+        """The joints in camera space [J, 3], mm, smoothed."""
+        elapsed_s, self.time_s = time_s - self.time_s, time_s
+        if elapsed_s > 0:
+            raw = float(joints[self._root, 2])
+            depth = self._depth.step(elapsed_s, raw)
+            self._points.step(elapsed_s, self._parts(joints, depth / raw))  # on the raw line of sight, at the smoothed depth
+        smoothed = self._points.smoothed[:-1] + self._points.smoothed[-1]
+        smoothed[:, 2] += self._depth.smoothed
+        return smoothed
 
 
 class PoseSmoother:
@@ -112,17 +141,18 @@ class PoseSmoother:
 
     def __init__(self, root: int) -> None:
         self._root = root
-        self._filters: dict[int, tuple[float, _TrackFilter]] = {}
+        self._settings: _Settings | None = None
+        self._tracks: dict[int, _TrackFilter] = {}
 
-    def step(self, time_s: float, poses: Sequence[Pose]) -> tuple[Pose, ...]:
-        """A frame's poses with `smoothed_mm`."""
-        known = {i: f for i, f in self._filters.items() if 0 <= time_s - f[0] <= FORGET_S}
+    def step(self, time_s: float, poses: Sequence[Pose]) -> list[Array]:
+        """The `smoothed_mm` [J, 3] of each of a frame's poses."""
+        self._tracks = {i: t for i, t in self._tracks.items() if 0 <= time_s - t.time_s <= FORGET_S}
         result = []
         for pose in poses:
-            place = pose.joints_mm[self._root : self._root + 1]
-            body = pose.joints_mm - place
-            track = known[pose.track_id][1] if pose.track_id in known else _TrackFilter(time_s, body, place)
-            known[pose.track_id] = (time_s, track)
-            result.append(replace(pose, smoothed_mm=track.step(time_s, body, place)))
-        self._filters = known
-        return tuple(result)
+            track = self._tracks.get(pose.track_id)
+            if track is None:
+                if self._settings is None:
+                    self._settings = _Settings.of([BODY] * len(pose.joints_mm) + [ACROSS])
+                track = self._tracks[pose.track_id] = _TrackFilter(self._settings, time_s, pose.joints_mm, self._root)
+            result.append(track.step(time_s, pose.joints_mm))
+        return result

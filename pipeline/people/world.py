@@ -59,7 +59,7 @@ _FIELD_OF_VIEW = 0.15
 _PRIOR_HEIGHT_MM, _PRIOR_HEIGHT = 2000.0, 1.5  # the logarithm's: anything from a table's edge to a lamp post
 
 _NEAREST_MM = 300.0
-_STEPS = 12
+_STEPS, _SETTLED = 12, 1e-6
 _FLATTEST = 0.02  # a foot lies at least so far under the horizon, as a slope
 
 SCALE_S = 1.0
@@ -288,7 +288,8 @@ class _Fit:
         slopes = np.maximum(-self._rays @ self.up, _FLATTEST)
         self.height_mm = float(np.exp(np.median(self._depths + np.log(slopes)))) if height_mm is None else height_mm
         for _ in range(_STEPS):
-            self._step()
+            if self._step() < _SETTLED:
+                break
         if height_mm is None:
             self._measure_height()
 
@@ -315,8 +316,12 @@ class _Fit:
         if len(heights):
             self.height_mm = math.exp(float(np.mean([np.median(heights[tracks == track]) for track in np.unique(tracks)])))
 
-    def _step(self) -> None:
-        """One step of Gauss and Newton, with weights from the residuals; sets the errors by the way."""
+    def _step(self) -> float:
+        """One step of Gauss and Newton, with weights from the residuals; sets the errors by the way.
+
+        Returns:
+            How far it went: the largest of the changes of `up`, rad, and of the height's logarithm.
+        """
         basis = _across(self.up)  # [2, 3]: to the side, and along the line of sight
         hessian, gradient = np.zeros((3, 3)), np.zeros(3)
         level = up_of(0.0, 0.0)
@@ -336,6 +341,7 @@ class _Fit:
         self.height_mm *= math.exp(step[2])
         self.tilt_error = math.sqrt(float(np.linalg.eigvalsh(covariance[:2, :2])[-1])) if self._moves[0] else 0.0
         self.log_error = math.sqrt(float(covariance[-1, -1])) if self._moves[2] else 0.0
+        return float(np.abs(step).max())
 
     def _add_axes(self, basis: Array, hessian: Array, gradient: Array) -> None:
         """Bodies are upright on average: all of them together are one measurement."""
@@ -388,4 +394,5 @@ def _across(up: Array) -> Array:
     """[2, 3] unit directions across `up` in camera axes: to the side, and along the line of sight."""
     side = np.array([1.0, 0.0, 0.0]) - up[0] * up
     side /= np.linalg.norm(side)
-    return np.stack([side, np.cross(side, up)])
+    (a, b, c), (x, y, z) = side, up
+    return np.array([side, (b * z - c * y, c * x - a * z, a * y - b * x)])

@@ -16,6 +16,7 @@ from convnextpose.crop import (
     crop_region,
     decode_bins,
     encode_bins,
+    image_from_crop,
     invert_affine,
     normalise,
 )
@@ -38,7 +39,9 @@ def points(columns, low=-2000.0, high=4000.0):
 def test_crop_and_its_inverse_are_identity(box, joints):
     matrix = crop_from_image(box.square())
     there_and_back = apply_affine(invert_affine(matrix), apply_affine(matrix, joints))
-    assert np.allclose(there_and_back, joints, rtol=0, atol=1e-6 * max(1.0, box.square().width, abs(box.x), abs(box.y)))
+    tolerance = 1e-6 * max(1.0, box.square().width, abs(box.x), abs(box.y))
+    assert np.allclose(there_and_back, joints, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(image_from_crop(box.square()), invert_affine(matrix), rtol=1e-9, atol=tolerance)
 
 
 @given(boxes)

@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -97,8 +98,9 @@ def test_every_runtime_agrees_with_pytorch(weights, exported, runtime):
     pytest.importorskip(runtime)
     detector, reference = open_people_detector(exported, runtime, threads=1), open_people_detector(weights, "torch")
     assert (detector.describe().name, detector.frame_size) == (runtime, (FRAME_SIZE, FRAME_SIZE))
+    for width, height in ((384, 288), (384, 224), (64, 384), (384, 384)):
+        compare_detectors(reference, detector, noise_frames(2, FRAME_SIZE)[:, :height, :width]).check()
     frames = noise_frames(3, FRAME_SIZE)
-    compare_detectors(reference, detector, frames).check()
     found = detector.run(frames)
     boxes, scores = found.boxes, found.scores
     assert boxes.shape == (3, 32, 4) and scores.shape == (3, 32)
@@ -150,11 +152,44 @@ def test_tensorrt_reads_the_graph(exported):
 
 @pytest.mark.parametrize(
     "frames",
-    [np.zeros((1, FRAME_SIZE, FRAME_SIZE, 3), np.float32), np.zeros((1, 256, 256, 3), np.uint8)],
-)  # fmt: skip
+    [
+        np.zeros((1, FRAME_SIZE, FRAME_SIZE, 3), np.float32),
+        np.zeros((1, FRAME_SIZE, 250, 3), np.uint8),
+        np.zeros((1, 48, 256, 3), np.uint8),
+    ],
+)
 def test_other_frames_are_refused(exported, frames):
-    with pytest.raises(GeometryError, match="expected frames uint8"):
+    with pytest.raises(GeometryError, match=r"expected frames (uint8|with sides of 64 px or more, in multiples of 16)"):
         open_people_detector(exported).run(frames)
+
+
+@pytest.fixture(scope="module")
+def own():
+    return open_people_detector(shipped.detector())
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000))
+def test_a_frame_is_as_large_as_the_picture_in_it(own, width, height):
+    across, down = own.frame_for(width, height)
+    assert across % 16 == down % 16 == 0 and min(across, down) >= 64 and max(across, down) == FRAME_SIZE
+    scale = FRAME_SIZE / max(width, height)
+    for side, of in ((across, width), (down, height)):
+        assert round(of * scale) <= side and (side == 64 or side < round(of * scale) + 16)
+
+
+def test_a_frame_without_bars_has_the_boxes_of_one_with_them(own):
+    with open_source(shipped.DEMO_CLIP) as source:
+        images = [frame.image for frame in source if frame.index % 50 == 0]
+    for image in images:
+        small = cv2.resize(image, (384, 288), interpolation=cv2.INTER_AREA)
+        barred = np.zeros((1, FRAME_SIZE, FRAME_SIZE, 3), np.uint8)
+        barred[0, :288] = small
+        plain, square = own.run(small[None]), own.run(barred)
+        for a, b in ((plain, square), (square, plain)):
+            for number in np.flatnonzero(a.scores[0] > 0.4):
+                shared = overlaps(a.boxes[0, number : number + 1], b.boxes[0])[0]
+                nearest = int(np.argmax(shared * (b.scores[0] > 0.3)))
+                assert shared[nearest] > 0.9 and abs(a.scores[0, number] - b.scores[0, nearest]) < 0.1
 
 
 def test_files_that_are_no_detector_are_refused(tmp_path, exported):
@@ -196,7 +231,7 @@ def test_a_session_that_breaks_the_layout_is_refused_and_closed(size, outputs, m
         def _release(self):
             self.closed += 1
 
-    (frames,), given = people_specs(96, 2)
+    (frames,), given = people_specs(2)
     session = Session("it", (replace(frames, shape=size),), given, SessionDescription("it", "1", "CPU", "fp32", 1))
     with pytest.raises(ModelError, match=message):
         PeopleDetector(session)

@@ -85,7 +85,7 @@ def test_a_run_says_what_finds_the_people(tmp_path):
     own = tmp_path / "own.onnx"
     own.write_bytes(detector("YOLOv8 and later", person=1, metadata={"names": "['dog', 'person', 'cat', 'cow']"}))
     with open_pipeline(RunConfig(weights.DEMO_CLIP)) as pipeline:
-        assert pipeline.detector.startswith("xs (boxes and scores, 384x384 px), ")
+        assert pipeline.detector.startswith("xs (boxes and scores, up to 384x384 px), ")
     with open_pipeline(RunConfig(weights.DEMO_CLIP, detector=str(own))) as pipeline:
         assert pipeline.detector.startswith("own.onnx (YOLOv8 and later, 128x96 px, people are class 1 (person)), ")
     with open_pipeline(RunConfig(weights.DEMO_CLIP, detector=str(own), detector_class="cow")) as pipeline:
