@@ -29,9 +29,9 @@ LONGEST = ("tests/tools", "tests/engines", "tests/training", "tests/pipeline", "
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the same options
 def pytest_cmdline_main(config):
-    """Folders are tested by a process for each core, a file at a time; single files, and `-n` that is given, are not our concern.
+    """Folders are tested by a process for each core, which take a file at a time; single files by this one, as pytest does.
 
-    Without pytest-xdist there is one process.
+    `-n 0` asks for one process; without pytest-xdist there is one.
     """
     if hasattr(config, "workerinput") or not config.pluginmanager.hasplugin("xdist"):
         return
@@ -74,17 +74,22 @@ def shared_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def exported_once(shared_folder):
-    """Torch's exporter takes seconds for a network and imports for some more: each network goes through it once."""
-    if sys.platform == "win32" or importlib.util.find_spec("torch") is None:
-        yield
-        return
-    import engines.graph
-    from tests.exports import once
+def made_once(shared_folder):
+    """Torch's exporter and the ranges of INT8 graphs take seconds: each network, and each model with its crops, has them once.
 
+    Gives the exporter's own conversion, for who wants it again.
+    """
+    if sys.platform == "win32" or importlib.util.find_spec("torch") is None:
+        yield None
+        return
+    from engines import graph, precision
+    from tests.once import crops_key, network_key, once
+
+    convert = graph._convert
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engines.graph, "_convert", once(engines.graph._convert, shared_folder))
-        yield
+        patch.setattr(graph, "_convert", once(convert, network_key, shared_folder))
+        patch.setattr(precision, "quantise", once(precision.quantise, crops_key, shared_folder))
+        yield convert
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -42,7 +43,7 @@ class Clothes:
             left, top, right, bottom = round(x - reach), round(y - reach), round(x + reach) + 1, round(y + reach) + 1
             patch = image[max(0, top) : max(0, bottom), max(0, left) : max(0, right)]
             if patch.size:
-                colours[row] = patch.reshape(-1, 3).mean(axis=0)
+                colours[row] = cv2.mean(patch)[:3]
         return np.stack([colours[0], colours[1], colours[2:].mean(axis=0)])
 
 

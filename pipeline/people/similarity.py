@@ -31,8 +31,8 @@ class PoseSimilarity:
 
     def __init__(self, joint_set: JointSet) -> None:
         names = (name.removeprefix("L_").removeprefix("R_") for name in joint_set.joints)
-        self._spread = np.array([SPREAD.get(name, OTHER_SPREAD) for name in names])
-        self._exchanged = list(joint_set.flip_order)
+        self._falloff = -1 / (2 * np.array([SPREAD.get(name, OTHER_SPREAD) for name in names]) ** 2)
+        self._both = np.array([range(len(joint_set)), joint_set.flip_order])
 
     def __call__(self, one: NDArray[np.floating], other: NDArray[np.floating], size_px: float) -> float:
         """How alike two poses [J, 2 or more] (x px and y px) are, 0..1: the mean over joints of exp(-d² / (2 size² spread²)).
@@ -41,14 +41,14 @@ class PoseSimilarity:
             one, other: the poses.
             size_px: square root of the person's area, px.
         """
-        return max(float(np.exp(-d / (2 * (size_px * self._spread) ** 2)).mean()) for d in self._squared(one, other))
+        alike = np.exp(self._squared(one, other) * (self._falloff / size_px**2))
+        return float(alike.sum(axis=1).max()) / len(self._falloff)
 
     def distance(self, one: NDArray[np.floating], other: NDArray[np.floating]) -> float:
         """The mean squared distance of the joints of two poses [J, 2 or more], px squared."""
-        return min(float(d.mean()) for d in self._squared(one, other))
+        return float(self._squared(one, other).sum(axis=1).min()) / len(self._falloff)
 
-    def _squared(
-        self, one: NDArray[np.floating], other: NDArray[np.floating]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        a, b = np.asarray(one, np.float64)[:, :2], np.asarray(other, np.float64)[:, :2]
-        return ((a - b) ** 2).sum(-1), ((a - b[self._exchanged]) ** 2).sum(-1)
+    def _squared(self, one: NDArray[np.floating], other: NDArray[np.floating]) -> NDArray[np.float64]:
+        """[2, J] the squared distance of each joint, px squared, to the other pose and to that one with its sides exchanged."""
+        away = np.asarray(one, np.float64)[:, :2] - np.asarray(other, np.float64)[self._both, :2]
+        return np.einsum("kjc,kjc->kj", away, away)

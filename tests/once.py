@@ -1,4 +1,4 @@
-"""torch's exporter converts each network once in a run of the tests, whichever process asks for it."""
+"""What takes seconds and depends only on what goes in is made once in a run of the tests, whichever process asks for it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 
 
-def key_of(network, inputs, outputs):
+def network_key(network, inputs, outputs):
     """A digest of all that a graph is made of: the modules, their plain attributes, their numbers, and the names and shapes."""
     digest = hashlib.sha256(repr((inputs, outputs)).encode())
     for name, module in network.named_modules():
@@ -19,17 +19,23 @@ def key_of(network, inputs, outputs):
     return digest.hexdigest()
 
 
-def once(convert, folder: Path):
-    """A function in the place of `engines.graph._convert` that keeps what that one gave in a folder that processes share."""
+def crops_key(model, crops):
+    """A digest of a model in memory and an array."""
+    return hashlib.sha256(
+        hashlib.sha256(model).digest() + repr((crops.shape, crops.dtype)).encode() + crops.tobytes()
+    ).hexdigest()
 
-    def converted(network, inputs, outputs):
-        kept = folder / f"{key_of(network, inputs, outputs)}.onnx"
+
+def once(make, key_of, folder: Path):
+    """`make` (its arguments to bytes), but of each key only once: the bytes are kept in a folder that processes share."""
+
+    def made(*arguments):
+        kept = folder / f"{make.__name__.strip('_')}-{key_of(*arguments)}"
         with kept.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # another process that converts the same network is waited for
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another process that makes the same is waited for
             if not kept.exists():
-                data = convert(network, inputs, outputs)
-                kept.with_suffix(".part").write_bytes(data)
+                kept.with_suffix(".part").write_bytes(make(*arguments))
                 kept.with_suffix(".part").rename(kept)
             return kept.read_bytes()
 
-    return converted
+    return made
