@@ -29,14 +29,14 @@ LONGEST = ("tests/tools", "tests/engines", "tests/training", "tests/pipeline", "
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the same options
 def pytest_cmdline_main(config):
-    """Folders are tested by a process for each core, which take a file at a time; single files by this one, as pytest does.
+    """Folders are tested by a process for each core, which take a file at a time; single files and a GPU by this one alone.
 
     `-n 0` asks for one process; without pytest-xdist there is one.
     """
     if hasattr(config, "workerinput") or not config.pluginmanager.hasplugin("xdist"):
         return
     option = config.option
-    folders = all(Path(argument).is_dir() for argument in config.args)
+    folders = all(Path(argument).is_dir() and Path(argument).name != "gpu" for argument in config.args)
     if option.numprocesses is not None or option.dist != "no" or option.usepdb or option.collectonly or not folders:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
