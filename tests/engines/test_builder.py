@@ -137,7 +137,7 @@ def test_ctrl_c_ends_a_build(rtx, small):
         for _ in range(200):
             build_engine(small, rtx, "8.9")
     timer.join()
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while any(thread.name == "tensorrt-build" for thread in threading.enumerate()):
         assert time.monotonic() < end
         time.sleep(0.01)
