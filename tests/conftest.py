@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import re
 import signal
 import sys
@@ -18,6 +20,40 @@ def pytest_addoption(parser):
     parser.addoption("--fuzz-seed", type=int, default=1, help="what the chance in tests/fuzz begins with (1)")
 
 
+MOST_WORKERS = 4
+"""Each takes up to 3 GB."""
+
+LONGEST = ("tests/tools", "tests/engines", "tests/training", "tests/pipeline", "tests/fuzz")
+"""Folders of tests that take the longest, in this order."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the same options
+def pytest_cmdline_main(config):
+    """Folders are tested by a process for each core, which take a file at a time; single files and a GPU by this one alone.
+
+    `-n 0` asks for one process; without pytest-xdist there is one.
+    """
+    if hasattr(config, "workerinput") or not config.pluginmanager.hasplugin("xdist"):
+        return
+    option = config.option
+    folders = all(Path(argument).is_dir() and Path(argument).name != "gpu" for argument in config.args)
+    if option.numprocesses is not None or option.dist != "no" or option.usepdb or option.collectonly or not folders:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    option.numprocesses = 0 if cores < 2 else min(cores, MOST_WORKERS)
+    if option.numprocesses:
+        option.dist, option.loadscopereorder = "loadfile", False
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # of the workers and what they start
+            os.environ.setdefault(name, "1")
+
+
+def pytest_collection_modifyitems(config, items):
+    """The longest files first where several processes share them, so that none is left with a long one at the end."""
+    if hasattr(config, "workerinput"):
+        order = {folder: place for place, folder in enumerate(LONGEST)}
+        items.sort(key=lambda item: order.get("/".join(item.nodeid.split("/")[:2]), len(order)))
+
+
 def pytest_configure(config):
     """Fewer examples of each law in `make test` than where the slow cases run, too. A busy machine makes no example wrong."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts tests in the background has it ignored
@@ -26,6 +62,34 @@ def pytest_configure(config):
         "convnextpose", max_examples=100 if thorough else 30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
     )
     settings.load_profile("convnextpose")
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory):
+    """A folder that lives as long as this run of the tests, one for all its processes."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def made_once(shared_folder):
+    """Torch's exporter and the ranges of INT8 graphs take seconds: each network, and each model with its crops, has them once.
+
+    Gives the exporter's own conversion, for who wants it again.
+    """
+    if sys.platform == "win32" or importlib.util.find_spec("torch") is None:
+        yield None
+        return
+    from engines import graph, precision
+    from tests.once import crops_key, network_key, once
+
+    convert = graph._convert
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph, "_convert", once(convert, network_key, shared_folder))
+        patch.setattr(precision, "quantise", once(precision.quantise, crops_key, shared_folder))
+        yield convert
 
 
 @pytest.fixture(scope="session")

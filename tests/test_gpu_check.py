@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import fast_first
 from tests.gpu import check
 
 ROOT = Path(__file__).parent.parent
@@ -84,14 +85,17 @@ def test_without_time_nothing_begins(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
-    [
-        (("doctor",), 1, "pip install av"),
-        (("verify", "convnextpose/weights/xs.safetensors"), 0, "XS"),
-        (("bench-engine", "--help"), 0, "--no-compile"),
-        (("build", "--help"), 0, "--precision"),
-        (("run", "clip.mp4", "--out", "nowhere"), 1, "the package av is not installed: `pip install av`"),
-        (("calibrate", "--help"), 1, "the package av is not installed"),
-    ],
+    fast_first(
+        [
+            (("run", "clip.mp4", "--out", "nowhere"), 1, "the package av is not installed: `pip install av`"),
+            (("build", "--help"), 0, "--precision"),
+            (("doctor",), 1, "pip install av"),
+            (("verify", "convnextpose/weights/xs.safetensors"), 0, "XS"),
+            (("bench-engine", "--help"), 0, "--no-compile"),
+            (("calibrate", "--help"), 1, "the package av is not installed"),
+        ],
+        fast=2,
+    ),
 )
 def test_commands_need_only_what_they_use(without, arguments, code, told):
     """One that needs `av` says so in a sentence; the others do not notice."""

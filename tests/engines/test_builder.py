@@ -62,14 +62,16 @@ def full(rtx, monkeypatch):
 # Real engines
 
 
-@pytest.mark.parametrize("variant", fast_first(Variant), ids=lambda variant: variant.name)
-def test_every_variant_computes_in_what_was_asked_for(variant, rtx, people):
-    """FP16 and INT8 for three desktop targets, and the types of every convolution from the library's own log."""
+@pytest.mark.parametrize(
+    ("variant", "capabilities"), fast_first([(Variant.XS, DESKTOP[1:2]), *((variant, DESKTOP) for variant in Variant)]), ids=str
+)
+def test_every_variant_computes_in_what_was_asked_for(variant, capabilities, rtx, people):
+    """FP16 and INT8 for desktop targets, and the types of every convolution from the library's own log."""
     exported = pose_graph(verify_state(random_state(variant), source="random"), name="any", random=True)
     quantised = set(quantisable_layers(exported))
     convolutions = Graph(exported).layers.keys()
     for precision, onnx in (("fp16", to_fp16(exported)), ("int8", to_int8(exported, people))):
-        for capability in DESKTOP:
+        for capability in capabilities:
             engine = build_engine(onnx, rtx, capability)
             found = convolution_types(engine.layers, onnx)
             assert found.keys() == convolutions
@@ -135,7 +137,7 @@ def test_ctrl_c_ends_a_build(rtx, small):
         for _ in range(200):
             build_engine(small, rtx, "8.9")
     timer.join()
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while any(thread.name == "tensorrt-build" for thread in threading.enumerate()):
         assert time.monotonic() < end
         time.sleep(0.01)

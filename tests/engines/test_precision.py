@@ -12,6 +12,7 @@ from convnextpose.checkpoint import verify, verify_state
 from convnextpose.errors import CalibrationError, ExportError, ModelError, ParityError
 from convnextpose.network import random_state
 from convnextpose.variants import Variant
+from engines import precision
 from engines.calibration import CalibrationSet, hash_crops
 from engines.graph import fold_casts, layer_name, pose_graph
 from engines.metadata import read_metadata
@@ -25,7 +26,6 @@ from engines.precision import (
     leave_in_fp16,
     measure,
     quantisable_layers,
-    quantise,
     residual_ranges,
     to_fp16,
     to_int8,
@@ -131,7 +131,7 @@ def test_a_scheme_has_its_own_layers_and_additions_in_int8(scheme, fp32, people)
     """Q/DQ stands before exactly its convolutions, and before both inputs of the additions after those, if it says so."""
     wanted = set(scheme.layers(fp32))
     assert {"head.final_layer", "backbone.stages.3.1.pwconv2"} <= wanted <= set(quantisable_layers(fp32))
-    quantised = quantise(fp32, people[0][:8])
+    quantised = precision.quantise(fp32, people[0][:8])
     residuals = residual_ranges(fp32, people[0][:8]) if scheme.residuals else {}
     rest = [layer for layer in quantisable_layers(fp32) if layer not in wanted]
     graph = Graph(leave_in_fp16(fp32, quantised, rest, residuals))

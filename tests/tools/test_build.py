@@ -1,10 +1,12 @@
 """`convnextpose build` from checkpoints to engines with a table at the end, and an exit code that says whether all is there."""
 
+import io
 import json
 import shlex
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -45,12 +47,15 @@ def folder(published, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def built(folder, tmp_path_factory):
-    """Everything in the folder, by the program itself."""
-    out = tmp_path_factory.mktemp("built")
-    command = [sys.executable, "-m", "tools.main", "build", "--all", str(folder), "--out", str(out)]
-    command += ["--precision", "fp16", "--target", "rtx40,orin", "--calibration", str(folder / "few.npz")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result, out
+    """Everything in the folder."""
+    out, text, errors = tmp_path_factory.mktemp("built"), io.StringIO(), io.StringIO()
+    arguments = ["build", "--all", folder, "--out", out, "--precision", "fp16", "--target", "rtx40,orin"]
+    arguments += ["--calibration", folder / "few.npz"]
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(text), redirect_stderr(errors):
+        patch.setattr(sys, "argv", ["convnextpose", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    return subprocess.CompletedProcess(arguments, stop.value.code, text.getvalue(), errors.getvalue()), out
 
 
 def test_a_folder_of_checkpoints(built):

@@ -213,9 +213,20 @@ def test_bench_engine_refuses_numbers_that_are_none(cli, engine, batches):
     assert cli("bench-engine", engine, "--batches", batches)[0] == 2
 
 
-def test_the_doctor_tells_of_gpu_driver_binding_and_tensorrt_in_a_sentence_each(cli, no_gpu):
-    code, text, _ = cli("doctor", "--json")
-    findings = {found["what"]: found for found in json.loads(text)}
+@pytest.fixture
+def doctor(cli, monkeypatch):
+    """A function that gives the exit code and what the doctor found, by name; how fast this machine is, it does not measure."""
+    monkeypatch.setattr("engines.cpu_precision.measure_precisions", tuple)
+
+    def examine():
+        code, text, _ = cli("doctor", "--json")
+        return code, {found["what"]: found for found in json.loads(text)}
+
+    return examine
+
+
+def test_the_doctor_tells_of_gpu_driver_binding_and_tensorrt_in_a_sentence_each(doctor, no_gpu):
+    code, findings = doctor()
     assert code == 0
     assert findings["GPU"]["state"] == "missing"
     assert findings["GPU"]["found"] in (NO_DRIVER, NO_GPU) or "is installed; pip install" in findings["GPU"]["found"]
@@ -227,31 +238,29 @@ def test_the_doctor_tells_of_gpu_driver_binding_and_tensorrt_in_a_sentence_each(
         assert (finding["mend"] == "") == (finding["state"] == "ok")
 
 
-def test_the_doctor_says_what_is_experimental(cli, no_gpu, monkeypatch):
+def test_the_doctor_says_what_is_experimental(doctor, no_gpu, monkeypatch):
     monkeypatch.setattr("engines.tensorrt.gpu.binding_installed", lambda name: True)
     package = types.ModuleType("torch2trt")
     package.__spec__ = importlib.machinery.ModuleSpec("torch2trt", None)
     monkeypatch.setitem(sys.modules, "torch2trt", package)
-    findings = {found["what"]: found for found in json.loads(cli("doctor", "--json")[1])}
+    _, findings = doctor()
     assert "experimental" in findings["pycuda"]["found"] and "experimental" in findings["torch2trt"]["found"]
     assert "experimental" not in findings["cuda-python"]["found"]
 
 
-def test_the_doctor_tells_what_a_module_that_does_not_load_lacks(cli, tmp_path, monkeypatch):
+def test_the_doctor_tells_what_a_module_that_does_not_load_lacks(doctor, tmp_path, monkeypatch):
     package = tmp_path / "tensorrt"
     package.mkdir()
     (package / "__init__.py").write_text("raise ImportError('libnvinfer.so.10: cannot open shared object file')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
-    _, text, _ = cli("doctor", "--json")
-    found = {found["what"]: found for found in json.loads(text)}["module tensorrt"]
+    found = doctor()[1]["module tensorrt"]
     assert found["state"] == "missing"
     assert "libnvinfer.so.10" in found["found"]
 
 
-def test_the_doctor_tells_which_gpu_is_there(cli, monkeypatch):
+def test_the_doctor_tells_which_gpu_is_there(doctor, monkeypatch):
     monkeypatch.setattr("engines.tensorrt.gpu.open_device", lambda: CudaDevice(Driver(), "cuda-python in memory"))
-    _, text, _ = cli("doctor", "--json")
-    found = {found["what"]: found for found in json.loads(text)}["GPU"]
+    found = doctor()[1]["GPU"]
     assert found["state"] == "ok"
     assert "GPU in memory, compute capability 8.9, driver for CUDA 13.1" in found["found"]

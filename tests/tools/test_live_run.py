@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,7 @@ def test_a_signal_ends_a_run_at_once_whatever_its_cameras_do(tmp_path, number, t
         wait_for_head(process)
         while camera.sent < 5:
             assert process.poll() is None
+            time.sleep(0.02)
         process.send_signal(number)
         out, err = process.communicate(timeout=9)
         camera.stop.set()

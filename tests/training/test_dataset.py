@@ -190,14 +190,14 @@ def test_things_stand_behind_people_and_hide_nobody(renderer):
 
 def test_coats_stand_off_the_body_and_leave_head_and_hands_alone(renderer):
     surface = renderer.body.surface
-    bare, coated = (dress_up(Draws(64, renderer.generator(14)), surface, 0.5, coats=share) for share in (0.0, 1.0))
+    bare, coated = (dress_up(Draws(32, renderer.generator(14)), surface, 0.5, coats=share) for share in (0.0, 1.0))
     chest = (surface.trunk > 0.4) & (surface.trunk < 0.9) & (surface.mean[:, 1] > 0) & (surface.along_arm < -5)
     assert coated.thickness_m[:, chest].mean() > bare.thickness_m[:, chest].mean() + 0.01
     assert coated.thickness_m[:, chest].max() < 0.1
     for part in ("hand", "lips", "eye"):
         assert torch.equal(coated.thickness_m[:, surface.parts[part]], bare.thickness_m[:, surface.parts[part]])
-    some = dress_up(Draws(400, renderer.generator(15)), surface, 0.5, coats=0.3).thickness_m
-    none = dress_up(Draws(400, renderer.generator(15)), surface, 0.5, coats=1e-9).thickness_m
+    some = dress_up(Draws(150, renderer.generator(15)), surface, 0.5, coats=0.3).thickness_m
+    none = dress_up(Draws(150, renderer.generator(15)), surface, 0.5, coats=1e-9).thickness_m
     assert 0.2 < (some != none)[:, surface.trunk > 0.5].any(1).float().mean() < 0.4
 
 

@@ -95,8 +95,9 @@ def test_the_log_forgets_what_was_lost(tmp_path):
     assert kept == [0, 1]
 
 
-def test_every_evaluation_draws_the_log(tmp_path):
-    run(tmp_path, replace(PLAN, size=128), CPU, steps=1, held_out_count=32)
+def test_every_evaluation_draws_the_log(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.evaluate.LOT", 4)
+    run(tmp_path, replace(PLAN, size=128), CPU, steps=1, held_out_count=4)
     picture = (tmp_path / "plot.svg").read_text()
     assert all(f"{name}, mpjpe (mm)" in picture for name in SETS) and "4 images" in picture
 
@@ -204,9 +205,10 @@ def test_mpjpe_is_the_metric_s_where_all_joints_count(renderer):
     assert score(predicted, crops).mpjpe_mm == pytest.approx(expected, rel=1e-3)
 
 
-def test_held_out_sets_are_fixed_and_differ(renderer):
-    sets = {name: held_out(name, 32, renderer) for name in SETS}
-    assert torch.equal(sets["hard"].images, held_out("hard", 32, renderer).images)
+def test_held_out_sets_are_fixed_and_differ(renderer, monkeypatch):
+    monkeypatch.setattr("training.evaluate.LOT", 8)
+    sets = {name: held_out(name, 16, renderer) for name in SETS}
+    assert torch.equal(sets["hard"].images, held_out("hard", 16, renderer).images)
     assert not torch.equal(sets["hard"].images, sets["never"].images)
     figures = evaluate(Trainer(replace(PLAN, size=128), CPU).average, {"hard": sets["hard"]}, flip=True)
     assert figures["hard"].mpjpe_mm > 100  # nothing learnt yet

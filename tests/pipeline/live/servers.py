@@ -25,7 +25,7 @@ def open_files():
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def until_closed(files, within_s=10.0):
+def until_closed(files, within_s=60.0):
     """Wait until this process has no more than so many files open."""
     end = time.monotonic() + within_s
     while open_files() > files:
@@ -260,7 +260,13 @@ def send_udp(port, stop, data, rate=25, count=25):
 
 
 class Watcher:
-    """Iterates over a source in a thread of its own, and keeps what it gave; a context manager that closes it."""
+    """Iterates over a source in a thread of its own, and keeps what it gave; a context manager that closes it.
+
+    Attributes:
+        closing_s: how long closing may take.
+    """
+
+    closing_s = 30.0
 
     def __init__(self, source):
         self.source = source
@@ -288,7 +294,7 @@ class Watcher:
 
     def __exit__(self, *_):
         self.source.close()
-        self._thread.join(3)
+        self._thread.join(self.closing_s)
         assert not self._thread.is_alive(), "iterating ends when the source is closed"
         assert self.error is None, self.error
         indices = sorted([f.index for f in self.frames] + [f.index for f in self.unreadable])
@@ -296,7 +302,7 @@ class Watcher:
         times = [f.time_s for f in self.frames]
         assert all(a < b for a, b in itertools.pairwise(times)), "times grow"
 
-    def until(self, condition, within_s=15.0):
+    def until(self, condition, within_s=60.0):
         """Wait for a condition; on a loaded machine things take longer than they should."""
         end = time.monotonic() + within_s
         while not condition(self):
@@ -304,12 +310,12 @@ class Watcher:
             assert self._thread.is_alive() or condition(self), f"it has ended: {self.states}, {self.error}"
             time.sleep(0.01)
 
-    def until_state(self, state, cause="", count=1, within_s=15.0):
+    def until_state(self, state, cause="", count=1, within_s=60.0):
         def reached(_):
             return sum(s.state == state and cause in s.cause for s in list(self.states)) >= count
 
         self.until(reached, within_s)
 
-    def until_frames(self, more, within_s=15.0):
+    def until_frames(self, more, within_s=60.0):
         wanted = len(self.frames) + more
         self.until(lambda _: len(self.frames) >= wanted, within_s)

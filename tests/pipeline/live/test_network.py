@@ -123,7 +123,8 @@ def test_inference_685_closing_takes_no_time_whatever_a_camera_does(scheme):
     patience = Patience(open_s=4, read_s=4)
     with MuteServer() as server:
         port = free_port(socket.SOCK_DGRAM) if scheme in ("udp", "rtp") else server.port
-        with watch(f"{scheme}://127.0.0.1:{port}", patience) as watcher:  # which allows 3 s for closing
+        with watch(f"{scheme}://127.0.0.1:{port}", patience) as watcher:
+            watcher.closing_s = 3
             watcher.until_state("connecting")
             time.sleep(0.2)
 

@@ -50,7 +50,7 @@ def stream(source, recorders=lambda header: [], model=None):
     return Stream(source, Estimator(model, Everywhere()), header, recorders=recorders(header))
 
 
-def run_for(pipeline, until, within_s=15.0):
+def run_for(pipeline, until, within_s=60.0):
     """Run a pipeline until a condition holds; its frames."""
     frames = []
     done = threading.Event()

@@ -81,8 +81,9 @@ class Actor:
     does: str = "walk"
     phase: float = 0.0
 
+    @lru_cache(4096)  # noqa: B019 - the same people are filmed again and again, and an actor is a few numbers
     def joints(self, time_s):
-        """[18, 3] in the world, mm."""
+        """[18, 3] in the world, mm; not to be written to."""
         angles = {"walk": walking(2 * math.pi * STEPS_HZ * time_s + self.phase)}.get(self.does, {})
         if self.does == "sit":
             angles = {"root_lean": 0.25} | {f"{s}.leg_flex": 1.5 for s in "LR"} | {f"{s}.knee": 1.5 for s in "LR"}

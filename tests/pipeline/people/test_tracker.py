@@ -13,9 +13,15 @@ from convnextpose.crop import Box
 from convnextpose.skeleton import HUMAN36M
 from pipeline.people.tracker import PeopleTracker
 from pipeline.types import TrackEventKind
+from tests.cases import fast_first
 from tests.pipeline.people.world import Walker, World, film, line, steady
 
-RATES = (5, 10, 30, 120)
+RATES = (5, 30, 10, 120)
+
+at_each_rate = pytest.mark.parametrize("rate", fast_first(RATES, fast=2))
+
+few = settings(max_examples=settings().max_examples // 3)
+"""A film takes longer than what Hypothesis usually tries."""
 
 
 def crossing():
@@ -59,14 +65,14 @@ walkers = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=25, deadline=None)
+@few
 @given(st.lists(walkers, min_size=1, max_size=5), st.lists(st.floats(0.01, 0.3), min_size=5, max_size=30))
 def test_ids_are_unique_contiguous_and_never_used_again(people, gaps):
     world = World(people)
     check_laws(film(world, np.cumsum(gaps)))
 
 
-@settings(max_examples=25, deadline=None)
+@few
 @given(st.lists(walkers, min_size=2, max_size=4), st.randoms(use_true_random=False))
 def test_the_order_of_detections_and_poses_changes_nothing(people, random):
     times = steady(8, 3)
@@ -86,7 +92,7 @@ def one_after_the_other(rows):
 lanes = st.lists(st.tuples(speeds, st.floats(0.6, 1.0)), min_size=1, max_size=3).map(one_after_the_other)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=settings().max_examples // 10)
 @given(lanes, st.integers(0, 2**32))
 def test_the_same_motion_gives_the_same_identities_at_every_frame_rate(people, seed):
     random, variable = Random(seed), [0.0]
@@ -99,14 +105,14 @@ def test_the_same_motion_gives_the_same_identities_at_every_frame_rate(people, s
         assert [result.of(who) for who in range(len(people))] == [[who] for who in range(len(people))]
 
 
-@pytest.mark.parametrize("rate", RATES)
+@at_each_rate
 def test_people_who_cross_keep_their_ids(rate):
     result = film(crossing(), steady(rate, 5))
     assert all(len(result.of(who)) == 1 for who in range(3)), [result.of(who) for who in range(3)]
     check_laws(result)
 
 
-@pytest.mark.parametrize("rate", RATES)
+@at_each_rate
 def test_a_newcomer_has_a_pose_within_half_a_second(rate):
     for entry in np.linspace(1.0, 1.3, 7):
         world = World([Walker(line((300, 600), (40, 0))), Walker(line((900, 600), (-60, 0)), from_s=entry)])
@@ -114,7 +120,7 @@ def test_a_newcomer_has_a_pose_within_half_a_second(rate):
         assert first - entry <= 0.5
 
 
-@settings(max_examples=20, deadline=None)
+@few
 @given(st.floats(5, 60), st.floats(1.0, 2.0), st.sampled_from([1, 3]))
 def test_a_newcomer_is_in_time_at_any_rate_whether_or_not_somebody_is_there(rate, entry, others):
     aside = [Walker(line((150 + 180 * n, 600), (5, 0))) for n in range(others)]
@@ -154,14 +160,14 @@ def test_somebody_who_steps_before_a_thing_has_a_pose_in_time():
     assert first - 1.1 <= 0.5
 
 
-@pytest.mark.parametrize("rate", RATES)
+@at_each_rate
 def test_who_is_hidden_for_a_while_is_found_again(rate):
     world = World([Walker(line((200, 600), (160, 0)), hidden=((1.5, 2.6),)), Walker(line((900, 600), (10, 0)))])
     result = film(world, steady(rate, 4))
     assert result.of(0) == [0] and kinds(result) == {"born": 2, "lost": 1, "found_again": 1}
 
 
-@pytest.mark.parametrize("rate", RATES)
+@at_each_rate
 def test_who_is_hidden_for_longer_than_that_is_somebody_new(rate):
     world = World([Walker(line((200, 600), (100, 0)), hidden=((1.5, 4.0),))])
     result = film(world, steady(rate, 5))
@@ -262,7 +268,7 @@ def test_trackers_420_people_are_kept_at_low_frame_rates(rate):
     assert missed.of(0) == [0]
 
 
-@pytest.mark.parametrize("rate", RATES)
+@at_each_rate
 def test_bytetrack_394_one_missed_frame_makes_no_new_id(rate):
     missed = {round(1.5 * rate), round(2.5 * rate)}
     world = World(

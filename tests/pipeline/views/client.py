@@ -127,7 +127,7 @@ def ask(view, path="/", method="GET", headers=None, address="127.0.0.1"):
 
 
 def no_new_threads(before):
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
         time.sleep(0.01)
     return not left
