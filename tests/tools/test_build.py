@@ -119,7 +119,7 @@ def test_ctrl_c_is_exit_code_130_and_leaves_whole_engines(bundle, tmp_path):
             if "wrote" in line:
                 process.send_signal(signal.SIGINT)
                 break
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=240)
     assert process.returncode == 130
     assert "Traceback" not in errors
     engines = sorted(tmp_path.glob("*.engine"))

@@ -62,7 +62,7 @@ def test_a_run_of_some_seconds_in_segments_from_a_file_of_sources(tmp_path):
     sources.write_text("hall test:// 620,620,319.5,239.5\n")
     out = tmp_path / "out"
     process = start("run", "--sources", sources, "--out", out, "--seconds", "3", "--segment", "1s", "--formats", "ndjson")
-    told, err = process.communicate(timeout=60)
+    told, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     files = sorted(out.rglob("poses.ndjson"))
     assert len(files) >= 2 and f"wrote    {files[0]}" in told
