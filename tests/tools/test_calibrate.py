@@ -67,8 +67,15 @@ def test_nobody_is_told(cli, photos, tmp_path):
     assert not out.with_suffix(".png").exists()
 
 
+@pytest.fixture
+def collected(monkeypatch):
+    """Eight crops of the package are what was found: for tests of the files."""
+    found = CalibrationSet(CalibrationSet.load(weights.CALIBRATION).crops[:8], ("clip",))
+    monkeypatch.setattr(tools.calibrate, "collect_crops", lambda *_: found)
+
+
 @pytest.mark.parametrize("name", ["people.npz", "people.png"])
-def test_what_appears_meanwhile_is_kept(cli, tmp_path, name, monkeypatch):
+def test_what_appears_meanwhile_is_kept(cli, tmp_path, name, monkeypatch, collected):
     original = tools.calibrate.draw_preview
     monkeypatch.setattr(tools.calibrate, "draw_preview", lambda crops: (tmp_path / name).write_text("mine") and original(crops))
     code, text, error = cli(weights.DEMO_CLIP, "--out", tmp_path / "people.npz", "--count", 8)
@@ -78,7 +85,7 @@ def test_what_appears_meanwhile_is_kept(cli, tmp_path, name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["people.npz", "people.png"])
-def test_what_is_there_is_kept(cli, tmp_path, name):
+def test_what_is_there_is_kept(cli, tmp_path, name, collected):
     (tmp_path / name).write_text("mine")
     code, _, error = cli(weights.DEMO_CLIP, "--out", tmp_path / "people.npz", "--count", 8)
     assert code == 1
