@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("onnx", reason="exporting needs onnx")
+pytest.importorskip("torch", reason="exporting needs torch")
 
 from convnextpose import weights
 from convnextpose.network import random_state

@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+pytest.importorskip("torch", reason="the people's bodies are those of the training")
+
 from convnextpose.errors import GeometryError, SourceError
 from convnextpose.skeleton import HUMAN36M
 from convnextpose.world import GivenWorld, World, WorldOrigin, rotation_of, up_of
