@@ -120,6 +120,10 @@ class BuildRequest:
                 "DLA takes no other"
             )
         check_dla(self.options, self.precisions)
+        if self.options.tail_kernel and (self.via is not None or "fp32" in self.precisions):
+            raise EngineError(
+                f"expected precision fp16 or int8 for --tail-kernel, which reads FP16 logits, received {self.via or 'fp32'}"
+            )
         for target in self.targets:
             if self.options.dla_core is not None and not (target.dla or target.is_at_hand):
                 raise EngineError(f"expected a target with a DLA for --dla-core, {target.title} has none")

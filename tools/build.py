@@ -88,6 +88,12 @@ def build_command(
         str | None, typer.Option(help="tensorrt or tensorrt_rtx.", show_default="what the target prefers")
     ] = None,
     via: Annotated[str | None, typer.Option(help="torch2trt: for TensorRT 8 (JetPack 6.0).", show_default=False)] = None,
+    tail_kernel: Annotated[
+        bool,
+        typer.Option(
+            "--tail-kernel", help="Experimental: end the engine at its logits; a kernel makes joints of them (needs NVRTC)."
+        ),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Build again what is there; replace other files.")] = False,
 ) -> None:
     """Turn checkpoints into TensorRT engines: verify, export, type, prove, build, and write each with its manifest.
@@ -107,7 +113,7 @@ def build_command(
                 out=out,
                 precisions=tuple(_split(precision or [])),
                 targets=targets,
-                options=BuildOptions(batch, workspace, version_compatible, hardware_compatible, dla_core),
+                options=BuildOptions(batch, workspace, version_compatible, hardware_compatible, dla_core, tail_kernel),
                 calibration=calibration,
                 library=library,
                 via=via,
