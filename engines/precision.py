@@ -36,12 +36,14 @@ class Int8Scheme:
     """Which layers an INT8 graph tries to have in INT8.
 
     Attributes:
-        name: what it is called.
+        key: its name in commands and files.
+        name: what it is, in words.
         prefixes: how the names of those convolutions begin; empty for every quantisable one.
         residuals: whether what a block's addition reads, on both branches, is quantised as well. TensorRT then adds within the
             convolution's INT8 kernel; otherwise the convolution's result is widened first.
     """
 
+    key: str
     name: str
     prefixes: tuple[str, ...] = ()
     residuals: bool = False
@@ -54,12 +56,12 @@ class Int8Scheme:
 _LATE = ("backbone.downsample_layers.2", "backbone.stages.2", "backbone.downsample_layers.3", "backbone.stages.3", "head.")
 
 INT8_SCHEMES = (
-    Int8Scheme("every layer"),
-    Int8Scheme("every layer and addition", residuals=True),
-    Int8Scheme("the last two stages and the head", _LATE),
-    Int8Scheme("the last two stages and the head, and additions", _LATE, residuals=True),
+    Int8Scheme("every", "every layer"),
+    Int8Scheme("every-additions", "every layer and addition", residuals=True),
+    Int8Scheme("late", "the last two stages and the head", _LATE),
+    Int8Scheme("late-additions", "the last two stages and the head, and additions", _LATE, residuals=True),
 )
-"""What an INT8 graph may be; `to_int8` makes the first."""
+"""What an INT8 graph may be; `to_int8` and `build` make the first unless another is asked for."""
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,14 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convnextpose.errors import DeviceMemoryError, GeometryError, RuntimeUnavailableError
+from convnextpose.errors import DeviceError, DeviceMemoryError, GeometryError, RuntimeUnavailableError
 from engines import manifest as manifests
 from engines.kernels.blocks import DeviceFrame
 from engines.manifest import EngineManifest, Machine
@@ -31,42 +30,8 @@ from engines.tensorrt.foreign import DeviceArray, adopt
 from engines.tensorrt.frames import Frames, kernels_around
 from engines.tensorrt.gpu import open_device
 from engines.tensorrt.module import LIBRARIES, Library, load_library
-from engines.tensorrt.slot import BatchTimes, Slot, results_of
+from engines.tensorrt.slot import BatchTimes, MemoryUse, Slot, Ticket, results_of
 from engines.timing import RunTimes
-
-
-@dataclass(frozen=True)
-class MemoryUse:
-    """Memory around an engine, bytes.
-
-    Attributes:
-        activations: what its layers need for the largest batch, once for each slot.
-        held: what this session has on the GPU for frames, inputs, results and activations; the weights are not in it.
-        free: what nobody has on the GPU.
-    """
-
-    activations: int
-    held: int
-    free: int
-
-
-@dataclass(eq=False)
-class Ticket:
-    """A batch that was given to the GPU; the session's `collect` gives its results, once.
-
-    Attributes:
-        count: how many items it has.
-        slot: where it is in flight, None once it was collected.
-        replayed: whether a CUDA graph runs it.
-        begun_ns: when it was submitted.
-        inputs: arrays on the GPU that must live until it is done.
-    """
-
-    count: int
-    slot: Slot | None
-    replayed: bool
-    begun_ns: int
-    inputs: Mapping[str, Any]
 
 
 def open_engine(path: Path, name: str | None = None, *, binding: str = "auto") -> TensorRTSession:
@@ -339,7 +304,8 @@ class TensorRTSession:
     def _free_around(self) -> None:
         """Give back what runs around the engine; no slot may be left."""
         if self._frames is not None and self._around is not None:
-            self._around.uploads.synchronize()
+            with suppress(DeviceError):  # whoever asked for a picture that failed was told of it
+                self._around.uploads.synchronize()
             self._frames.close()
             self._around.free()
 

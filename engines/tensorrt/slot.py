@@ -47,6 +47,21 @@ class BatchTimes:
 
 
 @dataclass(frozen=True)
+class MemoryUse:
+    """Memory around an engine, bytes.
+
+    Attributes:
+        activations: what its layers need for the largest batch, once for each slot.
+        held: what this session has on the GPU for frames, inputs, results and activations; the weights are not in it.
+        free: what nobody has on the GPU.
+    """
+
+    activations: int
+    held: int
+    free: int
+
+
+@dataclass(frozen=True)
 class _Places:
     """Where a tensor's items are: a block on the GPU and one of the host's pinned memory."""
 
@@ -326,6 +341,25 @@ class Slot:
                 if graph is not None:
                     graph.free()
         self._prepared = {}
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A batch that was given to the GPU; the session's `collect` gives its results, once.
+
+    Attributes:
+        count: how many items it has.
+        slot: where it is in flight, None once it was collected.
+        replayed: whether a CUDA graph runs it.
+        begun_ns: when it was submitted.
+        inputs: arrays on the GPU that must live until it is done.
+    """
+
+    count: int
+    slot: Slot | None
+    replayed: bool
+    begun_ns: int
+    inputs: Mapping[str, Any]
 
 
 def results_of(engine: Engine, around: Around | None) -> tuple[Tensor, ...]:

@@ -309,14 +309,14 @@ def frames(device, figures):
     from tests.engines.test_tensorrt_session import manifest_of
 
     image = cv2.VideoCapture(str(weights.DEMO_CLIP)).read()[1]
-    counts, rounds = ((1, 8), 200) if device == "cuda" else ((1, 2), 2)
+    counts, rounds, most = ((1, 8), 200, 8) if device == "cuda" else ((1,), 1, 1)
     regions = [Box(150 + 7 * k, 60 - 5 * k, 380 - 9 * k, 380 - 9 * k) for k in range(counts[-1])]
     matrices = [crop_from_image(region) for region in regions]
     with open_pose_model(weights.load("xs").onnx, "onnxruntime") as reference:
         warped = np.stack([cv2.warpAffine(image, matrix, (256, 256), flags=cv2.INTER_LINEAR) for matrix in matrices])
         expected, info = reference.run(warped), reference.info
     tail = TailShape.of(info.variant, len(info.joint_set))
-    data = engine_bytes(network="logits", logits=(tail.joint_count * tail.depth, tail.height, tail.width))
+    data = engine_bytes(most=most, network="logits", logits=(tail.joint_count * tail.depth, tail.height, tail.width))
     with opened_device(device) as found, kernels_compiled(device):
         if device == "cuda":
             from tests.gpu.stand_in import cuda_module, torch_logits
