@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnextpose.errors import ModelError, RuntimeUnavailableError
-from engines.session import Arrays, ArraySpec, Session, SessionDescription, TicketSession, check_arrays
+from engines.session import (
+    Arrays,
+    ArraySpec,
+    FrameSession,
+    HeldFrame,
+    Session,
+    SessionDescription,
+    TicketSession,
+    check_given,
+)
 
 
 @dataclass(eq=False)
@@ -117,6 +127,16 @@ class Batcher:
         """What runs the network."""
         return self._session.describe()
 
+    @property
+    def takes_frames(self) -> bool:
+        """Whether the session makes crops itself."""
+        return isinstance(self._session, FrameSession) and self._session.takes_frames
+
+    def hold(self, picture: Any) -> AbstractContextManager[HeldFrame]:  # noqa: ANN401
+        """A frame on the session's GPU, as the session's `hold`."""
+        assert isinstance(self._session, FrameSession)
+        return self._session.hold(picture)
+
     def run(self, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
         """The outputs by name, as the session's `run`. Returns once the last of them is there.
 
@@ -125,7 +145,7 @@ class Batcher:
             ModelError: the library failed at running a batch with items of this caller.
             RuntimeUnavailableError: the batcher is closed.
         """
-        request = _Request(arrays, check_arrays(arrays, self.inputs))
+        request = _Request(arrays, check_given(arrays, self._session))
         try:
             with self._changed:
                 if not self._open:
@@ -208,15 +228,21 @@ class Batcher:
             raise
 
     def _take(self) -> list[_Share]:
-        """The next batch: one item of each request in turn, until the batch is full or nothing waits."""
+        """The next batch: one item of each request in turn, until the batch is full or nothing waits.
+
+        A batch has crops, or else where they come from: of the first request's kind. The others' turn is the next.
+        """
         shares: dict[_Request, int] = {}
-        room = self._max_batch
-        while room and self._waiting:
-            request = self._waiting.popleft()
+        room, kind = self._max_batch, self._waiting[0].arrays.keys()
+        others = [request for request in self._waiting if request.arrays.keys() != kind]
+        waiting = deque(request for request in self._waiting if request.arrays.keys() == kind)
+        while room and waiting:
+            request = waiting.popleft()
             shares[request] = shares.get(request, 0) + 1
             room -= 1
             if request.given + shares[request] < request.count:
-                self._waiting.append(request)
+                waiting.append(request)
+        self._waiting = deque([*others, *waiting])
         batch = []
         for request, count in shares.items():
             batch.append(_Share(request, request.given, request.given + count))
@@ -225,9 +251,9 @@ class Batcher:
 
     def _gather(self, flight: _Flight) -> Arrays:
         arrays = {}
-        for spec in self.inputs:
-            parts = [share.request.arrays[spec.name][share.begin : share.end] for share in flight.shares]
-            arrays[spec.name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        for name in flight.shares[0].request.arrays:
+            parts = [share.request.arrays[name][share.begin : share.end] for share in flight.shares]
+            arrays[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return arrays
 
     def _hand_out(self, batch: list[_Share], outputs: Arrays) -> None:

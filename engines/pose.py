@@ -6,9 +6,10 @@ float32 [N, J, 3] = (x px in the crop, y px in the crop, z mm relative to the pe
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from convnextpose.errors import GeometryError, ModelError
 from convnextpose.files import show
 from convnextpose.skeleton import JointSet
 from convnextpose.variants import INPUT_SIZE, Variant
-from engines.session import ArraySpec, Session, SessionDescription
+from engines.session import ORIGINS, ArraySpec, FrameSession, HeldFrame, Session, SessionDescription
 
 PRECISIONS = ("fp32", "fp16", "int8")
 """The precisions that an exported model comes in."""
@@ -122,19 +123,33 @@ class PoseModel:
             session.close()
             raise
 
+    def hold(self, picture: Any) -> AbstractContextManager[HeldFrame | None]:  # noqa: ANN401
+        """A frame, for as long as its people are read; None where the session takes crops alone.
+
+        Args:
+            picture: uint8 [H, W, 3] BGR, or an `engines.kernels.blocks.DeviceFrame`.
+        """
+        if isinstance(self._session, FrameSession) and self._session.takes_frames:
+            return self._session.hold(picture)
+        return nullcontext()
+
     def run(self, crops: NDArray[np.uint8]) -> Predictions:
         """Crops [N, 256, 256, 3] uint8 BGR to predictions; N may be 0.
+
+        Args:
+            crops: the crops, or what a held frame's `origins` gave for them.
 
         Raises:
             GeometryError: the crops have another shape or type.
             ModelError: the library failed at running the network.
             RuntimeUnavailableError: the session is closed.
         """
-        check_crops(crops)
+        origins = crops.shape[1:] == ORIGINS.shape[1:]
+        (ORIGINS if origins else CROPS).check(crops)
         if len(crops) == 0:
             joint_count = len(self.info.joint_set)
             return Predictions(np.zeros((0, joint_count, 3), np.float32), np.zeros((0, joint_count), np.float32))
-        found = self._session.run({"crops": crops})
+        found = self._session.run({(ORIGINS if origins else CROPS).name: crops})
         return Predictions(found["joints"], found["scores"])
 
     def describe(self) -> SessionDescription:

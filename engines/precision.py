@@ -16,20 +16,13 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from convnextpose.errors import ExportError, ModelError, ParityError, install_command
+from convnextpose.errors import ExportError, ParityError, install_command
+from engines import typed_graph as graphs
 from engines.calibration import CalibrationSet
-from engines.graph import fold_casts, layer_name
-from engines.metadata import read_metadata, write_metadata
+from engines.metadata import read_metadata
 from engines.parity import LIMITS, LayerHarm, ParityLimits, ParityReport, compare
-from engines.pose import ModelInfo, PoseModel, PosePredictor
+from engines.pose import PoseModel, PosePredictor
 from engines.sessions.typed import TypedSession
-
-OPSET, IR_VERSION = 19, 9
-"""The first opset whose quantisation has FP16 scales, and the oldest file format that holds it. What else the graphs use has
-not changed since the exporter's opset 18."""
-
-STEM, LAST = "backbone.downsample_layers.0.0", "head.final_layer"
-"""The first convolution and the last one."""
 
 CALIBRATION_BATCH = 8
 """Crops that are run at once to find the ranges: bounds memory."""
@@ -37,20 +30,20 @@ CALIBRATION_BATCH = 8
 RANKING_CROPS = 4
 """Crops on which each layer's harm is measured: enough to rank them, few as every layer has its turn."""
 
-_NEEDS = "giving a model another precision needs onnx and onnxruntime"
-
 
 @dataclass(frozen=True)
 class Int8Scheme:
     """Which layers an INT8 graph tries to have in INT8.
 
     Attributes:
-        name: what it is called.
+        key: its name in commands and files.
+        name: what it is, in words.
         prefixes: how the names of those convolutions begin; empty for every quantisable one.
         residuals: whether what a block's addition reads, on both branches, is quantised as well. TensorRT then adds within the
             convolution's INT8 kernel; otherwise the convolution's result is widened first.
     """
 
+    key: str
     name: str
     prefixes: tuple[str, ...] = ()
     residuals: bool = False
@@ -63,12 +56,12 @@ class Int8Scheme:
 _LATE = ("backbone.downsample_layers.2", "backbone.stages.2", "backbone.downsample_layers.3", "backbone.stages.3", "head.")
 
 INT8_SCHEMES = (
-    Int8Scheme("every layer"),
-    Int8Scheme("every layer and addition", residuals=True),
-    Int8Scheme("the last two stages and the head", _LATE),
-    Int8Scheme("the last two stages and the head, and additions", _LATE, residuals=True),
+    Int8Scheme("every", "every layer"),
+    Int8Scheme("every-additions", "every layer and addition", residuals=True),
+    Int8Scheme("late", "the last two stages and the head", _LATE),
+    Int8Scheme("late-additions", "the last two stages and the head, and additions", _LATE, residuals=True),
 )
-"""What an INT8 graph may be; `to_int8` makes the first."""
+"""What an INT8 graph may be; `to_int8` and `build` make the first unless another is asked for."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +86,9 @@ def to_fp16(model: bytes) -> bytes:
         ModelError: it is not a model that this project exported in FP32.
         ExportError: onnx is missing, or the graph is not one that can be typed.
     """
-    proto, info = _load(model)
-    _make_half(proto.graph)
-    return _finish(proto, replace(info, precision="fp16"))
+    proto, info = graphs.load(model)
+    graphs.make_half(proto.graph)
+    return graphs.finish(proto, replace(info, precision="fp16"))
 
 
 def to_int8(model: bytes, crops: NDArray[np.uint8], *, exclude: Sequence[str] = ()) -> bytes:
@@ -123,8 +116,12 @@ def quantisable_layers(model: bytes) -> tuple[str, ...]:
     Raises:
         ModelError, ExportError: as for `to_fp16`.
     """
-    proto, _ = _load(model)
-    return tuple(name for name, node in _layers(proto.graph).items() if name != STEM and _attribute(node, "group", 1) == 1)
+    proto, _ = graphs.load(model)
+    return tuple(
+        name
+        for name, node in graphs.layers(proto.graph).items()
+        if name != graphs.STEM and graphs.attribute(node, "group", 1) == 1
+    )
 
 
 def quantise(model: bytes, crops: NDArray[np.uint8]) -> bytes:
@@ -135,11 +132,11 @@ def quantise(model: bytes, crops: NDArray[np.uint8]) -> bytes:
     """
     calibration = CalibrationSet(crops)
     layers = quantisable_layers(model)
-    proto, info = _load(model)
+    proto, info = graphs.load(model)
     try:
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     except ImportError as error:
-        raise ExportError(f"{_NEEDS}: {error}; {install_command('build')}") from error
+        raise ExportError(f"{graphs.NEEDS}: {error}; {install_command('build')}") from error
 
     class Batches(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
         def __init__(self) -> None:
@@ -151,7 +148,7 @@ def quantise(model: bytes, crops: NDArray[np.uint8]) -> bytes:
 
     import onnx
 
-    nodes = _layers(proto.graph)
+    nodes = graphs.layers(proto.graph)
     # The mark of ONNX Runtime's own preparation, which has nothing left to fold here: without it, it is asked for in a warning.
     onnx.helper.set_model_props(proto, {"onnx.quant.pre_process": "onnxruntime.quant"})
     with tempfile.TemporaryDirectory() as folder:
@@ -178,7 +175,7 @@ def quantise(model: bytes, crops: NDArray[np.uint8]) -> bytes:
         except (RuntimeError, ValueError) as error:
             raise ExportError(f"ONNX Runtime could not quantise model {info.name}: {error}") from error
         quantised = onnx.load(out)
-    return _finish(quantised, replace(info, precision="int8", calibration_sha256=calibration.sha256))
+    return graphs.finish(quantised, replace(info, precision="int8", calibration_sha256=calibration.sha256))
 
 
 def residual_ranges(model: bytes, crops: NDArray[np.uint8]) -> dict[str, tuple[float, float]]:
@@ -194,13 +191,13 @@ def residual_ranges(model: bytes, crops: NDArray[np.uint8]) -> dict[str, tuple[f
     Raises:
         ModelError, ExportError: as for `to_fp16`.
     """
-    proto, info = _load(model)
+    proto, info = graphs.load(model)
     try:
         import onnx
         from onnxruntime import InferenceSession, SessionOptions
     except ImportError as error:
-        raise ExportError(f"{_NEEDS}: {error}; {install_command('build')}") from error
-    found = _residuals(proto.graph)
+        raise ExportError(f"{graphs.NEEDS}: {error}; {install_command('build')}") from error
+    found = graphs.residuals(proto.graph)
     names = [name for add, branch in found.values() for name in (add.input[1 - branch], add.input[branch])]
     for name in dict.fromkeys(names):
         proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
@@ -233,26 +230,28 @@ def leave_in_fp16(
     Raises:
         ExportError: `exclude` names what the model has not.
     """
-    original, _ = _load(model)
+    original, _ = graphs.load(model)
     import onnx
 
-    known = _layers(original.graph)
+    known = graphs.layers(original.graph)
     if foreign := [layer for layer in exclude if layer not in known]:
-        raise ExportError(f"expected layers of the model to leave in FP16, for example {LAST}, received {', '.join(foreign)}")
+        raise ExportError(
+            f"expected layers of the model to leave in FP16, for example {graphs.LAST}, received {', '.join(foreign)}"
+        )
     weights = {tensor.name: tensor for tensor in original.graph.initializer}
     info = read_metadata(quantised, "the quantised model")
     proto = onnx.load_from_string(quantised)
     maker = {output: node for node in proto.graph.node for output in node.output}
-    for layer, node in _layers(proto.graph).items():
+    for layer, node in graphs.layers(proto.graph).items():
         if layer in exclude and node.input[1] not in weights:
             weight = known[layer].input[1]
             node.input[0] = maker[maker[node.input[0]].input[0]].input[0]  # what was quantised and dequantised again
             node.input[1] = weight
             proto.graph.initializer.append(weights[weight])
-    _quantise_residuals(proto.graph, {layer: found for layer, found in residuals.items() if layer not in exclude})
-    _drop_unused(proto.graph)
-    _make_half(proto.graph)
-    return _finish(proto, info)
+    graphs.quantise_residuals(proto.graph, {layer: found for layer, found in residuals.items() if layer not in exclude})
+    graphs.drop_unused(proto.graph)
+    graphs.make_half(proto.graph)
+    return graphs.finish(proto, info)
 
 
 def measure(
@@ -343,145 +342,3 @@ def _refuse(when: str, parity: ParityReport) -> NoReturn:
     except ParityError as error:
         raise ParityError(f"{when}, {error}; build it in FP16") from None
     raise AssertionError("refused although its limits hold")
-
-
-def _load(model: bytes) -> tuple[Any, ModelInfo]:
-    """The ONNX ModelProto of an exported FP32 model, and what the model says about itself."""
-    info = read_metadata(model, "the model in memory")
-    if info.precision != "fp32":
-        raise ModelError(f"expected an exported model in FP32, received {info.name} in {info.precision}; export it again")
-    try:
-        import onnx
-    except ImportError as error:
-        raise ExportError(f"{_NEEDS}: {error}; {install_command('build')}") from error
-    proto = onnx.load_from_string(model)
-    fold_casts(proto)
-    if not {STEM, LAST} <= set(_layers(proto.graph)):
-        raise ExportError(f"expected convolutions named {STEM} and {LAST} in model {info.name}, found none; export it again")
-    return proto, info
-
-
-def _finish(proto: Any, info: ModelInfo) -> bytes:  # noqa: ANN401
-    """The file of a typed graph, checked."""
-    import onnx
-
-    proto.graph.ClearField("value_info")  # the types from before
-    del proto.opset_import[:]
-    proto.opset_import.append(onnx.helper.make_opsetid("", OPSET))
-    proto.ir_version = IR_VERSION
-    proto.producer_name, proto.producer_version = "convnextpose", ""
-    del proto.metadata_props[:]
-    onnx.helper.set_model_props(proto, write_metadata(info))
-    try:
-        onnx.checker.check_model(proto, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"the {info.precision} graph of model {info.name} is not valid ONNX: {error}") from error
-    data: bytes = proto.SerializeToString(deterministic=True)
-    return data
-
-
-def _layers(graph: Any) -> dict[str, Any]:  # noqa: ANN401
-    """The convolutions by name, in the order in which they run, quantised or not."""
-    maker = {output: node for node in graph.node for output in node.output}
-    layers = {}
-    for node in graph.node:
-        if node.op_type == "Conv":
-            weight = node.input[1]
-            layers[layer_name(maker[weight].input[0] if weight in maker else weight)] = node
-    return layers
-
-
-def _residuals(graph: Any) -> dict[str, tuple[Any, int]]:  # noqa: ANN401
-    """A block's additions, and which of their inputs the block's last convolution makes, by that convolution."""
-    made_by = {node.output[0]: layer for layer, node in _layers(graph).items()}
-    return {
-        made_by[name]: (node, index)
-        for node in graph.node
-        if node.op_type == "Add"
-        for index, name in enumerate(node.input)
-        if made_by.get(name, "").endswith(".pwconv2")
-    }
-
-
-def _quantise_residuals(graph: Any, ranges: Mapping[str, tuple[float, float]]) -> None:  # noqa: ANN401
-    """Put quantisation nodes before both inputs of the additions after some convolutions: symmetric, by tensor."""
-    import onnx
-
-    nodes, found = list(graph.node), _residuals(graph)
-    for layer, largest in ranges.items():
-        add, branch = found[layer]
-        for index, most in ((1 - branch, largest[0]), (branch, largest[1])):
-            name = f"{layer}.residual_{index}"
-            scale = np.array(max(most, np.finfo(np.float16).tiny * 127) / 127, np.float32)
-            graph.initializer.append(onnx.numpy_helper.from_array(scale, f"{name}_scale"))
-            graph.initializer.append(onnx.numpy_helper.from_array(np.array(0, np.int8), f"{name}_zero"))
-            ends = [f"{name}_scale", f"{name}_zero"]
-            pair = [
-                onnx.helper.make_node("QuantizeLinear", [add.input[index], *ends], [f"{name}_int8"], name=f"{name}_quantise"),
-                onnx.helper.make_node("DequantizeLinear", [f"{name}_int8", *ends], [name], name=f"{name}_dequantise"),
-            ]
-            place = next(position for position, node in enumerate(nodes) if node is add)
-            nodes[place:place] = pair
-            add.input[index] = name
-    _replace(graph.node, nodes)
-
-
-def _attribute(node: Any, name: str, default: int) -> int:  # noqa: ANN401
-    return next((attribute.i for attribute in node.attribute if attribute.name == name), default)
-
-
-def _make_half(graph: Any) -> None:  # noqa: ANN401
-    """Make everything up to the last convolution FP16, and cast its result to FP32."""
-    import onnx
-
-    types = onnx.TensorProto
-    last = _layers(graph)[LAST]
-    body = _ancestors(graph, [last.output[0]])
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    for node in body:
-        if node.op_type == "Cast":
-            for attribute in node.attribute:
-                if attribute.name == "to":
-                    attribute.i = types.FLOAT16
-        if node.op_type == "Resize":
-            continue  # its factors are FP32 in any graph
-        for name in node.input:
-            tensor = tensors.get(name)
-            if tensor is not None and tensor.data_type == types.FLOAT:
-                with np.errstate(over="ignore"):  # what does not fit shows when the graph is proven
-                    half = onnx.numpy_helper.to_array(tensor).astype(np.float16)
-                tensor.CopyFrom(onnx.numpy_helper.from_array(half, name))
-    logits = last.output[0]
-    last.output[0] = f"{logits}_fp16"
-    cast = onnx.helper.make_node("Cast", [last.output[0]], [logits], name="logits_to_fp32", to=types.FLOAT)
-    nodes = list(graph.node)
-    after = nodes.index(last) + 1
-    _replace(graph.node, [*nodes[:after], cast, *nodes[after:]])
-
-
-def _drop_unused(graph: Any) -> None:  # noqa: ANN401
-    """Drop the nodes and initializers that no output needs."""
-    needed = _ancestors(graph, [output.name for output in graph.output])
-    read = {name for node in needed for name in node.input}
-    _replace(graph.node, needed)
-    _replace(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in read])
-
-
-def _ancestors(graph: Any, names: list[str]) -> list[Any]:  # noqa: ANN401
-    """The nodes that make the named values, and those before them, in the graph's order."""
-    wanted, found = set(names), []
-    for node in reversed(graph.node):  # nodes stand after those that they read
-        if wanted & set(node.output):
-            wanted |= set(node.input)
-            found.append(node)
-    return found[::-1]
-
-
-def _replace(repeated: Any, items: list[Any]) -> None:  # noqa: ANN401
-    """Put other messages in the place of a repeated field's."""
-    copies = []
-    for item in items:
-        copies.append(type(item)())
-        copies[-1].CopyFrom(item)
-    del repeated[:]
-    repeated.extend(copies)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from numpy.typing import NDArray
 
 from convnextpose.errors import GeometryError, RuntimeUnavailableError
@@ -61,6 +63,7 @@ class SessionDescription:
         device: the device's name, e.g. `CPU`.
         precision: `fp32`, `bf16`, ...: what the convolutions really compute in; `int8+fp32` where some compute in each.
         threads: how many threads it computes on.
+        crops: where crops are made of frames: `cpu`, or `gpu` for a kernel of this project beside the network.
     """
 
     name: str
@@ -68,10 +71,12 @@ class SessionDescription:
     device: str
     precision: str
     threads: int
+    crops: str = "cpu"
 
     def __str__(self) -> str:
         """One line for people."""
-        return f"{self.name} {self.version} ({self.precision} on {self.device}, {self.threads} threads)"
+        around = ", crops on the GPU" if self.crops == "gpu" else ""
+        return f"{self.name} {self.version} ({self.precision} on {self.device}, {self.threads} threads{around})"
 
 
 class Session(Protocol):
@@ -147,6 +152,54 @@ class TicketSession(Session, Protocol):
             RuntimeUnavailableError: the session is closed, or the ticket was collected before.
         """
         ...
+
+
+ORIGINS = ArraySpec("origins", "uint8", (None, 96))
+"""What a `FrameSession` takes in place of its inputs: for each crop which frame it is of, and where in it."""
+
+
+class HeldFrame(Protocol):
+    """A frame on a session's GPU, for as long as its crops are wanted."""
+
+    def origins(self, crop_from_image: Sequence[NDArray[np.float64]]) -> NDArray[np.uint8]:
+        """What `run` takes as ORIGINS for crops of this frame.
+
+        Args:
+            crop_from_image: for each crop the affine 2x3 that takes the frame's px to the crop's.
+
+        Raises:
+            GeometryError: a matrix cannot be inverted.
+            RuntimeUnavailableError: the GPU failed.
+        """
+        ...
+
+
+@runtime_checkable
+class FrameSession(Session, Protocol):
+    """A session that may make the crops of a pose network itself, where the frame is, so that only the frame goes there."""
+
+    @property
+    def takes_frames(self) -> bool:
+        """Whether it does, here and with this network."""
+        ...
+
+    def hold(self, picture: Any) -> AbstractContextManager[HeldFrame]:  # noqa: ANN401
+        """A frame on its GPU; all runs with crops of it must have ended when the context is left.
+
+        Args:
+            picture: uint8 [H, W, 3] BGR, which may not change meanwhile; or an `engines.kernels.blocks.DeviceFrame`.
+        """
+        ...
+
+
+def check_given(arrays: Mapping[str, NDArray[Any]], session: Session) -> int:
+    """Refuse arrays that a session does not take, in place of its inputs ORIGINS too if it makes crops; their items' number.
+
+    Raises:
+        GeometryError: saying what was expected and what came.
+    """
+    frames = arrays.keys() == {ORIGINS.name} and isinstance(session, FrameSession) and session.takes_frames
+    return check_arrays(arrays, (ORIGINS,) if frames else session.inputs)
 
 
 def check_arrays(arrays: Mapping[str, NDArray[Any]], specs: tuple[ArraySpec, ...]) -> int:

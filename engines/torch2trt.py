@@ -27,10 +27,11 @@ from convnextpose.errors import CalibrationError, EngineError, RuntimeUnavailabl
 from convnextpose.variants import INPUT_SIZE
 from engines.calibration import CalibrationSet
 from engines.pose import PRECISIONS
-from engines.precision import CALIBRATION_BATCH, LAST, STEM
+from engines.precision import CALIBRATION_BATCH
 from engines.tensorrt.builder import BuildOptions, BuiltEngine
 from engines.tensorrt.gpu import find_gpu
 from engines.tensorrt.module import Library
+from engines.typed_graph import LAST, STEM
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

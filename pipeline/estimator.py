@@ -59,25 +59,26 @@ class Estimator:
         stopwatch = stopwatch or Stopwatch()
         size = frame.width, frame.height
         events: list[TrackEvent] = []
-        while True:
-            boxes, problems = [], []
-            for tracked in self._people.find(frame, stopwatch):
+        with self._model.hold(frame.image) as held:
+            while True:
+                boxes, problems = [], []
+                for tracked in self._people.find(frame, stopwatch):
+                    try:
+                        tracked.box.clip(*size)
+                    except GeometryError as error:  # one person: the others of the frame still have poses
+                        problems.append(str(error))
+                    else:
+                        boxes.append(tracked)
                 try:
-                    tracked.box.clip(*size)
-                except GeometryError as error:  # one person: the others of the frame still have poses
-                    problems.append(str(error))
-                else:
-                    boxes.append(tracked)
-            try:
-                read = predict(self._model, frame.image, boxes, stopwatch)
-            except GeometryError:  # whoever was followed was not seen in this frame
-                self._people.identify(())
-                raise
-            with stopwatch.span("track"):
-                known = self._people.identify(read)
-            events += known.events
-            if not known.look_again:
-                break
+                    read = predict(self._model, frame.image, boxes, stopwatch, held)
+                except GeometryError:  # whoever was followed was not seen in this frame
+                    self._people.identify(())
+                    raise
+                with stopwatch.span("track"):
+                    known = self._people.identify(read)
+                events += known.events
+                if not known.look_again:
+                    break
         self._size = self._size or size
         given = self._camera.resized(self._size, size) if self._camera else None
         camera = given or Intrinsics.assumed(*size)

@@ -16,6 +16,7 @@ from convnextpose.errors import GeometryError
 from convnextpose.skeleton import JointSet
 from convnextpose.variants import INPUT_SIZE
 from engines.pose import PoseModel
+from engines.session import HeldFrame
 from pipeline.timeline import Stopwatch
 from pipeline.types import Pose
 
@@ -91,9 +92,20 @@ def warp_crop(image: NDArray[np.uint8], region: Box, out: NDArray[np.uint8] | No
 
 
 def predict(
-    model: PoseModel, image: NDArray[np.uint8], boxes: Sequence[TrackedBox], stopwatch: Stopwatch | None = None
+    model: PoseModel,
+    image: NDArray[np.uint8],
+    boxes: Sequence[TrackedBox],
+    stopwatch: Stopwatch | None = None,
+    held: HeldFrame | None = None,
 ) -> tuple[RelativePose, ...]:
     """Read the people in boxes of a BGR picture [H, W, 3] uint8, BATCH at a time.
+
+    Args:
+        model: reads them.
+        image: the picture.
+        boxes: where they are.
+        stopwatch: is told where the time went.
+        held: the same picture as the model holds it, which then makes the crops; None to make them here.
 
     Raises:
         GeometryError: a box lies outside the picture.
@@ -105,9 +117,12 @@ def predict(
         batch = boxes[begin : begin + BATCH]
         with stopwatch.span("preprocess"):
             regions = [crop_region(tracked.box, width, height) for tracked in batch]
-            crops = np.empty((len(regions), INPUT_SIZE, INPUT_SIZE, 3), np.uint8)
-            for region, crop in zip(regions, crops, strict=True):
-                warp_crop(image, region, crop)
+            if held is None:
+                crops = np.empty((len(regions), INPUT_SIZE, INPUT_SIZE, 3), np.uint8)
+                for region, crop in zip(regions, crops, strict=True):
+                    warp_crop(image, region, crop)
+            else:
+                crops = held.origins([crop_from_image(region) for region in regions])
         with stopwatch.span("infer"):
             predictions = model.run(crops)
         for tracked, region, joints, scores in zip(batch, regions, predictions.joints, predictions.scores, strict=True):

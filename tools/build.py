@@ -16,8 +16,11 @@ from rich.table import Table
 
 from convnextpose import weights
 from convnextpose.errors import EngineError, PoseError
-from engines.build import BuildFailure, BuildReport, BuildRequest, BuildResult, Step, build, find_checkpoints
+from engines.build import build, find_checkpoints
+from engines.build_request import BuildFailure, BuildReport, BuildRequest, BuildResult, Step
+from engines.fastest import FASTEST, build_fastest
 from engines.manifest import BatchRange, EngineManifest
+from engines.precision import INT8_SCHEMES
 from engines.targets import find_target
 from engines.tensorrt.builder import BuildOptions
 from tools.console import make_console
@@ -53,8 +56,16 @@ def build_command(
         bool, typer.Option("--all", help="Build every checkpoint in the folder; without a folder, all default weights.")
     ] = False,
     precision: Annotated[
-        list[str] | None, typer.Option(help="fp16, int8, fp32; several by commas or by naming it again.", show_default="fp16")
+        list[str] | None,
+        typer.Option(
+            help="fp16, int8, fp32, several by commas or by naming it again; or fastest: the faster of fp16 and int8, timed on "
+            "the GPU at hand.",
+            show_default="fp16",
+        ),
     ] = None,
+    int8_scheme: Annotated[
+        str, typer.Option(help=f"Which layers INT8 is for: {', '.join(scheme.key for scheme in INT8_SCHEMES)}.")
+    ] = INT8_SCHEMES[0].key,
     target: Annotated[
         list[str] | None,
         typer.Option(
@@ -88,6 +99,12 @@ def build_command(
         str | None, typer.Option(help="tensorrt or tensorrt_rtx.", show_default="what the target prefers")
     ] = None,
     via: Annotated[str | None, typer.Option(help="torch2trt: for TensorRT 8 (JetPack 6.0).", show_default=False)] = None,
+    tail_kernel: Annotated[
+        bool,
+        typer.Option(
+            "--tail-kernel", help="Experimental: end the engine at its logits; a kernel makes joints of them (needs NVRTC)."
+        ),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Build again what is there; replace other files.")] = False,
 ) -> None:
     """Turn checkpoints into TensorRT engines: verify, export, type, prove, build, and write each with its manifest.
@@ -101,17 +118,20 @@ def build_command(
     sources = _sources(models or [], everything)
     try:
         targets = tuple(find_target(name) for name in _split(target or []))
+        precisions = _split(precision or [])
+        make = build_fastest if precisions == [FASTEST] else build
         requests = [
             BuildRequest(
                 source=source,
                 out=out,
-                precisions=tuple(_split(precision or [])),
+                precisions=() if make is build_fastest else tuple(precisions),
                 targets=targets,
-                options=BuildOptions(batch, workspace, version_compatible, hardware_compatible, dla_core),
+                options=BuildOptions(batch, workspace, version_compatible, hardware_compatible, dla_core, tail_kernel),
                 calibration=calibration,
                 library=library,
                 via=via,
                 overwrite=overwrite,
+                scheme=int8_scheme,
             )
             for source in sources
         ]
@@ -122,7 +142,7 @@ def build_command(
     with console.status("") as status:
         for request in requests:
             try:
-                report = build(request, lambda step: _show(console, status, step))
+                report = make(request, lambda step: _show(console, status, step))
             except PoseError as error:
                 report = BuildReport((), (BuildFailure(request.source, error),))
             for failure in report.failures:

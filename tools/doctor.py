@@ -84,6 +84,7 @@ def examine() -> list[Finding]:
         ("torch2trt", "TensorRT 8", _torch2trt),
         ("GPU", "TensorRT engines", lambda: [_gpu()]),
         ("TensorRT", "TensorRT engines", _tensorrt),
+        ("kernels", "crops on the GPU", lambda: [_kernels()]),
         ("weights", "running models", _weights),
         ("speed", "running models", _speed),
     ):
@@ -207,6 +208,22 @@ def _tensorrt() -> list[Finding]:
             findings.append(Finding(f"module {name}", "missing", found, "TensorRT engines", mend))
     usable = any(finding.state == "ok" for finding in findings)
     return [finding for finding in findings if not (usable and finding.found.endswith("is not installed"))]
+
+
+def _kernels() -> Finding:
+    """Whether an engine's crops can be made on the GPU: NVRTC compiles the kernels, for the GPU at hand if there is one."""
+    from engines.kernels.program import CROP, TAIL, compile_kernel
+    from engines.tensorrt.gpu import find_gpu
+
+    gpu = find_gpu()
+    try:
+        for kernel in (CROP, TAIL):
+            compile_kernel(kernel, gpu.compute_capability if gpu else "8.9")
+    except PoseError as error:
+        found, _, mend = str(error).rpartition("; ")
+        return Finding("kernels", "missing", f"crops are made on the CPU: {found or mend}", "crops on the GPU", mend)
+    told = "crops are made on the GPU, beside the engine" if gpu else "NVRTC compiles them; without a GPU nothing runs them"
+    return Finding("kernels", "ok", told, "crops on the GPU")
 
 
 def _weights() -> list[Finding]:

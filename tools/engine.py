@@ -14,8 +14,9 @@ from rich.markup import escape
 from convnextpose.errors import PoseError
 from engines import manifest as manifests
 from engines.manifest import EngineManifest
-from engines.sessions.tensorrt import MemoryUse, TensorRTSession, open_engine
+from engines.sessions.tensorrt import TensorRTSession, open_engine
 from engines.tensorrt.engine import LayerInfo
+from engines.tensorrt.slot import MemoryUse
 from tools.console import make_console
 
 app = typer.Typer(help="Look at TensorRT engines.", no_args_is_help=True)

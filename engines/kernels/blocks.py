@@ -1,4 +1,4 @@
-"""What the kernels are told: a frame on the GPU with its colours and the crops' matrices; and the shape of the logits."""
+"""What the kernels are told: for each crop a frame on the GPU with its colours, and a matrix; and the shape of the logits."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ LARGEST_SIDE_PX = 32_768
 
 VECTOR = 8
 """FP16 logits that the tail reads at once: the width of a heat-map is a multiple of it."""
+
+LOGITS = "logits"
+"""The one output of a graph or an engine that leaves joints and scores to the tail."""
 
 _THREADS, _VECTORS_EACH = 256, 4
 """Threads of a block of the tail, and how many vectors each has to read at least: fewer would not hide the memory's latency."""
@@ -109,54 +112,45 @@ class DeviceFrame:
             )
 
 
-FRAME = np.dtype(
+ORIGIN = np.dtype(
     [
         ("planes", np.uint64, 3),
         ("pitches", np.int32, 3),
         ("width", np.int32),
         ("height", np.int32),
         ("format", np.int32),
-        ("crops", np.int32),
         ("factors", np.float32, 6),
+        ("matrix", np.float32, (2, 3)),
     ],
     align=True,
 )
-"""`struct Frame` of `crop.cu`."""
-
-MATRIX_BYTES = 24
+"""`struct Origin` of `crop.cu`. One of zeros asks for no crop."""
 
 
-def crop_block_size(most: int) -> int:
-    """Bytes of the block that tells the crop kernel of a frame and up to `most` crops."""
-    return FRAME.itemsize + most * MATRIX_BYTES
-
-
-def write_crop_block(block: NDArray[np.uint8], frame: DeviceFrame, crop_from_image: Sequence[NDArray[np.float64]]) -> None:
-    """Fill a block that the crop kernel reads, in pinned memory or anywhere.
+def crop_origins(frame: DeviceFrame, crop_from_image: Sequence[NDArray[np.float64]]) -> NDArray[np.uint8]:
+    """What the crop kernel is told of crops of a frame.
 
     Args:
-        block: uint8 [size], where `crop_block_size(most)` is `size`.
         frame: where the pixels are.
         crop_from_image: for each crop the affine 2x3 that takes the frame's px to the crop's, as `convnextpose.crop` makes it.
 
+    Returns:
+        uint8 [N, 96]: an ORIGIN for each crop.
+
     Raises:
-        GeometryError: there are more crops than the block has room for, or a matrix cannot be inverted.
+        GeometryError: a matrix cannot be inverted.
     """
-    most = (len(block) - FRAME.itemsize) // MATRIX_BYTES
-    if len(crop_from_image) > most:
-        raise GeometryError(f"expected at most {most} crops, received {len(crop_from_image)}")
-    head = block[: FRAME.itemsize].view(FRAME)
-    head["planes"], head["pitches"] = 0, 0
-    head["planes"][0, : len(frame.planes)] = frame.planes
-    head["pitches"][0, : len(frame.pitches)] = frame.pitches
-    head["width"], head["height"], head["format"] = frame.width, frame.height, frame.format
-    head["crops"], head["factors"] = len(crop_from_image), frame.colours.factors()
-    matrices = block[FRAME.itemsize : FRAME.itemsize + most * MATRIX_BYTES].view(np.float32).reshape(most, 2, 3)
-    for matrix, given in zip(matrices, crop_from_image, strict=False):
+    origins = np.zeros(len(crop_from_image), ORIGIN)
+    origins["planes"][:, : len(frame.planes)] = frame.planes
+    origins["pitches"][:, : len(frame.pitches)] = frame.pitches
+    origins["width"], origins["height"], origins["format"] = frame.width, frame.height, frame.format
+    origins["factors"] = frame.colours.factors()
+    for origin, given in zip(origins, crop_from_image, strict=True):
         try:
-            matrix[:] = invert_affine(given)
+            origin["matrix"] = invert_affine(given)
         except np.linalg.LinAlgError:
             raise GeometryError(f"expected a matrix that can be inverted, received {np.asarray(given).tolist()}") from None
+    return origins.view(np.uint8).reshape(len(origins), ORIGIN.itemsize)
 
 
 VOLUME = np.dtype(

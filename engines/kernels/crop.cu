@@ -1,22 +1,22 @@
-// One frame and N affine matrices to N crops of 256 x 256 px: uint8 BGR, bilinear, black outside the frame.
+// Frames and an affine matrix for each crop to N crops of 256 x 256 px: uint8 BGR, bilinear, black outside the frame.
 //
 // Pixel centres lie at whole numbers, as for OpenCV's warpAffine. A crop's pixel (x, y) is read at source_from_crop * (x, y, 1).
-// What a frame and its matrices are stands in a block of memory, not in the arguments: so a CUDA graph that holds this kernel
-// can be replayed for another frame after the block has been written anew.
+// Where each crop comes from stands in memory, not in the arguments: so a CUDA graph that holds this kernel can be replayed for
+// other frames after that was written anew. Each crop names its own frame, so that one launch serves several cameras.
 
 #define SIDE 256
 
 enum Format { BGR = 0, NV12 = 1, YUV420 = 2 };
 
-// Mirrored by engines/kernels/blocks.py, FRAME. After it follow 6 floats for each crop: source_from_crop, row by row.
-struct Frame {
+// Mirrored by engines/kernels/blocks.py, ORIGIN.
+struct Origin {
     unsigned long long planes[3];  // addresses: BGR; or Y and UV; or Y, U and V
     int pitches[3];                // bytes from one row to the next
-    int width, height;             // px
+    int width, height;             // px; without a width the crop is left as it is
     int format;
-    int crops;                     // how many of the grid's crops are wanted
     float luma_offset, luma_gain;  // luma in 0..255 is (Y - offset) * gain
     float red_v, green_u, green_v, blue_u;
+    float matrix[6];               // source_from_crop, row by row
 };
 
 struct Tap {
@@ -61,11 +61,12 @@ static __device__ float clipped(float value)
 }
 
 // Threads (64, R): each makes four pixels of a row, which are three whole words of the result. Grid (1, 256 / R, N).
-extern "C" __global__ void crop(const Frame* frame, unsigned char* crops)
+extern "C" __global__ void crop(const Origin* origins, unsigned char* crops)
 {
     const int n = blockIdx.z;
-    if (n >= frame->crops) return;
-    const float* matrix = (const float*)(frame + 1) + 6 * n;
+    const Origin* frame = origins + n;
+    if (frame->width <= 0) return;
+    const float* matrix = frame->matrix;
     const int y = blockIdx.y * blockDim.y + threadIdx.y;
     const int width = frame->width, height = frame->height, format = frame->format;
     const unsigned char* first = (const unsigned char*)frame->planes[0];

@@ -103,25 +103,29 @@ class Kernels:
         self._device = device
         self._modules: list[Any] = []
         self._functions: dict[str, Any] = {}
-        for kernel, text in (sources or {CROP: None, TAIL: None}).items():
-            code = np.frombuffer(compile_kernel(kernel, device.gpu.compute_capability, text), np.uint8)
-            self._modules.append(device.call("cuModuleLoadData", f"load the kernel {kernel}", code.ctypes.data))
-            self._functions[kernel] = device.call(
-                "cuModuleGetFunction", f"find the kernel {kernel}", self._modules[-1], kernel.encode()
-            )
+        try:
+            for kernel, text in (sources or {CROP: None, TAIL: None}).items():
+                code = np.frombuffer(compile_kernel(kernel, device.gpu.compute_capability, text), np.uint8)
+                self._modules.append(device.call("cuModuleLoadData", f"load the kernel {kernel}", code.ctypes.data))
+                self._functions[kernel] = device.call(
+                    "cuModuleGetFunction", f"find the kernel {kernel}", self._modules[-1], kernel.encode()
+                )
+        except BaseException:
+            self.free()
+            raise
 
-    def crop(self, block: int, crops: int, most: int, stream: Any) -> None:  # noqa: ANN401 - a stream of the device
+    def crop(self, origins: int, crops: int, count: int, stream: Any) -> None:  # noqa: ANN401 - a stream of the device
         """Let a stream make crops.
 
         Args:
-            block: address of what `blocks.write_crop_block` wrote, on the GPU; it says how many crops are made, up to `most`.
-            crops: address of uint8 [most, 256, 256, 3] BGR, a multiple of 4. Crops beyond those that are made stay as they
+            origins: address of ORIGIN [count], a multiple of 8: what `blocks.crop_origins` gives, on the GPU.
+            crops: address of uint8 [count, 256, 256, 3] BGR, a multiple of 4. Where an origin is all zeros they stay as they
                 are.
-            most: how many crops there may be; one or more.
+            count: how many; one or more.
             stream: what does the work.
         """
-        grid = (1, INPUT_SIZE // CROP_THREADS[1], most)
-        self.launch(CROP, grid, CROP_THREADS, stream, _pointers(block, crops))
+        grid = (1, INPUT_SIZE // CROP_THREADS[1], count)
+        self.launch(CROP, grid, CROP_THREADS, stream, _pointers(origins, crops))
 
     def tail(
         self,

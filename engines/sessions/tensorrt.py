@@ -10,61 +10,28 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convnextpose.errors import DeviceMemoryError, GeometryError, RuntimeUnavailableError
+from convnextpose.errors import DeviceError, DeviceMemoryError, GeometryError, RuntimeUnavailableError
 from engines import manifest as manifests
+from engines.kernels.blocks import DeviceFrame
 from engines.manifest import EngineManifest, Machine
 from engines.roofline import Floor, Work, floor
-from engines.session import Arrays, ArraySpec, SessionDescription, check_arrays
+from engines.session import ORIGINS, Arrays, ArraySpec, HeldFrame, SessionDescription, check_given
 from engines.tensorrt import runtime_cache
 from engines.tensorrt.device import Device
 from engines.tensorrt.engine import Engine, LayerInfo
-from engines.tensorrt.foreign import adopt
+from engines.tensorrt.foreign import DeviceArray, adopt
+from engines.tensorrt.frames import Frames, kernels_around
 from engines.tensorrt.gpu import open_device
 from engines.tensorrt.module import LIBRARIES, Library, load_library
-from engines.tensorrt.slot import BatchTimes, Slot
+from engines.tensorrt.slot import BatchTimes, MemoryUse, Slot, Ticket, results_of
 from engines.timing import RunTimes
-
-
-@dataclass(frozen=True)
-class MemoryUse:
-    """Memory around an engine, bytes.
-
-    Attributes:
-        activations: what its layers need for the largest batch, once for each slot.
-        held: what this session has on the GPU for inputs, results and activations; the weights are not in it.
-        free: what nobody has on the GPU.
-    """
-
-    activations: int
-    held: int
-    free: int
-
-
-@dataclass(eq=False)
-class Ticket:
-    """A batch that was given to the GPU; the session's `collect` gives its results, once.
-
-    Attributes:
-        count: how many items it has.
-        slot: where it is in flight, None once it was collected.
-        replayed: whether a CUDA graph runs it.
-        begun_ns: when it was submitted.
-        inputs: arrays on the GPU that must live until it is done.
-    """
-
-    count: int
-    slot: Slot | None
-    replayed: bool
-    begun_ns: int
-    inputs: Mapping[str, Any]
 
 
 def open_engine(path: Path, name: str | None = None, *, binding: str = "auto") -> TensorRTSession:
@@ -114,6 +81,9 @@ class TensorRTSession:
     """Runs an engine: a `TicketSession`. Any thread may call it: it works in CUDA's primary context and makes that current
     for each call. No thread waits for the GPU while it keeps another out.
 
+    It is a `FrameSession` as well: where a pose network's crops can be made on the GPU, it takes a frame that it holds, and
+    where in it each crop is. Where they cannot, for want of NVRTC say, a RuntimeWarning says why, and the caller makes them.
+
     Where the GPU's memory does not suffice for three batches of the engine's largest size in flight, there are fewer, and then
     smaller ones; that is warned of when it is opened.
 
@@ -130,7 +100,8 @@ class TensorRTSession:
 
     Raises:
         EngineError: it does not fit the machine or its manifest, or TensorRT does not take it.
-        RuntimeUnavailableError: the GPU's memory does not suffice for the smallest batch.
+        RuntimeUnavailableError: the GPU's memory does not suffice for the smallest batch, or the engine ends at its logits and
+            the kernel that makes joints of them cannot be had.
     """
 
     def __init__(
@@ -155,15 +126,24 @@ class TensorRTSession:
         with device.current():
             opened = Engine(engine, manifest, library, device.free_bytes)
             kept = runtime_cache.read(cache, opened) if cache is not None and opened.compiles else None
-            self._slots = self._reserve(opened)
+            self._around = kernels_around(opened, manifest.model, device)
+            self._frames = None if self._around is None else Frames(device, self._around.uploads)
+            try:
+                self._slots = self._reserve(opened)
+            except BaseException:
+                self._free_around()
+                raise
             if cache is not None and opened.compiles:
                 runtime_cache.write(cache, opened, kept)
         self._engine: Engine | None = opened
         self._free = list(self._slots)
         self.inputs: tuple[ArraySpec, ...] = tuple(tensor.spec for tensor in opened.inputs)
-        self.outputs: tuple[ArraySpec, ...] = tuple(tensor.spec for tensor in opened.outputs)
-        self._results = {tensor.name: (tensor.item_shape, tensor.dtype) for tensor in opened.outputs}
-        self._description = SessionDescription(library.name, library.version, gpu.name, manifest.model.precision, 1)
+        results = results_of(opened, self._around)
+        self.outputs: tuple[ArraySpec, ...] = tuple(tensor.spec for tensor in results)
+        self._results = {tensor.name: (tensor.item_shape, tensor.dtype) for tensor in results}
+        self._description = SessionDescription(
+            library.name, library.version, gpu.name, manifest.model.precision, 1, "gpu" if self.takes_frames else "cpu"
+        )
 
     @property
     def limit(self) -> int:
@@ -196,6 +176,20 @@ class TensorRTSession:
         return self._unrecorded
 
     @property
+    def takes_frames(self) -> bool:
+        """Whether it makes crops itself, of frames that it holds."""
+        return self._frames is not None
+
+    def hold(self, picture: NDArray[np.uint8] | DeviceFrame) -> AbstractContextManager[HeldFrame]:
+        """A frame on the GPU; all runs with crops of it must have ended when the context is left.
+
+        Args:
+            picture: uint8 [H, W, 3] BGR, which may not change meanwhile; or a frame in the memory of this GPU.
+        """
+        assert self._frames is not None, "takes_frames tells"
+        return self._frames.hold(picture)
+
+    @property
     def times(self) -> RunTimes:
         """How long the latest run took; after runs of several threads, one of theirs."""
         return self._times
@@ -217,7 +211,7 @@ class TensorRTSession:
     def memory(self) -> MemoryUse:
         """What memory it takes now, and what is left."""
         with self._call() as engine:
-            held = sum(slot.held_bytes for slot in self._slots)
+            held = sum(slot.held_bytes for slot in self._slots) + (self._frames.held_bytes if self._frames else 0)
             return MemoryUse(engine.activation_bytes, held, self._device.free_bytes())
 
     def run(self, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
@@ -225,7 +219,8 @@ class TensorRTSession:
 
         Args:
             arrays: every input by its name, one item or more along axis 0, as many in each: of numpy, or of a library that has
-                them on the GPU (torch, CuPy); those are copied there, once their own stream has made them.
+                them on the GPU (torch, CuPy); those are copied there, once their own stream has made them. Or `origins`, what
+                a held frame gave for the crops.
 
         Raises:
             GeometryError: the arrays are not those of `inputs`.
@@ -237,7 +232,7 @@ class TensorRTSession:
         results = self._room(count)
         flying: list[tuple[Ticket, int]] = []
         finished: list[BatchTimes] = []
-        with self._call() as engine:
+        with self._call():
             try:
                 begin = 0
                 while begin < count or flying:
@@ -249,7 +244,7 @@ class TensorRTSession:
                         flying.pop(0)
                         continue
                     end = min(begin + self._limit, count)
-                    part = {tensor.name: given[tensor.name][begin:end] for tensor in engine.inputs}
+                    part = {name: array[begin:end] for name, array in given.items()}
                     flying.append((self._start(slot, part, end - begin), begin))
                     begin = end
             except BaseException:
@@ -301,9 +296,18 @@ class TensorRTSession:
             with self._device.current():
                 while self._slots:
                     self._slots.pop().free()
+                self._free_around()
                 # TensorRT's objects give memory back, too: while the GPU is current.
                 self._free.clear()
                 self._engine = None
+
+    def _free_around(self) -> None:
+        """Give back what runs around the engine; no slot may be left."""
+        if self._frames is not None and self._around is not None:
+            with suppress(DeviceError):  # whoever asked for a picture that failed was told of it
+                self._around.uploads.synchronize()
+            self._frames.close()
+            self._around.free()
 
     def _reserve(self, engine: Engine) -> list[Slot]:
         """Make as many slots of as large a batch as memory allows: rather fewer slots than a smaller batch.
@@ -316,7 +320,7 @@ class TensorRTSession:
             buckets = engine.buckets(limit)
             try:
                 while len(slots) < engine.slots:
-                    slots.append(Slot(self._device, engine, buckets))
+                    slots.append(Slot(self._device, engine, buckets, self._around))
             except DeviceMemoryError as error:
                 if slots:
                     break
@@ -370,7 +374,9 @@ class TensorRTSession:
         """The inputs, contiguous, and how many items they have."""
         adopted = {name: adopt(array, name) for name, array in arrays.items()}
         # An array on the GPU has what is looked at: a type, a shape, and a length.
-        count = check_arrays(adopted, self.inputs)  # type: ignore[arg-type]
+        count = check_given(adopted, self)  # type: ignore[arg-type]
+        if isinstance(adopted.get(ORIGINS.name), DeviceArray):
+            raise GeometryError(f"expected {ORIGINS.name} in the host's memory, received them on the GPU")
         given = {n: np.ascontiguousarray(a) if isinstance(a, np.ndarray) else a for n, a in adopted.items()}
         return given, count
 

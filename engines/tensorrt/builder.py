@@ -19,6 +19,7 @@ from engines.graph import layer_name
 from engines.manifest import HARDWARE_COMPATIBLE, MAX_BATCH, VERSION_COMPATIBLE, BatchRange, OptionValue
 from engines.tensorrt.gpu import find_gpu
 from engines.tensorrt.module import Library
+from engines.typed_graph import ends_at_logits
 
 CANCEL_WAIT_S = 30.0
 """How long an interrupted build is waited for: it ends between two steps."""
@@ -43,6 +44,7 @@ class BuildOptions:
         version_compatible: whether later versions of the library run it, too.
         hardware_compatible: `ampere_plus` or `same_compute_capability`, so that other GPUs run it, too; None for this one only.
         dla_core: the deep-learning accelerator that it runs on, layers that cannot on the GPU; None for the GPU alone.
+        tail_kernel: whether it ends at its logits, so that a kernel of this project makes joints and scores of them.
     """
 
     batch: BatchRange = field(default_factory=BatchRange)
@@ -50,6 +52,7 @@ class BuildOptions:
     version_compatible: bool = False
     hardware_compatible: str | None = None
     dla_core: int | None = None
+    tail_kernel: bool = False
 
     def named(self) -> dict[str, OptionValue]:
         """The options by name, as the manifest records them; it has the batch for itself."""
@@ -58,6 +61,7 @@ class BuildOptions:
             VERSION_COMPATIBLE: self.version_compatible,
             HARDWARE_COMPATIBLE: self.hardware_compatible,
             "dla_core": self.dla_core,
+            "tail_kernel": self.tail_kernel,
         }
 
 
@@ -155,7 +159,7 @@ def build_engine(
         raise RuntimeUnavailableError(f"{library.name} {library.version} does not start: {log.errors() or error}") from error
     network = builder.create_network(library.network_flags())
     parser = module.OnnxParser(network, logger)
-    if not parser.parse(onnx):
+    if not parser.parse(ends_at_logits(onnx) if options.tail_kernel else onnx):
         told = "; ".join(parser.get_error(index).desc() for index in range(min(parser.num_errors, LOG_LINES)))
         raise EngineError(f"{library.name} {library.version} does not take the graph: {told or log.errors()}")
     config = builder.create_builder_config()

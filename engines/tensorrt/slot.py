@@ -4,11 +4,15 @@ All of it is made, and run, when the session is opened. Afterwards no memory is 
 moves: whatever comes is copied into the engine's own inputs, so that one graph for each batch size serves all callers.
 TensorRT forbids to change a context whose work is in a graph, hence a context for each size. Those of a slot share one block
 of memory for activations, as they never run at the same time.
+
+Where the kernels of `engines.kernels` run, a second graph for each size has all the work between a frame and its poses: where
+the crops come from goes to the GPU, the crops are made, the engine runs, its logits become joints and scores if it ends at
+them, and those come back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnextpose.errors import DeviceError, DeviceMemoryError, EngineError, PoseError
-from engines.session import Arrays
+from engines.kernels.blocks import ORIGIN
+from engines.pose import CROPS, predicts
+from engines.session import ORIGINS, Arrays
 from engines.tensorrt.device import Device
-from engines.tensorrt.engine import Engine
+from engines.tensorrt.engine import Engine, Tensor
 from engines.tensorrt.foreign import DeviceArray
+from engines.tensorrt.frames import Around
 
 WARM_UPS = 2
 """Runs of a batch size before it is captured: libraries choose and load kernels in them."""
@@ -31,12 +38,27 @@ CAPTURES = 2
 
 @dataclass(frozen=True)
 class BatchTimes:
-    """The GPU's time for a batch, ms, and whether a graph ran it."""
+    """The GPU's time for a batch, ms, and whether a graph ran it. With crops made on the GPU all of it is in `inference_ms`."""
 
     copy_in_ms: float
     inference_ms: float
     copy_out_ms: float
     replayed: bool
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Memory around an engine, bytes.
+
+    Attributes:
+        activations: what its layers need for the largest batch, once for each slot.
+        held: what this session has on the GPU for frames, inputs, results and activations; the weights are not in it.
+        free: what nobody has on the GPU.
+    """
+
+    activations: int
+    held: int
+    free: int
 
 
 @dataclass(frozen=True)
@@ -49,10 +71,17 @@ class _Places:
 
 @dataclass
 class _Prepared:
-    """A context that has its shape, addresses and memory, and the graph of its work if there is one."""
+    """A context that has its shape, addresses and memory, and the graphs of its work if there are any.
+
+    Attributes:
+        context: the context.
+        graph: from crops to results, all on the GPU.
+        whole: from frames on the GPU to results on the host.
+    """
 
     context: Any
     graph: Any = None
+    whole: Any = None
 
 
 class Slot:
@@ -62,9 +91,11 @@ class Slot:
         device: the GPU.
         engine: what runs.
         buckets: the batch sizes that it will run, in ascending order.
+        around: the kernels around the engine; None for the engine alone.
 
     Attributes:
         buckets: those.
+        results: what it gives: the engine's outputs, or joints and scores of an engine that ends at its logits.
         unrecorded: why the work of a batch size is in no graph, by batch size; empty where every size has one.
 
     Raises:
@@ -72,38 +103,51 @@ class Slot:
         EngineError, DeviceError: TensorRT or CUDA failed.
     """
 
-    def __init__(self, device: Device, engine: Engine, buckets: tuple[int, ...]) -> None:
-        self._device, self._engine = device, engine
+    def __init__(self, device: Device, engine: Engine, buckets: tuple[int, ...], around: Around | None = None) -> None:
+        self._device, self._engine, self._around = device, engine, around
         self.buckets = buckets
+        self.results = results_of(engine, around)
         self.unrecorded: dict[int, str] = {}
         self._prepared: dict[int, _Prepared] = {}
         self._places: Mapping[str, _Places] = {}
         self._activations: Any = None
+        self._origins: _Places | None = None
+        self._workspace: Any = None
         self._shared: int | None = None
         with ExitStack() as made:
             self._stream = self._keep(made, device.stream())
             self._events = [self._keep(made, device.event()) for _ in range(4)]
-            tensors, most = (*engine.inputs, *engine.outputs), buckets[-1]
-            self._places = {
-                tensor.name: _Places(
-                    self._keep(made, device.allocate(most * tensor.item_bytes)),
-                    self._keep(made, device.pin(most * tensor.item_bytes)),
+            most = buckets[-1]
+
+            def room(size: int, *, pinned: bool = True) -> _Places:
+                return _Places(
+                    self._keep(made, device.allocate(most * size)),
+                    self._keep(made, device.pin(most * size)) if pinned else None,
                 )
-                for tensor in tensors
-            }
+
+            on_host = {tensor.name: tensor for tensor in (*engine.inputs, *self.results)}
+            inner = [tensor for tensor in engine.outputs if tensor.name not in on_host]  # logits
+            self._places = {name: room(tensor.item_bytes) for name, tensor in on_host.items()}
+            self._places |= {tensor.name: room(tensor.item_bytes, pinned=False) for tensor in inner}
+            if around is not None:
+                self._origins = room(ORIGIN.itemsize)
+                if around.tail is not None:
+                    self._workspace = self._keep(made, device.allocate(around.tail.workspace(most)))
+                    around.kernels.clear(self._workspace.address, self._workspace.size, self._stream)
             self._prepare(made)
             self._owned = made.pop_all()
 
     @property
     def held_bytes(self) -> int:
         """What it has of the GPU's memory."""
-        return sum(places.device.size for places in self._places.values()) + int(self._activations.size)
+        own = [places.device for places in (*self._places.values(), self._origins) if places is not None]
+        return sum(int(memory.size) for memory in (*own, self._activations, self._workspace) if memory is not None)
 
     def start(self, inputs: Mapping[str, NDArray[Any] | DeviceArray], count: int) -> bool:
         """Give the GPU `count` items, at most the last bucket's; returns before they are done.
 
         Args:
-            inputs: for each of the engine's inputs its items, contiguous.
+            inputs: for each of the engine's inputs its items, contiguous; or `origins`, where its crops come from.
             count: how many.
 
         Returns:
@@ -114,6 +158,8 @@ class Slot:
         """
         stream, events = self._stream, self._events
         size = next(bucket for bucket in self.buckets if bucket >= count)
+        if ORIGINS.name in inputs:
+            return self._start_whole(inputs[ORIGINS.name], count, size)
         filled: list[tuple[int, NDArray[np.uint8] | None, DeviceArray | None]] = []
         for tensor in self._engine.inputs:
             given, places = inputs[tensor.name], self._places[tensor.name]
@@ -135,13 +181,29 @@ class Slot:
         if prepared.graph is not None:
             prepared.graph.launch(stream)
         else:
-            self._enqueue(prepared.context)
+            self._enqueue(size, prepared.context)
         events[2].record(stream)
-        for tensor in self._engine.outputs:
-            places = self._places[tensor.name]
-            self._device.copy_out(places.pinned.array[: count * tensor.item_bytes], places.device.address, stream)
+        self._copy_out(count)
         events[3].record(stream)
         return prepared.graph is not None
+
+    def _start_whole(self, origins: Any, count: int, size: int) -> bool:  # noqa: ANN401
+        """`start` for crops that are made on the GPU."""
+        assert self._origins is not None and self._around is not None
+        stream, events, told = self._stream, self._events, self._origins.pinned.array
+        told[: count * ORIGIN.itemsize] = origins.reshape(-1)
+        told[count * ORIGIN.itemsize : size * ORIGIN.itemsize] = 0
+        stream.wait_for(self._around.uploads.handle)
+        for event in events[:2]:
+            event.record(stream)
+        prepared = self._ready(size)
+        if prepared.whole is not None:
+            prepared.whole.launch(stream)
+        else:
+            self._enqueue_whole(size, prepared.context)
+        for event in events[2:]:
+            event.record(stream)
+        return prepared.whole is not None
 
     def finish(self, count: int, results: Arrays, begin: int, *, replayed: bool) -> BatchTimes:
         """Wait for the batch in flight and put its `count` results where they belong, from item `begin` on.
@@ -150,7 +212,7 @@ class Slot:
             DeviceError: the GPU failed at it.
         """
         self._stream.synchronize()
-        for tensor in self._engine.outputs:
+        for tensor in self.results:
             found: NDArray[Any] = self._places[tensor.name].pinned.array[: count * tensor.item_bytes].view(tensor.dtype)
             results[tensor.name][begin : begin + count] = found.reshape(count, *tensor.item_shape)
         first, second, third, fourth = self._events
@@ -193,18 +255,25 @@ class Slot:
         for size in self.buckets:
             context = self._ready(size).context
             engine.give_memory(context, self._activations.address, needed)
-            self._warm_up(context)
+            self._warm_up(size)
+            if self._origins is not None:
+                self._origins.pinned.array[:] = 0
+                self._enqueue_whole(size, context)
+                self._stream.synchronize()
             if engine.slots > 1 and self._device.has_graphs:
-                self._capture(size)
+                prepared = self._prepared[size]
+                prepared.graph = self._capture(size, lambda: self._enqueue(size, context))  # noqa: B023 - called at once
+                if self._origins is not None:
+                    prepared.whole = self._capture(size, lambda: self._enqueue_whole(size, context))  # noqa: B023
 
     def _bind(self, size: int) -> None:
         """Give a batch size's context its shape and its addresses."""
         context = self._prepared[size].context
         self._engine.shape(context, size, self._stream.handle)
         self._stream.synchronize()  # a profile is switched by work on the stream
-        for name, places in self._places.items():
-            if not context.set_tensor_address(name, places.device.address):
-                raise self._engine.failed(f"does not take an address for {name}")
+        for tensor in (*self._engine.inputs, *self._engine.outputs):
+            if not context.set_tensor_address(tensor.name, self._places[tensor.name].device.address):
+                raise self._engine.failed(f"does not take an address for {tensor.name}")
 
     def _ready(self, size: int) -> _Prepared:
         """What runs a batch size; the one context of TensorRT before 10 is given the shape for it."""
@@ -214,41 +283,88 @@ class Slot:
             self._shared = size
         return self._prepared[size]
 
-    def _warm_up(self, context: Any) -> None:  # noqa: ANN401
+    def _warm_up(self, size: int) -> None:
         for _ in range(WARM_UPS):
-            self._enqueue(context)
+            self._enqueue(size, self._prepared[size].context)
         self._stream.synchronize()
 
-    def _capture(self, size: int) -> None:
-        """Record a batch size's work, or note why that cannot be done."""
-        prepared = self._prepared[size]
+    def _capture(self, size: int, work: Callable[[], None]) -> Any:  # noqa: ANN401
+        """The graph of a batch size's work; None where that cannot be recorded, and then a note why."""
+        context, graph = self._prepared[size].context, None
         for _ in range(CAPTURES):
             try:
-                if hasattr(prepared.context, "is_stream_capturable") and not prepared.context.is_stream_capturable(
-                    self._stream.handle
-                ):
+                if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(self._stream.handle):
                     raise EngineError("TensorRT says that this stream cannot be captured")
-                prepared.graph = self._device.capture(self._stream, lambda: self._enqueue(prepared.context))
-                prepared.graph.launch(self._stream)
+                graph = self._device.capture(self._stream, work)
+                graph.launch(self._stream)
                 self._stream.synchronize()
             except DeviceMemoryError:
                 raise
             except PoseError as error:  # not everything can be recorded: a layer on a DLA cannot
-                if prepared.graph is not None:
-                    prepared.graph.free()
-                    prepared.graph = None
+                if graph is not None:
+                    graph.free()
+                    graph = None
                 self.unrecorded[size] = str(error)
-                self._warm_up(prepared.context)
+                self._warm_up(size)
             else:
                 self.unrecorded.pop(size, None)
-                return
+                return graph
+        return None
 
-    def _enqueue(self, context: Any) -> None:  # noqa: ANN401
+    def _enqueue(self, size: int, context: Any) -> None:  # noqa: ANN401
+        """Give the stream the way from crops to results, all on the GPU."""
         if not context.execute_async_v3(self._stream.handle):
             raise self._engine.failed("cannot run the engine")
+        if self._around is not None and self._around.tail is not None:
+            (logits,) = (self._places[tensor.name].device.address for tensor in self._engine.outputs)
+            joints, scores = (self._places[tensor.name].device.address for tensor in self.results)
+            most, shape = self.buckets[-1], self._around.tail
+            self._around.kernels.tail(shape, logits, joints, scores, self._workspace.address, most, self._stream, count=size)
+
+    def _enqueue_whole(self, size: int, context: Any) -> None:  # noqa: ANN401
+        """Give the stream the way from frames on the GPU to results on the host."""
+        assert self._origins is not None and self._around is not None
+        told = self._origins.device.address
+        self._device.copy_in(told, self._origins.pinned.array[: size * ORIGIN.itemsize], self._stream)
+        self._around.kernels.crop(told, self._places[CROPS.name].device.address, size, self._stream)
+        self._enqueue(size, context)
+        self._copy_out(size)
+
+    def _copy_out(self, count: int) -> None:
+        for tensor in self.results:
+            places = self._places[tensor.name]
+            self._device.copy_out(places.pinned.array[: count * tensor.item_bytes], places.device.address, self._stream)
 
     def _drop_contexts(self) -> None:
         for prepared in self._prepared.values():
-            if prepared.graph is not None:
-                prepared.graph.free()
+            for graph in (prepared.graph, prepared.whole):
+                if graph is not None:
+                    graph.free()
         self._prepared = {}
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A batch that was given to the GPU; the session's `collect` gives its results, once.
+
+    Attributes:
+        count: how many items it has.
+        slot: where it is in flight, None once it was collected.
+        replayed: whether a CUDA graph runs it.
+        begun_ns: when it was submitted.
+        inputs: arrays on the GPU that must live until it is done.
+    """
+
+    count: int
+    slot: Slot | None
+    replayed: bool
+    begun_ns: int
+    inputs: Mapping[str, Any]
+
+
+def results_of(engine: Engine, around: Around | None) -> tuple[Tensor, ...]:
+    """What comes of an engine, with what runs around it."""
+    if around is None or around.tail is None:
+        return engine.outputs
+    joints, scores = predicts(around.tail.joint_count)
+    return tuple(Tensor(spec.name, spec.dtype, tuple(int(n or 0) for n in spec.shape[1:])) for spec in (joints, scores))

@@ -49,7 +49,12 @@ def compiled(kernel):
 
 
 class KernelDriver(Driver):
-    """The GPU in memory, that also loads and launches the kernels. Their arguments are copied when they are launched."""
+    """The GPU in memory, that also loads and launches the kernels. Their arguments are copied when they are launched.
+
+    Attributes:
+        modules: code that is not given back.
+        kernels, uploads: how many kernels were launched, and copies to the GPU asked for, outside of recordings.
+    """
 
     SIZES = {CROP: (8, 8), TAIL: (8, 8, 8, 8, 8, 36)}  # noqa: RUF012
     """Of the kernels' arguments, bytes."""
@@ -57,6 +62,11 @@ class KernelDriver(Driver):
     def __init__(self, **options):
         super().__init__(**options)
         self.modules = {}
+        self.kernels = self.uploads = 0
+
+    def cuMemcpyHtoDAsync(self, target, source, size, stream):  # noqa: N802
+        self.uploads += not self.records(stream)
+        return super().cuMemcpyHtoDAsync(target, source, size, stream)
 
     @_needs_context
     def cuModuleLoadData(self, image):  # noqa: N802
@@ -83,6 +93,7 @@ class KernelDriver(Driver):
             ctypes.create_string_buffer(ctypes.string_at(at, n), n) for at, n in zip(addresses, self.SIZES[kernel], strict=True)
         ]
         run = compiled(kernel)
+        self.kernels += not self.records(stream)
 
         def work():
             pointers = (ctypes.c_uint64 * len(copies))(*map(ctypes.addressof, copies))

@@ -453,23 +453,30 @@ def predict(crops, joint_count=18):
     return joints.astype(np.float32), scores.astype(np.float32)
 
 
-def engine_bytes(*, fewest=1, most=8, joint_count=18, activations=1000, crops_type="UINT8", profiles=(), padding=0):
+def engine_bytes(
+    *, fewest=1, most=8, joint_count=18, activations=1000, crops_type="UINT8", profiles=(), padding=0, network=None, logits=None
+):
     """An engine file for the TensorRT below; it needs `activations` bytes for each crop, thrice that for an odd number.
 
-    Its optimisation profiles are those given, as (fewest, most), or one from `fewest` to `most`.
+    Its optimisation profiles are those given, as (fewest, most), or one from `fewest` to `most`. It computes `predict`, or a
+    network of the module's by its name. With a shape of logits it gives FP16 logits in place of joints and scores.
     """
-    spec = dict(joint_count=joint_count, activations=activations, crops_type=crops_type)
+    spec = dict(joint_count=joint_count, activations=activations, crops_type=crops_type, network=network)
     spec["profiles"] = profiles or [(fewest, most)]
+    spec["outputs"] = {"joints": ("FLOAT", (joint_count, 3)), "scores": ("FLOAT", (joint_count,))}
+    if logits is not None:
+        spec["outputs"] = {"logits": ("HALF", logits)}
     return json.dumps({**spec, "padding": "x" * padding}).encode()
 
 
-def tensorrt_module(driver, family="10", *, refusals=0):
+def tensorrt_module(driver, family="10", *, refusals=0, networks=None):
     """A TensorRT module of a family on a GPU in memory.
 
     Args:
         driver: the GPU.
         family: one of FAMILIES.
         refusals: how many times its engines' work cannot be recorded in graphs, before it can.
+        networks: what engines may compute, by name: crops to the outputs by name.
 
     Attributes:
         refusals: how many are left.
@@ -555,16 +562,20 @@ def tensorrt_module(driver, family="10", *, refusals=0):
                 module.compilations += 1
                 self.engine.compiled.shapes.add(self.batch)
             batch, places, memory, version = self.batch, dict(self.addresses), self.memory, self.version
-            recorded, itself, joint_count = driver.records(stream), weakref.ref(self), self.engine.spec["joint_count"]
+            recorded, itself, spec = driver.records(stream), weakref.ref(self), self.engine.spec
 
             def work():
                 if recorded and (itself() is None or itself().version != version):
                     driver.violations.append("a context changed while its work was in a graph")
                 driver.write(memory[0], bytes([driver.random.randrange(256)]) * memory[1])
                 crops = np.frombuffer(driver.read(places["crops"], batch * CROP_BYTES), np.uint8)
-                joints, scores = predict(crops.reshape(batch, 256, 256, 3), joint_count)
-                driver.write(places["joints"], joints.tobytes())
-                driver.write(places["scores"], scores.tobytes())
+                crops = crops.reshape(batch, 256, 256, 3)
+                if spec["network"] is None:
+                    results = dict(zip(("joints", "scores"), predict(crops, spec["joint_count"]), strict=True))
+                else:
+                    results = networks[spec["network"]](crops)
+                for name, array in results.items():
+                    driver.write(places[name], array.tobytes())
 
             driver.give(stream, work)
             return True
@@ -580,10 +591,10 @@ def tensorrt_module(driver, family="10", *, refusals=0):
         Context.update_device_memory_size_for_shapes = lambda self: self.engine.needed(self.batch)
 
     class Engine:
-        num_io_tensors = 3
-
         def __init__(self, spec, logger):
             self.spec, self.logger = spec, logger
+            self.names = ("crops", *spec["outputs"])
+            self.num_io_tensors = len(self.names)
             self.num_optimization_profiles = len(spec["profiles"])
             self.compiled = None
 
@@ -595,17 +606,16 @@ def tensorrt_module(driver, family="10", *, refusals=0):
             return self.spec["activations"] * batch * (3 if batch % 2 else 1)
 
         def get_tensor_name(self, index):
-            return ("crops", "joints", "scores")[index]
+            return self.names[index]
 
         def get_tensor_mode(self, name):
             return _Kind.INPUT if name == "crops" else _Kind.OUTPUT
 
         def get_tensor_dtype(self, name):
-            return _Kind[self.spec["crops_type"]] if name == "crops" else _Kind.FLOAT
+            return _Kind[self.spec["crops_type"] if name == "crops" else self.spec["outputs"][name][0]]
 
         def get_tensor_shape(self, name):
-            joint_count = self.spec["joint_count"]
-            return {"crops": (-1, 256, 256, 3), "joints": (-1, joint_count, 3), "scores": (-1, joint_count)}[name]
+            return (-1, *((256, 256, 3) if name == "crops" else self.spec["outputs"][name][1]))
 
         def get_tensor_profile_shape(self, name, profile):
             fewest, most = self.spec["profiles"][profile]

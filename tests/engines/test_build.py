@@ -32,8 +32,9 @@ from convnextpose.errors import (
 from convnextpose.network import random_state
 from convnextpose.variants import Variant
 from engines import build as building
-from engines import manifest
-from engines.build import BuildRequest, build, find_checkpoints, plan
+from engines import build_job, manifest
+from engines.build import build, find_checkpoints, plan
+from engines.build_request import BuildRequest
 from engines.bundle import RecordedPoses, read_bundle
 from engines.calibration import MAX_PROOF_CROPS, MIN_CROPS, CalibrationSet, hash_crops
 from engines.manifest import BatchRange, EngineDraft, EngineManifest
@@ -290,8 +291,8 @@ def test_a_file_that_appears_during_a_build_stays(bundle, tmp_path, monkeypatch)
         engine.write_text("another program's")
         return original(*arguments)
 
-    original = building.build_engine
-    monkeypatch.setattr(building, "build_engine", build_engine)
+    original = build_job.build_engine
+    monkeypatch.setattr(build_job, "build_engine", build_engine)
     with pytest.raises(OutputExistsError):
         rebuild(bundle, tmp_path)
     assert engine.read_text() == "another program's"
@@ -376,7 +377,7 @@ def test_a_killed_build_holds_nobody_up(bundle, tmp_path):
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        with building._folder_lock(tmp_path, lambda: None):
+        with build_job.folder_lock(tmp_path, lambda: None):
             os.write(write, b"x")
             os.kill(os.getpid(), 9)
     os.read(read, 1)
@@ -463,7 +464,8 @@ def test_a_bundle_needs_neither_torch_nor_onnx(bundle, tmp_path):
     code = (
         "import sys\n"
         "for name in ('torch', 'onnx', 'onnxruntime', 'openvino', 'safetensors'): sys.modules[name] = None\n"
-        "from engines.build import BuildRequest, build\n"
+        "from engines.build import build\n"
+        "from engines.build_request import BuildRequest\n"
         "from engines.targets import find_target\n"
         "from pathlib import Path\n"
         f"report = build(BuildRequest({bundle!r}, Path({str(tmp_path)!r}), targets=(find_target('8.9'),)), lambda step: None)\n"
@@ -548,8 +550,8 @@ def test_an_engine_is_proven_where_it_can_run(error_mm, bundle, tmp_path, monkey
         opened.append(manifest.load(path))
         return PoseModel(Stand(opened[-1], read_bundle(Path(bundle)).model.proof, error_mm), opened[-1].model)
 
-    monkeypatch.setattr(building, "find_gpu", lambda: Gpu("NVIDIA GeForce RTX 4090", "8.9", "CUDA 13.0"))
-    monkeypatch.setattr(building, "open_pose_model", open_engine)
+    monkeypatch.setattr(build_job, "find_gpu", lambda: Gpu("NVIDIA GeForce RTX 4090", "8.9", "CUDA 13.0"))
+    monkeypatch.setattr(build_job, "open_pose_model", open_engine)
     report = build(BuildRequest(bundle, tmp_path, targets=(RTX40, find_target("rtx30"))), ignore)
     assert len(opened) == 1  # the other target's engine does not fit this GPU
     if error_mm > LIMITS["fp16"].max_mm:
@@ -571,7 +573,7 @@ def test_via_torch2trt(few, tmp_path, monkeypatch):
         told = {**options.named(), "via": "torch2trt", "torch2trt_version": "0.5"}
         return BuiltEngine(b"engine", library.name, library.version, ("8.9",), None, None, options.batch, told)
 
-    monkeypatch.setattr(building.torch2trt, "build_engine", build_engine)
+    monkeypatch.setattr(build_job.torch2trt, "build_engine", build_engine)
     request = BuildRequest("xs", tmp_path, ("int8",), (RTX40,), calibration=few, via="torch2trt")
     (result,) = build(request, ignore).results
     found = manifest.load(result.path)

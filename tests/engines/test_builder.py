@@ -19,11 +19,12 @@ from convnextpose.variants import Variant
 from engines.calibration import MIN_CROPS, CalibrationSet
 from engines.graph import pose_graph
 from engines.manifest import BatchRange
-from engines.precision import STEM, quantisable_layers, to_fp16, to_int8
+from engines.precision import quantisable_layers, to_fp16, to_int8
 from engines.tensorrt import builder as building
 from engines.tensorrt.builder import BuildOptions, build_engine, convolution_types, read_layers, split_batch
 from engines.tensorrt.device import Gpu
 from engines.tensorrt.module import Library, load_library
+from engines.typed_graph import STEM
 from tests.cases import fast_first
 from tests.engines.test_precision import Graph
 
@@ -83,6 +84,19 @@ def test_every_variant_computes_in_what_was_asked_for(variant, capabilities, rtx
             assert engine.compute_capabilities == (capability,)
             assert (engine.library, engine.library_version, engine.gpu_name) == (rtx.name, rtx.version, None)
             assert len(engine.data) < len(exported)
+
+
+def test_an_engine_may_end_at_its_logits(rtx, small):
+    """For the tail kernel: its last layer gives them in FP16, and nothing of what makes joints of them is left."""
+    engine = build_engine(small, rtx, "8.9", BuildOptions(tail_kernel=True))
+    whole = build_engine(small, rtx, "8.9")
+    assert engine.options["tail_kernel"] is True
+    assert len(engine.layers) < len(whole.layers)
+    (logits,) = engine.layers[-1].outputs
+    assert (logits.type, logits.dimensions[1:]) == ("Half", (18 * 32, 32, 32))
+    assert convolution_types(engine.layers, small) == convolution_types(whole.layers, small)
+    with pytest.raises(EngineError, match="to end at its logits, received one in fp32"):
+        build_engine(weights.load("xs").onnx.read_bytes(), rtx, "8.9", BuildOptions(tail_kernel=True))
 
 
 def test_fp32_computes_in_fp32(rtx):

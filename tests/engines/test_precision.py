@@ -20,8 +20,6 @@ from engines.opening import open_pose_model
 from engines.parity import FP32_LIMITS, LIMITS, compare
 from engines.precision import (
     INT8_SCHEMES,
-    LAST,
-    STEM,
     int8_within_limits,
     leave_in_fp16,
     measure,
@@ -30,6 +28,7 @@ from engines.precision import (
     to_fp16,
     to_int8,
 )
+from engines.typed_graph import LAST, STEM
 from tests.cases import fast_first
 
 pytest.importorskip("onnxruntime", reason="it quantises")

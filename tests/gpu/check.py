@@ -25,6 +25,7 @@ LIMITS_S = {
     "device": 30,
     "kernels": 60,
     "runtime": 40,
+    "frames": 45,
     "torch": 70,
     "typed": 45,
     "training": 45,

@@ -52,7 +52,8 @@ def builds(tmp_path_factory, pytestconfig):
     pytest.importorskip("onnx", reason="building needs onnx")
     from convnextpose.checkpoint import verify
     from convnextpose.network import random_state
-    from engines.build import BuildRequest, build
+    from engines.build import build
+    from engines.build_request import BuildRequest
     from engines.manifest import BatchRange
     from engines.targets import find_target
     from engines.tensorrt.builder import BuildOptions

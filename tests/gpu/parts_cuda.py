@@ -6,7 +6,8 @@ import platform
 import shutil
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from unittest import mock
 
 import numpy as np
 
@@ -139,7 +140,7 @@ def crops_of_frames(device, figures, made, found):
     import cv2
 
     from convnextpose.crop import Box, crop_from_image
-    from engines.kernels.blocks import BT709, DeviceFrame, PixelFormat, crop_block_size, write_crop_block
+    from engines.kernels.blocks import BT709, DeviceFrame, PixelFormat, crop_origins
     from tests.engines import kernel_twin
     from tests.engines.cpu_kernels import from_device, on_device
 
@@ -157,8 +158,7 @@ def crops_of_frames(device, figures, made, found):
         planes = [rng.integers(0, 256, shape, np.uint8) for shape in wanted]
         there = [on_device(found, plane) for plane in planes]
         pitches = tuple(plane[0].size for plane in planes)
-        told = np.zeros(crop_block_size(count), np.uint8)
-        write_crop_block(told, DeviceFrame(tuple(at.address for at in there), pitches, width, height, pixels, BT709), matrices)
+        told = crop_origins(DeviceFrame(tuple(at.address for at in there), pitches, width, height, pixels, BT709), matrices)
         result = np.zeros((count, 256, 256, 3), np.uint8)
         block, crops, stream = on_device(found, told), on_device(found, result), found.stream()
         made.crop(block.address, crops.address, count, stream)
@@ -251,7 +251,10 @@ def runtime(device, figures):
             library_version=library.version,
             compute_capabilities=(found.gpu.compute_capability,),
         )
-        session = TensorRTSession(data, manifest, library, found)
+        with ExitStack() as opening:
+            if device == "cpu":  # the engine alone; `frames` has the kernels around it
+                opening.enter_context(mock.patch("engines.sessions.tensorrt.kernels_around", lambda *_: None))
+            session = TensorRTSession(data, manifest, library, found)
         joints, scores = predict(most)
         for count in (1, 2, 3, 8, 9, 40, 1, 8, 40, 5):
             got = session.run({"crops": most[:count]})
@@ -272,4 +275,105 @@ def runtime(device, figures):
         session.close()
 
 
-PARTS = {"machine": machine, "device": device_layer, "kernels": kernels, "runtime": runtime}
+@contextmanager
+def kernels_compiled(device):
+    """Sessions compile the kernels by NVRTC; or without a GPU by a C++ compiler."""
+    from engines.kernels import program
+
+    compile_kernel = program.compile_kernel
+    if device == "cpu":
+        if shutil.which("g++") is None and shutil.which("clang++") is None:
+            raise LeftOutError("without a GPU the kernels are compiled by g++ or clang++, and neither is here")
+        program.compile_kernel = lambda kernel, capability, text: kernel.encode()
+    try:
+        yield
+    finally:
+        program.compile_kernel = compile_kernel
+
+
+def frames(device, figures):
+    """A frame and matrices in, poses out, in one graph: crop kernel, XS up to its logits in place of an engine, tail kernel."""
+    import cv2
+
+    from convnextpose import weights
+    from convnextpose.checkpoint import verify
+    from convnextpose.crop import Box, crop_from_image
+    from engines.kernels.blocks import TailShape
+    from engines.opening import open_pose_model
+    from engines.parity import LIMITS
+    from engines.pose import PoseModel
+    from engines.sessions.tensorrt import TensorRTSession
+    from engines.tensorrt.module import Library
+    from tests.engines.memory_gpu import engine_bytes, tensorrt_module
+    from tests.engines.test_frames import network
+    from tests.engines.test_tensorrt_session import manifest_of
+
+    image = cv2.VideoCapture(str(weights.DEMO_CLIP)).read()[1]
+    counts, rounds, most = ((1, 8), 200, 8) if device == "cuda" else ((1,), 1, 1)
+    regions = [Box(150 + 7 * k, 60 - 5 * k, 380 - 9 * k, 380 - 9 * k) for k in range(counts[-1])]
+    matrices = [crop_from_image(region) for region in regions]
+    with open_pose_model(weights.load("xs").onnx, "onnxruntime") as reference:
+        warped = np.stack([cv2.warpAffine(image, matrix, (256, 256), flags=cv2.INTER_LINEAR) for matrix in matrices])
+        expected, info = reference.run(warped), reference.info
+    tail = TailShape.of(info.variant, len(info.joint_set))
+    data = engine_bytes(most=most, network="logits", logits=(tail.joint_count * tail.depth, tail.height, tail.width))
+    with opened_device(device) as found, kernels_compiled(device):
+        if device == "cuda":
+            from tests.gpu.stand_in import cuda_module, torch_logits
+
+            module = cuda_module(found, network=torch_logits(verify(weights.load("xs").safetensors)))
+        else:
+            module = tensorrt_module(found._driver, networks={"logits": network("logits")})
+        library = Library(module.__name__, module.__version__, module)
+        manifest = manifest_of(
+            data,
+            library=library.name,
+            library_version=library.version,
+            compute_capabilities=(found.gpu.compute_capability,),
+        )
+        begun = time.perf_counter()
+        session = TensorRTSession(data, manifest, library, found)
+        figures["s to open"] = round(time.perf_counter() - begun, 2)
+        expect(session.takes_frames, "crops are made on the GPU")
+        figures["without a graph"] = {str(size): reason for size, reason in session.unrecorded.items()}
+        with PoseModel(session, manifest.model) as model:
+            with model.hold(image) as held:
+                of_frame = model.run(held.origins(matrices))
+            for name, result in (("of frames", of_frame), ("of crops", model.run(warped))):
+                difference = np.abs(result.joints - expected.joints)
+                score = float(np.abs(result.scores - expected.scores).max())
+                figures[f"{name}: px, mm, score at most"] = [
+                    float(difference[..., :2].max()),
+                    float(difference[..., 2].max()),
+                    score,
+                ]
+                limits = LIMITS["fp16"]
+                expect(
+                    difference[..., :2].max() <= limits.max_px
+                    and difference[..., 2].max() <= limits.max_mm
+                    and score <= limits.max_score,
+                    f"poses {name} are those of the CPU",
+                )
+            for count in counts:
+                times: dict[str, list[float]] = {"frame": [], "crops": []}
+                cpu, gpu = {"frame": 0.0, "crops": 0.0}, []
+                for _ in range(rounds):
+                    for way, spent in times.items():
+                        begun, busy = time.perf_counter(), time.process_time()
+                        if way == "frame":
+                            with model.hold(image) as held:
+                                model.run(held.origins(matrices[:count]))
+                            gpu.append(session.times.gpu_ms)
+                        else:
+                            warped = [cv2.warpAffine(image, m, (256, 256), flags=cv2.INTER_LINEAR) for m in matrices[:count]]
+                            model.run(np.stack(warped))
+                        spent.append(1e3 * (time.perf_counter() - begun))
+                        cpu[way] += 1e3 * (time.process_time() - busy) / rounds
+                row = {f"{way}: host ms": quantiles(spent) for way, spent in times.items()}
+                row |= {f"{way}: cpu ms": round(spent, 4) for way, spent in cpu.items()}
+                figures[f"{count} people of a {image.shape[1]}x{image.shape[0]} frame"] = (
+                    row | {"frame: gpu ms": quantiles(gpu)} if device == "cuda" else row
+                )
+
+
+PARTS = {"machine": machine, "device": device_layer, "kernels": kernels, "runtime": runtime, "frames": frames}

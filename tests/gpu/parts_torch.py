@@ -178,7 +178,8 @@ def tensorrt(device, figures):
     figures["modules"] = [f"{library.name} {library.version}" for library in loaded]
     if device == "cpu":
         raise LeftOutError("an engine needs a GPU to run")
-    from engines.build import BuildRequest, build
+    from engines.build import build
+    from engines.build_request import BuildRequest
     from engines.opening import open_pose_model
     from engines.parity import LIMITS, compare, noise_crops
     from engines.pose import PoseModel

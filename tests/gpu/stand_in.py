@@ -43,8 +43,41 @@ class _Nothing:
         work()
 
 
-def cuda_module(device, family="10"):
-    """A TensorRT module whose engines run on a `CudaDevice`; within the device's `current()`."""
+def torch_logits(checkpoint):
+    """A network up to its logits, in FP16 by torch: what a stand-in engine may compute in place of `predict`."""
+    import torch
+
+    from engines.folding import contract_network
+
+    network = contract_network(checkpoint, half=True).network.cuda().to(memory_format=torch.channels_last)
+    torch.cuda.synchronize()
+
+    def run(stream, batch, addresses):
+        shape = network.variant.spec
+        with torch.inference_mode(), torch.cuda.stream(torch.cuda.ExternalStream(stream)):
+            crops = _tensor(addresses["crops"], (batch, 256, 256, 3), "|u1")
+            logits = network.head(network.backbone(crops.half().permute(0, 3, 1, 2)))
+            size = (batch, network.joint_count * shape.depth_bins, shape.heatmap_size, shape.heatmap_size)
+            _tensor(addresses["logits"], size, "<f2").copy_(logits)
+
+    return run
+
+
+def _tensor(address, shape, kind):
+    import torch
+
+    told = {"data": (address, False), "shape": shape, "typestr": kind, "version": 3}
+    return torch.as_tensor(types.SimpleNamespace(__cuda_array_interface__=told), device="cuda")
+
+
+def cuda_module(device, family="10", *, network=None):
+    """A TensorRT module whose engines run on a `CudaDevice`; within the device's `current()`.
+
+    Args:
+        device: the GPU.
+        family: of TensorRT.
+        network: what its engines compute, given a stream, a batch size and addresses by name; None for `predict`.
+    """
     module = tensorrt_module(_Nothing(), family)
     kernel = Kernels(device, {"stand_in": SOURCE})
     plain = module.Runtime
@@ -63,6 +96,9 @@ def cuda_module(device, family="10"):
             return engine
 
     def execute(context, stream):
+        if network is not None:
+            network(stream, context.batch, context.addresses)
+            return True
         joint_count = context.engine.spec["joint_count"]
         places = [np.array(context.addresses[name], np.uint64) for name in ("crops", "joints", "scores")]
         arguments = [*places, np.array(joint_count, np.int32)]

@@ -21,10 +21,11 @@ from convnextpose import weights
 from convnextpose.network import random_state
 from convnextpose.variants import Variant
 from engines import manifest
-from engines.build import BuildRequest
+from engines.build_request import BuildRequest
 from engines.calibration import CalibrationSet
 from engines.manifest import BatchRange
 from engines.pose import PRECISIONS
+from engines.precision import INT8_SCHEMES
 from engines.targets import TARGETS
 from engines.tensorrt.builder import BuildOptions
 from tools.main import main
@@ -141,9 +142,21 @@ def test_without_a_gpu_the_gpu_at_hand_is_refused(cli, bundle, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_fastest_is_refused_where_nothing_can_be_timed(cli, tmp_path):
+    code, told, error = cli("xs", "--out", tmp_path, "--precision", "fastest", "--target", "rtx40")
+    assert code == 1
+    assert "times engines on the GPU that they are for, and there is no" in told + error
+    assert "name a precision, such as --precision fp16" in told + error
+    code, told, error = cli("xs-fp16-orin.bundle.zip", "--out", tmp_path, "--precision", "fastest")
+    assert "expected a checkpoint for --precision fastest, received the bundle" in told + error
+    code, told, error = cli("xs", "--out", tmp_path, "--precision", "fastest,fp16", "--target", "rtx40")
+    assert code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_all_without_a_folder_is_every_default_weight(monkeypatch, tmp_path):
     import tools.build as command
-    from engines.build import BuildReport
+    from engines.build_request import BuildReport
 
     seen = []
     monkeypatch.setattr(command, "build", lambda request, _: seen.append(request) or BuildReport((), ()))
@@ -172,18 +185,21 @@ paths = texts.filter(lambda text: not text.startswith("-")).map(Path)
     calibration=st.none() | paths,
     library=st.sampled_from([None, "tensorrt", "tensorrt_rtx"]),
     via=st.sampled_from([None, "torch2trt"]),
+    tail=st.booleans(),
+    scheme=st.sampled_from([scheme.key for scheme in INT8_SCHEMES]),
 )
 def test_the_command_in_a_manifest_asks_for_the_same(
-    source, out, precision, target, batch, workspace, compatible, level, core, calibration, library, via
+    source, out, precision, target, batch, workspace, compatible, level, core, calibration, library, via, tail, scheme
 ):
     """Whatever was asked for: the program, given the command that the manifest has, is asked for it again."""
     import tools.build as command
-    from engines.build import BuildReport
+    from engines.build_request import BuildReport
 
     if core is not None:  # a DLA takes FP16 and one number of crops
         precision, batch = "fp16", BatchRange(batch.max, batch.max, batch.max)
-    options = BuildOptions(batch, workspace, compatible, level, core)
-    asked = BuildRequest(source, out, (precision,), (target,), options, calibration, library, via)
+    tail = tail and via is None and precision != "fp32"
+    options = BuildOptions(batch, workspace, compatible, level, core, tail)
+    asked = BuildRequest(source, out, (precision,), (target,), options, calibration, library, via, scheme=scheme)
     seen = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command, "build", lambda request, _: seen.append(request) or BuildReport((), ()))

@@ -10,7 +10,7 @@ import cv2
 import pytest
 
 from convnextpose import weights
-from convnextpose.errors import ModelError
+from convnextpose.errors import ModelError, RuntimeUnavailableError
 from engines import manifest as manifests
 from engines.sessions import tensorrt as tensorrt_session
 from engines.sessions.base import LockedSession
@@ -41,6 +41,7 @@ def gpu(monkeypatch):
     """A GPU in memory with TensorRT 10 on it."""
     driver = Driver()
     module = tensorrt_module(driver)
+    monkeypatch.setattr(tensorrt_session, "kernels_around", lambda *_: None)
     monkeypatch.setattr(tensorrt_session, "load_library", lambda name: Library("tensorrt", module.__version__, module))
     monkeypatch.setattr(tensorrt_session, "open_device", lambda binding: CudaDevice(driver, "cuda-python in memory"))
     return driver
@@ -236,6 +237,22 @@ def test_the_doctor_tells_of_gpu_driver_binding_and_tensorrt_in_a_sentence_each(
     for finding in findings.values():
         assert "\n" not in finding["found"]
         assert (finding["mend"] == "") == (finding["state"] == "ok")
+
+
+def test_the_doctor_tells_where_crops_are_made(doctor, no_gpu, monkeypatch):
+    def missing(kernel, capability):
+        raise RuntimeUnavailableError(
+            "the kernels need NVRTC, which does not load: no such file; pip install nvidia-cuda-nvrtc"
+        )
+
+    monkeypatch.setattr("engines.kernels.program.compile_kernel", missing)
+    found = doctor()[1]["kernels"]
+    assert found["state"] == "missing"
+    assert found["found"] == "crops are made on the CPU: the kernels need NVRTC, which does not load: no such file"
+    assert found["mend"] == "pip install nvidia-cuda-nvrtc"
+    monkeypatch.setattr("engines.kernels.program.compile_kernel", lambda kernel, capability: b"code")
+    found = doctor()[1]["kernels"]
+    assert found["state"] == "ok"
 
 
 def test_the_doctor_says_what_is_experimental(doctor, no_gpu, monkeypatch):

@@ -91,7 +91,14 @@ def test_the_header_tells_what_the_numbers_are(tmp_path):
     assert header["model"] == {
         "name": "xs", "variant": "XS", "joint_set": "human36m", "checkpoint_sha256": "ab" * 32, "random": False,
     }  # fmt: skip
-    assert header["runtime"] == {"name": "onnxruntime", "version": "1.17", "device": "CPU", "precision": "fp32", "threads": 2}
+    assert header["runtime"] == {
+        "name": "onnxruntime",
+        "version": "1.17",
+        "device": "CPU",
+        "precision": "fp32",
+        "threads": 2,
+        "crops": "cpu",
+    }
     assert header["source"] == {"name": "walk.mp4", "width": 96, "height": 64, "frame_rate": 25.0, "frame_count": 250}
     assert set(frame) == {"type", "index", "time_s", "poses"}
     assert set(frame["poses"][0]) == {

@@ -1,0 +1,266 @@
+"""One engine of one model in one precision for one target: built, proven and written with its manifest, or a bundle of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+
+from convnextpose.errors import EngineError, OutputExistsError
+from convnextpose.files import child, read_file, show, write_file, write_files
+from engines import manifest, torch2trt
+from engines.build_request import BuildRequest, BuildResult, Plan, Progress, Step, step
+from engines.build_sources import CheckpointSource, Source
+from engines.bundle import BUNDLE_SUFFIX, Bundle, RecordedPoses, TypedModel, read_bundle, write_bundle
+from engines.manifest import ENGINE_SUFFIX, EngineDraft, EngineManifest, Machine, OptionValue
+from engines.opening import open_pose_model
+from engines.parity import LIMITS, compare
+from engines.precision import INT8_SCHEMES
+from engines.tensorrt.builder import BuiltEngine, build_engine, convolution_types
+from engines.tensorrt.gpu import find_gpu
+from engines.tensorrt.module import Library
+
+UNTOLD = "a type that the log does not tell"
+"""In a count of convolutions: those that the library's log leaves out."""
+
+MAX_TIMING_BYTES = 256 * 1024**2
+"""The largest timing cache that is read; one has some MB."""
+
+
+class Job:
+    """One engine of one model in one precision for one target."""
+
+    def __init__(self, request: BuildRequest, source: Source, precision: str, planned: Plan, progress: Progress) -> None:
+        self.precision = precision
+        self._request, self._source, self._plan = request, source, planned
+        self._progress = progress
+        self._info = source.info(precision)
+        target = planned.target.name
+        self.subject = f"{self._info.name} {precision} {target}"
+        try:
+            # Of a bundle the scheme was settled where it was made: its options name it no more than its precision.
+            scheme = request.scheme if precision == "int8" and isinstance(source, CheckpointSource) else INT8_SCHEMES[0].key
+            called = precision if scheme == INT8_SCHEMES[0].key else f"{precision}-{scheme}"
+            suffix = ENGINE_SUFFIX if planned.library else BUNDLE_SUFFIX
+            self._path = child(request.out, f"{self._info.name}-{called}-{target}{suffix}")
+        except ValueError as error:  # the name may be out of a bundle
+            raise EngineError(f"{show(request.source)}: {error}") from error
+        self._replacing: tuple[Path, ...] = ()
+        self._options: dict[str, OptionValue] = {**request.options.named(), "via": request.via}
+
+    def kept(self) -> BuildResult | None:
+        """What is there already, where it is what was asked for.
+
+        Raises:
+            OutputExistsError: something else is there, and may not be replaced.
+        """
+        self._replacing = (self._path, manifest.path_of(self._path)) if self._request.overwrite else ()
+        if self._request.overwrite:
+            return None
+        if not self._path.exists():
+            self._look_at_lone_manifest()
+            return None
+        try:
+            found = manifest.read(self._path) if self._plan.library else read_bundle(self._path).draft
+        except EngineError as error:
+            raise OutputExistsError(
+                f"{self._path} is there and does not tell what it is ({error}); replace it with --overwrite, or name another "
+                "folder"
+            ) from error
+        if found.model.checkpoint_sha256 != self._info.checkpoint_sha256:
+            raise OutputExistsError(
+                f"{self._path} is there and of another checkpoint ({found.model.checkpoint_sha256[:12]}, asked for was "
+                f"{self._info.checkpoint_sha256[:12]}); replace it with --overwrite, or name another folder"
+            )
+        self._replacing = (self._path, manifest.path_of(self._path))  # of this checkpoint, made by another build
+        wanted = (self._info, self._plan.target.name, self._request.options.batch)
+        if (found.model, found.target, found.batch) != wanted or not self._options.items() <= found.options.items():
+            return None
+        if isinstance(found, EngineManifest) and not self._fits(found):
+            return None
+        self._progress(Step(self.subject, f"{self._path.name} is there already and fits: nothing to do", done=True))
+        return BuildResult(self._path, "kept", found)
+
+    def _look_at_lone_manifest(self) -> None:
+        """Let a manifest be replaced whose engine is not there: a build that was killed between the two leaves one."""
+        lone = manifest.path_of(self._path)
+        if self._plan.library and lone.exists():
+            try:
+                manifest.read(self._path)
+            except EngineError as error:
+                raise OutputExistsError(
+                    f"{lone} is there and is no manifest ({error}); replace it with --overwrite, or name another folder"
+                ) from error
+            self._replacing = (lone,)
+
+    def _fits(self, found: EngineManifest) -> bool:
+        """Whether an engine is whole, and what would be built again."""
+        planned = self._plan
+        assert planned.library is not None
+        try:
+            manifest.load(self._path)
+        except EngineError:
+            return False
+        return (found.library, found.library_version, found.compute_capabilities, found.gpu_name) == (
+            planned.library.name,
+            planned.library.version,
+            (planned.compute_capability,),
+            planned.gpu.name if planned.gpu else None,
+        )
+
+    def make(self) -> BuildResult:
+        """Build the engine, or write its bundle; one at a time in one folder, so that an engine and its manifest fit."""
+        typed = self._source.typed(self.precision)
+        with folder_lock(self._request.out, lambda: self._tell(f"waiting for another build in {self._request.out}")):
+            if kept := self.kept():
+                return kept
+            draft = EngineDraft(
+                model=typed.info,
+                onnx_sha256=hashlib.sha256(typed.onnx).hexdigest(),
+                target=self._plan.target.name,
+                batch=self._request.options.batch,
+                options=self._options,
+                excluded_layers=typed.excluded,
+                graph_parity=typed.parity,
+                command=self._request.command(self.precision, self._plan.target.name),
+            )
+            return self._build(typed, draft) if self._plan.library else self._bundle(typed, draft)
+
+    def _build(self, typed: TypedModel, draft: EngineDraft) -> BuildResult:
+        library = self._plan.library
+        assert library is not None
+        with step(self._progress, self.subject, f"building with {library.name} {library.version}") as done:
+            cache = self._request.out / f"{library.name}-{library.version}-{self._plan.compute_capability}.timing"
+            built = self._built(library, typed, cache)
+            types = _count_types(built, typed)
+            # Only where the log tells of every convolution: what it leaves out may well be in INT8.
+            if typed.info.precision == "int8" and types and not types["Int8"] and not types[UNTOLD]:
+                raise EngineError(
+                    f"{library.name} {library.version} computes no convolution of this INT8 graph in INT8 on "
+                    f"{self._plan.compute_capability}, but in {', '.join(types)}: build it in FP16"
+                )
+            told = ", ".join(f"{count} in {kind}" for kind, count in types.most_common()) or "not told"
+            done(f"built by {library.name} {library.version}: {len(built.layers)} layers, convolutions: {told}")
+        found = EngineManifest(
+            **{field.name: getattr(draft, field.name) for field in fields(draft)},
+            engine_sha256=hashlib.sha256(built.data).hexdigest(),
+            engine_bytes=len(built.data),
+            library=built.library,
+            library_version=built.library_version,
+            compute_capabilities=built.compute_capabilities,
+            gpu_name=built.gpu_name,
+            driver=built.driver,
+            engine_parity=None,
+        )
+        found = replace(found, options={**built.options, **found.options})
+        if _runs_here(found):
+            found = self._proven(found, built, typed)
+        write_files(_pair(built.data, found, self._path), self._replacing)
+        if built.timing_cache is not None:
+            write_file(cache, built.timing_cache, overwrite=True)
+        self._tell(f"wrote {self._path.name} ({len(built.data) / 2**20:.1f} MiB) and its manifest")
+        return BuildResult(self._path, "built", found, tuple(types.most_common()))
+
+    def _built(self, library: Library, typed: TypedModel, cache: Path) -> BuiltEngine:
+        options = self._request.options
+        if self._request.via is not None:
+            assert isinstance(self._source, CheckpointSource)
+            return torch2trt.build_engine(
+                self._source.checkpoint,
+                library,
+                precision=self.precision,
+                options=options,
+                calibration_crops=self._source.crops.calibration,
+            )
+        capability = None if self._plan.gpu else self._plan.compute_capability
+        timings = b""
+        if library.keeps_timings and cache.exists():
+            timings = read_file(cache, MAX_TIMING_BYTES, EngineError, "a timing cache of earlier builds")
+        return build_engine(typed.onnx, library, capability, options, timings)
+
+    def _proven(self, found: EngineManifest, built: BuiltEngine, typed: TypedModel) -> EngineManifest:
+        """The manifest with the proof of the engine itself, on the GPU at hand.
+
+        Raises:
+            ParityError: it strays past its limits; names the worst joints.
+        """
+        with step(self._progress, self.subject, "proving the engine") as done:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / self._path.name
+                write_files(_pair(built.data, found, path))
+                with open_pose_model(path, "tensorrt") as candidate:
+                    proof, reference = typed.proof, RecordedPoses(typed.proof, replace(typed.info, precision="fp32"))
+                    parity = compare(reference, candidate, proof.crops, LIMITS[typed.info.precision])
+            parity.check()
+            done(f"engine: {parity}")
+        return replace(found, engine_parity=parity)
+
+    def _bundle(self, typed: TypedModel, draft: EngineDraft) -> BuildResult:
+        there = replace(self._request, source=self._path.name, out=Path(), precisions=(), targets=(), calibration=None)
+        draft = replace(draft, command=there.command("", draft.target))
+        write_bundle(Bundle(draft, typed), self._path, overwrite=self._path in self._replacing)
+        target = self._plan.target
+        fits = [jetpack.version for jetpack in target.jetpacks if jetpack.strongly_typed]
+        needs = f" (JetPack {', '.join(fits)})" if fits else ""
+        self._tell(f"cannot be built here: {self._plan.reason}")
+        self._tell(f"wrote {self._path.name}: take it to {target.title}{needs} and run `{draft.command}`")
+        return BuildResult(self._path, "bundled", draft)
+
+    def _tell(self, text: str) -> None:
+        self._progress(Step(self.subject, text, done=True))
+
+
+def _runs_here(found: EngineManifest) -> bool:
+    """Whether there is a GPU here that an engine fits."""
+    gpu = find_gpu()
+    if gpu is None:
+        return False
+    return not found.misfit(Machine(found.library, found.library_version, gpu.compute_capability, gpu.name, gpu.driver))
+
+
+def _count_types(built: BuiltEngine, typed: TypedModel) -> Counter[str]:
+    """How many convolutions compute in which type, or UNTOLD; none where the library, or a missing `onnx`, tells nothing."""
+    try:
+        import onnx
+
+        found = convolution_types(built.layers, typed.onnx)
+    except ImportError:  # a machine that builds from a bundle need not have it
+        return Counter()
+    untold = sum(node.op_type == "Conv" for node in onnx.load_from_string(typed.onnx).graph.node) - len(found)
+    return Counter(weights for _, weights in found.values()) + Counter({UNTOLD: untold if found else 0})
+
+
+@contextmanager
+def folder_lock(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Keep other builds out of a folder meanwhile, in this process and others; the system lifts it if the process dies.
+
+    Where there are no such locks nothing is locked: an engine and a manifest of two builds are then found not to fit when
+    they are loaded.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+def _pair(engine: bytes, found: EngineManifest, path: Path) -> dict[Path, bytes]:
+    """An engine and its manifest by their places, the manifest first: an engine without one would be of unknown origin."""
+    return {manifest.path_of(path): found.to_json().encode(), path: engine}

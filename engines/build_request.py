@@ -1,0 +1,201 @@
+"""What is to be built, how it is made on this machine, and what came of it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from convnextpose.errors import EngineError, PoseError
+from engines.manifest import EngineDraft
+from engines.pose import PRECISIONS
+from engines.precision import INT8_SCHEMES, Int8Scheme
+from engines.targets import Target
+from engines.tensorrt.builder import BuildOptions
+from engines.tensorrt.device import Gpu
+from engines.tensorrt.module import LIBRARIES, Library
+
+TORCH2TRT = "torch2trt"
+"""The way for TensorRT 8, which has no strongly typed networks; `engines.torch2trt`."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a build does, for whoever watches.
+
+    Attributes:
+        subject: what it works on: a model's name, its precision, its target.
+        text: what is done, in words.
+        done: whether it is, or begins.
+    """
+
+    subject: str
+    text: str
+    done: bool
+
+
+Progress = Callable[[Step], None]
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What is to be built of one model.
+
+    Attributes:
+        source: name of default weights, a checkpoint, or a bundle.
+        out: the folder for the engines; made if it is not there.
+        precisions: fp32, fp16, int8; none for FP16, or for a bundle's own.
+        targets: what for; none for the GPU at hand, or for a bundle's own.
+        options: the builder's.
+        calibration: the calibration set, None for the one that the package ships. It proves graphs of every precision.
+        library: `tensorrt` or `tensorrt_rtx`; None for what a target prefers.
+        via: `torch2trt` for TensorRT 8, otherwise None.
+        overwrite: whether to build again what is there, and to replace files of another origin.
+        scheme: which layers an INT8 graph tries to have in INT8, one of `engines.precision.INT8_SCHEMES` by its key.
+    """
+
+    source: str
+    out: Path
+    precisions: tuple[str, ...] = ()
+    targets: tuple[Target, ...] = ()
+    options: BuildOptions = field(default_factory=BuildOptions)
+    calibration: Path | None = None
+    library: str | None = None
+    via: str | None = None
+    overwrite: bool = False
+    scheme: str = INT8_SCHEMES[0].key
+
+    def __post_init__(self) -> None:
+        """Check the names, and that a target has what is asked for.
+
+        Raises:
+            EngineError: one is unknown, or it has not.
+        """
+        if unknown := [name for name in self.precisions if name not in PRECISIONS]:
+            raise EngineError(f"expected precision {', '.join(PRECISIONS)}, received {', '.join(unknown)}")
+        if self.library not in (None, *LIBRARIES):
+            raise EngineError(f"expected library {' or '.join(LIBRARIES)}, received {self.library!r}")
+        if self.via not in (None, TORCH2TRT):
+            raise EngineError(f"expected {TORCH2TRT}, received {self.via!r}")
+        if self.scheme not in (keys := [scheme.key for scheme in INT8_SCHEMES]):
+            raise EngineError(f"expected INT8 scheme {', '.join(keys)}, received {self.scheme!r}")
+        batch = self.options.batch
+        if self.options.dla_core is not None and batch.min != batch.max:
+            raise EngineError(
+                f"expected one number of crops for --dla-core, such as --batch 4,4,4, received {batch.min} to {batch.max}: a "
+                "DLA takes no other"
+            )
+        check_dla(self.options, self.precisions)
+        if self.options.tail_kernel and (self.via is not None or "fp32" in self.precisions):
+            raise EngineError(
+                f"expected precision fp16 or int8 for --tail-kernel, which reads FP16 logits, received {self.via or 'fp32'}"
+            )
+        for target in self.targets:
+            if self.options.dla_core is not None and not (target.dla or target.is_at_hand):
+                raise EngineError(f"expected a target with a DLA for --dla-core, {target.title} has none")
+
+    @property
+    def int8_scheme(self) -> Int8Scheme:
+        """The INT8 scheme."""
+        return next(scheme for scheme in INT8_SCHEMES if scheme.key == self.scheme)
+
+    def command(self, precision: str, target: str) -> str:
+        """The command that builds one of its engines."""
+        options, plain = self.options, BuildOptions()
+        words = ["convnextpose", "build", self.source, "--out", str(self.out)]
+        words += ["--precision", precision] if precision else []  # a bundle has its own
+        words += ["--target", target]
+        words += ["--int8-scheme", self.scheme] if self.scheme != INT8_SCHEMES[0].key else []
+        if options.batch != plain.batch:
+            words += ["--batch", ",".join(str(getattr(options.batch, f.name)) for f in fields(options.batch))]
+        for name, value in options.named().items():
+            if value is not None and value is not False:  # a core may be 0
+                words += ["--" + name.removesuffix("_mib").replace("_", "-"), *([] if value is True else [str(value)])]
+        for name, given in (("calibration", self.calibration), ("library", self.library), ("via", self.via)):
+            if given is not None:
+                words += [f"--{name}", str(given)]
+        return shlex.join(words)
+
+
+def check_dla(options: BuildOptions, precisions: tuple[str, ...]) -> None:
+    """Refuse a precision that a DLA is not known to take.
+
+    Raises:
+        EngineError: saying which it takes.
+    """
+    if options.dla_core is not None and (refused := [name for name in precisions if name != "fp16"]):
+        raise EngineError(
+            f"expected precision fp16 for --dla-core, received {', '.join(refused)}: a DLA computes in no FP32, and was never "
+            "shown to take a graph with quantisation nodes"
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an engine for a target is made on this machine.
+
+    Attributes:
+        target: the target.
+        library: what builds it; None where nothing here can, so that a bundle is written.
+        compute_capability: what it is built for, such as `8.9`.
+        gpu: the GPU at hand, None where the engine is built without one.
+        reason: why nothing here can build it.
+    """
+
+    target: Target
+    library: Library | None
+    compute_capability: str = ""
+    gpu: Gpu | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What came of one engine.
+
+    Attributes:
+        path: the engine, or the bundle.
+        outcome: `built`, `kept` (it was there already), or `bundled`.
+        draft: its manifest; a bundle's draft.
+        convolutions: how many convolutions compute in which type, as far as the library told: `Half`, `Int8`, `Float`.
+    """
+
+    path: Path
+    outcome: str
+    draft: EngineDraft
+    convolutions: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class BuildFailure:
+    """Something that could not be built.
+
+    Attributes:
+        subject: the model, its precision and its target.
+        error: why.
+    """
+
+    subject: str
+    error: PoseError
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What came of a request.
+
+    Attributes:
+        results: the engines and bundles that are there now.
+        failures: what is not.
+    """
+
+    results: tuple[BuildResult, ...]
+    failures: tuple[BuildFailure, ...]
+
+
+@contextmanager
+def step(progress: Progress, subject: str, text: str) -> Iterator[Callable[[str], None]]:
+    """Tell that something begins, and, once the function that this gives is called, that it is done and what came of it."""
+    progress(Step(subject, text, done=False))
+    yield lambda result: progress(Step(subject, result, done=True))
