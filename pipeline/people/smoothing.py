@@ -73,8 +73,10 @@ class _Filter(Generic[Value]):
     """
 
     def __init__(self, settings: OneEuro | _Settings, length: Callable[[Value], Value], value: Value) -> None:
-        self._settings, self._length = settings, length
-        self._raw = self.smoothed = value
+        self._settings = settings
+        self._length: Callable[[Value], Value] = length
+        self._raw: Value = value
+        self.smoothed: Value = value
         self._speed: Value = value * 0.0
 
     def step(self, elapsed_s: float, value: Value) -> Value:
