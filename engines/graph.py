@@ -188,7 +188,7 @@ def _example(spec: ArraySpec) -> Tensor:
     import torch
 
     free = {axis: 2 if axis == 0 else LEAST_SIDE + axis * SIDE_STEP for axis in _free_axes(spec)}
-    return torch.zeros([free.get(axis, length) for axis, length in enumerate(spec.shape)], dtype=getattr(torch, spec.dtype))
+    return torch.zeros([free[axis] if n is None else n for axis, n in enumerate(spec.shape)], dtype=getattr(torch, spec.dtype))
 
 
 def _free_axes(spec: ArraySpec) -> dict[int, Any]:

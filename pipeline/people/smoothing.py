@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,7 +82,7 @@ class _Filter(Generic[Value]):
     def step(self, elapsed_s: float, value: Value) -> Value:
         """The value, smoothed, a time above 0 after the last one."""
         settings, radians = self._settings, 2 * math.pi * elapsed_s
-        rate = radians * settings.speed_cutoff_hz
+        rate: Any = radians * settings.speed_cutoff_hz  # a number, or a column of one for each point
         self._speed = self._speed + rate / (rate + 1) * ((value - self._raw) / elapsed_s - self._speed)
         rate = radians * (settings.cutoff_hz + settings.per_speed * self._length(self._speed))
         self.smoothed = self.smoothed + rate / (rate + 1) * (value - self.smoothed)
