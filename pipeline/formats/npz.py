@@ -118,7 +118,7 @@ def pose_arrays(poses: PoseFile) -> dict[str, Any]:
 
 def _frame_row(index: int, time_s: float, utc: str | None, clock: str | None, camera: Intrinsics) -> NDArray[Any]:
     # NumPy's times know no time zones: they are all in UTC.
-    moment = np.datetime64("NaT") if utc is None else np.datetime64(utc.removesuffix("+00:00"))
+    moment = np.datetime64("NaT" if utc is None else utc.removesuffix("+00:00"), "us")
     return np.array((index, time_s, moment, clock or "", (camera.fx, camera.fy, camera.cx, camera.cy)), _FRAME)
 
 

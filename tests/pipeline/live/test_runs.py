@@ -154,7 +154,7 @@ def test_every_record_says_when_its_picture_was_taken_and_by_which_clock(tmp_pat
     lines = [json.loads(line) for line in (tmp_path / "poses.ndjson").read_text().splitlines()[1:]]
     assert {line["clock"] for line in lines} == {"arrival"}
     for line, frame in zip(lines, frames, strict=False):
-        moment = np.datetime64(line["utc"].removesuffix("+00:00")).astype("datetime64[us]").astype(int)
+        moment = np.datetime64(line["utc"].removesuffix("+00:00"), "us").astype(int)
         assert moment == frame.frame.captured_ns // 1000 >= before // 1000
     read = read_poses(tmp_path / "poses.ndjson")
     assert [frame.utc for frame in read.frames] == [line["utc"] for line in lines]
