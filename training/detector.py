@@ -2,7 +2,8 @@
 
     python -m training.detector train RUN --init convnextpose/weights/xs.safetensors --steps 20000 --pictures 0.6 --minutes 55
     python -m training.detector train RUN --minutes 55          (goes on where the last slice ended)
-    python -m training.detector evaluate FILE.safetensors [--count 128] [--bars]
+    python -m training.detector evaluate FILE.safetensors [--count 128] [--bars]   # on the held-out rendered frames
+    python -m training.detector evaluate FILE.safetensors --data FOLDER [--bars]   # on the held-out real pictures
     python -m training.detector ship FILE.safetensors --summary "..."   # into the package
 
 RUN is as for `training.train`. A run at another size begins with the weights of the last: `--init RUN/best.safetensors`;
@@ -39,16 +40,22 @@ from training.evaluate import LOT, SEED, network_input
 from training.frames import MAX_PEOPLE, FrameRenderer, Frames
 from training.mixed import mixed
 from training.plan import Plan
+from training.real import read_pictures
+from training.real_frames import (
+    CROWD,
+    NOBODY,
+    SHOWN,
+    SMALLEST_PX,
+    UNCLEAR,
+    WANTED,
+    HeldOutFrames,
+    RealFrames,
+    read_frames,
+)
 from training.stream import seeds_of
 
 WEIGHTS = Path(__file__).parent / "start" / "detector.safetensors"
 """What the package's exported detector was made from: to go on from, and too large to be installed."""
-
-SHOWN = 0.2
-"""People of whom less can be seen are neither wanted nor wrong."""
-
-SMALLEST_PX = 6.0
-"""Nor are people whose box in the picture has a side under this."""
 
 SPREAD = 0.1
 """Standard deviation of the target around a person's middle, as a share of the root of the box's area."""
@@ -64,20 +71,22 @@ SETS = {"easy": (0.12, False), "hard": (0.85, False), "never": (0.85, True)}
 """Difficulty, and whether only what is never trained on."""
 
 MIN_SCORE = 0.3
-"""Score from which a box counts in recall and in false positives."""
+"""Score from which a box counts in recall, precision and false positives."""
+
+MIN_SCORES = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
+"""What `evaluate --data` counts from."""
 
 HEIGHTS_PX = (0, 32, 64, 128, 10**6)
 """Classes of people's heights in the frame, px."""
 
 
 def targets(frames: Frames) -> Tensor:
-    """[N, P, 5]: boxes clipped to the picture (x, y, width, height, px) and 1 where a person is wanted, 0 where it is neither
-    wanted nor wrong, -1 where nobody is."""
+    """[N, P, 5]: boxes clipped to the picture (x, y, width, height, px), and what each is, as `training.real_frames` says."""
     low = frames.boxes[..., :2].clamp_min(-0.5)
     high = (frames.boxes[..., :2] + frames.boxes[..., 2:]).minimum(frames.areas[:, None] - 0.5)
     size = (high - low).clamp_min(0)
     wanted = (frames.shown >= SHOWN) & (size.amin(-1) >= SMALLEST_PX)
-    kind = torch.where(frames.there & (size.amin(-1) > 0), wanted.float(), -1.0)
+    kind = torch.where(frames.there & (size.amin(-1) > 0), torch.where(wanted, WANTED, UNCLEAR), NOBODY)
     return torch.cat([low, size, kind[..., None]], -1)
 
 
@@ -98,9 +107,15 @@ def detection_loss(maps: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     along_y = torch.exp(-0.5 * ((rows - cell[..., 1:]) / spread).square())
     along_x = torch.exp(-0.5 * ((columns - cell[..., :1]) / spread).square())
     each = along_y[..., :, None] * along_x[..., None, :]  # [N, P, H, W]
-    wanted = each * (kind == 1)[..., None, None]
+    wanted = each * (kind == WANTED)[..., None, None]
     heat, owner = wanted.max(1)
-    unclear = (each * (kind == 0)[..., None, None]).amax(1) > 0.2
+    unclear = (each * (kind == UNCLEAR)[..., None, None]).amax(1) > 0.2
+    low, high = labels[..., :2] / STRIDE, (labels[..., :2] + labels[..., 2:4]) / STRIDE
+    within_x, within_y = (
+        (low[..., axis, None] < line + 1) & (line < high[..., axis, None]) for axis, line in ((0, columns), (1, rows))
+    )
+    crowd = within_y[..., :, None] & within_x[..., None, :] & (kind == CROWD)[..., None, None]
+    unclear |= crowd.any(1)
 
     logits = maps[:, 0]
     p = torch.sigmoid(logits)
@@ -125,14 +140,13 @@ class FrameChunks:
     label_shape: tuple[int, ...] = (MAX_PEOPLE, 5)
 
     def __init__(self, device: torch.device | str, size: int, data: Path | None = None) -> None:
-        self._renderer = FrameRenderer(device, size)
+        self._renderer = FrameRenderer(device, size, data)
 
     def render(self, plan: Plan, number: int) -> tuple[Tensor, Tensor]:
         """Images [C, S, S, 3] uint8 and labels [C, P, 5] of a chunk."""
         generator, share = seeds_of(self._renderer.device, plan, number)
-        frames = self._renderer.batch(
-            plan.chunk, share * plan.hardest(number), generator, pictures=plan.pictures, clutter=plan.clutter
-        )
+        shares = {name: plan.shares()[name] for name in ("pictures", "clutter", "mocap", "cloth", "avatars")}
+        frames = self._renderer.batch(plan.chunk, share * plan.hardest(number), generator, **shares)
         return frames.images, targets(frames)
 
 
@@ -140,7 +154,11 @@ class DetectorTrainer(train.Trainer):
     """A run of the detector."""
 
     chunks = FrameChunks
-    unused = frozenset({"variant", "wide", "far", "coats", "bare", "avatars", "cloth", "mocap", "real", "turned"})
+    unused = frozenset({"variant", "wide", "far", "coats", "bare", "turned"})
+
+    def read_real(self, data: Path) -> tuple[RealFrames, HeldOutFrames]:
+        """Whole pictures in place of crops."""
+        return read_frames(data, self.plan.size)
 
     def new_network(self, init: Path | None) -> nn.Module:
         """The detector with what fits of a pose network's or another detector's weights."""
@@ -162,8 +180,11 @@ class DetectorTrainer(train.Trainer):
         return detection_loss(maps, labels)
 
     def weighted(self, labels: Tensor) -> Tensor:
-        """As they are: they say themselves who counts."""
-        return labels
+        """As they are, since they say themselves who counts, with as many rows as those of real pictures."""
+        if self._real is None:
+            return labels
+        missing = self._real.source.most - labels.shape[1]
+        return torch.cat([labels, labels.new_full((len(labels), missing, labels.shape[2]), NOBODY)], 1)
 
     def mirrored(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Images and labels of the mirrored frames."""
@@ -172,12 +193,17 @@ class DetectorTrainer(train.Trainer):
         return images.flip(2), mirrored
 
     def judge(self, count: int) -> tuple[dict[str, dict], float]:
-        """Figures on the held-out sets, and the average precision that hard and never lack."""
+        """Figures on the held-out sets, and the average precision that hard and never lack, or the real pictures where the run
+        learns from such."""
         if not self._sets:
             renderer = FrameRenderer(self.device, self.plan.size)
-            self._sets = {name: held_out(name, count, renderer) for name in SETS}
-        scores = {name: score(predict(self.average, frames.images), frames) for name, frames in self._sets.items()}
-        lacking = 2 - scores["hard"].average_precision - scores["never"].average_precision
+            sets = {name: held_out(name, count, renderer) for name in SETS}
+            self._sets = {name: (frames.images, targets(frames)) for name, frames in sets.items()}
+            if self._held_out is not None:
+                self._sets["real"] = (self._held_out.images.to(self.device), self._held_out.labels)
+        scores = {name: score(predict(self.average, images), labels) for name, (images, labels) in self._sets.items()}
+        judged_by = ("hard", "never") if self._held_out is None else ("real",)
+        lacking = sum(1 - scores[name].average_precision for name in judged_by)
         return {name: rounded(value) for name, value in scores.items()}, lacking
 
 
@@ -186,13 +212,18 @@ class Score:
     """Figures of one set, boxes counting as right from an intersection over union of 0.5.
 
     Attributes:
-        average_precision: area under precision over recall, 0..1.
-        recall: share of the people who are found from MIN_SCORE up, by classes of height (HEIGHTS_PX); NaN without people.
-        false_positives: boxes from MIN_SCORE up in each frame without people.
+        average_precision: area under precision over recall, 0..1, whatever the boxes' scores.
+        recall: share of the people who are found from a score up.
+        precision: share of the boxes from that score up that are right; NaN without boxes.
+        recalls, precisions: the same by classes of the people's, or the boxes', height (HEIGHTS_PX).
+        false_positives: boxes from that score up in each frame without people.
     """
 
     average_precision: float
-    recall: tuple[float, ...]
+    recall: float
+    precision: float
+    recalls: tuple[float, ...]
+    precisions: tuple[float, ...]
     false_positives: float
 
 
@@ -225,33 +256,58 @@ def predict(
     return found
 
 
-def score(found: list[tuple[NDArray[np.float32], NDArray[np.float32]]], frames: Frames) -> Score:
-    """Compare boxes and scores of each frame with the frames' truth."""
-    labels = targets(frames).cpu().numpy()
-    results: list[tuple[float, bool]] = []
+def score(found: list[tuple[NDArray[np.float32], NDArray[np.float32]]], labels: Tensor, min_score: float = MIN_SCORE) -> Score:
+    """Compare boxes and scores of each frame with its truth.
+
+    A box is that of the person whom it fits best, among those who have no surer one. A box of nobody is wrong, unless it is
+    that of somebody who is neither wanted nor wrong, or half of it or more lies in a crowd.
+
+    Args:
+        found: boxes [K, 4], px, and scores [K] of each of N frames.
+        labels: [N, P, 5] as `targets` gives them.
+        min_score: from which boxes count in recall, precision and false positives.
+    """
+    results: list[tuple[float, float, bool]] = []  # score and height of each box, and whether it is right
     people: list[tuple[float, float]] = []  # height, and the score with which each is found
     empty = wrong = 0
-    for (boxes, scores), truth in zip(found, labels, strict=True):
-        truth = truth[truth[:, 4] >= 0]
-        wanted = truth[:, 4] == 1
+    for (boxes, scores), truth in zip(found, labels.cpu().numpy(), strict=True):
+        truth = truth[truth[:, 4] != NOBODY]
         if not len(truth):
             empty += 1
-            wrong += int((scores >= MIN_SCORE).sum())
-        best = np.zeros(len(truth))
-        shared = overlaps(boxes, truth[:, :4])
+            wrong += int((scores >= min_score).sum())
+        wanted, unclear, crowd = (truth[truth[:, 4] == kind] for kind in (WANTED, UNCLEAR, CROWD))
+        best = np.zeros(len(wanted))
+        shared = overlaps(boxes, wanted[:, :4])
+        excused = (overlaps(boxes, unclear[:, :4]) >= 0.5).any(1) | (covered(boxes, crowd[:, :4]) >= 0.5).any(1)
         for number in np.argsort(-scores, kind="stable"):
             match = np.where(best == 0, shared[number], 0)
-            if len(match) and match.max() >= 0.5:
+            right = len(match) > 0 and match.max() >= 0.5
+            if right:
                 best[match.argmax()] = scores[number]
-                if wanted[match.argmax()]:
-                    results.append((float(scores[number]), True))
-            else:
-                results.append((float(scores[number]), False))
-        people += list(zip(truth[wanted, 3], best[wanted], strict=True))
-    heights, with_score = np.array(people).reshape(-1, 2).T
-    classes = [(heights >= a) & (heights < b) for a, b in itertools.pairwise(HEIGHTS_PX)]
-    recall = tuple(float((with_score[c] >= MIN_SCORE).mean()) if c.any() else math.nan for c in classes)
-    return Score(_average_precision(results, len(people)), recall, wrong / max(1, empty))
+            if right or not excused[number]:
+                results.append((float(scores[number]), float(boxes[number, 3]), right))
+        people += list(zip(wanted[:, 3], best, strict=True))
+    sure = np.array([(height, right) for with_score, height, right in results if with_score >= min_score])
+    known = np.array([(height, with_score >= min_score) for height, with_score in people])
+    (recall, recalls), (precision, precisions) = _by_height(known), _by_height(sure)
+    ranked = [(with_score, right) for with_score, _, right in results]
+    return Score(_average_precision(ranked, len(people)), recall, precision, recalls, precisions, wrong / max(1, empty))
+
+
+def covered(boxes: NDArray[np.floating], others: NDArray[np.floating]) -> NDArray[np.float64]:
+    """[A, B] the share of each of the boxes [A, 4] that lies in each of the others [B, 4]."""
+    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    high = np.minimum((boxes[:, :2] + boxes[:, 2:])[:, None], (others[:, :2] + others[:, 2:])[None])
+    shared = (high - low).clip(0).prod(-1)
+    return np.asarray(shared / boxes[:, None, 2:].prod(-1).clip(1e-6), np.float64)
+
+
+def _by_height(counted: NDArray) -> tuple[float, tuple[float, ...]]:
+    """The mean of the second of N pairs [N, 2] of a height and 0 or 1, and in classes of height; NaN where there is none."""
+    heights, right = counted.reshape(-1, 2).astype(np.float64).T
+    classes = [np.ones(len(heights), bool)] + [(heights >= a) & (heights < b) for a, b in itertools.pairwise(HEIGHTS_PX)]
+    means = [float(right[c].mean()) if c.any() else math.nan for c in classes]
+    return means[0], tuple(means[1:])
 
 
 def _average_precision(results: Iterable[tuple[float, bool]], people: int) -> float:
@@ -295,6 +351,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=128, help="frames of each set")
     parser.add_argument("--size", type=int, default=FRAME_SIZE)
     parser.add_argument("--bars", action="store_true", help="for `evaluate`: leave the black bars on, as in training")
+    parser.add_argument("--data", type=Path, help="the held-out real pictures of a data folder, for `evaluate`")
     parser.add_argument("--summary", help="how good it is, in one line; for `ship`")
     arguments = parser.parse_args()
     if arguments.what == "ship":
@@ -304,11 +361,18 @@ def main() -> None:
         return
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = build_detector(arguments.weights).to(device, memory_format=torch.channels_last)
+    if arguments.data is not None:
+        pictures = HeldOutFrames.of(read_pictures(arguments.data)[1], arguments.size)
+        found = predict(network, pictures.images.to(device), None if arguments.bars else pictures.areas)
+        for min_score in MIN_SCORES:
+            figures = rounded(score(found, pictures.labels, min_score))
+            print(json.dumps({"set": "real", "count": len(found), "min_score": min_score, **figures}))
+        return
     renderer = FrameRenderer(device, arguments.size)
     for name in SETS:
         frames = held_out(name, arguments.count, renderer)
         found = predict(network, frames.images, None if arguments.bars else frames.areas)
-        print(json.dumps({"set": name, "count": len(frames), **rounded(score(found, frames))}))
+        print(json.dumps({"set": name, "count": len(frames), **rounded(score(found, targets(frames)))}))
 
 
 if __name__ == "__main__":

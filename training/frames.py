@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -19,11 +20,15 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from convnextpose.variants import INPUT_SIZE
+from training.avatars import Avatars
 from training.background import add_shape, background, in_its_light
 from training.body import UP, Body, rotation
 from training.dataset import HIDDEN_MM, POINTS, damage, seeded
 from training.draws import Draws
+from training.fabric import Fabric
+from training.mocap import Mocap
 from training.pictures import Pictures
+from training.plan import FROM_DATA
 from training.render import CAMERA_FROM_BODY, People, Stand, render
 
 COUNTS = (0.16, 0.25, 0.2, 0.14, 0.1, 0.08, 0.07)
@@ -119,12 +124,34 @@ class _Scene:
 class FrameRenderer:
     """Makes frames of `size` px on a device; the same generator state gives the same frames."""
 
-    def __init__(self, device: torch.device | str = "cpu", size: int = 384) -> None:
-        self.size = size
+    def __init__(self, device: torch.device | str = "cpu", size: int = 384, data: Path | None = None) -> None:
+        """`data` is the folder that motion capture, cloth and avatars come from."""
+        self.size, self.data = size, data
         self.layers = [(limit * size, round(share * size / 8) * 8) for limit, share in LAYERS]
         self.bodies = [Body(max(4096, POINTS * side**2 // INPUT_SIZE**2), device) for _, side in self.layers]
         self.device = torch.device(device)
         self.album: dict[bool, Pictures] = {}
+
+    @cached_property
+    def captured(self) -> Mocap:
+        """Poses of motion capture, from the data folder."""
+        return Mocap(self._folder / "mocap_poses.npz", self.device)
+
+    @cached_property
+    def fabric(self) -> Fabric:
+        """Patches of real cloth, from the data folder."""
+        return Fabric(self._folder / "fabric_patches_cc0.zip", self.device)
+
+    @cached_property
+    def avatars(self) -> list[Avatars]:
+        """Modelled people of the data folder, as fine as each of `bodies`."""
+        return [Avatars(self._folder / "avatars", len(body.surface.mean), self.device) for body in self.bodies]
+
+    @property
+    def _folder(self) -> Path:
+        if self.data is None:
+            raise ValueError("expected a data folder for motion capture, cloth or avatars, received none: name one")
+        return self.data
 
     def pictures(self, held_out: bool) -> Pictures:
         """The real pictures that are trained on, or those that never are."""
@@ -141,6 +168,9 @@ class FrameRenderer:
         never: bool = False,
         pictures: float = 0.5,
         clutter: float = 0.0,
+        mocap: float = 0.0,
+        cloth: float = 0.0,
+        avatars: float = 0.0,
     ) -> Frames:
         """`count` frames of a difficulty in 0..1.
 
@@ -151,10 +181,13 @@ class FrameRenderer:
             never: draw bodies, poses, procedural backgrounds and real pictures that training leaves out.
             pictures: share of the frames before a real picture.
             clutter: share of the frames with many things behind the people.
+            mocap: share of the people in poses of motion capture.
+            cloth: share of the garments that are of real cloth.
+            avatars: share of the people who are avatars.
         """
         draws, size = Draws(count, generator), self.size
         scene = _scene(draws, size, difficulty)
-        layers = self._layers(draws, scene, difficulty, never)
+        layers = self._layers(draws, scene, difficulty, never, mocap, cloth, avatars)
         order = scene.foot_m[..., 2].masked_fill(~scene.there, torch.inf).argsort(1)
         rgb = torch.zeros(count, 3, size, size, device=self.device)
         free = torch.ones(count, 1, size, size, device=self.device)
@@ -192,11 +225,13 @@ class FrameRenderer:
             intrinsics=torch.cat([scene.focal[:, None].expand(-1, 2), scene.center], 1),
         )
 
-    def _layers(self, draws: Draws, scene: _Scene, difficulty: float, never: bool) -> _Layers:
+    def _layers(
+        self, draws: Draws, scene: _Scene, difficulty: float, never: bool, mocap: float, cloth: float, avatars: float
+    ) -> _Layers:
         """Every person of every frame, as it would be alone in its frame."""
         result = _Layers.empty(draws.count, self.size, self.device)
         done = torch.zeros_like(scene.there)
-        for body, (limit, side) in zip(self.bodies, self.layers, strict=True):
+        for number, (body, (limit, side)) in enumerate(zip(self.bodies, self.layers, strict=True)):
             chosen = scene.there & ~done & (scene.height_px <= limit)
             done |= chosen
             frame, slot = chosen.nonzero(as_tuple=True)
@@ -205,7 +240,20 @@ class FrameRenderer:
             some = draws.of(len(frame))
             yaw = rotation(UP, some.uniform(0, 2 * torch.pi))
             stand = Stand(scene.turn[frame] @ yaw, scene.foot_m[frame, slot], scene.light[frame])
-            people = render(body, some, side, difficulty, never, stand)
+            people = render(
+                body,
+                some,
+                side,
+                difficulty,
+                never,
+                stand,
+                mocap=mocap,
+                captured=self.captured if mocap else None,
+                cloth=cloth,
+                fabric=self.fabric if cloth else None,
+                modelled=avatars,
+                avatars=self.avatars[number] if avatars else None,
+            )
             _lay(result, people, scene, frame, slot)
         return result
 
@@ -368,11 +416,15 @@ def main() -> None:
     parser.add_argument("--pictures", type=float, default=0.5, help="share before real pictures")
     parser.add_argument("--never", action="store_true", help="what is never trained on")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--data", type=Path, help="a data folder: its poses, cloth and avatars come in, too")
     arguments = parser.parse_args()
-    renderer, lines = FrameRenderer(size=arguments.size), []
+    renderer, lines = FrameRenderer(size=arguments.size, data=arguments.data), []
+    shares = FROM_DATA if arguments.data else {}
     for row in range(arguments.rows):
         generator = seeded(renderer.device, arguments.seed, row)
-        frames = renderer.batch(arguments.columns, arguments.difficulty, generator, arguments.never, arguments.pictures)
+        frames = renderer.batch(
+            arguments.columns, arguments.difficulty, generator, arguments.never, arguments.pictures, **shares
+        )
         drawn = [draw(frames, k) if (k + row) % 2 else frames.images[k].numpy() for k in range(arguments.columns)]
         lines.append(np.concatenate(drawn, 1))
     if not cv2.imwrite(str(arguments.file), np.concatenate(lines), [cv2.IMWRITE_JPEG_QUALITY, 85]):

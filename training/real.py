@@ -6,6 +6,7 @@ weights reads the held-out people with this, too.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import re
@@ -52,6 +53,14 @@ NEAR = 0.08
 """A guess is right about a joint when it is this near to the mark, in longer sides of the box."""
 DEPTH_WEIGHT = 0.2
 """What a guessed depth counts, beside 1 for a place in the picture: it is right about the order of joints more than in mm."""
+
+CROWDED = ("oid__",)
+"""Names of the frames of `real/more` that show people whom nobody marked begin so."""
+PEOPLED = ("000000060623.jpg", "000000204805.jpg", "000000522418.jpg")
+"""Names of the pictures among those without people in which there are some, end so."""
+MARGINS = (0.036, 0.094, 0.040, 0.028)
+"""What a person's outline has to the left, above, to the right and below the extent of MediaPipe's landmarks, as shares of that
+extent's height: the median over 90 people whom COCO marked, with all landmarks in sight."""
 
 Array = NDArray[np.float32]
 
@@ -102,6 +111,76 @@ def is_held_out(name: str) -> bool:
     The SHA-256 of the name decides, so that pictures that come later change nothing for those that are there.
     """
     return int(hashlib.sha256(name.encode()).hexdigest(), 16) % HELD_OUT_EVERY == 0
+
+
+@dataclass(frozen=True)
+class RealPicture:
+    """A picture in which everybody is marked, for a detector.
+
+    Attributes:
+        picture: the file.
+        subject: who is in it; frames of one person have the same.
+        boxes: [K, 4] x, y, width, height, px of the picture (pixel centres at whole numbers); K may be 0.
+        crowds: [K] whether a box holds many people who are not all marked one by one.
+    """
+
+    picture: Path
+    subject: str
+    boxes: Array
+    crowds: NDArray[np.bool_]
+
+
+def read_pictures(folder: Path) -> tuple[list[RealPicture], list[RealPicture]]:
+    """The pictures that a detector trains on, and the held-out ones.
+
+    One in three of the pictures with boxes, and of those without people, is held out, by its name. COCO's boxes of crowds are
+    told by their whole numbers: they are made from coarser outlines.
+
+    Args:
+        folder: the data folder; the pictures are in its `real/`.
+
+    Raises:
+        SourceError: a file of it is missing or is not what README.md describes.
+    """
+    real, more = folder / "real", folder / "real" / "more"
+    path = real / "person_boxes.json"
+    pictures = []
+    with described(path):
+        for name, marked in json.loads(path.read_text(encoding="utf-8")).items():
+            boxes = np.array(marked, np.float32).reshape(-1, 4)
+            crowds = (boxes == boxes.round()).all(-1)
+            boxes[:, :2] -= 0.5  # COCO's picture begins at its first pixel's edge
+            pictures.append(RealPicture(_picture(real / "pictures", name), name, boxes, crowds))
+    pictures += [
+        RealPicture(path, path.name, np.zeros((0, 4), np.float32), np.zeros(0, np.bool_)) for path in read_backgrounds(more)
+    ]
+    held_out = [picture for picture in pictures if is_held_out(picture.picture.name)]
+    train = [picture for picture in pictures if not is_held_out(picture.picture.name)]
+    if more.is_dir():
+        train += [_alone(person) for person in _guessed(more, more) if not person.picture.name.startswith(CROWDED)]
+    return train, held_out
+
+
+def read_backgrounds(more: Path) -> list[Path]:
+    """The pictures without people that the manifest of `real/more` names; none where it is not there.
+
+    Raises:
+        SourceError: the manifest is not what README.md describes.
+    """
+    path = more / "manifest.csv"
+    if not path.exists():
+        return []
+    with described(path), path.open(encoding="utf-8", newline="") as file:
+        names = [row["file"] for row in csv.DictReader(file) if row["people_good"] == "0"]
+        return [_picture(more, name) for name in names if not name.endswith(PEOPLED)]
+
+
+def _alone(person: RealPerson) -> RealPicture:
+    """The frame of somebody who is alone in it, with the box of the outline around the guessed pose's."""
+    left, top, right, bottom = (margin * person.box.height for margin in MARGINS)
+    x, y, width, height = person.box.x, person.box.y, person.box.width, person.box.height
+    box = np.array([[x - left, y - top, width + left + right, height + top + bottom]], np.float32)
+    return RealPicture(person.picture, person.subject, box, np.zeros(1, np.bool_))
 
 
 def read_people(folder: Path) -> tuple[list[RealPerson], list[RealPerson]]:

@@ -12,6 +12,7 @@ from collections import defaultdict
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -114,7 +115,7 @@ class CutOuts:
         joints, weights = apply_affine(matrix, self.joints[index]), REAL_WEIGHT * self.weights[index]
         for _ in range(rng.choice(len(COVERS), p=COVERS)):
             weights[_at(self._cover(image, rng), joints)] *= HIDDEN_WEIGHT
-        return _damaged(image, rng), np.concatenate([joints, weights], 1, dtype=np.float32)
+        return damaged(image, rng), np.concatenate([joints, weights], 1, dtype=np.float32)
 
     def _cover(self, image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
         """Put a thing before the person, into the picture itself; where it is, [S, S]."""
@@ -135,13 +136,19 @@ class CutOuts:
         return mask
 
 
-def _damaged(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A picture out of focus, in few pixels, compressed, noisy, in other tones, each by chance."""
+def damaged(image: NDArray[np.uint8], rng: np.random.Generator, coarsest: float = 0.22) -> NDArray[np.uint8]:
+    """A square picture out of focus, in few pixels, compressed, noisy, in other tones, each by chance.
+
+    Args:
+        image: [S, S, 3], BGR.
+        rng: decides.
+        coarsest: to which share of its pixels it is reduced at most, along a side.
+    """
     size = len(image)
     if rng.random() < BLURRED:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.5, 2) * size / 256)
     if rng.random() < COARSE:
-        small = round(size * rng.uniform(0.22, 0.7))
+        small = round(size * rng.uniform(coarsest, 0.7))
         image = cv2.resize(image, (small, small), interpolation=cv2.INTER_AREA)
         image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
     if rng.random() < COMPRESSED:
@@ -158,24 +165,37 @@ def _damaged(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.u
     return np.asarray(image, np.uint8)
 
 
-class RealCrops:
-    """The crops of real people for each step of a run, made by threads while the step before it is computed."""
+class RealPictures(Protocol):
+    """What pictures to train on are made from."""
 
-    def __init__(self, cut_outs: CutOuts, count: int, size: int, seed: int) -> None:
-        """`count` crops of `size` px a step; step and seed decide everything."""
-        self.cut_outs, self._count, self._size, self._seed = cut_outs, count, size, seed
+    @property
+    def fingerprint(self) -> str:
+        """Tells whether two runs learn from the same pictures."""
+        ...
+
+    def crop(self, size: int, *seeds: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """A picture [S, S, 3], BGR, as training sees it, and its labels; the seeds (0 or above) decide everything."""
+        ...
+
+
+class RealCrops:
+    """The real pictures for each step of a run, made by threads while the step before it is computed."""
+
+    def __init__(self, source: RealPictures, count: int, size: int, seed: int) -> None:
+        """`count` pictures of `size` px a step; step and seed decide everything."""
+        self.source, self._count, self._size, self._seed = source, count, size, seed
         self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
         self._ahead: dict[int, list[Future[tuple[NDArray[np.uint8], NDArray[np.float32]]]]] = {}
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Images [N, S, S, 3] uint8, BGR, and labels [N, 18, 6] of a step, on the CPU."""
+        """Images [N, S, S, 3] uint8, BGR, and labels [N, ...] of a step, on the CPU."""
         crops = self._ahead.pop(step, None) or self._begin(step)
         self._ahead = {step + 1: self._begin(step + 1)}
         images, labels = (np.stack(part) for part in zip(*(crop.result() for crop in crops), strict=True))
         return torch.from_numpy(images), torch.from_numpy(labels)
 
     def _begin(self, step: int) -> list[Future[tuple[NDArray[np.uint8], NDArray[np.float32]]]]:
-        return [self._pool.submit(self.cut_outs.crop, self._size, self._seed, step, k) for k in range(self._count)]
+        return [self._pool.submit(self.source.crop, self._size, self._seed, step, k) for k in range(self._count)]
 
 
 def _fewer_frames(people: list[RealPerson]) -> list[RealPerson]:

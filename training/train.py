@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import torch
@@ -35,7 +36,7 @@ from training.losses import pose_loss
 from training.mixed import mixed
 from training.plan import Plan
 from training.plot import draw, read
-from training.real_crops import HeldOutPeople, RealCrops, limb_score, read_crops
+from training.real_crops import RealCrops, RealPictures, limb_score, read_crops
 from training.stream import Chunks, PoseChunks, Stream
 
 DATA_NEEDED = "shares of real people, motion capture, real cloth or avatars"
@@ -89,10 +90,10 @@ class Trainer:
             raise ValueError(f"expected a data folder for {DATA_NEEDED}, received none: name one")
         self.data = data
         self._real: RealCrops | None = None
-        self._held_out: HeldOutPeople | None = None
+        self._held_out: Any = None
         if plan.real and data is not None:
-            cut_outs, self._held_out = read_crops(data, plan.size)
-            self._real = RealCrops(cut_outs, plan.real_crops, plan.size, plan.seed)
+            source, self._held_out = self.read_real(data)
+            self._real = RealCrops(source, plan.real_crops, plan.size, plan.seed)
         network = self.new_network(init)
         if device.type == "cpu":
             quicken(network)
@@ -102,6 +103,10 @@ class Trainer:
         others = [p for p in self.network.parameters() if p.ndim <= 1]
         groups = [{"params": weights, "weight_decay": plan.decay}, {"params": others, "weight_decay": 0.0}]
         self.optimiser = torch.optim.AdamW(groups, lr=plan.rate, fused=True)
+
+    def read_real(self, data: Path) -> tuple[RealPictures, Any]:
+        """What a batch's real pictures are made from, and what `judge` takes of the held-out ones."""
+        return read_crops(data, self.plan.size)
 
     def new_network(self, init: Path | None) -> nn.Module:
         """The network as a new run begins with it."""
@@ -212,7 +217,7 @@ class Trainer:
     @property
     def people(self) -> str | None:
         """Tells which real people the run learns from."""
-        return None if self._real is None else self._real.cut_outs.fingerprint
+        return None if self._real is None else self._real.source.fingerprint
 
     def restore(self, folder: Path) -> None:
         """Go back to the state in a folder.
