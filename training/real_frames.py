@@ -170,9 +170,16 @@ class RealFrames:
 
 @dataclass(frozen=True)
 class HeldOutFrames:
-    """N held-out pictures as the package lays them out: [N, S, S, 3] uint8, BGR, and labels [N, P, 5]."""
+    """N held-out pictures as the package lays them out.
+
+    Attributes:
+        images: [N, S, S, 3] uint8, BGR: the picture in the top left, black beyond it.
+        areas: [N, 2] width and height of the picture in the frame, px.
+        labels: [N, P, 5] as `labelled` gives them.
+    """
 
     images: Tensor
+    areas: Tensor
     labels: Tensor
 
     @classmethod
@@ -185,12 +192,13 @@ class HeldOutFrames:
         most = max((len(picture.boxes) for picture in pictures), default=0)
         if not most:
             raise SourceError("expected held-out pictures with people in the data folder, found none: see training/README.md")
-        images, labels = np.zeros((len(pictures), size, size, 3), np.uint8), []
+        images, areas, labels = np.zeros((len(pictures), size, size, 3), np.uint8), [], []
         for frame, picture in zip(images, pictures, strict=True):
             image, boxes = letterbox(read(picture.picture), picture.boxes, size, size)
             frame[: image.shape[0], : image.shape[1]] = image
+            areas.append(image.shape[1::-1])
             labels.append(padded(labelled(boxes, picture.crowds, image.shape[1], image.shape[0]), most))
-        return cls(torch.from_numpy(images), torch.from_numpy(np.stack(labels)))
+        return cls(torch.from_numpy(images), torch.tensor(areas), torch.from_numpy(np.stack(labels)))
 
 
 def read(path: Path) -> Pixels:

@@ -313,10 +313,12 @@ def test_a_letterbox_holds_the_whole_picture(width, height, side):
 def test_held_out_pictures_are_judged_as_the_package_lays_them_out(folder):
     held_out = read_pictures(folder)[1]
     frames = HeldOutFrames.of(held_out, 128)
-    for image, labels, picture in zip(frames.images.numpy(), frames.labels.numpy(), held_out, strict=True):
-        detector = SimpleNamespace(layout=SimpleNamespace(preparation=Preparation(Placement.TOP_LEFT)), frame_size=(128, 128))
+    for image, area, labels, picture in zip(frames.images.numpy(), frames.areas, frames.labels.numpy(), held_out, strict=True):
+        detector = SimpleNamespace(
+            layout=SimpleNamespace(preparation=Preparation(Placement.TOP_LEFT)), frame_for=lambda *_: (128, 128)
+        )
         laid_out, scale, corner = _laid_out(cv2.imread(str(picture.picture)), detector)
-        assert np.array_equal(image, laid_out) and not corner.any()
+        assert np.array_equal(image, laid_out) and not corner.any() and max(area) == 128
         wide = labels[: len(picture.boxes), 2] / picture.boxes[:, 2]
         np.testing.assert_allclose(wide, scale[0], rtol=0.02)
 
