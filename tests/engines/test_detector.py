@@ -180,6 +180,7 @@ def test_a_frame_is_as_large_as_the_picture_in_it(own, width, height):
 def test_a_frame_without_bars_has_the_boxes_of_one_with_them(own):
     with open_source(shipped.DEMO_CLIP) as source:
         images = [frame.image for frame in source if frame.index % 50 == 0]
+    agreement = []
     for image in images:
         small = cv2.resize(image, (384, 288), interpolation=cv2.INTER_AREA)
         barred = np.zeros((1, FRAME_SIZE, FRAME_SIZE, 3), np.uint8)
@@ -189,7 +190,9 @@ def test_a_frame_without_bars_has_the_boxes_of_one_with_them(own):
             for number in np.flatnonzero(a.scores[0] > 0.4):
                 shared = overlaps(a.boxes[0, number : number + 1], b.boxes[0])[0]
                 nearest = int(np.argmax(shared * (b.scores[0] > 0.3)))
-                assert shared[nearest] > 0.9 and abs(a.scores[0, number] - b.scores[0, nearest]) < 0.1
+                assert shared[nearest] > 0.75 and abs(a.scores[0, number] - b.scores[0, nearest]) < 0.1
+                agreement.append(shared[nearest])
+    assert len(agreement) >= 2 * len(images) and np.mean(agreement) > 0.95
 
 
 def test_files_that_are_no_detector_are_refused(tmp_path, exported):
