@@ -75,6 +75,7 @@ def test_a_stage_that_happens_twice_to_a_frame_is_added_up_and_formats_are_told_
     assert SpeedAlone(2, 1, 1, {}, (first, second)).stage_ms() == {"infer": [2.0, 3.0], "write mp4": [1.0]}
 
 
+@pytest.mark.slow
 def test_one_thread_and_the_pipeline_write_the_same_results(tmp_path):
     enlarge(DEMO_CLIP, tmp_path / "clip.mp4", 8)
     config = RunConfig(tmp_path / "clip.mp4", out=tmp_path / "alone")

@@ -564,6 +564,7 @@ def test_an_engine_is_proven_where_it_can_run(error_mm, bundle, tmp_path, monkey
         assert manifest.load(tmp_path / "xs-fp16-rtx30.engine").engine_parity is None
 
 
+@pytest.mark.slow
 def test_via_torch2trt(few, tmp_path, monkeypatch):
     """What builds is given the checkpoint and the crops to calibrate on, and the manifest says that it was that way."""
     calls = []

@@ -106,6 +106,7 @@ def test_fp32_computes_in_fp32(rtx):
     assert STEM in found
 
 
+@pytest.mark.slow
 def test_turing_computes_int8_graphs_in_fp16(rtx, people):
     """Known of TensorRT for RTX: so `engines.build` refuses it. If this fails, it has learned to."""
     onnx = to_int8(weights.load("xs").onnx.read_bytes(), people)

@@ -345,6 +345,7 @@ def test_the_help_text_names_every_runtime_and_what_it_runs():
     assert all(name in text for name in RUNTIMES)
 
 
+@pytest.mark.slow
 def test_the_speed_of_each_precision_is_measured():
     pytest.importorskip("openvino")
     speeds = measure_precisions()

@@ -125,6 +125,7 @@ def test_every_variant_in_fp16(variant, joint_count, people):
         assert report.mm.max > FP32_LIMITS.mean_mm / 100  # it is not the FP32 graph
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", INT8_SCHEMES, ids=lambda scheme: scheme.name)
 def test_a_scheme_has_its_own_layers_and_additions_in_int8(scheme, fp32, people):
     """Q/DQ stands before exactly its convolutions, and before both inputs of the additions after those, if it says so."""

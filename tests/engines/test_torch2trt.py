@@ -149,6 +149,7 @@ def test_the_ranges_are_those_of_the_layers_that_typed_graphs_quantise(network, 
     assert all(np.isfinite([r.reads, r.gives]).all() and min(r.reads, r.gives) > 0 for r in ranges.values())
 
 
+@pytest.mark.slow
 @settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sets(st.integers(0, 10), min_size=8))
 def test_more_crops_never_narrow_a_range(network, many_crops, chosen):

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 
 from convnextpose import weights
-from tests.cases import fast_first
 from tools.console import make_console, visible
 from tools.loading import SWAP_OPENCV, explain, missing_library
 from tools.main import COMMANDS
@@ -77,7 +76,8 @@ def test_every_subcommand_is_listed():
     assert {name.replace("-", "_") for name in COMMANDS} == files - {"__init__", "main", "console", "loading"}
 
 
-@pytest.mark.parametrize("library", fast_first(["libGL.so.1", "libxcb.so.1", "libgthread-2.0.so.0"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("library", ["libGL.so.1", "libxcb.so.1", "libgthread-2.0.so.0"])
 def test_a_library_that_opencv_lacks_is_named_with_what_mends_it(library, without, tmp_path):
     broken = without(cv2=lacks(library))
     result = convnextpose("run", weights.DEMO_CLIP, "--out", tmp_path / "out", path=broken)
@@ -116,7 +116,8 @@ def test_what_is_said_of_libraries():
 # What is printed
 
 
-@pytest.mark.parametrize("encoding", fast_first(["cp1252", "utf-8", "ascii"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-8", "ascii"])
 def test_a_name_that_the_terminal_cannot_write(encoding, tmp_path):
     pytest.importorskip("torch")
     name = "модель:x:🙂.safetensors"

@@ -110,6 +110,7 @@ def in_picture(crops):
     return ((crops.joints[..., :2] >= 0) & (crops.joints[..., :2] < crops.images.shape[2])).all(-1, keepdim=True)
 
 
+@pytest.mark.slow
 def test_no_turn_brings_in_a_joint_that_was_outside(renderer):
     crops = renderer.batch(64, 1.0, renderer.generator(17))
     outside = ~in_picture(crops)[..., 0]
@@ -151,6 +152,7 @@ def test_other_colours_keep_the_order_of_brightness(crops, left, gamma):
     assert torch.allclose(same, images, atol=0.01)
 
 
+@pytest.mark.slow
 def test_hard_crops_hide_more_than_easy_ones(renderer):
     easy, hard = (renderer.batch(48, h, renderer.generator(2)).visible.float().mean() for h in (0.0, 1.0))
     assert easy > hard
@@ -178,6 +180,7 @@ def test_bare_arms_and_legs_are_of_the_faces_skin(renderer):
     assert apart < 0.2 * (dressed.colours[:, forearm].mean(1) - dressed.colours[:, shin].mean(1)).abs().mean()
 
 
+@pytest.mark.slow
 def test_things_stand_behind_people_and_hide_nobody(renderer):
     plain, full = (renderer.batch(16, 0.4, renderer.generator(16), clutter=share) for share in (0.0, 1.0))
     assert torch.equal(full.camera_mm, plain.camera_mm)

@@ -191,6 +191,7 @@ def test_it_begins_with_a_pose_network_s_backbone():
     assert not torch.equal(without.backbone.get_parameter(name), given)
 
 
+@pytest.mark.slow
 def test_a_few_frames_can_be_learnt():
     plan = replace(PLAN, steps=40, batch=8, chunk=8, kept=1, filled=1, reuse=1e9, average=0.9, first_difficulty=0.0)
     trainer = DetectorTrainer(plan, CPU, START)

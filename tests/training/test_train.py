@@ -95,6 +95,7 @@ def test_the_log_forgets_what_was_lost(tmp_path):
     assert kept == [0, 1]
 
 
+@pytest.mark.slow
 def test_every_evaluation_draws_the_log(tmp_path, monkeypatch):
     monkeypatch.setattr("training.evaluate.LOT", 4)
     run(tmp_path, replace(PLAN, size=128), CPU, steps=1, held_out_count=4)
@@ -141,6 +142,7 @@ def batches(trainer, count):
             yield trainer._batch(stream)
 
 
+@pytest.mark.slow
 def test_crops_are_turned_and_recoloured_in_their_shares():
     plain = list(batches(Trainer(replace(PLAN, turned=0, recoloured=0), CPU), 20))
     for name, moved in (("turned", True), ("recoloured", False)):
