@@ -242,11 +242,16 @@ def without_duplicates(
     return np.array(kept, np.intp)
 
 
-def overlaps(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Intersection over union of boxes [A, 4] with boxes [B, 4] (x, y, width, height): [A, B]."""
+def shared_areas(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Areas that boxes [A, 4] have in common with boxes [B, 4] (x, y, width, height, px): [A, B] px²."""
     a, b = np.asarray(first, np.float64)[:, None], np.asarray(second, np.float64)[None]
     low = np.maximum(a[..., :2], b[..., :2])
     high = np.minimum(a[..., :2] + a[..., 2:], b[..., :2] + b[..., 2:])
-    shared = (high - low).clip(0).prod(-1)
-    union = a[..., 2:].prod(-1) + b[..., 2:].prod(-1) - shared
-    return np.asarray(shared / np.maximum(union, 1e-12))
+    return np.asarray((high - low).clip(0).prod(-1))
+
+
+def overlaps(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Intersection over union of boxes [A, 4] with boxes [B, 4] (x, y, width, height): [A, B]."""
+    a, b = (np.asarray(boxes, np.float64)[:, 2:].prod(-1) for boxes in (first, second))
+    shared = shared_areas(first, second)
+    return np.asarray(shared / np.maximum(a[:, None] + b[None] - shared, 1e-12))

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from convnextpose import weights
 from convnextpose.detector import FRAME_SIZE, STRIDE, Detector, build_detector, decode
 from engines.export import export_detector
-from engines.people import SIDE_STEP, overlaps, without_duplicates
+from engines.people import SIDE_STEP, overlaps, shared_areas, without_duplicates
 from training import train
 from training.dataset import seeded
 from training.evaluate import LOT, SEED, network_input
@@ -294,10 +294,7 @@ def score(found: list[tuple[NDArray[np.float32], NDArray[np.float32]]], labels: 
 
 def covered(boxes: NDArray[np.floating], others: NDArray[np.floating]) -> NDArray[np.float64]:
     """[A, B] the share of each of the boxes [A, 4] that lies in each of the others [B, 4]."""
-    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
-    high = np.minimum((boxes[:, :2] + boxes[:, 2:])[:, None], (others[:, :2] + others[:, 2:])[None])
-    shared = (high - low).clip(0).prod(-1)
-    return np.asarray(shared / boxes[:, None, 2:].prod(-1).clip(1e-6), np.float64)
+    return np.asarray(shared_areas(boxes, others) / boxes[:, None, 2:].prod(-1).clip(1e-6), np.float64)
 
 
 def _by_height(counted: NDArray) -> tuple[float, tuple[float, ...]]:

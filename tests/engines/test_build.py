@@ -7,9 +7,9 @@ import resource
 import shlex
 import subprocess
 import sys
-import threading
 import tracemalloc
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -358,11 +358,8 @@ def test_builds_at_once_make_one_whole_engine(bundle, tmp_path):
         request = BuildRequest(bundle, tmp_path, targets=(RTX40,), options=BuildOptions(batch))
         reports.append(build(request, steps.append))
 
-    threads = [threading.Thread(target=work, args=(batch,)) for batch in sizes]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(sizes)) as pool:
+        list(pool.map(work, sizes))
     assert not any(report.failures for report in reports)
     assert names(tmp_path) == ["xs-fp16-rtx40.engine", "xs-fp16-rtx40.engine.json"]
     assert manifest.load(tmp_path / "xs-fp16-rtx40.engine").batch in sizes

@@ -1,6 +1,7 @@
 """Every session keeps one contract, whatever runs in it; so does a pose model in any of them."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -93,11 +94,8 @@ def test_any_thread_may_run(runtime, crops):
         for _ in range(3):
             found[index] = runtime.run(crops[index : index + 1])
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
     for got, wanted in zip(found, expected, strict=True):
         assert_same(got, wanted)
 

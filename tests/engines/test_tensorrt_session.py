@@ -3,6 +3,7 @@
 import io
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -267,25 +268,18 @@ def test_a_ticket_is_good_once_and_not_after_closing():
 
 
 def test_many_callers_through_a_batcher_get_what_each_gets_alone():
-    bench, failures = Bench(), []
+    bench = Bench()
     runtime = bench.open()
     batcher = Batcher(runtime._session, 100)
 
     def work(index):
-        try:
-            for turn in range(8):
-                count = 1 + (index * 3 + turn) % 12
-                found = batcher.run({"crops": CROPS[index : index + count]})
-                assert np.array_equal(found["joints"], JOINTS[index : index + count])
-        except BaseException as error:  # noqa: BLE001
-            failures.append(error)
+        for turn in range(8):
+            count = 1 + (index * 3 + turn) % 12
+            found = batcher.run({"crops": CROPS[index : index + count]})
+            assert np.array_equal(found["joints"], JOINTS[index : index + count])
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, range(6)))
     batcher.close()
     bench.check()
 
@@ -447,25 +441,18 @@ def test_a_hundred_opened_and_closed_leave_nothing(binding):
 def test_any_thread_may_run_and_close(binding):
     """The GPU is current where it is used, and nowhere else: this thread and the workers have no context of their own."""
     bench = Bench(binding)
-    runtimes, failures = [bench.open(most=4), bench.open(most=3)], []
+    runtimes = [bench.open(most=4), bench.open(most=3)]
     start = threading.Barrier(4)
 
     def work(index):
-        try:
-            start.wait()
-            for turn in range(10):
-                count = 1 + (index * 3 + turn) % 7
-                assert_is(runtimes[index % 2].run(CROPS[index : index + count]), index, count)
-            assert bench.driver.contexts == []
-        except BaseException as error:  # noqa: BLE001
-            failures.append(error)
+        start.wait()
+        for turn in range(10):
+            count = 1 + (index * 3 + turn) % 7
+            assert_is(runtimes[index % 2].run(CROPS[index : index + count]), index, count)
+        assert bench.driver.contexts == []
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
     for runtime in runtimes:
         closer = threading.Thread(target=runtime.close)
         closer.start()

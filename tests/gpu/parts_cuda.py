@@ -94,20 +94,29 @@ def device_layer(device, figures):
 
 
 @contextmanager
+def kernels_compiled(device):
+    """The kernels are compiled by NVRTC for the GPU; or by a C++ compiler for the CPU."""
+    from engines.kernels import program
+
+    compile_kernel = program.compile_kernel
+    if device == "cpu":
+        if shutil.which("g++") is None and shutil.which("clang++") is None:
+            raise LeftOutError("without a GPU the kernels are compiled by g++ or clang++, and neither is here")
+        program.compile_kernel = lambda kernel, capability, text: kernel.encode()
+    try:
+        yield
+    finally:
+        program.compile_kernel = compile_kernel
+
+
+@contextmanager
 def opened_kernels(device):
-    """The kernels, compiled by NVRTC for the GPU; or by a C++ compiler for the CPU."""
+    """The kernels for a device, compiled as `kernels_compiled` says."""
     from engines.kernels import program
 
     with opened_device(device) as found:
-        compile_kernel = program.compile_kernel
-        if device == "cpu":
-            if shutil.which("g++") is None and shutil.which("clang++") is None:
-                raise LeftOutError("without a GPU the kernels are compiled by g++ or clang++, and neither is here")
-            program.compile_kernel = lambda kernel, capability, text: kernel.encode()
-        try:
+        with kernels_compiled(device):
             kernels = program.Kernels(found)
-        finally:
-            program.compile_kernel = compile_kernel
         yield kernels, found
         kernels.free()
 
@@ -273,22 +282,6 @@ def runtime(device, figures):
                 row["host_less_gpu_ms"] = quantiles([run.host_ms - run.gpu_ms for run in runs])
             figures[f"{count} crops"] = row
         session.close()
-
-
-@contextmanager
-def kernels_compiled(device):
-    """Sessions compile the kernels by NVRTC; or without a GPU by a C++ compiler."""
-    from engines.kernels import program
-
-    compile_kernel = program.compile_kernel
-    if device == "cpu":
-        if shutil.which("g++") is None and shutil.which("clang++") is None:
-            raise LeftOutError("without a GPU the kernels are compiled by g++ or clang++, and neither is here")
-        program.compile_kernel = lambda kernel, capability, text: kernel.encode()
-    try:
-        yield
-    finally:
-        program.compile_kernel = compile_kernel
 
 
 def frames(device, figures):

@@ -1,7 +1,7 @@
 """What needs TensorRT: engines that this GPU builds and runs: parity, batches, graphs, memory, threads, and the commands."""
 
 import json
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -99,24 +99,14 @@ def test_crops_of_torch_on_another_stream_are_waited_for(xs_engine, alone):
 
 
 def test_threads_may_share_a_runtime_and_have_their_own(xs_engine, alone):
-    failures = []
-
     def work(index, runtime):
-        try:
-            for turn in range(30):
-                count = 1 + (index + turn) % 10
-                found = runtime.run(CROPS[index : index + count])
-                assert_close(found, type(found)(alone.joints[index : index + count], alone.scores[index : index + count]))
-        except BaseException as error:  # noqa: BLE001
-            failures.append(error)
+        for turn in range(30):
+            count = 1 + (index + turn) % 10
+            found = runtime.run(CROPS[index : index + count])
+            assert_close(found, type(found)(alone.joints[index : index + count], alone.scores[index : index + count]))
 
-    with opened(xs_engine.path) as first, opened(xs_engine.path) as second:
-        threads = [threading.Thread(target=work, args=(index, (first, second)[index % 2])) for index in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert failures == []
+    with opened(xs_engine.path) as first, opened(xs_engine.path) as second, ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, range(6), [(first, second)[index % 2] for index in range(6)]))
 
 
 def test_a_thousand_opened_and_closed_leave_the_memory_as_it_was(gpu, xs_engine):
