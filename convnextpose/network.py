@@ -8,11 +8,12 @@ layers; soft-argmax over the whole volume).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from convnextpose.crop import RGB_MEAN, RGB_STD, SCORE_SPREAD_PX, crop_from_bins
 from convnextpose.variants import BACKBONE_KERNEL, HEAD_KERNEL, HEAD_LAYERS, INPUT_SIZE, Variant, VariantSpec
@@ -146,6 +147,35 @@ class PoseReference(nn.Module):
         images = self.normalise(crops).to(self.network.head.final_layer.weight.dtype)
         logits = self.network.logits(images).float()
         return soft_argmax(logits) * self.factor + self.offset, joint_scores(logits)
+
+
+class Bf16Reference(PoseReference):
+    """The same in BF16 up to the logits, on any CPU: to measure what BF16 costs where the CPU does not compute it.
+
+    Every layer rounds its result to BF16. Convolutions sum in FP32, as BF16 hardware does: the products of two BF16 numbers are
+    exact there. PyTorch's own BF16 convolutions take twenty seconds a crop where they are not native.
+    """
+
+    def __init__(self, network: PoseNetwork) -> None:
+        super().__init__(network.to(torch.bfloat16))
+
+    def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        """Joints and scores."""
+        with _Float32Sums():
+            return super().forward(crops)
+
+
+class _Float32Sums(TorchFunctionMode):
+    """Convolutions of BF16 tensors sum in FP32, and round once."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:  # noqa: ANN401 - whatever torch's functions give
+        convolution: Callable[..., Tensor] = torch.conv2d
+        if func is not convolution:
+            return func(*args, **(kwargs or {}))
+        wide = [value.float() if isinstance(value, Tensor) else value for value in args]
+        return convolution(*wide, **(kwargs or {})).to(args[0].dtype)
 
 
 class Normalise(nn.Module):

@@ -13,11 +13,13 @@ from convnextpose import weights
 from convnextpose.errors import ModelError, RuntimeUnavailableError
 from convnextpose.weights import Deviation
 from engines.calibration import CalibrationSet
-from engines.opening import choose_precision, open_pose_model
+from engines.opening import choose_precision, open_pose_model, pose_reference
 from engines.parity import LIMITS, compare, noise_crops
+from engines.pose import ModelInfo, PoseModel
 from engines.precision import int8_within_limits
 from engines.sessions.openvino import cpu_precisions
 from engines.sessions.registry import choose_runtime
+from engines.sessions.torch import TorchGpuSession
 
 if TYPE_CHECKING:
     from convnextpose.checkpoint import VerifiedCheckpoint
@@ -38,7 +40,7 @@ class CpuPrecisions:
 
     Attributes:
         int8: its INT8 graph.
-        deviations: by precision, `bf16` and `int8`, how far it strays in OpenVINO; without `bf16` where this CPU has none.
+        deviations: by precision, `bf16` and `int8`, how far it strays, and in which runtime.
     """
 
     int8: bytes
@@ -46,7 +48,9 @@ class CpuPrecisions:
 
 
 def prove_precisions(checkpoint: VerifiedCheckpoint, onnx: bytes, calibration: CalibrationSet) -> CpuPrecisions:
-    """Make a model's INT8 graph, and measure it and BF16 in OpenVINO, in which they run, against FP32 PyTorch.
+    """Make a model's INT8 graph, and measure it and BF16 against FP32 PyTorch.
+
+    In OpenVINO, in which they run; but BF16 in PyTorch where this CPU has none.
 
     Args:
         checkpoint: the model.
@@ -62,14 +66,26 @@ def prove_precisions(checkpoint: VerifiedCheckpoint, onnx: bytes, calibration: C
     with open_pose_model(checkpoint, "torch") as reference:
         int8 = int8_within_limits(onnx, crops.calibration, reference, crops.proof).onnx
         for precision, graph in (("bf16", onnx), ("int8", int8)):
-            if precision == "bf16" and precision not in cpu_precisions():
-                continue
-            with open_pose_model(graph, "openvino", precision=precision) as candidate:
+            native = precision == "int8" or precision in cpu_precisions()
+            with (
+                open_pose_model(graph, "openvino", precision=precision) if native else bf16_in_torch(checkpoint, reference.info)
+            ) as candidate:
                 report = compare(reference, candidate, crops.proof, LIMITS[precision])
             if precision == "int8":
                 report.check()
             deviations[precision] = report.deviation
     return CpuPrecisions(int8, deviations)
+
+
+def bf16_in_torch(checkpoint: VerifiedCheckpoint, info: ModelInfo) -> PoseModel:
+    """A checkpoint in BF16 up to its logits on any CPU, slower than in FP32: to measure what BF16 costs, not to run.
+
+    Args:
+        checkpoint: the model.
+        info: what the model is.
+    """
+    network = pose_reference(checkpoint, "bf16")
+    return PoseModel(TorchGpuSession(network, f"model {info.name}", precision="bf16", device="cpu"), info)
 
 
 @dataclass(frozen=True)

@@ -218,7 +218,8 @@ def choose_precision(precision: str, runtime: str, info: ModelInfo) -> Choice:
     measured = None if shipped is None else shipped.deviations.get("bf16")
     if measured is None:
         return Choice("fp32", f"model {info.name} was not proven in BF16; --precision bf16 takes it all the same")
-    strays = f"strays by {measured.mean_px:.2g} px and {measured.mean_mm:.2g} mm on average in BF16"
+    where = "" if measured.runtime == runtime else f" of {measured.runtime}, in which it was proven"
+    strays = f"strays by {measured.mean_px:.2g} px and {measured.mean_mm:.2g} mm on average in BF16{where}"
     if not LIMITS["bf16"].hold(measured):
         return Choice("fp32", f"model {info.name} {strays}, past the limits")
     return Choice("bf16", f"this CPU computes it natively and model {info.name} {strays}")
@@ -229,17 +230,15 @@ def pose_reference(checkpoint: VerifiedCheckpoint, precision: str = "fp32") -> T
 
     Args:
         checkpoint: the model.
-        precision: `fp32` or `fp16`: what it computes in up to its logits.
+        precision: `fp32`, `fp16` or `bf16`: what it computes in up to its logits.
     """
-    import torch
+    from convnextpose.network import Bf16Reference, PoseReference, build_network
 
-    from convnextpose.network import PoseReference, build_network
-
-    types = {"fp32": torch.float32, "fp16": torch.float16}
-    if precision not in types:
-        raise RuntimeUnavailableError(f"expected precision {' or '.join(types)} for PyTorch, received {precision!r}")
-    network = build_network(checkpoint).to(types[precision])
-    return TorchNetwork(PoseReference(network).eval(), (CROPS,), predicts(len(checkpoint.joint_set)))
+    made = {"fp32": PoseReference, "fp16": lambda network: PoseReference(network.half()), "bf16": Bf16Reference}
+    if precision not in made:
+        raise RuntimeUnavailableError(f"expected precision {', '.join(made)} for PyTorch, received {precision!r}")
+    module = made[precision](build_network(checkpoint)).eval()
+    return TorchNetwork(module, (CROPS,), predicts(len(checkpoint.joint_set)))
 
 
 def pose_baseline(checkpoint: VerifiedCheckpoint, precision: str = "fp16") -> TorchNetwork:

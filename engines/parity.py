@@ -127,7 +127,8 @@ class ParityReport:
     @property
     def deviation(self) -> Deviation:
         """How far the candidate strays, over all joints."""
-        return Deviation(self.px.mean, self.px.max, self.mm.mean, self.mm.max, self.max_score, self.crops)
+        found = (self.px.mean, self.px.max, self.mm.mean, self.mm.max, self.max_score)
+        return Deviation(*found, self.crops, runtime=self.candidate.name)
 
     @property
     def worst(self) -> tuple[JointParity, ...]:

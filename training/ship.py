@@ -4,8 +4,8 @@
     python -m training.ship xs convnextpose/weights/xs.safetensors      # all files but the weights again
 
 Writes NAME.safetensors, NAME.onnx, NAME.int8.onnx and NAME.json into convnextpose/weights/. The summary is the line that the
-console shows. INT8 is calibrated on the package's calibration set. On a CPU that has BF16 the card tells how far the model
-strays in it, too: without that, `--precision auto` does not take it.
+console shows. INT8 is calibrated on the package's calibration set. The card tells how far it strays in BF16 and INT8, and
+in which runtime: BF16 in PyTorch where this CPU does not compute it natively, otherwise both in OpenVINO.
 """
 
 from __future__ import annotations

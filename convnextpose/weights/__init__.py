@@ -39,6 +39,7 @@ class Deviation:
         mean_mm, max_mm: mean and largest difference of their depths, mm.
         max_score: largest difference of a score (0..1).
         crops: how many crops it was measured on.
+        runtime: the runtime that the model was in. Cards of before there was a choice do not say: it was OpenVINO.
     """
 
     mean_px: float
@@ -47,6 +48,7 @@ class Deviation:
     max_mm: float
     max_score: float
     crops: int
+    runtime: str = "openvino"
 
 
 @dataclass(frozen=True)

@@ -283,8 +283,8 @@ def test_importing_the_package_loads_no_library():
 SHIPPED = ModelInfo("xs", Variant.XS, JOINT_SETS["human36m"], "5" * 64)
 
 
-def deviating(mean_mm):
-    return weights.Deviation(0.05, 0.4, mean_mm, 2.0, 0.003, crops=8)
+def deviating(mean_mm, runtime="openvino"):
+    return weights.Deviation(0.05, 0.4, mean_mm, 2.0, 0.003, crops=8, runtime=runtime)
 
 
 @pytest.mark.parametrize(
@@ -292,6 +292,8 @@ def deviating(mean_mm):
     [
         ({"bf16": deviating(0.3)}, ["fp32", "bf16"], "openvino", "fp32", "bf16", "natively and .* by 0.05 px and 0.3 mm"),
         ({"bf16": deviating(0.3)}, ["fp32", "fp16"], "openvino", "fp32", "fp32", "this CPU does not compute BF16 natively"),
+        ({"bf16": deviating(0.3, "torch")}, ["fp32", "bf16"], "openvino", "fp32", "bf16", "in BF16 of torch, in which it"),
+        ({"bf16": deviating(0.3, "torch")}, ["fp32"], "openvino", "fp32", "fp32", "this CPU does not compute BF16 natively"),
         ({"bf16": deviating(30.0)}, ["fp32", "bf16"], "openvino", "fp32", "fp32", "strays by .* 30 mm .* past the limits"),
         ({"bf16": deviating(float("nan"))}, ["fp32", "bf16"], "openvino", "fp32", "fp32", "past the limits"),
         ({}, ["fp32", "bf16"], "openvino", "fp32", "fp32", "not proven in BF16"),
