@@ -153,14 +153,18 @@ class PoseRenderer:
         step_mm = 500.0 if floor.zoom < 2.5 else 1000.0
         panel[:] = view.backdrop
         draw_grid(panel, view, floor, turn, step_mm)
-        note = text_image(f"grid {step_mm / 1000:g} m", view.text_px, MUTED_BGR)
+        places = [turned(floor.stand(pose), turn) for pose in poses]
+        people = [view.project(place) for place in places]
+        shown = [view.shows(points) for points in people]
+        outside = sum(not inside.any() for inside in shown)
+        grid = f"grid {step_mm / 1000:g} m" + (f", {outside} farther out" if outside else "")
+        note = text_image(grid, view.text_px, MUTED_BGR)
         blend(panel, note, view.margin, view.height - view.margin - note.height)
         if not poses:
             words = text_image("no person", 1.6 * view.text_px, MUTED_BGR)
             blend(panel, words, (view.width - words.width) / 2, view.height / 2)
             return
 
-        places = [turned(floor.stand(pose), turn) for pose in poses]
         on_floor = [view.project(place * (1, 0, 1))[:, :2] for place in places]
         draw_shadows(
             panel,
@@ -169,7 +173,6 @@ class PoseRenderer:
             _SHADOW_RADIUS_MM / floor.zoom * view.scale,
         )
         draw_camera(panel, view, floor, turn, math.atan(frame.width / 2 / camera.fx))
-        people = [view.project(place) for place in places]
         parts = []
         for pose, points in zip(poses, people, strict=True):
             nearness = points[:, 2]
@@ -180,7 +183,8 @@ class PoseRenderer:
         paint(panel, Strokes.joined(parts), max(1.0, 0.9 * view.unit))
         if self._several:
             labels = []
-            for pose, points in sorted(zip(poses, people, strict=True), key=lambda entry: -float(entry[1][:, 2].mean())):
+            seen = [(pose, points[inside]) for pose, points, inside in zip(poses, people, shown, strict=True) if inside.any()]
+            for pose, points in sorted(seen, key=lambda entry: -float(entry[1][:, 2].mean())):
                 x, y, nearness_there = points[np.argmin(points[:, 1])]
                 gap = 2 * _BONE_RADIUS_MM / floor.zoom * view.scale * nearness_there + 2 * view.unit
                 labels.append(_label(pose, float(x) - 0.6 * view.text_px, float(y) - gap))

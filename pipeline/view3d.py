@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from convnextpose.world import World
 from pipeline.strokes import (
@@ -184,6 +185,10 @@ class View:
         nearness = _EYE_MM / np.maximum(_EYE_MM + ahead, 0.1 * _EYE_MM)
         scale = self.scale * nearness
         return np.stack([self.width / 2 + x * scale, self.height / 2 + down * scale - 130.0 * self.scale, nearness], axis=-1)
+
+    def shows(self, points: Array) -> NDArray[np.bool_]:
+        """Which of the points [..., 3] that `project` gave lie in the view: it widens only so far for people far apart."""
+        return np.asarray(((points[..., :2] >= 0) & (points[..., :2] < (self.width, self.height))).all(axis=-1))
 
 
 def turned(points_mm: Array, turn: float) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 import pytest
@@ -15,8 +17,9 @@ from convnextpose.errors import GeometryError
 from convnextpose.skeleton import HUMAN36M, JOINT_SETS, MUCO, JointSet
 from convnextpose.world import World
 from pipeline.draw import LEFT_BGR, RIGHT_BGR, START_DEGREES, TURN_DEGREES_PER_S, PoseRenderer
-from pipeline.labels import Label, draw_labels, side_bgr
+from pipeline.labels import Label, draw_labels, person_bgr, side_bgr
 from pipeline.types import Frame, Pose
+from pipeline.view3d import turned
 
 CAMERA = Intrinsics(620.0, 620.0, 319.5, 179.5)
 BOTH = pytest.mark.parametrize("joint_set", JOINT_SETS.values(), ids=lambda s: s.name)
@@ -265,6 +268,40 @@ def test_labels_stay_in_the_picture_and_dodge_each_other(places: list[tuple[floa
     draw_labels(picture, labels, 12.0)
     for label, whole in zip(labels, alone, strict=True):
         assert whole > 0 and (picture == np.array(label.bgr)).all(axis=-1).sum() >= 0.8 * whole
+
+
+def labelled(panel: np.ndarray, track_id: int) -> bool:
+    """Whether a label of the person stands there: bones and joints have no such large patch of one colour."""
+    patch = (panel == np.array(person_bgr(track_id))).all(axis=-1).astype(np.uint8)
+    return bool(cv2.erode(patch, np.ones((3, 10), np.uint8)).any())
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.tuples(st.floats(-12e3, 12e3), st.floats(-2e3, 2e3), st.floats(300, 30e3)), min_size=2, max_size=6),
+    st.floats(0, 24),
+)
+def test_in_the_3d_view_only_people_in_it_have_a_label(places: list[tuple[float, float, float]], time_s: float) -> None:
+    poses = tuple(standing(at_mm=place, track_id=i) for i, place in enumerate(places))
+    renderer = PoseRenderer(HUMAN36M)
+    panel = renderer.render(frame(time_s=time_s), poses, CAMERA)[:, 640:]
+    view, floor = renderer._views[360, 360, True], renderer._floor
+    turn = math.radians((START_DEGREES + TURN_DEGREES_PER_S * time_s) % 360)
+    for pose in poses:
+        points = view.project(turned(floor.stand(pose), turn))
+        inside = ((points[:, :2] >= 0) & (points[:, :2] < 360)).all(axis=-1).any()
+        assert labelled(panel, pose.track_id) == inside
+
+
+def test_somebody_far_from_the_others_is_told_of_and_not_labelled() -> None:
+    near = (standing(track_id=1), standing(at_mm=(900, 0, 4200), track_id=2), standing(at_mm=(-900, 0, 4300), track_id=3))
+    far = standing(at_mm=(0, 0, 60_000), track_id=4)
+    time_s = (180 - START_DEGREES) / TURN_DEGREES_PER_S  # seen from behind: the far one stands before the view's camera
+    panel = PoseRenderer(HUMAN36M).render(frame(time_s=time_s), (*near, far), CAMERA)[:, 640:]
+    assert [labelled(panel, track_id) for track_id in (1, 2, 3, 4)] == [True, True, True, False]
+    all_near = PoseRenderer(HUMAN36M).render(frame(time_s=time_s), near, CAMERA)[:, 640:]
+    note = np.s_[330:, 75:180]  # behind "grid 1 m"
+    assert panel[note].max() > all_near[note].max() + 40
 
 
 @pytest.mark.parametrize("size", [(640, 360), (3840, 2160), (360, 640), (320, 180)])
