@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from convnextpose import weights
 from convnextpose.errors import ModelError
-from engines.onnx_file import POSE, parse_onnx, read_onnx
+from engines.onnx_file import POSE, read_onnx
+from engines.onnx_parser import parse_onnx
 from engines.onnx_shapes import Shapes
 from engines.opening import open_people_detector, open_pose_model
 
