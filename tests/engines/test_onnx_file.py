@@ -79,7 +79,6 @@ def test_our_models_are_read_as_they_are(onnx_bytes):
     assert read_onnx(XS, POSE) == XS.read_bytes()
     assert read_onnx(onnx_bytes, POSE) == onnx_bytes
     assert read_onnx(weights.detector(), None) == weights.detector().read_bytes()
-    assert read_onnx(weights.detector(), None) == weights.detector().read_bytes()
 
 
 def test_typed_graphs_are_read(onnx_bytes):
