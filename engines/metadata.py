@@ -1,6 +1,6 @@
 """What an exported model says about itself: written into the ONNX file's metadata, and read back without any ONNX library.
 
-OpenVINO does not show a model's metadata and the base install has no `onnx`: `engines.onnx_file` reads it.
+OpenVINO does not show a model's metadata and the base install has no `onnx`: `engines.onnx_parser` reads it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from convnextpose.errors import ModelError
 from convnextpose.files import show
 from convnextpose.skeleton import JOINT_SETS
 from convnextpose.variants import Variant
-from engines.onnx_file import parse_onnx
+from engines.onnx_parser import parse_onnx
 from engines.pose import PRECISIONS, ModelInfo
 
 CONTRACT = "1"

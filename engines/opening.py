@@ -15,7 +15,8 @@ from engines.batcher import Batcher, can_batch
 from engines.graph import pose_graph
 from engines.manifest import is_engine
 from engines.metadata import read_metadata
-from engines.onnx_file import POSE, first_channels, parse_onnx, read_onnx
+from engines.onnx_file import POSE, first_channels, read_onnx
+from engines.onnx_parser import parse_onnx
 from engines.parity import LIMITS
 from engines.people import PeopleDetector, people_metadata, people_specs
 from engines.pose import CROPS, ModelInfo, PoseModel, predicts

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 from convnextpose.errors import ModelError
-from engines.onnx_file import parse_onnx
+from engines.onnx_parser import parse_onnx
 from engines.onnx_shapes import Shapes
 
 FP16_PER_CYCLE = {"7.5": 512, "8.0": 1024, "8.6": 512, "8.7": 1024, "8.9": 512, "9.0": 2048, "10.0": 4096, "12.0": 512}

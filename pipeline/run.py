@@ -278,6 +278,39 @@ def _check_camera(camera: Intrinsics, info: SourceInfo) -> None:
         )
 
 
+def open_estimator(
+    config: RunConfig,
+    models: Models,
+    info: SourceInfo,
+    *,
+    camera: Intrinsics | None = None,
+    given: GivenBoxes | None = None,
+) -> Estimator:
+    """What makes the poses of one source's frames in a run of a config.
+
+    Args:
+        config: what the run is to do.
+        models: what `open_models` opened for it.
+        info: what the source is.
+        camera: its true intrinsics, or None to assume a field of view.
+        given: the boxes that the config names, or None without any.
+    """
+    model, detector = models.pose, models.people
+    people: PeopleFinder = given or WholePicture()
+    turned = None
+    if detector is not None:  # pictures have no frame rate: one is not what came after another
+        people = PeopleTracker(
+            detections_of(detector),
+            model.info.joint_set,
+            min_score=config.min_score,
+            max_people=config.max_people,
+            keep_lost_s=config.keep_lost_s,
+            follows=info.live or info.frame_rate is not None,
+        )
+        turned = TurnedPeople(detections_of(detector), model, min_score=config.min_score)
+    return Estimator(model, people, camera=camera, turned=turned, world=config.world)
+
+
 def open_pipeline(config: RunConfig, models: Models | None = None) -> Pipeline:
     """Make the pipeline that a config describes; iterate over it, or call its `run`, to run it.
 
@@ -358,22 +391,10 @@ def open_pipeline(config: RunConfig, models: Models | None = None) -> Pipeline:
                 recorders = open_recorders(
                     folder, config.formats, header, overwrite=config.overwrite, segments=divided, export=config.export
                 )
-            people: PeopleFinder = given or WholePicture()
-            turned = None
-            if detector is not None:  # pictures have no frame rate: one is not what came after another
-                people = PeopleTracker(
-                    detections_of(detector),
-                    model.info.joint_set,
-                    min_score=config.min_score,
-                    max_people=config.max_people,
-                    keep_lost_s=config.keep_lost_s,
-                    follows=info.live or info.frame_rate is not None,
-                )
-                turned = TurnedPeople(detections_of(detector), model, min_score=config.min_score)
             streams.append(
                 Stream(
                     source,
-                    Estimator(model, people, camera=camera, turned=turned, world=config.world),
+                    open_estimator(config, models, info, camera=camera, given=given),
                     header,
                     recorders=recorders,
                     renderer=PoseRenderer(model.info.joint_set) if any(r.needs_picture for r in recorders) else None,

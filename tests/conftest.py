@@ -75,7 +75,7 @@ def shared_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def made_once(shared_folder):
-    """Torch's exporter and the ranges of INT8 graphs take seconds: each network, and each model with its crops, has them once.
+    """Torch's exporter and the ranges of INT8 graphs take seconds: they run once for a kind of network, a model with its crops.
 
     Gives the exporter's own conversion, for who wants it again.
     """
@@ -83,11 +83,11 @@ def made_once(shared_folder):
         yield None
         return
     from engines import graph, precision
-    from tests.once import crops_key, network_key, once
+    from tests.once import crops_key, graph_once, once
 
     convert = graph._convert
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graph, "_convert", once(convert, network_key, shared_folder))
+        patch.setattr(graph, "_convert", graph_once(convert, shared_folder))
         patch.setattr(precision, "quantise", once(precision.quantise, crops_key, shared_folder))
         yield convert
 

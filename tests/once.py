@@ -7,16 +7,52 @@ import hashlib
 from pathlib import Path
 
 
+def _numbers(network):
+    tensors = (*network.named_parameters(), *network.named_buffers())
+    return {name: tensor.detach().contiguous().numpy() for name, tensor in tensors}
+
+
 def network_key(network, inputs, outputs):
-    """A digest of all that a graph is made of: the modules, their plain attributes, their numbers, and the names and shapes."""
+    """A digest of all that a graph is made of but its weights: modules, their plain attributes, names, types and shapes."""
     digest = hashlib.sha256(repr((inputs, outputs)).encode())
     for name, module in network.named_modules():
         plain = {k: v for k, v in vars(module).items() if isinstance(v, (bool, int, float, str, tuple, type(None)))}
         digest.update(repr((name, type(module).__qualname__, sorted(plain.items()))).encode())
-    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
-        digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
-        digest.update(tensor.detach().contiguous().numpy().tobytes())
+    for name, numbers in _numbers(network).items():
+        digest.update(repr((name, numbers.dtype, numbers.shape)).encode())
     return digest.hexdigest()
+
+
+def graph_once(convert, folder: Path):
+    """`engines.graph._convert`, but once for each kind of network: others of the kind have their weights put into its graph.
+
+    tests/engines/test_export.py compares such a graph with what the exporter makes of the same network, byte by byte.
+    """
+
+    def graph(network, inputs, outputs):
+        """The graph without the weights, which it has to hold as they are in the network."""
+        import onnx
+
+        model, numbers = onnx.load_from_string(convert(network, inputs, outputs)), _numbers(network)
+        assert {tensor.name for tensor in model.graph.initializer} >= numbers.keys()
+        for tensor in model.graph.initializer:
+            if tensor.name in numbers:
+                assert tensor.raw_data == numbers[tensor.name].tobytes()
+                tensor.raw_data = b""
+        return model.SerializeToString()
+
+    kept = once(graph, network_key, folder)
+
+    def made(network, inputs, outputs):
+        import onnx
+
+        model, numbers = onnx.load_from_string(kept(network, inputs, outputs)), _numbers(network)
+        for tensor in model.graph.initializer:
+            if tensor.name in numbers:
+                tensor.raw_data = numbers[tensor.name].tobytes()
+        return model.SerializeToString(deterministic=True)
+
+    return made
 
 
 def crops_key(model, crops):

@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -184,8 +185,15 @@ def rebuild(bundle, out, **changes):
     return report.results[0]
 
 
-def test_what_does_not_fit_is_replaced(bundle, tmp_path):
-    engine = rebuild(bundle, tmp_path).path
+@pytest.fixture
+def engine(made, tmp_path):
+    """An engine as the bundle's, with its manifest, alone in `tmp_path`."""
+    for name in ("xs-fp16-rtx40.engine", "xs-fp16-rtx40.engine.json"):
+        shutil.copyfile(made.out / name, tmp_path / name)
+    return tmp_path / "xs-fp16-rtx40.engine"
+
+
+def test_what_does_not_fit_is_replaced(engine, bundle, tmp_path):
     assert rebuild(bundle, tmp_path).outcome == "kept"
     assert rebuild(bundle, tmp_path, options=BuildOptions(BatchRange(1, 2, 4))).outcome == "built"
     assert rebuild(bundle, tmp_path, options=BuildOptions(BatchRange(1, 2, 4))).outcome == "kept"
@@ -217,8 +225,7 @@ def test_what_is_of_another_origin_is_kept(bundle, tmp_path):
 # Faults
 
 
-def test_a_manifest_that_was_edited_is_not_trusted(bundle, tmp_path):
-    engine = rebuild(bundle, tmp_path).path
+def test_a_manifest_that_was_edited_is_not_trusted(engine, bundle, tmp_path):
     path = manifest.path_of(engine)
     path.write_text(path.read_text().replace('"8.9"', '"8.6"'))
     with pytest.raises(EngineError, match="edited"):

@@ -135,7 +135,7 @@ def test_an_existing_file_is_kept_unless_overwriting_is_allowed(checkpoint, tmp_
     assert out.read_text() == "mine"
     monkeypatch.setattr(engines.graph, "_convert", made_once)  # torch's exporter itself
     export(checkpoint, out, name="tiny", random=True, overwrite=True)
-    assert out.read_bytes() == onnx_bytes  # exporting again gives the same bytes
+    assert out.read_bytes() == onnx_bytes  # exporting again gives the same bytes, and so does putting weights into a graph
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 

@@ -1,5 +1,7 @@
 """`convnextpose calibrate` from a clip to a set of crops and its preview sheet."""
 
+from functools import cache
+
 import cv2
 import numpy as np
 import pytest
@@ -9,8 +11,16 @@ from convnextpose import weights
 from engines.calibration import CalibrationSet
 
 
+@pytest.fixture(scope="module")
+def opened():
+    """The functions that open models, each of which opens a model once: the command leaves them open."""
+    return cache(tools.calibrate.open_model), cache(tools.calibrate.open_detector)
+
+
 @pytest.fixture
-def cli(cli):
+def cli(cli, opened, monkeypatch):
+    for name, function in zip(("open_model", "open_detector"), opened, strict=True):
+        monkeypatch.setattr(tools.calibrate, name, function)
     return lambda *arguments: cli("calibrate", *arguments)
 
 
