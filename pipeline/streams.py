@@ -485,8 +485,8 @@ class Viewing:
 class Pipeline:
     """Streams that run side by side: iterate over it for the posed frames, or use it as a context manager.
 
-    It closes everything that it was given: sources, models, recorders, views and trace. Starting it sets OpenCV's threads to one,
-    for the whole process.
+    It closes everything that it was given: sources, models, recorders, views and trace.
+    Starting it sets OpenCV's threads to one, for the whole process.
 
     Args:
         streams: one for each source.
