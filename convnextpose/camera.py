@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,8 +115,12 @@ class Intrinsics:
     def unproject(self, points: NDArray[np.floating]) -> NDArray[np.float64]:
         """(x px, y px, depth mm) [..., 3] to points in camera space [..., 3] (mm)."""
         points = np.asarray(points, np.float64)
-        z = points[..., 2]
-        return np.stack([(points[..., 0] - self.cx) / self.fx * z, (points[..., 1] - self.cy) / self.fy * z, z], axis=-1)
+        x, y, z = points[..., 0], points[..., 1], points[..., 2]
+        unprojected = np.empty((*points.shape[:-1], 3))
+        unprojected[..., 0] = (x - self.cx) / self.fx * z
+        unprojected[..., 1] = (y - self.cy) / self.fy * z
+        unprojected[..., 2] = z
+        return unprojected
 
     def estimate_root_depth_mm(self, box_area_px: float) -> float:
         """Distance of the pelvis from the area of the enlarged square box, px: k = sqrt(fx fy 2000^2 / area), mm.
@@ -128,6 +133,16 @@ class Intrinsics:
         if not (math.isfinite(box_area_px) and box_area_px > 0):
             raise GeometryError(f"expected a box with a positive area in px, received an area of {box_area_px}")
         return math.sqrt(self.fx * self.fy / box_area_px) * PERSON_EXTENT_MM
+
+
+@lru_cache
+def _bones_of(joints: tuple[str, ...]) -> tuple[tuple[int, int, float], ...]:
+    """The bones of BONE_LENGTHS_MM: the numbers of their ends among the joints, and how long they are, mm."""
+    bones = []
+    for (first, second), length_mm in BONE_LENGTHS_MM.items():
+        ends = [(f"L_{first}", f"R_{second}")] if first == second else [(f"{s}_{first}", f"{s}_{second}") for s in "LR"]
+        bones += [(joints.index(a), joints.index(b), length_mm) for a, b in ends]
+    return tuple(bones)
 
 
 def root_depth_from_bones_mm(
@@ -144,12 +159,10 @@ def root_depth_from_bones_mm(
         joint_set: the joints' names.
     """
     pairs, wanted_mm = [], 0.0
-    for (first, second), length_mm in BONE_LENGTHS_MM.items():
-        ends = [(f"L_{first}", f"R_{second}")] if first == second else [(f"{s}_{first}", f"{s}_{second}") for s in "LR"]
-        for a, b in (tuple(joint_set.joints.index(name) for name in names) for names in ends):
-            if seen[a] and seen[b]:
-                pairs.append((a, b))
-                wanted_mm += length_mm
+    for a, b, length_mm in _bones_of(joint_set.joints):
+        if seen[a] and seen[b]:
+            pairs.append((a, b))
+            wanted_mm += length_mm
     if len(pairs) < LEAST_BONES:
         return None
     a, b = np.array(pairs).T
@@ -161,7 +174,7 @@ def root_depth_from_bones_mm(
 
     def too_long_mm(root_depth_mm: float) -> tuple[float, float]:
         bones = start + root_depth_mm * growth
-        lengths = np.linalg.norm(bones, axis=1)
+        lengths = np.sqrt((bones * bones).sum(axis=1))
         return float(lengths.sum()) - wanted_mm, float(((bones * growth).sum(axis=1) / np.maximum(lengths, 1e-9)).sum())
 
     near, depth = max(_NEAREST_MM, _NEAREST_MM - float(points[:, 2].min())), _FARTHEST_MM

@@ -6,8 +6,8 @@ numbers, as OpenCV's warpAffine takes them. Source of the geometry: the authors'
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,10 +42,10 @@ class Box:
 
     def __post_init__(self) -> None:
         """Refuse boxes that enclose nothing."""
-        values = (self.x, self.y, self.width, self.height)
-        if not all(math.isfinite(v) for v in values):
+        x, y, width, height = values = self.x, self.y, self.width, self.height
+        if not (isfinite(x) and isfinite(y) and isfinite(width) and isfinite(height)):
             raise GeometryError(f"expected a box of four finite numbers x,y,width,height in px, received {values}")
-        if self.width <= 0 or self.height <= 0:
+        if width <= 0 or height <= 0:
             raise GeometryError(f"expected a box with a positive width and height in px, received {values}")
 
     @property

@@ -42,10 +42,13 @@ class _Request:
         done: how many of them have results.
         results: the outputs so far.
         error: why there will be no results.
+        roused: wakes its caller, who waits on it while `asleep`.
     """
 
     arrays: Mapping[str, NDArray[Any]]
     count: int
+    roused: threading.Condition
+    asleep: bool = False
     given: int = 0
     done: int = 0
     results: Arrays = field(default_factory=dict)
@@ -102,9 +105,12 @@ class Batcher:
             raise ModelError(f"expected a network in which the batch alone is free, received one with {wrong[0]}")
         self._session = session
         self._tickets = session if isinstance(session, TicketSession) else None
+        self._makes_crops = session if isinstance(session, FrameSession) else None
         self._most_flights = self._tickets.slots if self._tickets else 1
         self._max_batch = min(max_batch, self._tickets.limit) if self._tickets else max_batch
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        """For `close`; each caller has a condition of its own, so that only who has something to do is woken."""
         self._requests: list[_Request] = []
         """Those whose callers have not left."""
         self._waiting: deque[_Request] = deque()
@@ -130,12 +136,12 @@ class Batcher:
     @property
     def takes_frames(self) -> bool:
         """Whether the session makes crops itself."""
-        return isinstance(self._session, FrameSession) and self._session.takes_frames
+        return self._makes_crops is not None and self._makes_crops.takes_frames
 
     def hold(self, picture: Any) -> AbstractContextManager[HeldFrame]:  # noqa: ANN401
         """A frame on the session's GPU, as the session's `hold`."""
-        assert isinstance(self._session, FrameSession)
-        return self._session.hold(picture)
+        assert self._makes_crops is not None
+        return self._makes_crops.hold(picture)
 
     def run(self, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
         """The outputs by name, as the session's `run`. Returns once the last of them is there.
@@ -145,9 +151,9 @@ class Batcher:
             ModelError: the library failed at running a batch with items of this caller.
             RuntimeUnavailableError: the batcher is closed.
         """
-        request = _Request(arrays, check_given(arrays, self._session))
+        request = _Request(arrays, check_given(arrays, self._session), threading.Condition(self._lock))
         try:
-            with self._changed:
+            with self._lock:
                 if not self._open:
                     raise _closed()
                 self._requests.append(request)
@@ -167,38 +173,67 @@ class Batcher:
             for request in self._waiting:
                 request.error = _closed()
             self._waiting.clear()
-            self._changed.notify_all()
+            self._rouse()
             self._changed.wait_for(lambda: not any(map(self._is_wanted, self._flights)))
         self._session.close()
 
     def _next(self, request: _Request) -> _Flight | None:
         """Wait until a request's caller has something to do, and for which batch; None when it may go."""
-        found: list[_Flight] = []
+        with self._lock:
+            while True:
+                if found := self._job(request):
+                    self._rouse()  # there may be room for another batch
+                    return found
+                if request.settled:
+                    return None
+                request.asleep = True
+                try:
+                    request.roused.wait()
+                finally:
+                    request.asleep = False
 
-        def ready() -> bool:
-            found[:] = self._job(request)
-            return request.settled or bool(found)
-
-        with self._changed:
-            self._changed.wait_for(ready)
-            return found[0] if found else None
-
-    def _job(self, request: _Request) -> list[_Flight]:
+    def _job(self, request: _Request) -> _Flight | None:
         """A new batch if the session has room and something waits; else one that has items of the request, or of nobody.
 
         A request that failed leaves no batch behind that is its own alone: it would hold a slot.
         """
-        if self._waiting and not request.settled and len(self._flights) < self._most_flights:
+        if self._has_room() and not request.settled:
             flight = _Flight(self._take())
             self._flights.append(flight)
-            return [flight]
+            return flight
         for flight in self._flights:
-            others = any(share.request in self._requests and not share.request.settled for share in flight.shares)
-            mine = any(share.request is request for share in flight.shares)
-            if not flight.taken and (not others or (mine and not request.settled)):
+            if not flight.taken and self._may_advance(request, flight):
                 flight.taken = True
-                return [flight]
-        return []
+                return flight
+        return None
+
+    def _has_room(self) -> bool:
+        """Whether a new batch can be made."""
+        return bool(self._waiting) and len(self._flights) < self._most_flights
+
+    def _may_advance(self, request: _Request, flight: _Flight) -> bool:
+        """Whether a batch is the request's to go on with: it has items of it, or nobody waits for it any more."""
+        if not request.settled and any(share.request is request for share in flight.shares):
+            return True
+        return not any(share.request in self._requests and not share.request.settled for share in flight.shares)
+
+    def _rouse(self) -> None:
+        """Wake the callers that have something to do: of several that could do the same thing, one. Under the lock."""
+        for request in self._requests:
+            if request.settled:
+                self._wake(request)
+        if self._has_room():
+            self._wake(next((request for request in self._waiting if request.asleep), None))
+        for flight in self._flights:
+            if not flight.taken:
+                able = (request for request in self._requests if request.asleep and self._may_advance(request, flight))
+                self._wake(next(able, None))
+        self._changed.notify_all()
+
+    def _wake(self, request: _Request | None) -> None:
+        if request is not None and request.asleep:
+            request.asleep = False
+            request.roused.notify()
 
     def _is_wanted(self, flight: _Flight) -> bool:
         """Whether a caller waits for a batch: those that have items in it may all have been interrupted."""
@@ -209,22 +244,24 @@ class Batcher:
         try:
             if self._tickets is not None and flight.ticket is None:
                 flight.ticket = self._tickets.submit(self._gather(flight))
-                with self._changed:
+                with self._lock:
                     flight.taken = False
-                    self._changed.notify_all()
+                    self._rouse()
                 return
             outputs = self._session.run(self._gather(flight)) if self._tickets is None else self._tickets.collect(flight.ticket)
-            with self._changed:
+            with self._lock:
                 self._hand_out(flight.shares, outputs)
                 self._flights.remove(flight)
+                self._rouse()
         except Exception as error:  # noqa: BLE001 - whatever it is, those who wait for this batch must hear of it
-            with self._changed:
+            with self._lock:
                 self._fail(flight.shares, error)
                 self._flights.remove(flight)
+                self._rouse()
         except BaseException:
-            with self._changed:  # its caller was interrupted: another one goes on with it
+            with self._lock:  # its caller was interrupted: another one goes on with it
                 flight.taken = False
-                self._changed.notify_all()
+                self._rouse()
             raise
 
     def _take(self) -> list[_Share]:
@@ -269,23 +306,21 @@ class Batcher:
                     request.results[name][share.begin : share.end] = values[begin : begin + count]
             request.done += count
             begin += count
-        self._changed.notify_all()
 
     def _fail(self, batch: list[_Share], error: Exception) -> None:
         for share in batch:
             share.request.error = error
             if share.request in self._waiting:
                 self._waiting.remove(share.request)
-        self._changed.notify_all()
 
     def _leave(self, request: _Request) -> None:
         """Forget a request whose caller goes."""
-        with self._changed:
+        with self._lock:
             if request in self._requests:
                 self._requests.remove(request)
             if request in self._waiting:
                 self._waiting.remove(request)
-            self._changed.notify_all()
+            self._rouse()
 
 
 def can_batch(session: Session) -> bool:

@@ -117,6 +117,7 @@ class PoseModel:
     def __init__(self, session: Session, info: ModelInfo) -> None:
         self.info = info
         self._session = session
+        self._makes_crops = session if isinstance(session, FrameSession) else None  # slow to ask: not for each frame
         try:
             self._check()
         except BaseException:
@@ -129,8 +130,8 @@ class PoseModel:
         Args:
             picture: uint8 [H, W, 3] BGR, or an `engines.kernels.blocks.DeviceFrame`.
         """
-        if isinstance(self._session, FrameSession) and self._session.takes_frames:
-            return self._session.hold(picture)
+        if self._makes_crops is not None and self._makes_crops.takes_frames:
+            return self._makes_crops.hold(picture)
         return nullcontext()
 
     def run(self, crops: NDArray[np.uint8]) -> Predictions:

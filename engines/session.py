@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convnextpose.errors import GeometryError, RuntimeUnavailableError
+
+_name_of = lru_cache(operator.attrgetter("name"))
+"""numpy's name for a type, which it makes anew each time that it is asked."""
 
 Arrays = dict[str, NDArray[Any]]
 """Arrays by the names that the network gives them."""
@@ -49,7 +54,12 @@ class ArraySpec:
         Raises:
             GeometryError: saying what was expected and what came.
         """
-        if not self.fits(ArraySpec(self.name, array.dtype.name, array.shape)):
+        lengths = array.shape
+        if (
+            _name_of(array.dtype) != self.dtype
+            or len(lengths) != len(self.shape)
+            or any(wanted not in (None, length) for wanted, length in zip(self.shape, lengths, strict=True))
+        ):
             raise GeometryError(f"expected {self}, received {array.dtype} {list(array.shape)}")
 
 

@@ -27,6 +27,8 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
+import cv2
+
 from convnextpose.errors import GeometryError, PoseError, SinkError, StageError
 from convnextpose.world import World
 from pipeline.draw import PoseRenderer
@@ -484,6 +486,7 @@ class Pipeline:
     """Streams that run side by side: iterate over it for the posed frames, or use it as a context manager.
 
     It closes everything that it was given: sources, models, recorders, views and trace.
+    Starting it sets OpenCV's threads to one, for the whole process.
 
     Args:
         streams: one for each source.
@@ -556,6 +559,7 @@ class Pipeline:
         if self._closed:
             raise ValueError("expected a pipeline that is not closed, received one that has ended; make a new one")
         if not any(stream.started for stream in self.streams):
+            cv2.setNumThreads(1)  # all cores have work of ours, and threads of OpenCV's own burn CPU time while they wait
             for viewing in self.viewings:
                 viewing.start()
         show = self._show if self.viewings else None

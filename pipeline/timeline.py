@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,15 +56,15 @@ class Stopwatch:
 
     Attributes:
         stage: the stage that was begun last.
+        last_ns: when the last work ended, perf_counter_ns.
     """
 
     def __init__(self) -> None:
         self.stage = STAGES[0]
         self._spans: list[Span] = []
-        self._last_ns = time.perf_counter_ns()
+        self.last_ns = time.perf_counter_ns()
 
-    @contextmanager
-    def span(self, stage: str, *, enter_ns: int | None = None, part: str = "") -> Iterator[None]:
+    def span(self, stage: str, *, enter_ns: int | None = None, part: str = "") -> AbstractContextManager[None]:
         """Time a stage's work, also if it fails.
 
         Args:
@@ -73,23 +72,34 @@ class Stopwatch:
             enter_ns: when the frame came to the stage, perf_counter_ns; None where that was the end of the span before.
             part: as in `Span`.
         """
-        self.stage = stage
-        start_ns = time.perf_counter_ns()
-        try:
-            yield
-        finally:
-            end_ns = time.perf_counter_ns()
-            self._spans.append(Span(stage, self._last_ns if enter_ns is None else enter_ns, start_ns, end_ns, part))
-            self._last_ns = end_ns
+        return _Running(self, stage, enter_ns, part)
 
-    def add(self, stage: str, start_ns: int, end_ns: int) -> None:
-        """Note work that was done elsewhere, perf_counter_ns."""
-        self._spans.append(Span(stage, start_ns, start_ns, end_ns, ""))
-        self._last_ns = end_ns
+    def add(self, stage: str, start_ns: int, end_ns: int, *, enter_ns: int | None = None, part: str = "") -> None:
+        """Note work that was done, perf_counter_ns; the frame came to it at its start unless `enter_ns` says otherwise."""
+        self._spans.append(Span(stage, start_ns if enter_ns is None else enter_ns, start_ns, end_ns, part))
+        self.last_ns = end_ns
 
     def timeline(self, source_id: str, index: int) -> Timeline:
         """The spans taken so far, as a frame's timeline."""
         return Timeline(source_id, index, tuple(self._spans))
+
+
+class _Running:
+    """A stage's work while it is timed. A class, as `contextlib.contextmanager` takes twice the time, some times a frame."""
+
+    __slots__ = ("_enter_ns", "_part", "_stage", "_start_ns", "_stopwatch")
+
+    def __init__(self, stopwatch: Stopwatch, stage: str, enter_ns: int | None, part: str) -> None:
+        self._stopwatch, self._stage, self._enter_ns, self._part = stopwatch, stage, enter_ns, part
+
+    def __enter__(self) -> None:
+        self._stopwatch.stage = self._stage
+        self._start_ns = time.perf_counter_ns()
+
+    def __exit__(self, *error: object) -> None:
+        stopwatch, end_ns = self._stopwatch, time.perf_counter_ns()
+        enter_ns = stopwatch.last_ns if self._enter_ns is None else self._enter_ns
+        stopwatch.add(self._stage, self._start_ns, end_ns, enter_ns=enter_ns, part=self._part)
 
 
 @dataclass(frozen=True, slots=True)

@@ -200,11 +200,12 @@ class WorldEstimator:
         for pose in poses if ankle_mm > 0 else ():
             root_mm = float(pose.joints_mm[self.joint_set.root, 2])
             foot = min((pose.joints_mm[leg[2]] for leg in self._legs), key=lambda place: float(place @ up))
-            if -float(up @ foot) <= _FLATTEST * foot[2]:
+            below_mm, foot_mm = -float(up @ foot), float(foot[2])
+            if below_mm <= _FLATTEST * foot_mm:
                 continue
             # Where the foot's line of sight meets the plane of standing ankles, less the foot's own depth from the pelvis.
-            depth_mm = ankle_mm * foot[2] / -float(up @ foot) - (foot[2] - root_mm)
-            wanted = math.log(float(np.clip(depth_mm / root_mm, *SCALES)))
+            depth_mm = ankle_mm * foot_mm / below_mm - (foot_mm - root_mm)
+            wanted = math.log(min(max(depth_mm / root_mm, SCALES[0]), SCALES[1]))
             size = self._sizes.get(pose.track_id)
             if size is None:
                 self._sizes[pose.track_id] = _Size(wanted, time_s)
