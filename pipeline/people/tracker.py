@@ -61,6 +61,10 @@ LOOKS = 3
 LOST_AFTER_S = 0.25
 """How long somebody is out of sight who counts as lost, s."""
 
+UNSURE_S = 3.0
+"""How long somebody is followed of whom every pose is unsure and whom no look of the detector confirms, s. In `vtest.avi`
+people went 2.0 s without a sure pose at most, and a sign post that once had passed for somebody 48 s."""
+
 SAME_PERSON = 0.5
 """Object keypoint similarity from which two poses of a frame are one person's."""
 
@@ -151,6 +155,7 @@ class _Track:
         size: square root of the box's area, px.
         clothes: [3, 3] their colours, BGR.
         first_s, seen_s: times of the first and of the last sighting.
+        confirmed_s: when a pose was last sure, or the detector last saw somebody there.
         missed_s: time of the first frame since then that lacks the person, or None.
         track_id: None until a second sighting agrees with the first.
         told_lost: whether `lost` was told since the last sighting.
@@ -164,6 +169,7 @@ class _Track:
     clothes: NDArray[np.float64]
     first_s: float
     seen_s: float
+    confirmed_s: float
     missed_s: float | None = None
     track_id: int | None = None
     told_lost: bool = False
@@ -172,7 +178,7 @@ class _Track:
     @classmethod
     def begin(cls, sighting: _Sighting, time_s: float) -> _Track:
         motion = Motion(time_s, sighting.place, sighting.size)
-        return cls(motion, _centred(sighting), _corners(sighting), sighting.size, sighting.clothes, time_s, time_s)
+        return cls(motion, _centred(sighting), _corners(sighting), sighting.size, sighting.clothes, time_s, time_s, time_s)
 
     def expected(self, time_s: float) -> Box:
         """The box that the person has now, px."""
@@ -196,6 +202,7 @@ class _Track:
         if sighting.sure:
             learnt = self.clothes + (1 - math.exp(-elapsed_s / CLOTHES_S)) * (sighting.clothes - self.clothes)
             self.clothes = np.where(np.isfinite(learnt), learnt, sighting.clothes)
+            self.confirmed_s = time_s
         self.seen_s, self.missed_s, self.told_lost = time_s, None, False
 
 
@@ -270,7 +277,7 @@ class PeopleTracker:
             with stopwatch.span("detect"):
                 detections = self._see(frame)
             smallest = min(track.size for track in self._tracks) if full and not busy else 0.0
-            sought += self._unexplained(detections, [box for _, box in sought], smallest)
+            sought += self._unexplained(detections, sought, smallest)
         self._sought = [who for who, _ in sought]
         return tuple(TrackedBox(number, box) for number, (_, box) in enumerate(sought))
 
@@ -294,12 +301,17 @@ class PeopleTracker:
         self._tracks = [track for track in self._tracks if kept(track)]
 
     def _unexplained(
-        self, detections: Sequence[Detection], expected: Sequence[Box], smallest: float
+        self, detections: Sequence[Detection], expected: Sequence[tuple[_Track | Detection, Box]], smallest: float
     ) -> list[tuple[_Track | Detection, Box]]:
-        """The surest detections that are of nobody who is followed, and not smaller than a size, px."""
+        """The surest detections that are of nobody who is followed, and not smaller than a size, px; the others confirm whom
+        they are of."""
         assert self._frame is not None
-        shared = overlaps(_array([d.box for d in detections]), _array(expected))
-        explained = {row for row, _ in assign(1 - shared, 1 - EXPLAINED)}
+        shared = overlaps(_array([d.box for d in detections]), _array([box for _, box in expected]))
+        explained = dict(assign(1 - shared, 1 - EXPLAINED))
+        for column in explained.values():
+            who, _ = expected[column]
+            if isinstance(who, _Track):
+                who.confirmed_s = self._frame.time_s
         new = [d for row, d in enumerate(detections) if row not in explained and math.sqrt(d.box.area) >= smallest]
         new = self._looks.worth_reading(new, self._frame.time_s)
         new.sort(key=lambda d: (-d.score, d.box.x, d.box.y, d.box.width, d.box.height))
@@ -313,7 +325,13 @@ class PeopleTracker:
         known = [track for track in self._tracks if track.track_id is not None]
         sure = [s for s in sightings if s.sure]
         matches = self._match(known, sure, now)
-        rest = [t for t in known if t not in matches and (t.missed_s is None or now - t.seen_s <= LOST_AFTER_S)]
+        rest = [
+            track
+            for track in known
+            if track not in matches
+            and (track.missed_s is None or now - track.seen_s <= LOST_AFTER_S)
+            and now - track.confirmed_s <= UNSURE_S
+        ]
         taken = set(map(id, matches.values()))
         matches |= self._match(rest, [s for s in sightings if id(s) not in taken], now)
         taken = set(map(id, matches.values()))
@@ -433,6 +451,8 @@ class PeopleTracker:
         for other, sighting in matches.items():
             if other.track_id is not None and (sighting is seen or sighting.box.iou(expected) > 0.3):
                 return f"where person {other.track_id} is"
+        if seen is not None and now - track.confirmed_s > UNSURE_S:
+            return f"no sure pose for {UNSURE_S:g} s"
         return "nobody is seen there"
 
     def _is_apart(self, sighting: _Sighting, matches: Mapping[_Track, _Sighting], now: float) -> bool:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from convnextpose.crop import Box
 from convnextpose.skeleton import HUMAN36M
-from pipeline.people.tracker import PeopleTracker
+from pipeline.people.tracker import UNSURE_S, PeopleTracker
 from pipeline.types import TrackEventKind
 from tests.cases import fast_first
 from tests.pipeline.people.world import Walker, World, film, line, steady
@@ -293,6 +293,19 @@ def test_an_unsure_pose_keeps_a_track_but_begins_none():
     world = World([Walker(line((300, 600), (60, 0)))], score=lambda who, time_s: 0.6 if time_s < 1 else 0.4)
     assert len(film(world, steady(10, 4)).ids) >= 38
     assert not film(World(world.walkers, score=lambda who, time_s: 0.4), steady(10, 4)).ids
+
+
+@at_each_rate
+def test_what_no_pose_and_no_look_is_sure_of_is_not_followed_for_long(rate):
+    walkers, score = [Walker(line((300, 600), (20, 0)))], lambda who, time_s: 0.6 if time_s < 1 else 0.4
+    unseen = World(walkers, score=score, detection_score=lambda who, time_s: 0.8 if time_s < 1 else 0.1)
+    result = film(unseen, steady(rate, 10))
+    (lost,) = [event for event in result.events if event.kind is TrackEventKind.LOST]
+    assert lost.reason == "no sure pose for 3 s"
+    assert UNSURE_S <= lost.time_s - 1 <= UNSURE_S + 0.5
+    assert max(time_s for time_s, ids in result.frames if ids) <= 1 + UNSURE_S
+    seen = film(World(walkers, score=score), steady(rate, 10))
+    assert seen.of(0) == [0] and kinds(seen) == {"born": 1}
 
 
 def test_pictures_that_do_not_follow_each_other_are_each_searched():
