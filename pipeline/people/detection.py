@@ -33,6 +33,9 @@ DETECTION_SCORE = 0.3
 """Score of the people detector from which the pose in a box is read. It is low, since the pose has the last word; in boxes of
 lower scores are things that the pose network, too, takes for people (docs/people.md)."""
 
+SURE_DETECTION = 0.4
+"""Score of the people detector from which somebody is there though the pose in the box is unsure (docs/people.md)."""
+
 
 def detections_of(detector: PeopleDetector) -> Callable[[Frame], list[Detection]]:
     """A function that gives the people whom a detector sees in a frame, as `detect` does."""

@@ -23,7 +23,7 @@ from pipeline.people import MIN_SCORE, Identified
 from pipeline.people.assignment import assign
 from pipeline.people.clothes import Clothes, difference
 from pipeline.people.cuts import CutDetector
-from pipeline.people.detection import Detection
+from pipeline.people.detection import SURE_DETECTION, Detection
 from pipeline.people.looks import BORN_AFTER_S, Looks
 from pipeline.people.motion import Motion
 from pipeline.people.similarity import PoseSimilarity
@@ -40,7 +40,8 @@ KEEP_LOST_S = 1.5
 """How long somebody who is out of sight is looked for, unless told otherwise, s."""
 
 KEEP_FRACTION = 2 / 3
-"""A pose that is this fraction of MIN_SCORE is unsure: whoever is followed may have it, but nobody is found by it."""
+"""A pose that is this fraction of MIN_SCORE is unsure: whoever is followed may have it, and whoever the detector is sure of, but
+nobody else is found by it."""
 
 DETECTION_AGREEMENT = 0.4
 """Intersection over union that a detected box and that of the pose in it have at least, if somebody is there."""
@@ -129,8 +130,8 @@ class _Sighting:
         place: [2] the middle of its joints, px.
         size: square root of the box's area, px.
         clothes: [3, 3] their colours, BGR.
-        sure: whether the score is a person's.
-        detected: whether the detector saw somebody there.
+        sure: whether the pose's score is a person's, or the detector's is.
+        detected: the detector's score there, 0 where it saw nobody.
         seekers: the tracks in whose expected places it was seen.
     """
 
@@ -140,7 +141,7 @@ class _Sighting:
     size: float
     clothes: NDArray[np.float64]
     sure: bool
-    detected: bool
+    detected: float
     seekers: list[_Track]
 
 
@@ -154,6 +155,7 @@ class _Track:
         corners: [4] left, top, right and bottom of the box, from the middle of the joints, px.
         size: square root of the box's area, px.
         clothes: [3, 3] their colours, BGR.
+        detected: the detector's score at the first sighting.
         first_s, seen_s: times of the first and of the last sighting.
         confirmed_s: when a pose was last sure, or the detector last saw somebody there.
         missed_s: time of the first frame since then that lacks the person, or None.
@@ -167,6 +169,7 @@ class _Track:
     corners: NDArray[np.float64]
     size: float
     clothes: NDArray[np.float64]
+    detected: float
     first_s: float
     seen_s: float
     confirmed_s: float
@@ -178,7 +181,8 @@ class _Track:
     @classmethod
     def begin(cls, sighting: _Sighting, time_s: float) -> _Track:
         motion = Motion(time_s, sighting.place, sighting.size)
-        return cls(motion, _centred(sighting), _corners(sighting), sighting.size, sighting.clothes, time_s, time_s, time_s)
+        shape = _centred(sighting), _corners(sighting), sighting.size
+        return cls(motion, *shape, sighting.clothes, sighting.detected, time_s, time_s, time_s)
 
     def expected(self, time_s: float) -> Box:
         """The box that the person has now, px."""
@@ -221,7 +225,8 @@ class PeopleTracker:
     Args:
         see: the people whom the detector sees in a frame, duplicates left out.
         joint_set: the joints' names.
-        min_score: mean joint score from which a person counts as found; followed down to KEEP_FRACTION of it.
+        min_score: mean joint score from which a person counts as found; from KEEP_FRACTION of it on where the detector is sure
+            (SURE_DETECTION), and for whoever is followed.
         max_people: how many people are followed at once; with more in the picture, the nearest.
         keep_lost_s: how long somebody who is out of sight is looked for, s.
         follows: whether the frames follow each other in time. If not, as with pictures of a folder, each is searched anew.
@@ -377,16 +382,18 @@ class PeopleTracker:
                 continue
             seekers = [who] if isinstance(who, _Track) else []
             place = pose.joints[:, :2].mean(axis=0)
-            size, sure = math.sqrt(box.area), pose.score >= self._min_score
+            size, detected = math.sqrt(box.area), who.score if isinstance(who, Detection) else 0.0
+            sure = pose.score >= self._min_score or detected >= SURE_DETECTION
             clothes = self._clothes.read(self._frame.image, pose.joints, size)
-            found.append(_Sighting(pose, box, place, size, clothes, sure, not seekers, seekers))
+            found.append(_Sighting(pose, box, place, size, clothes, sure, detected, seekers))
         found.sort(key=lambda s: (-s.pose.score, s.box.x, s.box.y, s.box.width, s.box.height))
         apart: list[_Sighting] = []
         for sighting in found:
             for other in apart:
                 size = max(sighting.size, other.size)
                 if self._alike(sighting.pose.joints, other.pose.joints, size) >= SAME_PERSON:
-                    other.detected |= sighting.detected
+                    other.detected = max(other.detected, sighting.detected)
+                    other.sure |= sighting.sure
                     other.seekers += sighting.seekers
                     break
             else:
@@ -470,7 +477,7 @@ class PeopleTracker:
             track
             for track, sighting in matches.items()
             if track.track_id is None
-            and sighting.sure
+            and (sighting.sure or track.detected >= SURE_DETECTION)
             and (self._begins or now - track.first_s >= BORN_AFTER_S)
             and self._is_apart(sighting, matches, now)
         }

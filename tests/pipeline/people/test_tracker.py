@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from convnextpose.crop import Box
 from convnextpose.skeleton import HUMAN36M
-from pipeline.people.tracker import UNSURE_S, PeopleTracker
+from pipeline.people import MIN_SCORE
+from pipeline.people.detection import SURE_DETECTION
+from pipeline.people.tracker import KEEP_FRACTION, UNSURE_S, PeopleTracker
 from pipeline.types import TrackEventKind
 from tests.cases import fast_first
 from tests.pipeline.people.world import Walker, World, film, line, steady
@@ -292,7 +294,17 @@ def test_people_of_whom_the_detector_is_unsure_are_followed_by_their_poses():
 def test_an_unsure_pose_keeps_a_track_but_begins_none():
     world = World([Walker(line((300, 600), (60, 0)))], score=lambda who, time_s: 0.6 if time_s < 1 else 0.4)
     assert len(film(world, steady(10, 4)).ids) >= 38
-    assert not film(World(world.walkers, score=lambda who, time_s: 0.4), steady(10, 4)).ids
+    unsure = World(world.walkers, score=lambda who, time_s: 0.4, detection_score=lambda who, time_s: 0.35)
+    assert not film(unsure, steady(10, 4)).ids
+
+
+@at_each_rate
+@few
+@given(pose=st.floats(0, 0.6), detection=st.floats(0.3, 1))
+def test_somebody_is_found_where_the_pose_is_sure_or_the_detector_is_and_the_pose_is_likely(rate, pose, detection):
+    walkers = [Walker(line((300, 600), (20, 0)))]
+    found = film(World(walkers, score=lambda who, time_s: pose, detection_score=lambda who, time_s: detection), steady(rate, 2)).ids
+    assert bool(found) == (pose >= (MIN_SCORE * KEEP_FRACTION if detection >= SURE_DETECTION else MIN_SCORE))
 
 
 @at_each_rate
