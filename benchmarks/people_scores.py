@@ -1,46 +1,61 @@
-"""How surely a search finds a person: the best mean score in pictures and in frames of videos.
+"""Who is found: the best pose in pictures and in frames of videos, and how many known people and other things are found.
 
     python benchmarks/people_scores.py [--model xs] [--every 50] [--detector FILE.onnx] PICTURE_OR_VIDEO...
     python benchmarks/people_scores.py [...] --people FOLDER [--without PICTURE_OR_VIDEO...]
 
-The first prints a line for each picture. The second counts, for scores from which a person may count as found, the pictures
-in which the person who was found is a known one, in which it is something else, and the false alarms in pictures without
-people. FOLDER is that of the training's data, which training/README.md describes: its held-out people, the frames in
-`real/more` with people, and the backgrounds there.
+The first prints a line for each picture. The second counts, for several values of --min-score, the known people who are found,
+and what else is. FOLDER is that of the training's data, which training/README.md describes: the pictures that are held out from
+the detector, the frames in `real/more` with people, and the backgrounds there.
 
-Boxes are the people detector's. The figures behind MIN_SCORE (pipeline/people/__init__.py, docs/people.md); run it on footage
-of your own, with and without people, to choose --min-score for other weights.
+Pictures are searched as a run searches them, by the people detector and the pose network. The figures behind MIN_SCORE and
+SURE_DETECTION (pipeline/people, docs/people.md) are from here; run it on footage of your own, with and without people, to
+choose --min-score for other weights.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from convnextpose import weights
 from convnextpose.crop import Box
-from convnextpose.errors import PoseError, SourceError
+from convnextpose.errors import PoseError
 from engines.opening import open_people_detector
 from pipeline.estimator import Estimator
 from pipeline.models import open_model
 from pipeline.people import MIN_SCORE
-from pipeline.people.detection import detections_of
+from pipeline.people.detection import Detection, detections_of
 from pipeline.people.tracker import PeopleTracker, box_from_joints
 from pipeline.sources import open_source
 from pipeline.types import Frame, Pose
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for `benchmarks` and `training`, which are not installed
 
-SCORES = (*(number / 100 for number in range(40, 64, 2)), MIN_SCORE)
-"""Scores from which a person may count as found."""
+SCORES = (0.42, 0.45, 0.48, MIN_SCORE, 0.54, 0.57)
+"""Values of --min-score that are compared."""
 
-KnownPeople = dict[Path, list[Box]]
-"""The boxes, px, of the known people in each picture."""
+SMALL = 0.1
+"""People whose box is lower than this share of the picture's longer side are neither missed nor wrong."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """Who is in a picture, px.
+
+    Attributes:
+        people: the boxes of those who are to be found.
+        crowds: boxes of many people. Nothing in them is wrong.
+    """
+
+    people: list[Box] = field(default_factory=list)
+    crowds: list[Box] = field(default_factory=list)
+
+
+KnownPeople = dict[Path, Known]
 
 
 @dataclass(frozen=True)
@@ -50,22 +65,38 @@ class Search:
     Attributes:
         file: the picture or video.
         frame: number of the frame, from 0.
-        best: the best pose, None where nothing is like a person.
+        size: width and height of the picture, px.
+        found: who is found, for each value of --min-score that was asked for.
     """
 
     file: Path
     frame: int
-    best: Pose | None
+    size: tuple[int, int]
+    found: dict[float, tuple[Pose, ...]]
 
-    def finds(self, score: float) -> bool:
-        """Whether somebody counts as found from this score on."""
-        return self.best is not None and float(self.best.scores.mean()) >= score
-
-    def is_of(self, boxes: list[Box]) -> bool:
-        """Whether the best pose is of one of the people in these boxes."""
+    def count(self, min_score: float, known: Known) -> tuple[int, int, int]:
+        """How many of the known people are found, how many are to be found, and how much else is found."""
         from benchmarks.pictures import FOUND_IOU
 
-        return self.best is not None and any(box_from_joints(self.best.joints_px).iou(box) >= FOUND_IOU for box in boxes)
+        large = [box for box in known.people if box.height >= SMALL * max(self.size)]
+        unclear = [box for box in known.people if box.height < SMALL * max(self.size)]
+        left, other = list(large), 0
+        for pose in sorted(self.found[min_score], key=lambda pose: -float(pose.scores.mean())):
+            box = box_from_joints(pose.joints_px)
+            best = max(left, key=box.iou, default=None)
+            if best is not None and box.iou(best) >= FOUND_IOU:
+                left.remove(best)
+            elif not any(box.iou(each) >= FOUND_IOU for each in unclear) and not any(
+                _covered(box, each) >= 0.5 for each in known.crowds
+            ):
+                other += 1
+        return len(large) - len(left), len(large), other
+
+
+def _covered(box: Box, by: Box) -> float:
+    """The share of a box that lies in another."""
+    union = (box.area + by.area) / (1 + box.iou(by))  # from iou = shared / (sum - shared)
+    return (box.area + by.area - union) / box.area
 
 
 def main() -> None:
@@ -81,46 +112,60 @@ def main() -> None:
     if not arguments.files and arguments.people is None:
         parser.error("expected pictures or videos, or --people FOLDER, received neither")
     try:
-        finder = everybody(arguments.model, arguments.detector)
+        finders = searchers(arguments.model, arguments.detector, (0.0, MIN_SCORE) if arguments.people is None else SCORES)
         if arguments.people is None:
-            print_lines(finder, [Path(file) for file in arguments.files], arguments.every)
+            print_lines(finders, [Path(file) for file in arguments.files], arguments.every)
             return
         groups = known_people(arguments.people)
-        groups["without people, named"] = {Path(file): [] for file in [*arguments.files, *arguments.without]}
-        print_counts({name: count(finder, people, arguments.every) for name, people in groups.items() if people})
+        groups["without people, named"] = {Path(file): Known() for file in [*arguments.files, *arguments.without]}
+        print_counts({name: count(finders, people, arguments.every) for name, people in groups.items() if people})
     except PoseError as error:
         parser.exit(1, f"{error}\n")
 
 
-def everybody(model: str, detector: Path) -> Estimator:
-    """Finds all poses that lie where the detector sees somebody, however unsure they are."""
+def searchers(model: str, detector: Path, min_scores: Sequence[float]) -> dict[float, Estimator]:
+    """For each value of --min-score, what searches each picture anew. The detector looks once for all of them."""
     poses = open_model(model, precision="fp32")
-    see = detections_of(open_people_detector(detector))
-    return Estimator(poses, PeopleTracker(see, poses.info.joint_set, min_score=0.0, follows=False))
+    see = _remembered(detections_of(open_people_detector(detector)))
+    joints = poses.info.joint_set
+    return {each: Estimator(poses, PeopleTracker(see, joints, min_score=each, follows=False)) for each in min_scores}
 
 
-def search_files(finder: Estimator, files: list[Path], every: int) -> Iterator[Search]:
+def _remembered(see: Callable[[Frame], list[Detection]]) -> Callable[[Frame], list[Detection]]:
+    last: list[tuple[Frame, list[Detection]]] = []
+
+    def again(frame: Frame) -> list[Detection]:
+        if not last or last[0][0] is not frame:
+            last[:] = [(frame, see(frame))]
+        return last[0][1]
+
+    return again
+
+
+def search_files(finders: dict[float, Estimator], files: list[Path], every: int) -> Iterator[Search]:
     """Search every n-th frame of each file."""
     for file in files:
         with open_source(file) as source:
             for frame in source:
                 if isinstance(frame, Frame) and frame.index % every == 0:
-                    best = max(finder.step(frame).poses, key=lambda pose: float(pose.scores.mean()), default=None)
-                    yield Search(file, frame.index, best)
+                    found = {min_score: finder.step(frame).poses for min_score, finder in finders.items()}
+                    yield Search(file, frame.index, (frame.width, frame.height), found)
 
 
-def print_lines(finder: Estimator, files: list[Path], every: int) -> None:
-    """Print the best score of each picture, and where it is."""
+def print_lines(finders: dict[float, Estimator], files: list[Path], every: int) -> None:
+    """Print the best score of each picture, where it is, and how many people are found."""
     began, searches = time.perf_counter(), 0
-    for search in search_files(finder, files, every):
+    for search in search_files(finders, files, every):
         searches += 1
-        place, best = f"{search.file.name:24s} frame {search.frame:4d}", search.best
+        place, people = f"{search.file.name:24s} frame {search.frame:4d}", len(search.found[MIN_SCORE])
+        best = max(search.found[0.0], key=lambda pose: float(pose.scores.mean()), default=None)
         if best is None:
             print(f"{place}  nobody")
             continue
         box = best.box
         where = f"x={box.x:.0f} y={box.y:.0f} {box.width:.0f}x{box.height:.0f} px"
-        print(f"{place}  {'found' if search.finds(MIN_SCORE) else 'nobody':6s}  score {best.scores.mean():.2f}  {where}")
+        told = f"{people} found" if people else "nobody"
+        print(f"{place}  {told:8s}  best pose {best.scores.mean():.2f}  {where}")
     print(f"{searches} pictures, {(time.perf_counter() - began) / max(1, searches) * 1000:.0f} ms each, decoding included")
 
 
@@ -130,48 +175,39 @@ def known_people(folder: Path) -> dict[str, KnownPeople]:
     Raises:
         SourceError: the folder is not as training/README.md describes it.
     """
-    from training.real import read_people
+    from training.real import read_people, read_pictures
 
-    train, held_out = read_people(folder)
     more = folder / "real" / "more"
-    groups: dict[str, KnownPeople] = {"with people, held out": {}}
-    for person in held_out:
-        groups["with people, held out"].setdefault(person.picture, []).append(person.box)
-    for person in train:
+    groups: dict[str, KnownPeople] = {"held out": {}, "held out, without people": {}}
+    train, held_out = read_pictures(folder)
+    for picture in held_out:
+        marked = [(Box(*map(float, box)), crowd) for box, crowd in zip(picture.boxes, picture.crowds, strict=True)]
+        known = Known([box for box, crowd in marked if not crowd], [box for box, crowd in marked if crowd])
+        groups["held out" if marked else "held out, without people"][picture.picture] = known
+    groups["without people, trained on by the detector"] = {each.picture: Known() for each in train if not len(each.boxes)}
+    for person in read_people(folder)[0]:
         if person.picture.parent == more:
             source = f"with people, {person.picture.name.split('__')[0]}"
-            groups.setdefault(source, {}).setdefault(person.picture, []).append(person.box)
-    manifest = more / "manifest.csv"
-    try:
-        with manifest.open(encoding="utf-8", newline="") as file:
-            backgrounds: KnownPeople = {more / row["file"]: [] for row in csv.DictReader(file) if row["people_good"] == "0"}
-    except (OSError, KeyError, UnicodeDecodeError) as error:
-        raise SourceError(
-            f"expected {manifest} with the columns file and people_good, received {type(error).__name__}: {error}"
-        ) from error
-    return groups | {"without people, backgrounds": backgrounds}
+            groups.setdefault(source, {}).setdefault(person.picture, Known()).people.append(person.box)
+    return groups
 
 
-def count(finder: Estimator, people: KnownPeople, every: int) -> dict[str, list[int]]:
-    """For each of SCORES: in how many pictures a known person is found, and in how many something else is."""
-    searches = list(search_files(finder, list(people), every))
-    right = [search for search in searches if search.is_of(people[search.file])]
-    other = [search for search in searches if not search.is_of(people[search.file])]
-    return {
-        "known": [sum(search.finds(score) for search in right) for score in SCORES],
-        "other": [sum(search.finds(score) for search in other) for score in SCORES],
-        "all": [len(searches)] * len(SCORES),
-    }
+def count(finders: dict[float, Estimator], people: KnownPeople, every: int) -> dict[str, list[int]]:
+    """For each value of --min-score: known people who are found, how many there are, and how much else is found."""
+    searches = list(search_files(finders, list(people), every))
+    counts = [[search.count(each, people[search.file]) for search in searches] for each in finders]
+    found, there, other = ([sum(of[part] for of in each) for each in counts] for part in range(3))
+    return {"found": found, "there": there, "other": other, "pictures": [len(searches)] * len(finders)}
 
 
 def print_counts(groups: dict[str, dict[str, list[int]]]) -> None:
-    """Print a line for each score and two columns for each group: known people and others (without people: false alarms)."""
+    """Print a line for each value of --min-score, and for each group the people found and what else is."""
     for number, (name, counts) in enumerate(groups.items(), 1):
-        print(f"{number}: {name}, {counts['all'][0]} pictures")
-    print("score " + "".join(f"{f'{number}: known other':>16s}" for number in range(1, len(groups) + 1)))
-    for row in sorted(range(len(SCORES)), key=lambda row: SCORES[row]):
-        cells = "".join(f"{counts['known'][row]:>10d}{counts['other'][row]:>6d}" for counts in groups.values())
-        print(f"{SCORES[row]:.2f}  {cells}")
+        print(f"{number}: {name}, {counts['pictures'][0]} pictures, {counts['there'][0]} people")
+    print("score " + "".join(f"{f'{number}: found other':>16s}" for number in range(1, len(groups) + 1)))
+    for row, min_score in enumerate(SCORES):
+        cells = "".join(f"{counts['found'][row]:>10d}{counts['other'][row]:>6d}" for counts in groups.values())
+        print(f"{min_score:.2f}  {cells}")
 
 
 if __name__ == "__main__":
