@@ -40,8 +40,8 @@ KEEP_LOST_S = 1.5
 """How long somebody who is out of sight is looked for, unless told otherwise, s."""
 
 KEEP_FRACTION = 2 / 3
-"""A pose that is this fraction of MIN_SCORE is unsure: whoever is followed may have it, and whoever the detector is sure of, but
-nobody else is found by it."""
+"""A pose that is this fraction of MIN_SCORE is unsure: whoever is followed may have it, and somebody whom the detector is sure
+of, but nobody else is found by it."""
 
 DETECTION_AGREEMENT = 0.4
 """Intersection over union that a detected box and that of the pose in it have at least, if somebody is there."""

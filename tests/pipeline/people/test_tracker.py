@@ -303,8 +303,10 @@ def test_an_unsure_pose_keeps_a_track_but_begins_none():
 @given(pose=st.floats(0, 0.6), detection=st.floats(0.3, 1))
 def test_somebody_is_found_where_the_pose_is_sure_or_the_detector_is_and_the_pose_is_likely(rate, pose, detection):
     walkers = [Walker(line((300, 600), (20, 0)))]
-    found = film(World(walkers, score=lambda who, time_s: pose, detection_score=lambda who, time_s: detection), steady(rate, 2)).ids
-    assert bool(found) == (pose >= (MIN_SCORE * KEEP_FRACTION if detection >= SURE_DETECTION else MIN_SCORE))
+    world = World(walkers, score=lambda who, time_s: pose, detection_score=lambda who, time_s: detection)
+    assert bool(film(world, steady(rate, 2)).ids) == (
+        pose >= (MIN_SCORE * KEEP_FRACTION if detection >= SURE_DETECTION else MIN_SCORE)
+    )
 
 
 @at_each_rate
