@@ -75,7 +75,12 @@ def archive_command(
         typer.Option(parser=parse_camera, metavar="FX,FY,CX,CY", help="The intrinsics, px, if all videos are of one camera."),
     ] = None,
     min_score: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Mean joint score from which somebody counts as a person.")
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Mean joint score from which somebody counts as a person; two thirds of it where the detector is sure.",
+        ),
     ] = MIN_SCORE,
     max_people: Annotated[int, typer.Option(min=1, help="How many people are followed at once.")] = MAX_PEOPLE,
     keep_lost: Annotated[

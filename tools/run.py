@@ -217,7 +217,12 @@ def run_command(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are in the folder already.")] = False,
     min_score: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Mean joint score from which somebody counts as a person.")
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Mean joint score from which somebody counts as a person; two thirds of it where the detector is sure.",
+        ),
     ] = MIN_SCORE,
     max_people: Annotated[
         int, typer.Option(min=1, help="How many people are followed at once; with more in the picture, the nearest.")
