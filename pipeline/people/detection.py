@@ -34,7 +34,8 @@ DETECTION_SCORE = 0.3
 lower scores are things that the pose network, too, takes for people (docs/people.md)."""
 
 SURE_DETECTION = 0.4
-"""Score of the people detector from which somebody is there though the pose in the box is unsure (docs/people.md)."""
+"""Score of the people detector from which somebody is in a single picture though the pose in the box is unsure. In a stream
+a sure pose is waited for: there, posts were somebody again and again by the detector's word (docs/people.md)."""
 
 
 def detections_of(detector: PeopleDetector) -> Callable[[Frame], list[Detection]]:

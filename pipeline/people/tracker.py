@@ -40,8 +40,8 @@ KEEP_LOST_S = 1.5
 """How long somebody who is out of sight is looked for, unless told otherwise, s."""
 
 KEEP_FRACTION = 2 / 3
-"""A pose that is this fraction of MIN_SCORE is unsure: whoever is followed may have it, and somebody whom the detector is sure
-of, but nobody else is found by it."""
+"""A pose that is this fraction of MIN_SCORE is unsure: whoever is followed may have it, and whoever in a single picture the
+detector is sure of, but nobody else is found by it."""
 
 DETECTION_AGREEMENT = 0.4
 """Intersection over union that a detected box and that of the pose in it have at least, if somebody is there."""
@@ -225,11 +225,11 @@ class PeopleTracker:
     Args:
         see: the people whom the detector sees in a frame, duplicates left out.
         joint_set: the joints' names.
-        min_score: mean joint score from which a person counts as found; from KEEP_FRACTION of it on where the detector is sure
-            (SURE_DETECTION), and for whoever is followed.
+        min_score: mean joint score from which a person counts as found; followed down to KEEP_FRACTION of it.
         max_people: how many people are followed at once; with more in the picture, the nearest.
         keep_lost_s: how long somebody who is out of sight is looked for, s.
-        follows: whether the frames follow each other in time. If not, as with pictures of a folder, each is searched anew.
+        follows: whether the frames follow each other in time. If not, as with pictures of a folder, each is searched anew, and
+            KEEP_FRACTION of `min_score` is enough where the detector is sure (SURE_DETECTION): no later frame can show more.
 
     """
 
@@ -250,6 +250,7 @@ class PeopleTracker:
         self._max_people = max_people
         self._keep_lost_s = keep_lost_s
         self._follows = follows
+        self._sure_detection = math.inf if follows else SURE_DETECTION
         self._cuts = CutDetector()
         self._tracks: list[_Track] = []
         self._next_id = 0
@@ -383,7 +384,7 @@ class PeopleTracker:
             seekers = [who] if isinstance(who, _Track) else []
             place = pose.joints[:, :2].mean(axis=0)
             size, detected = math.sqrt(box.area), who.score if isinstance(who, Detection) else 0.0
-            sure = pose.score >= self._min_score or detected >= SURE_DETECTION
+            sure = pose.score >= self._min_score or detected >= self._sure_detection
             clothes = self._clothes.read(self._frame.image, pose.joints, size)
             found.append(_Sighting(pose, box, place, size, clothes, sure, detected, seekers))
         found.sort(key=lambda s: (-s.pose.score, s.box.x, s.box.y, s.box.width, s.box.height))
@@ -477,7 +478,7 @@ class PeopleTracker:
             track
             for track, sighting in matches.items()
             if track.track_id is None
-            and (sighting.sure or track.detected >= SURE_DETECTION)
+            and (sighting.sure or track.detected >= self._sure_detection)
             and (self._begins or now - track.first_s >= BORN_AFTER_S)
             and self._is_apart(sighting, matches, now)
         }
