@@ -221,7 +221,7 @@ def run_command(
         typer.Option(
             min=0.0,
             max=1.0,
-            help="Mean joint score from which somebody is a person; in pictures, two thirds where the detector is sure.",
+            help="Mean joint score from which somebody is a person; in pictures, two thirds of it where the detector is sure.",
         ),
     ] = MIN_SCORE,
     max_people: Annotated[
