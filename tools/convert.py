@@ -12,7 +12,8 @@ from pipeline.convert import convert
 from pipeline.formats.motion import Export
 from pipeline.formats.table import FORMATS
 from tools.console import make_console
-from tools.run import NAMES_HELP, given_world, told_world
+from tools.run import NAMES_HELP, given_world
+from tools.run_console import told_world
 
 _MOTION = [name for name, kind in FORMATS.items() if kind.is_motion]
 

@@ -7,51 +7,39 @@ import re
 import signal
 import threading
 import webbrowser
-from collections import Counter
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 
 from convnextpose import weights
-from convnextpose.camera import Intrinsics, RootDepthSource
-from convnextpose.checkpoint import claimed_variant
+from convnextpose.camera import Intrinsics
 from convnextpose.errors import GeometryError, StageError
-from convnextpose.world import GivenWorld, World, WorldOrigin
-from engines.manifest import is_engine
-from engines.opening import CPU_PRECISIONS, choose_precision
-from engines.sessions.registry import Choice, choose_runtime, runtime_help
-from engines.sessions.triton import is_served
+from convnextpose.world import GivenWorld
+from engines.opening import CPU_PRECISIONS
+from engines.sessions.registry import runtime_help
 from pipeline.formats.motion import Export
 from pipeline.formats.names import NAMES
 from pipeline.formats.table import DEFAULT_FORMATS, FORMATS
-from pipeline.ledger import Reasons
 from pipeline.people import MIN_SCORE
 from pipeline.people.tracker import KEEP_LOST_S, MAX_PEOPLE
 from pipeline.run import RunConfig, SourceEntry, open_pipeline, read_sources
-from pipeline.sources.live import LOST, STALLED
 from pipeline.sources.orientation import FLIPS
 from pipeline.status import RunStatus
-from pipeline.streams import Pipeline, Stream
-from pipeline.summary import NAME as SUMMARY_NAME
+from pipeline.streams import Pipeline
 from pipeline.views.base import LOOPBACK, Place
 from pipeline.views.osc import STYLES
 from pipeline.views.table import ViewConfig
 from tools.console import make_console
+from tools.run_console import lines, print_end, print_head
 
 _STOP_SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 if hasattr(signal, "SIGHUP"):
     _STOP_SIGNALS[signal.SIGHUP] = "SIGHUP"
-
-_TONES = {"running": "green", "live": "green", "connecting": "yellow", "stalled": "yellow", "lost": "red", "broken": "red"}
-"""Colours of states on a terminal."""
 
 _CAMERA_HELP = {
     "size": "Ask a camera for pictures of this size, px.",
@@ -80,13 +68,6 @@ DetectorClassOption = Annotated[
     ),
 ]
 FlipOption = Annotated[str | None, typer.Option(help=_CAMERA_HELP["flip"], show_default=False)]
-
-_SHOWN_PEOPLE = 10
-"""People whom the console lists."""
-
-_SHOWN_REASONS = 5
-"""Reasons of a kind that the console lists."""
-
 
 NAMES_HELP = f"auto (what fits the format), {', '.join(NAMES)}."
 
@@ -350,7 +331,7 @@ def run_command(
         raise typer.BadParameter(str(error)) from error
     console = make_console()
     pipeline = open_pipeline(config)
-    _print_head(console, pipeline, config)
+    print_head(console, pipeline, config)
     if watching:
         address = pipeline.viewings[0].view.address
         console.print(
@@ -385,7 +366,7 @@ def run_command(
         pipeline.close()
     except StageError as error:
         failure = failure or error
-    _print_end(console, pipeline, config)
+    print_end(console, pipeline, config)
     if stopped_by:
         console.print(f"[yellow]stopped by {_STOP_SIGNALS[stopped_by[0]]}[/]: what was finished before it is kept")
         raise typer.Exit(128 + stopped_by[0])
@@ -410,153 +391,5 @@ def _follow(pipeline: Pipeline) -> None:
     if not screen.is_terminal:
         pipeline.run()
         return
-    lines = partial(_lines, RunStatus(pipeline.streams))
-    with Live(get_renderable=lines, console=screen, refresh_per_second=5, transient=True):
+    with Live(get_renderable=partial(lines, RunStatus(pipeline.streams)), console=screen, refresh_per_second=5, transient=True):
         pipeline.run()
-
-
-def _lines(status: RunStatus) -> Table:
-    """A line for each source: its name, its state with the cause, how far it is, speed, age and drops."""
-    table = Table.grid(padding=(0, 2))
-    for source in status.sources():
-        state, counts = source.state, source.counts
-        total, done = source.frame_count, counts.posed
-        numbers = [f"{source.fps_out:.1f} fps"]
-        if source.age_ms is not None:
-            numbers.append(f"age {source.age_ms:.0f} ms")
-        if counts.dropped:
-            numbers.append(f"{counts.dropped} dropped")
-        if counts.failed:
-            numbers.append(f"{counts.failed} failed")
-        table.add_row(
-            escape(source.source),
-            f"[{_TONES.get(state.state, 'default')}]{escape(state.state)}[/]",
-            ProgressBar(total, done, width=24) if total else "",
-            f"{done}/{total}" if total else f"{done} frames",
-            ", ".join(numbers),
-            escape(state.cause),
-        )
-    return table
-
-
-def _print_head(console: Console, pipeline: Pipeline, config: RunConfig) -> None:
-    for stream in pipeline.streams:
-        header = stream.header
-        size = f"{header.width}x{header.height}" if header.width else "live"
-        rate = f", {header.frame_rate:.4g} fps" if header.frame_rate else ""
-        frames = f", {header.frame_count} frames" if header.frame_count else ""
-        console.print(f"source   {escape(header.source)} ({size}{rate}{frames})")
-        for note in stream.source.info.notes:
-            console.print(f"         {escape(note)}")
-    header = pipeline.header
-    if header.model.random:
-        quality = "[bold red]random weights: these poses mean nothing[/]"
-    elif shipped := weights.by_checkpoint(header.model.checkpoint_sha256):
-        quality = shipped.summary
-    else:
-        quality = f"your own weights, not measured here; checkpoint {header.model.checkpoint_sha256[:12]}"
-    console.print(f"weights  {escape(header.model.name)} (variant {header.model.variant.name}): {quality}")
-    claim = None if is_served(config.runtime) else claimed_variant(Path(config.model).name)
-    if claim is not None and claim is not header.model.variant:
-        wrong = f"the name of {config.model} claims variant {claim.name}, its tensors are variant {header.model.variant.name}"
-        console.print(f"[bold red]WRONG NAME[/]  {escape(wrong)}")
-    runtime = choose_runtime(config.runtime, engine=is_engine(Path(config.model)))
-    console.print(f"runtime  {escape(str(header.runtime))}{escape(_because(config.runtime, runtime))}")
-    precision = choose_precision(config.precision, runtime.name, header.model)
-    console.print(f"         {precision.name}{escape(_because(config.precision, precision))}")
-    if pipeline.detector is not None:
-        console.print(f"detector {escape(pipeline.detector)}")
-    guessed = [s.header.source for s in pipeline.streams if s.header.root_depth_source is RootDepthSource.ASSUMED_FOV]
-    depth = "an assumed field of view: depths and scale are a guess" if guessed else "the given camera"
-    of = f" for {', '.join(guessed)}" if 0 < len(guessed) < len(pipeline.streams) else ""
-    console.print(f"depth    from {escape(depth + of)}")
-    for viewing in pipeline.viewings:
-        console.print(f"view     {escape(viewing.view.address)} ({viewing.view.name})", soft_wrap=True)
-
-
-def _because(asked: str, choice: Choice) -> str:
-    return ", as asked for" if asked != "auto" else f", chosen because {choice.reason}"
-
-
-def _print_end(console: Console, pipeline: Pipeline, config: RunConfig) -> None:
-    for stream in pipeline.streams:
-        console.print()
-        if len(pipeline.streams) > 1:
-            console.print(f"[bold]{escape(stream.header.source)}[/]")
-        _print_stream(console, stream, config)
-    for viewing in pipeline.viewings:
-        if viewing.error is not None:
-            console.print(f"[yellow]{viewing.view.name} stopped before the end[/]: {escape(viewing.error)}")
-    for file in pipeline.outputs:
-        console.print(f"wrote    {escape(str(file.path))} ({file.frames} frames)")
-    if pipeline.summary is not None:
-        console.print(f"wrote    {escape(str(pipeline.summary))}")
-
-
-def _print_stream(console: Console, stream: Stream, config: RunConfig) -> None:
-    table = Table(title=None, box=None, pad_edge=False)
-    for heading in ("stage", "p50 ms", "p95 ms", "p99 ms", "waiting ms", "share"):
-        table.add_column(heading, justify="left" if heading == "stage" else "right")
-    for row in stream.timing.statistics():
-        numbers = (row.p50_ms, row.p95_ms, row.p99_ms, row.wait_p50_ms)
-        table.add_row(row.stage, *(f"{n:.2f}" for n in numbers), f"{row.share:.0%}")
-    console.print(table)
-    timing, counts = stream.timing, stream.ledger.counts()
-    console.print()
-    if counts.posed:
-        console.print(
-            f"speed    {timing.frames_per_second:.1f} frames a second over {timing.elapsed_s:.2f} s; "
-            f"latency p50 {timing.latency_ms(50):.1f} ms, p99 {timing.latency_ms(99):.1f} ms"
-        )
-    console.print(f"frames   {counts}")
-    _print_reasons(console, counts.drop_reasons, "dropped")
-    _print_reasons(console, counts.failures, "failed")
-    for name, count in stream.missed.items():
-        if count:
-            console.print(f"         {count} missed by {escape(name)}, which was behind")
-    if stream.world is not None:
-        console.print(f"world    {escape(told_world(stream.world))}")
-    troubles = Counter((each.state, each.cause) for each in stream.states if each.state in (STALLED, LOST))
-    for (state, cause), count in troubles.most_common(_SHOWN_REASONS):
-        console.print(f"camera   {count} times {state}: {escape(cause)}")
-    people = stream.people.all()
-    console.print(f"people   {len(people)}; a pose in {counts.with_person} of {counts.posed} frames")
-    for person in people[:_SHOWN_PEOPLE]:
-        gaps = {0: "", 1: ", one gap"}.get(person.gaps, f", {person.gaps} gaps")
-        console.print(
-            f"         person {person.track_id}: {person.first_s:.2f} to {person.last_s:.2f} s, {person.poses} poses{gaps}"
-        )
-    if len(people) > _SHOWN_PEOPLE:
-        console.print(f"         {len(people) - _SHOWN_PEOPLE} people more: see {SUMMARY_NAME}")
-    _print_reasons(console, counts.problems, "without a pose")
-    if counts.posed and not counts.with_person and not counts.problems:
-        if config.boxes:
-            advice = f"no frame has a box in {config.boxes}: its frames count from 0"
-        else:
-            advice = (
-                f"nobody was found, nor when the picture was turned: give --boxes, or lower --min-score (now "
-                f"{config.min_score:g}) if someone is there"
-            )
-        console.print(f"         {escape(advice)}")
-
-
-def told_world(world: World) -> str:
-    """Where the camera is, in words, and how it is known."""
-
-    def known(origin: WorldOrigin, error: str | None) -> str:
-        return f"estimated{'' if error is None else f', ±{error}'}" if origin is WorldOrigin.ESTIMATED else origin.value
-
-    tilt = None if world.tilt_error_degrees is None else f"{world.tilt_error_degrees:.1f}°"
-    off = None if world.height_error_mm is None else f"{world.height_error_mm / 1000:.2f} m"
-    return (
-        f"the camera looks {abs(world.pitch_degrees):.1f}° {'down' if world.pitch_degrees >= 0 else 'up'}, roll "
-        f"{world.roll_degrees:.1f}° ({known(world.origin, tilt)}); {world.height_mm / 1000:.2f} m over the floor "
-        f"({known(world.height_origin, off)})"
-    )
-
-
-def _print_reasons(console: Console, reasons: Reasons, what: str) -> None:
-    for reason, count in reasons[:_SHOWN_REASONS]:
-        console.print(f"         {count} {what}: {escape(reason)}")
-    if rest := reasons[_SHOWN_REASONS:]:
-        console.print(f"         {sum(count for _, count in rest)} {what} for {len(rest)} reasons more: see {SUMMARY_NAME}")
