@@ -13,7 +13,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import InitVar, asdict, dataclass
+from dataclasses import InitVar, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -25,8 +25,8 @@ from convnextpose.containers import read_container, require_torch
 from convnextpose.errors import CheckpointError
 from convnextpose.files import show
 from convnextpose.pickles import OddTensor, StoredTensor
-from convnextpose.skeleton import HUMAN36M, JOINT_SETS, JointSet, joint_set_of_size
-from convnextpose.variants import HEAD_LAYERS, Variant
+from convnextpose.skeleton import JOINT_SETS, JointSet, joint_set_of_size
+from convnextpose.variants import Variant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,6 +43,9 @@ with `ema` hold a running mean of the weights, which is taken where there are no
 MAX_NESTING = 4
 """In how many dictionaries a state dict may lie."""
 
+FINAL_WEIGHT = "head.final_layer.weight"
+"""The tensor whose outputs are joints times depth bins."""
+
 LISTED = 3
 """How many tensors a message names before it counts the rest."""
 
@@ -55,7 +58,6 @@ _PREFIX = re.compile(r"(?:[^.]+\.)*?(?=(?:backbone|head)\.)")
 _NUMBERED = re.compile(r"(head\.deconv_layers_\d+)\.([012])\.(.+)")
 _NAMED = re.compile(r"head\.deconv_layers_\d+\.(dwconv|norm|pwconv)\..+")
 _PARTS = {"0": "dwconv", "1": "norm", "2": "pwconv"}
-_FINAL = "head.final_layer.weight"
 _CLAIM = re.compile(r"(?:^|[ _.(-]|convnextpose)(XS|S|M|L)(?=$|[ _.()-])", re.IGNORECASE)
 _TOKEN = object()
 
@@ -91,72 +93,6 @@ class VerifiedCheckpoint:
         """Refuse to be made by anything but this module."""
         if token is not _TOKEN:
             raise CheckpointError("expected a VerifiedCheckpoint to come from verify(), received one made by hand")
-
-
-@dataclass(frozen=True)
-class HeadLayerReport:
-    """One of the three head layers.
-
-    Attributes:
-        kernel: side of its depthwise kernel.
-        channels: channels that it gives.
-        active_percent: share of its convolutions' weights that are not zero, 0..100.
-        upsamples: whether it doubles the map's side; implied by the variant, as upsampling has no weights.
-    """
-
-    kernel: int
-    channels: int
-    active_percent: float
-    upsamples: bool
-
-
-@dataclass(frozen=True)
-class VerificationReport:
-    """What a verified checkpoint holds, as people and programs read it.
-
-    Attributes:
-        file: the name that was given.
-        variant: `XS`, `S`, `M` or `L`.
-        name_claims: the variant that the file's name claims, where that is another.
-        trainable_parameters: numbers that training changes.
-        state_numbers: all numbers in the state dict, with the batch norms' statistics and counters.
-        backbone: the name of its ConvNeXt configuration.
-        blocks, channels: residual blocks and channels of each stage.
-        backbone_kernel: side of the depthwise kernels in the backbone.
-        head: its three layers.
-        head_format: how the file calls the head's tensors, `named` or `numbered`.
-        key_prefix: what stands before every tensor's name in the file, such as `module.`; empty for nothing.
-        heatmap_size: side of the heat-map, bins.
-        depth_bins: depth of the heat-map volume, bins.
-        joints: how many joints it estimates.
-        joint_set: the name of their order.
-        paper_mpjpe_mm: MPJPE of the variant on Human3.6M (protocol 2) in the paper, mm: a claim of the paper, not of this file.
-            None for joints that are not Human3.6M's, of which that table says nothing.
-        sha256: see `VerifiedCheckpoint`.
-    """
-
-    file: str
-    variant: str
-    name_claims: str | None
-    trainable_parameters: int
-    state_numbers: int
-    backbone: str
-    blocks: tuple[int, ...]
-    channels: tuple[int, ...]
-    backbone_kernel: int
-    head: tuple[HeadLayerReport, ...]
-    head_format: str
-    key_prefix: str
-    heatmap_size: int
-    depth_bins: int
-    joints: int
-    joint_set: str
-    paper_mpjpe_mm: float | None
-    sha256: str
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON's types."""
-        return asdict(self)
 
 
 def verify(path: Path, variant: Variant | None = None) -> VerifiedCheckpoint:
@@ -215,47 +151,6 @@ def verify_state(
         head_format=head_format,
         key_prefix=key_prefix,
         token=_TOKEN,
-    )
-
-
-def describe(checkpoint: VerifiedCheckpoint) -> VerificationReport:
-    """The numbers of a verified checkpoint, counted in its tensors.
-
-    Only what no tensor shows comes from the variant's table: the backbone's name, the upsampling with the heat-map's size, and
-    the paper's score.
-    """
-    spec, state = checkpoint.variant.spec, checkpoint.state
-    buffers = ("running_mean", "running_var", "num_batches_tracked")
-    stages = range(len(spec.depths))
-    head = []
-    for index in range(1, HEAD_LAYERS + 1):
-        depthwise = state[f"head.deconv_layers_{index}.dwconv.weight"]
-        pointwise = state[f"head.deconv_layers_{index}.pwconv.weight"]
-        active = (np.count_nonzero(depthwise) + np.count_nonzero(pointwise)) / (depthwise.size + pointwise.size)
-        head.append(
-            HeadLayerReport(depthwise.shape[-1], pointwise.shape[0], 100.0 * active, upsamples=index <= spec.upsampling_layers)
-        )
-    return VerificationReport(
-        file=checkpoint.source,
-        variant=checkpoint.variant.name,
-        name_claims=checkpoint.name_claims.name if checkpoint.name_claims else None,
-        trainable_parameters=sum(array.size for name, array in state.items() if not name.endswith(buffers)),
-        state_numbers=sum(array.size for array in state.values()),
-        backbone=spec.backbone,
-        blocks=tuple(
-            sum(name.startswith(f"backbone.stages.{i}.") and name.endswith("dwconv.weight") for name in state) for i in stages
-        ),
-        channels=tuple(state[f"backbone.stages.{i}.0.dwconv.weight"].shape[0] for i in stages),
-        backbone_kernel=state["backbone.stages.0.0.dwconv.weight"].shape[-1],
-        head=tuple(head),
-        head_format=checkpoint.head_format,
-        key_prefix=checkpoint.key_prefix,
-        heatmap_size=spec.heatmap_size,
-        depth_bins=state[_FINAL].shape[0] // len(checkpoint.joint_set),
-        joints=len(checkpoint.joint_set),
-        joint_set=checkpoint.joint_set.name,
-        paper_mpjpe_mm=spec.paper_mpjpe_mm if checkpoint.joint_set is HUMAN36M else None,
-        sha256=checkpoint.sha256,
     )
 
 
@@ -352,18 +247,18 @@ def _identify(received: Shapes, source: str, wanted: Variant | None) -> tuple[Va
             return variant, joint_set_of_size(joint_count)
 
     def distance(candidate: tuple[Variant, int]) -> int:
-        return len(_differing(received, _expected(*candidate)) - {_FINAL, "head.final_layer.bias"})
+        return len(_differing(received, _expected(*candidate)) - {FINAL_WEIGHT, "head.final_layer.bias"})
 
     candidates = [candidate for candidate in candidates if wanted in (None, candidate[0])]
     closest = min(map(distance, candidates))
     nearest = [candidate for candidate in candidates if distance(candidate) == closest]
-    outputs = received[_FINAL][0] if received.get(_FINAL) else None
-    known = {_expected(*candidate)[_FINAL][0]: candidate for candidate in nearest}
+    outputs = received[FINAL_WEIGHT][0] if received.get(FINAL_WEIGHT) else None
+    known = {_expected(*candidate)[FINAL_WEIGHT][0]: candidate for candidate in nearest}
     if closest == 0 and outputs is not None and outputs not in known:
         options = ", ".join(f"{count} ({variant.name}, {joints} joints)" for count, (variant, joints) in known.items())
         raise CheckpointError(
-            f"{source}: expected a known number of joints, received another: {_FINAL} gives {outputs} outputs "
-            f"({list(received[_FINAL])}), expected one of {options}"
+            f"{source}: expected a known number of joints, received another: {FINAL_WEIGHT} gives {outputs} outputs "
+            f"({list(received[FINAL_WEIGHT])}), expected one of {options}"
         )
     variant, joint_count = known.get(outputs or 0, nearest[0])
     raise CheckpointError(

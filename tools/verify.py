@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from convnextpose.checkpoint import VerificationReport, describe, verify
+from convnextpose.checkpoint import verify
 from convnextpose.errors import PoseError
+from convnextpose.report import VerificationReport, describe
 from convnextpose.variants import Variant
 from tools.console import make_console, visible
 

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from convnextpose.checkpoint import VerifiedCheckpoint, claimed_variant, describe, verify, verify_state
+from convnextpose.checkpoint import VerifiedCheckpoint, claimed_variant, verify, verify_state
 from convnextpose.errors import CheckpointError, RuntimeUnavailableError
+from convnextpose.report import describe
 from convnextpose.skeleton import HUMAN36M, MUCO
 from convnextpose.variants import Variant
 
