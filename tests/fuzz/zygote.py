@@ -169,7 +169,8 @@ def _run(kind: str, seed: int, case: int, scratch: Path) -> Outcome:
 
 def _serve() -> None:
     """Answer each line [kind, seed, case] on stdin with a line of the outcome on stdout."""
-    from tests.fuzz.kinds import KINDS, import_all
+    from tests.fuzz.base import import_all
+    from tests.fuzz.kinds import KINDS
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
