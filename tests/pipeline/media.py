@@ -22,6 +22,11 @@ def picture(index, width=96, height=64):
     return (np.stack([x + 3 * index, 2 * y + index, (x + y) // 2 + 60], -1) % 232 + noise).astype(np.uint8)
 
 
+def same_picture(a, b):
+    """Whether a frame shows a picture, at its coding's quality."""
+    return np.abs(cv2.blur(a, (9, 9)).astype(int) - cv2.blur(b, (9, 9))).mean() < 6
+
+
 def write_video(
     path, codec="libx264", *, times=None, options=None, container_options=None, pictures=None, max_b_frames=None, rate=RATE
 ):
