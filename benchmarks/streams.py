@@ -44,7 +44,8 @@ from pipeline.sources import open_source
 from pipeline.sources.live import LiveSource, Picture
 from pipeline.stages import TrackedBox
 from pipeline.status import RunStatus
-from pipeline.streams import Pipeline, Stream
+from pipeline.stream import Stream
+from pipeline.streams import Pipeline
 from pipeline.timeline import Stopwatch
 from pipeline.types import Frame, RunHeader
 from pipeline.views.base import Place

@@ -34,7 +34,8 @@ from pipeline.sources import Decode, OnDamage, Patience, Source, SourceInfo, ope
 from pipeline.sources.patience import PATIENCE
 from pipeline.sources.uri import scheme_of
 from pipeline.status import RunStatus
-from pipeline.streams import Pipeline, Stream
+from pipeline.stream import Stream
+from pipeline.streams import Pipeline
 from pipeline.summary import NAME as SUMMARY_NAME
 from pipeline.summary import check_summary, write_summary
 from pipeline.types import RunHeader

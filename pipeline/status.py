@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.ledger import LedgerCounts
-from pipeline.streams import Stream
+from pipeline.stream import Stream
 from pipeline.summary import source_record
 from pipeline.types import RunHeader, State
 

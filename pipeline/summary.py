@@ -13,7 +13,8 @@ from convnextpose.errors import OutputExistsError
 from convnextpose.files import write_file
 from pipeline.formats.base import written_files
 from pipeline.ledger import LedgerCounts, Reasons
-from pipeline.streams import Pipeline, Stream
+from pipeline.stream import Stream
+from pipeline.streams import Pipeline
 from pipeline.timeline import TimingTable
 
 NAME = "summary.json"

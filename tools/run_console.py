@@ -22,7 +22,8 @@ from pipeline.ledger import Reasons
 from pipeline.run import RunConfig
 from pipeline.sources.live import LOST, STALLED
 from pipeline.status import RunStatus
-from pipeline.streams import Pipeline, Stream
+from pipeline.stream import Stream
+from pipeline.streams import Pipeline
 from pipeline.summary import NAME as SUMMARY_NAME
 
 _TONES = {"running": "green", "live": "green", "connecting": "yellow", "stalled": "yellow", "lost": "red", "broken": "red"}

@@ -18,7 +18,8 @@ from pipeline.people.detection import detections_of
 from pipeline.people.given import GivenBoxes
 from pipeline.people.tracker import PeopleTracker
 from pipeline.stages import TrackedBox
-from pipeline.streams import LIVE_WAITING_FRAMES, NEWER_CAME, Pipeline, Stream
+from pipeline.stream import LIVE_WAITING_FRAMES, NEWER_CAME, Stream
+from pipeline.streams import Pipeline
 from pipeline.timeline import STAGES
 from pipeline.types import Frame, RunHeader, SourceInfo, UnreadableFrame
 from tests.pipeline.blob import BlobDetector, BlobModel, picture

@@ -24,7 +24,8 @@ from pipeline.run import RunConfig, SourceEntry, open_pipeline, read_sources, so
 from pipeline.sources import Patience, open_source
 from pipeline.sources.live import LiveSource
 from pipeline.stages import TrackedBox
-from pipeline.streams import Pipeline, Stream
+from pipeline.stream import Stream
+from pipeline.streams import Pipeline
 from pipeline.types import Frame, PosedFrame, RunHeader, SourceInfo
 from tests.pipeline.blob import BlobModel
 from tests.pipeline.live.servers import Mjpeg, MuteServer, WebServer, jpeg
