@@ -23,8 +23,9 @@ def pytest_addoption(parser):
 MOST_WORKERS = 4
 """Each takes up to 3 GB."""
 
-LONGEST = ("tests/tools", "tests/engines", "tests/training", "tests/pipeline", "tests/fuzz")
-"""Folders of tests that take the longest, in this order."""
+LONGEST = ("tests/tools/test_run.py", "tests/tools/", "tests/engines/", "tests/training/", "tests/pipeline/", "tests/fuzz/")
+"""What takes the longest, in this order. The first begins without an export: meanwhile another process makes the one that many
+tests wait for."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the same options
@@ -50,8 +51,7 @@ def pytest_cmdline_main(config):
 def pytest_collection_modifyitems(config, items):
     """The longest files first where several processes share them, so that none is left with a long one at the end."""
     if hasattr(config, "workerinput"):
-        order = {folder: place for place, folder in enumerate(LONGEST)}
-        items.sort(key=lambda item: order.get("/".join(item.nodeid.split("/")[:2]), len(order)))
+        items.sort(key=lambda item: [not item.nodeid.startswith(start) for start in LONGEST])
 
 
 def pytest_configure(config):
@@ -59,7 +59,7 @@ def pytest_configure(config):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts tests in the background has it ignored
     thorough = "not slow" not in config.getoption("markexpr")
     settings.register_profile(
-        "convnextpose", max_examples=100 if thorough else 30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+        "convnextpose", max_examples=100 if thorough else 20, deadline=None, suppress_health_check=[HealthCheck.too_slow]
     )
     settings.load_profile("convnextpose")
 
@@ -90,6 +90,24 @@ def made_once(shared_folder):
         patch.setattr(graph, "_convert", graph_once(convert, shared_folder))
         patch.setattr(precision, "quantise", once(precision.quantise, crops_key, shared_folder))
         yield convert
+
+
+@pytest.fixture(scope="module")
+def engines_once():
+    """The library builds an engine of a graph with the same options once, for tests of what becomes of engines."""
+    from engines import build_job
+
+    kept, build_engine = {}, build_job.build_engine
+
+    def once(onnx, library, *rest):
+        key = (onnx, library.name, *rest)
+        if key not in kept:
+            kept[key] = build_engine(onnx, library, *rest)
+        return kept[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build_job, "build_engine", once)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ def network_key(network, inputs, outputs):
 def graph_once(convert, folder: Path):
     """`engines.graph._convert`, but once for each kind of network: others of the kind have their weights put into its graph.
 
-    tests/engines/test_export.py compares such a graph with what the exporter makes of the same network, byte by byte.
+    tests/engines/test_export.py compares such graphs with what the exporter makes of the same networks, byte by byte.
     """
 
     def graph(network, inputs, outputs):

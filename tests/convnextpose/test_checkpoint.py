@@ -75,8 +75,7 @@ def in_a_tar(file):
 
 
 @pytest.mark.parametrize("wrap", [lambda file: file, unpacked, zipped_again, in_a_tar], ids=["zip", "folder", "re-zip", "tar"])
-@pytest.mark.parametrize("numbered", [False, True])
-@pytest.mark.parametrize("module", [False, True])
+@pytest.mark.parametrize(("numbered", "module"), fast_first([(True, True), (False, True), (True, False), (False, False)]))
 def test_every_container_and_key_format_is_the_same_checkpoint(wrap, numbered, module, xs_state, published, tmp_path):
     path = wrap(published(tmp_path / "m.pth", xs_state, numbered=numbered, module=module, optimizer=False))
     checkpoint = verify(path)
@@ -205,10 +204,12 @@ def test_a_nested_tensor_in_memory(xs_state):
 
 @pytest.mark.parametrize(
     ("layout", "sentence"),
-    [
-        (torch.strided, "expected plain tensors, received others for backbone.norm.bias"),
-        (torch.jagged, "asks for torch.*: refused"),
-    ],
+    fast_first(
+        [
+            (torch.strided, "expected plain tensors, received others for backbone.norm.bias"),
+            (torch.jagged, "asks for torch.*: refused"),
+        ]
+    ),
     ids=["nested", "jagged"],
 )
 def test_a_nested_tensor_in_a_file(layout, sentence, xs_state, tmp_path):

@@ -19,6 +19,7 @@ from convnextpose.network import (  # noqa: E402 (it needs torch)
     random_state,
     soft_argmax,
 )
+from tests.cases import fast_first  # noqa: E402
 
 # variant: trainable parameters, numbers in the state dict, multiply-adds (G), final outputs for 18 and 21 joints
 NUMBERS = {
@@ -50,8 +51,10 @@ def test_multiply_adds(variant):
     assert counter.get_total_flops() / 2e9 == pytest.approx(NUMBERS[variant][2], abs=0.001)
 
 
-@pytest.mark.parametrize("variant", Variant)
-@pytest.mark.parametrize("joint_count", [18, 21])
+@pytest.mark.parametrize(
+    ("variant", "joint_count"),
+    fast_first([(Variant.XS, 21), *((v, 18) for v in Variant), *((v, 21) for v in list(Variant)[1:])], 5),
+)
 def test_heat_maps(variant, joint_count):
     network, images = on_meta(variant, joint_count)
     side = 64 if variant in (Variant.M, Variant.L) else 32

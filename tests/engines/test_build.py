@@ -46,10 +46,12 @@ from engines.sessions.base import LockedSession
 from engines.targets import find_target
 from engines.tensorrt.builder import BuildOptions, BuiltEngine
 from engines.tensorrt.device import Gpu
+from tests.cases import fast_first
 
 pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("onnxruntime", reason="it quantises")
 
+pytestmark = pytest.mark.usefixtures("engines_once")
 RTX40, ORIN = find_target("rtx40"), find_target("orin")
 
 
@@ -204,8 +206,7 @@ def test_what_does_not_fit_is_replaced(engine, bundle, tmp_path):
     found = manifest.load(engine)
     manifest.path_of(engine).write_text(replace(found, library_version="1.0.0").to_json())
     assert rebuild(bundle, tmp_path).outcome == "built"
-    again = manifest.load(engine)
-    assert replace(again, engine_sha256=found.engine_sha256) == found  # the library does not give the same bytes each time
+    assert manifest.load(engine) == found
 
 
 def test_what_is_of_another_origin_is_kept(bundle, tmp_path):
@@ -342,7 +343,7 @@ def test_what_else_a_bundle_says_of_its_model_leads_nowhere(key, value, bundle, 
         rebuild(str(evil), tmp_path / "out")
 
 
-@pytest.mark.parametrize("member", ["model.onnx", "draft.json", "proof.npz"])
+@pytest.mark.parametrize("member", fast_first(["model.onnx", "draft.json", "proof.npz"]))
 def test_a_bundle_that_unpacks_to_gigabytes_is_refused_before_it_does(member, bundle, tmp_path):
     path = tmp_path / "bomb.bundle.zip"
     with zipfile.ZipFile(bundle) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:

@@ -146,14 +146,22 @@ def test_an_option_that_fails_says_why(rtx, small):
 
 def test_ctrl_c_ends_a_build(rtx, small):
     """The main thread is interrupted while the library builds, and the library stops."""
-    timer = threading.Timer(0.1, _thread.interrupt_main)
-    timer.start()
+
+    def builds():
+        return any(thread.name == "tensorrt-build" for thread in threading.enumerate())
+
+    def interrupt():
+        while not builds():
+            time.sleep(0.001)
+        _thread.interrupt_main()
+
+    interrupter = threading.Thread(target=interrupt, daemon=True)
+    interrupter.start()
     with pytest.raises(KeyboardInterrupt):
-        for _ in range(200):
-            build_engine(small, rtx, "8.9")
-    timer.join()
+        build_engine(small, rtx, "8.9")
+    interrupter.join()
     end = time.monotonic() + 60
-    while any(thread.name == "tensorrt-build" for thread in threading.enumerate()):
+    while builds():
         assert time.monotonic() < end
         time.sleep(0.01)
 

@@ -14,7 +14,7 @@ from tests.fuzz.zygote import MEMORY, Zygote
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the children's limits are those of Linux")
 
-CASES = 20
+CASES = 10
 """Cases of each kind in `make test`; `make test-all` runs `MORE_CASES`."""
 
 MORE_CASES = 300

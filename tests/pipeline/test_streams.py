@@ -307,14 +307,14 @@ def test_a_source_that_cannot_begin_is_told():
 def test_a_failing_frame_does_not_stop_following():
     class FailsOnce(BlobModel):
         def run(self, crops):
-            if len(crops) == 1 and self.crops > 200:
+            if len(crops) == 1 and self.crops > 30:
                 self.crops = -(10**6)
                 raise GeometryError("this crop is odd")
             return super().run(crops)
 
-    pipeline = make(Pictures(400), model=FailsOnce())
+    pipeline = make(Pictures(100), model=FailsOnce())
     frames = list(pipeline)
-    assert counts(pipeline).failed == 1 and len(frames) == 399
+    assert counts(pipeline).failed == 1 and len(frames) == 99
     assert frames[-1].poses, "found again after the failure"
 
 
@@ -485,7 +485,8 @@ def test_a_view_that_breaks_is_closed_and_told_of_and_harms_nobody(fails_at):
     assert pipeline.error is None
 
 
-def test_a_view_that_hangs_is_given_up_at_the_end_and_told_of():
+def test_a_view_that_hangs_is_given_up_at_the_end_and_told_of(monkeypatch):
+    monkeypatch.setattr("pipeline.streams.VIEW_CLOSING_TIME_S", 0.3)
     go_on = threading.Event()
     view, recorder = Watch(wait_for=go_on), Collect()
     pipeline = Pipeline([stream(Pictures(10), [recorder])], views=[view])

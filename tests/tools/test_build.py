@@ -30,6 +30,8 @@ from engines.targets import TARGETS
 from engines.tensorrt.builder import BuildOptions
 from tools.main import main
 
+pytestmark = pytest.mark.usefixtures("engines_once")
+
 
 @pytest.fixture
 def cli(cli):

@@ -88,7 +88,7 @@ def test_cameras_says_that_there_is_none(cli, monkeypatch):
 
 
 def test_doctor_looks_at_a_camera(cli):
-    code, out, _ = cli("doctor", "--camera", "test://", "--seconds", "2", "--json")
+    code, out, _ = cli("doctor", "--camera", "test://", "--seconds", "1", "--json")
     report = json.loads(out)
     assert code == 0 and report["frames"] > 5 and report["clock"] == "arrival" and report["offset_ms"] is None
     code, out, _ = cli("doctor", "--camera", "rtsp://127.0.0.1:9/live", "--seconds", "1")

@@ -325,13 +325,13 @@ def test_held_out_pictures_are_judged_as_the_package_lays_them_out(folder):
 
 
 def test_a_run_learns_from_real_frames_and_goes_on_exactly(folder, tmp_path):
-    plan = replace(PLAN, real=0.5, mocap=0.5, cloth=0.5, avatars=0.5)
+    plan = replace(PLAN, steps=2, real=0.5, mocap=0.5, cloth=0.5, avatars=0.5)
     whole = run(tmp_path / "whole", plan, CPU, data=folder, held_out_count=0, kind=DetectorTrainer)
-    run(tmp_path / "slices", plan, CPU, data=folder, steps=2, held_out_count=0, kind=DetectorTrainer)
+    run(tmp_path / "slices", plan, CPU, data=folder, steps=1, held_out_count=0, kind=DetectorTrainer)
     resumed = run(tmp_path / "slices", plan, CPU, data=folder, held_out_count=0, kind=DetectorTrainer)
     states = zip(whole.network.state_dict().values(), resumed.network.state_dict().values(), strict=True)
     assert resumed.step == plan.steps and all(torch.equal(a, b) for a, b in states)
-    figures, _ = whole.judge(32)
+    figures, _ = whole.judge(8)
     assert figures.keys() == {*SETS, "real"} and 0 <= figures["real"]["average_precision"] <= 1
 
 

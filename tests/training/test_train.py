@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from dataclasses import replace
 
@@ -20,7 +21,7 @@ from training.stream import Stream  # noqa: E402
 from training.train import Trainer, load_matching, main, run  # noqa: E402
 
 CPU = torch.device("cpu")
-PLAN = Plan(size=64, steps=8, batch=4, chunk=4, kept=3, filled=2, reuse=1.5, warmup=2)
+PLAN = Plan(size=64, steps=6, batch=4, chunk=4, kept=3, filled=2, reuse=1.5, warmup=2)
 
 
 def same(a, b):
@@ -38,14 +39,14 @@ def whole(tmp_path_factory):
 
 
 def test_two_slices_are_one(whole, tmp_path):
-    run(tmp_path, PLAN, CPU, steps=3, held_out_count=0)
-    resumed = run(tmp_path, PLAN, CPU, steps=5, held_out_count=0)
-    assert resumed.step == 8 and same(resumed, whole[1])
+    run(tmp_path, PLAN, CPU, steps=2, held_out_count=0)
+    resumed = run(tmp_path, PLAN, CPU, steps=4, held_out_count=0)
+    assert resumed.step == 6 and same(resumed, whole[1])
 
 
 @pytest.mark.slow
 def test_another_seed_is_another_run(whole, tmp_path):
-    assert not same(run(tmp_path, replace(PLAN, seed=2), CPU, steps=8, held_out_count=0), whole[1])
+    assert not same(run(tmp_path, replace(PLAN, seed=2), CPU, held_out_count=0), whole[1])
 
 
 def test_state_is_in_small_files_and_the_weights_verify(whole):
@@ -86,13 +87,13 @@ def test_a_tensor_too_large_for_a_file_is_refused(tmp_path):
     assert state.load_facts(tmp_path) is None
 
 
-def test_the_log_forgets_what_was_lost(tmp_path):
-    run(tmp_path, PLAN, CPU, steps=1, held_out_count=0)
-    lines = [json.dumps({"step": step}) for step in (0, 1, 2, 5)]
-    (tmp_path / "log.jsonl").write_text("\n".join(lines) + "\n")
-    run(tmp_path, PLAN, CPU, steps=1, held_out_count=0)
-    kept = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert kept == [0, 1]
+def test_the_log_forgets_what_was_lost(whole, tmp_path):
+    folder = shutil.copytree(whole[0], tmp_path / "run")
+    lines = [json.dumps({"step": step}) for step in (0, 6, 7, 12)]
+    (folder / "log.jsonl").write_text("\n".join(lines) + "\n")
+    run(folder, PLAN, CPU, steps=0, held_out_count=0)
+    kept = [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert kept == [0, 6]
 
 
 @pytest.mark.slow
@@ -155,12 +156,12 @@ def test_crops_are_turned_and_recoloured_in_their_shares():
     assert 10 < kept < 70
 
 
-def test_a_run_of_another_version_is_not_gone_on_with(tmp_path, monkeypatch, capsys):
-    run(tmp_path, PLAN, CPU, steps=1, held_out_count=0)
-    index = json.loads((tmp_path / "state.json").read_text())
+def test_a_run_of_another_version_is_not_gone_on_with(whole, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(whole[0], tmp_path / "run")
+    index = json.loads((folder / "state.json").read_text())
     del index["facts"]["plan"]["turned"]
-    (tmp_path / "state.json").write_text(json.dumps(index))
-    monkeypatch.setattr(sys, "argv", ["train", str(tmp_path), "--minutes", "0"])
+    (folder / "state.json").write_text(json.dumps(index))
+    monkeypatch.setattr(sys, "argv", ["train", str(folder), "--minutes", "0"])
     with pytest.raises(SystemExit):
         main()
     assert "without turned" in capsys.readouterr().err
@@ -208,9 +209,9 @@ def test_mpjpe_is_the_metric_s_where_all_joints_count(renderer):
 
 
 def test_held_out_sets_are_fixed_and_differ(renderer, monkeypatch):
-    monkeypatch.setattr("training.evaluate.LOT", 8)
-    sets = {name: held_out(name, 16, renderer) for name in SETS}
-    assert torch.equal(sets["hard"].images, held_out("hard", 16, renderer).images)
+    monkeypatch.setattr("training.evaluate.LOT", 4)
+    sets = {name: held_out(name, 8, renderer) for name in SETS}
+    assert torch.equal(sets["hard"].images, held_out("hard", 8, renderer).images)
     assert not torch.equal(sets["hard"].images, sets["never"].images)
     figures = evaluate(Trainer(replace(PLAN, size=128), CPU).average, {"hard": sets["hard"]}, flip=True)
     assert figures["hard"].mpjpe_mm > 100  # nothing learnt yet

@@ -63,7 +63,7 @@ def archive_command(*arguments):
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=240)
 
 
-def test_the_command_makes_a_folder_of_results_and_goes_on_where_it_was(folder, tmp_path):
+def test_the_command_makes_a_folder_of_results_and_goes_on_where_it_was(folder, tmp_path, cli):
     out = tmp_path / "out"
     result = archive_command(folder, "--out", out, "--workers", "1", "--threads", "1")
     assert result.returncode == 0 and result.stderr == "", result.stderr
@@ -75,11 +75,11 @@ def test_the_command_makes_a_folder_of_results_and_goes_on_where_it_was(folder, 
     job = json.loads((out / "videos" / "damaged.avi" / "job.json").read_text())
     assert job["status"] == DAMAGED and "cut short" in job["reason"] and job["frames"] == some
     ledger = (out / "ledger.ndjson").read_bytes()
-    result = archive_command(folder, "--out", out)
-    assert result.returncode == 0 and "6  settled by earlier runs" in result.stdout
+    code, told, _ = cli("archive", folder, "--out", out)
+    assert code == 0 and "6  settled by earlier runs" in told
     assert (out / "ledger.ndjson").read_bytes() == ledger
-    result = archive_command(folder, "--out", out, "--smooth")
-    assert result.returncode == 1 and "smooth true" in result.stderr and result.stderr.count("\n") == 1
+    code, _, error = cli("archive", folder, "--out", out, "--smooth")
+    assert code == 1 and "smooth true" in error and error.count("\n") == 1
 
 
 def test_a_worker_that_is_killed_costs_one_file_at_most(folder, tmp_path):

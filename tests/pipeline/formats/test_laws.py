@@ -17,6 +17,7 @@ from convnextpose.errors import OutputExistsError, SinkError, SourceError
 from pipeline.formats.records import read_poses
 from pipeline.formats.table import FORMATS
 from pipeline.sources import open_source
+from tests.cases import fast_first
 from tests.pipeline.formats.samples import CASES, HEADER, names, pose, posed, write
 
 ROOT = Path(__file__).parents[3]
@@ -216,7 +217,7 @@ print(json.dumps(seen))
 """
 
 
-@pytest.mark.parametrize(("name", "stride"), [("mp4", 7), ("ndjson", 11), ("npz", 53), ("trace", 7)])
+@pytest.mark.parametrize(("name", "stride"), [("mp4", 17), ("ndjson", 11), ("npz", 53), ("trace", 7)])
 def test_a_full_disk_at_any_byte_leaves_whole_frames_and_is_told(tmp_path, name, stride):
     """A limit on the file's size stands for the disk; in a process of its own, as libraries have crashed at this."""
     result = subprocess.run(
@@ -241,7 +242,7 @@ for index in range(10**6):
 """
 
 
-@pytest.mark.parametrize("last", [1, 40])
+@pytest.mark.parametrize("last", fast_first([40, 1]))
 def test_a_killed_run_leaves_whole_lines_and_a_video_that_plays(tmp_path, last):
     with subprocess.Popen(
         [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT

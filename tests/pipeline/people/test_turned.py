@@ -7,6 +7,7 @@ import pytest
 
 from convnextpose import weights
 from convnextpose.errors import SourceError
+from pipeline.models import open_models
 from pipeline.run import RunConfig, open_pipeline
 from pipeline.sources import open_source
 from pipeline.sources.orientation import FLIPS
@@ -22,35 +23,42 @@ def upright():
     return frames[10], frames[120]
 
 
-def run(tmp_path, pictures, **options):
+@pytest.fixture(scope="module")
+def models():
+    opened = open_models("xs", threads=1)
+    yield opened
+    opened.close()
+
+
+def run(models, tmp_path, pictures, **options):
     folder = tmp_path / "pictures"
     folder.mkdir(exist_ok=True)
     for index, picture in enumerate(pictures):
         cv2.imwrite(str(folder / f"{index}.png"), picture)
-    with open_pipeline(RunConfig(folder, threads=1, **options)) as pipeline:
+    with open_pipeline(RunConfig(folder, threads=1, **options), models) as pipeline:
         return list(pipeline), pipeline.streams[0].ledger.counts()
 
 
 @pytest.mark.parametrize("turn", fast_first(BACK))
-def test_a_picture_that_is_not_upright_is_told_and_can_be_turned(tmp_path, upright, turn):
-    expected, counts = run(tmp_path, upright)
+def test_a_picture_that_is_not_upright_is_told_and_can_be_turned(models, tmp_path, upright, turn):
+    expected, counts = run(models, tmp_path, upright)
     assert counts.with_person == 2
     assert counts.problems == ()
     lying = [np.ascontiguousarray(FLIPS[turn].apply(picture)) for picture in upright]
-    _, counts = run(tmp_path, lying)
+    _, counts = run(models, tmp_path, lying)
     assert counts.with_person == 0
     (sentence, _), *others = counts.problems
     assert sentence == f"somebody shows when the picture is turned by {BACK[turn]} degrees: turn it with --flip {BACK[turn]}"
     assert not others
-    found, _ = run(tmp_path, lying, camera_options=(("flip", BACK[turn]),))
+    found, _ = run(models, tmp_path, lying, camera_options=(("flip", BACK[turn]),))
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one.frame.image, other.frame.image)
         np.testing.assert_array_equal([p.joints_mm for p in one.poses], [p.joints_mm for p in other.poses])
 
 
-def test_pictures_without_people_are_turned_in_vain(tmp_path):
+def test_pictures_without_people_are_turned_in_vain(models, tmp_path):
     empty = [np.full((120, 160, 3), grey, np.uint8) for grey in (0, 120)]
-    _, counts = run(tmp_path, empty)
+    _, counts = run(models, tmp_path, empty)
     assert counts.with_person == 0
     assert counts.problems == ()
 
