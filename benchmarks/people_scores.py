@@ -29,7 +29,8 @@ from pipeline.estimator import Estimator
 from pipeline.models import open_model
 from pipeline.people import MIN_SCORE
 from pipeline.people.detection import Detection, detections_of
-from pipeline.people.tracker import PeopleTracker, box_from_joints
+from pipeline.people.track import box_from_joints
+from pipeline.people.tracker import PeopleTracker
 from pipeline.sources import open_source
 from pipeline.types import Frame, Pose
 

@@ -26,7 +26,7 @@ from convnextpose.crop import Box
 from convnextpose.errors import SourceError
 from convnextpose.metrics import align_similarity
 from convnextpose.skeleton import HUMAN36M
-from pipeline.people.tracker import box_from_joints
+from pipeline.people.track import box_from_joints
 from pipeline.sources import open_source
 
 TRUTH = "single_triangulated.npz"

@@ -46,7 +46,8 @@ def follow(folder: Path, model: str) -> None:
     from pipeline.estimator import Estimator
     from pipeline.models import open_detector, open_model
     from pipeline.people.detection import detections_of
-    from pipeline.people.tracker import PeopleTracker, box_from_joints
+    from pipeline.people.track import box_from_joints
+    from pipeline.people.tracker import PeopleTracker
     from pipeline.sources import open_source
     from pipeline.types import Frame as VideoFrame
 

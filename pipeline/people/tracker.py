@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +21,12 @@ from convnextpose.skeleton import JointSet
 from engines.people import overlaps
 from pipeline.people import MIN_SCORE, Identified
 from pipeline.people.assignment import assign
-from pipeline.people.clothes import Clothes, difference
+from pipeline.people.clothes import Clothes
 from pipeline.people.cuts import CutDetector
 from pipeline.people.detection import SURE_DETECTION, Detection
 from pipeline.people.looks import BORN_AFTER_S, Looks
-from pipeline.people.motion import Motion
 from pipeline.people.similarity import PoseSimilarity
+from pipeline.people.track import UNLIKELY, Sighting, Track, box_from_joints
 from pipeline.stages import RelativePose, TrackedBox
 from pipeline.timeline import Stopwatch
 from pipeline.types import Frame, TrackEvent, TrackEventKind
@@ -72,151 +72,8 @@ SAME_PERSON = 0.5
 APART = 0.2
 """Object keypoint similarity under which the poses of two tracks show that they are two people."""
 
-UNLIKELY = 4.0
-"""Cost of a match from which it is more likely that the two have nothing to do with each other."""
-
-TAIL = 4.0
-"""Degrees of freedom of Student's distribution that places are taken to have: now and then somebody, or the camera, jerks."""
-
-SIZE_SPREAD, SIZE_CHANGE = 0.12, 0.25
-"""How far the size of the same person's poses differs (logarithm), and how much more so for each second between them."""
-
-SHAPE_SPREAD, SHAPE_CHANGE, SHAPE_SPREAD_MOST = 0.1, 0.5, 0.3
-"""How far joints move against the body's middle (a share of its size), by how much more each second, and at most."""
-
-SHAPE_WEIGHT = 4.0
-"""For how many independent numbers a pose's shape counts: joints move together."""
-
-CLOTHES_SPREAD, CLOTHES_WEIGHT = 20.0, 1.5
-"""How far the colours of one person's clothes differ from look to look, grey levels, and how much that counts: less than the
-place of somebody who was just seen, more than that of somebody who has been out of sight."""
-
-CLOTHES_S = 1.0
-"""Time constant of what is known of a person's clothes, s."""
-
-SMOOTHING_S = 0.15
-"""Time constant of a person's size and box, s."""
-
 NEARER = 1.2
 """How many times larger a newcomer is than the smallest of `max_people` people, to be followed in that person's place."""
-
-MARGIN_SIDE, MARGIN_TOP, MARGIN_BOTTOM = 0.04, 0.02, 0.095
-"""What a person's outline has beyond the joints, as fractions of the joints' height: measured on the demo clip's truth."""
-
-
-def box_from_joints(joints: NDArray[np.floating]) -> Box:
-    """The box of a person from the joints [J, 2 or more] (px): their box and the margins that an outline has beyond them.
-
-    Raises:
-        GeometryError: the joints enclose nothing.
-    """
-    box = Box.around(joints)
-    extent = max(box.height, box.width)
-    return Box(
-        box.x - MARGIN_SIDE * extent,
-        box.y - MARGIN_TOP * box.height,
-        box.width + 2 * MARGIN_SIDE * extent,
-        box.height * (1 + MARGIN_TOP + MARGIN_BOTTOM),
-    )
-
-
-@dataclass(eq=False)
-class _Sighting:
-    """Somebody who was seen in a frame.
-
-    Attributes:
-        pose: the pose.
-        box: its box, px; it may reach beyond the picture.
-        place: [2] the middle of its joints, px.
-        size: square root of the box's area, px.
-        clothes: [3, 3] their colours, BGR.
-        sure: whether the pose's score is a person's, or the detector's is.
-        detected: the detector's score there, 0 where it saw nobody.
-        seekers: the tracks in whose expected places it was seen.
-    """
-
-    pose: RelativePose
-    box: Box
-    place: NDArray[np.float64]
-    size: float
-    clothes: NDArray[np.float64]
-    sure: bool
-    detected: float
-    seekers: list[_Track]
-
-
-@dataclass(eq=False)
-class _Track:
-    """Somebody who is followed.
-
-    Attributes:
-        motion: where the person is going.
-        joints: [J, 2] from their middle when last seen, px.
-        corners: [4] left, top, right and bottom of the box, from the middle of the joints, px.
-        size: square root of the box's area, px.
-        clothes: [3, 3] their colours, BGR.
-        detected: the detector's score at the first sighting.
-        first_s, seen_s: times of the first and of the last sighting.
-        confirmed_s: when a pose was last sure, or the detector last saw somebody there.
-        missed_s: time of the first frame since then that lacks the person, or None.
-        track_id: None until a second sighting agrees with the first.
-        told_lost: whether `lost` was told since the last sighting.
-        together: the people from whom this one was never seen apart.
-    """
-
-    motion: Motion
-    joints: NDArray[np.float64]
-    corners: NDArray[np.float64]
-    size: float
-    clothes: NDArray[np.float64]
-    detected: float
-    first_s: float
-    seen_s: float
-    confirmed_s: float
-    missed_s: float | None = None
-    track_id: int | None = None
-    told_lost: bool = False
-    together: set[_Track] = field(default_factory=set)
-
-    @classmethod
-    def begin(cls, sighting: _Sighting, time_s: float) -> _Track:
-        motion = Motion(time_s, sighting.place, sighting.size)
-        shape = _centred(sighting), _corners(sighting), sighting.size
-        return cls(motion, *shape, sighting.clothes, sighting.detected, time_s, time_s, time_s)
-
-    def expected(self, time_s: float) -> Box:
-        """The box that the person has now, px."""
-        (x, y), _ = self.motion.predict(time_s, self.size)
-        left, top, right, bottom = self.corners.tolist()
-        return Box(float(x) + left, float(y) + top, right - left, bottom - top)
-
-    def expected_joints(self, time_s: float) -> NDArray[np.float64]:
-        """[J, 2] the joints that the person has now, if the body has not moved, px."""
-        return self.joints + self.motion.predict(time_s, self.size)[0]
-
-    def see(self, sighting: _Sighting, time_s: float) -> None:
-        elapsed_s = time_s - self.seen_s
-        share = (
-            1 - math.exp(-elapsed_s / SMOOTHING_S) if elapsed_s > 0 else 1.0
-        )  # the second look at a picture replaces the first
-        self.motion.update(time_s, sighting.place, self.size)
-        self.joints = _centred(sighting)
-        self.corners = self.corners + share * (_corners(sighting) - self.corners)
-        self.size += share * (sighting.size - self.size)
-        if sighting.sure:
-            learnt = self.clothes + (1 - math.exp(-elapsed_s / CLOTHES_S)) * (sighting.clothes - self.clothes)
-            self.clothes = np.where(np.isfinite(learnt), learnt, sighting.clothes)
-            self.confirmed_s = time_s
-        self.seen_s, self.missed_s, self.told_lost = time_s, None, False
-
-
-def _centred(sighting: _Sighting) -> NDArray[np.float64]:
-    return sighting.pose.joints[:, :2] - sighting.place
-
-
-def _corners(sighting: _Sighting) -> NDArray[np.float64]:
-    box, (x, y) = sighting.box, sighting.place
-    return np.array([box.x - x, box.y - y, box.x + box.width - x, box.y + box.height - y])
 
 
 class PeopleTracker:
@@ -252,13 +109,13 @@ class PeopleTracker:
         self._follows = follows
         self._sure_detection = math.inf if follows else SURE_DETECTION
         self._cuts = CutDetector()
-        self._tracks: list[_Track] = []
+        self._tracks: list[Track] = []
         self._next_id = 0
         self._frame: Frame | None = None
         self._begins = True
         self._turns = 0
         self._looks = Looks()
-        self._sought: list[_Track | Detection] = []
+        self._sought: list[Track | Detection] = []
         self._events: list[TrackEvent] = []
 
     def find(self, frame: Frame, stopwatch: Stopwatch) -> tuple[TrackedBox, ...]:
@@ -271,7 +128,7 @@ class PeopleTracker:
         self._turns = self._turns + 1 if again else 1
         if not again:
             self._begin(frame)
-        sought: list[tuple[_Track | Detection, Box]] = []
+        sought: list[tuple[Track | Detection, Box]] = []
         for track in self._tracks:
             try:
                 sought.append((track, track.expected(frame.time_s).clip(frame.width, frame.height)))
@@ -299,7 +156,7 @@ class PeopleTracker:
             self._tracks = []
             self._looks.begin()
 
-        def kept(track: _Track) -> bool:
+        def kept(track: Track) -> bool:
             if track.track_id is None:
                 return frame.time_s - track.seen_s <= LOST_AFTER_S and frame.time_s - track.first_s <= BORN_WITHIN_S
             return track.missed_s is None or frame.time_s - track.missed_s <= self._keep_lost_s
@@ -307,8 +164,8 @@ class PeopleTracker:
         self._tracks = [track for track in self._tracks if kept(track)]
 
     def _unexplained(
-        self, detections: Sequence[Detection], expected: Sequence[tuple[_Track | Detection, Box]], smallest: float
-    ) -> list[tuple[_Track | Detection, Box]]:
+        self, detections: Sequence[Detection], expected: Sequence[tuple[Track | Detection, Box]], smallest: float
+    ) -> list[tuple[Track | Detection, Box]]:
         """The surest detections that are of nobody who is followed, and not smaller than a size, px; the others confirm whom
         they are of."""
         assert self._frame is not None
@@ -316,7 +173,7 @@ class PeopleTracker:
         explained = dict(assign(1 - shared, 1 - EXPLAINED))
         for column in explained.values():
             who, _ = expected[column]
-            if isinstance(who, _Track):
+            if isinstance(who, Track):
                 who.confirmed_s = self._frame.time_s
         new = [d for row, d in enumerate(detections) if row not in explained and math.sqrt(d.box.area) >= smallest]
         new = self._looks.worth_reading(new, self._frame.time_s)
@@ -354,7 +211,7 @@ class PeopleTracker:
                 self._miss(track, seekers_of, matches, now)
         self._admit(matches, found_again, now)
         new = [s for s in sightings if s.detected and id(s) not in taken and self._is_apart(s, matches, now)]
-        self._tracks += [_Track.begin(sighting, now) for sighting in new]
+        self._tracks += [Track.begin(sighting, now) for sighting in new]
         poses_now = [
             replace(sighting.pose, track_id=track.track_id)
             for track, sighting in matches.items()
@@ -364,7 +221,7 @@ class PeopleTracker:
         unsure = any(track.track_id is None for track in self._tracks)
         return Identified(tuple(poses_now), tuple(self._events), look_again=self._begins and unsure and self._turns < LOOKS)
 
-    def _sightings(self, poses: Sequence[RelativePose]) -> tuple[list[_Sighting], dict[_Track, _Sighting]]:
+    def _sightings(self, poses: Sequence[RelativePose]) -> tuple[list[Sighting], dict[Track, Sighting]]:
         """Everybody who was seen, once each, and who each track's place shows."""
         assert self._frame is not None
         found = []
@@ -381,14 +238,14 @@ class PeopleTracker:
                 continue
             if isinstance(who, Detection) and box.iou(who.box) < DETECTION_AGREEMENT:
                 continue
-            seekers = [who] if isinstance(who, _Track) else []
+            seekers = [who] if isinstance(who, Track) else []
             place = pose.joints[:, :2].mean(axis=0)
             size, detected = math.sqrt(box.area), who.score if isinstance(who, Detection) else 0.0
             sure = pose.score >= self._min_score or detected >= self._sure_detection
             clothes = self._clothes.read(self._frame.image, pose.joints, size)
-            found.append(_Sighting(pose, box, place, size, clothes, sure, detected, seekers))
+            found.append(Sighting(pose, box, place, size, clothes, sure, detected, seekers))
         found.sort(key=lambda s: (-s.pose.score, s.box.x, s.box.y, s.box.width, s.box.height))
-        apart: list[_Sighting] = []
+        apart: list[Sighting] = []
         for sighting in found:
             for other in apart:
                 size = max(sighting.size, other.size)
@@ -401,29 +258,14 @@ class PeopleTracker:
                 apart.append(sighting)
         return apart, {track: sighting for sighting in apart for track in sighting.seekers}
 
-    def _match(self, tracks: Sequence[_Track], sightings: Sequence[_Sighting], now: float) -> dict[_Track, _Sighting]:
+    def _match(self, tracks: Sequence[Track], sightings: Sequence[Sighting], now: float) -> dict[Track, Sighting]:
         """The likeliest way in which the tracks' people are those who were seen."""
         if not tracks or not sightings:
             return {}
-        costs = np.array([self._costs(track, sightings, now) for track in tracks])
+        costs = np.array([track.costs(sightings, now, self._alike) for track in tracks])
         return {tracks[row]: sightings[column] for row, column in assign(costs, UNLIKELY)}
 
-    def _costs(self, track: _Track, sightings: Sequence[_Sighting], now: float) -> NDArray[np.float64]:
-        """[S]: how unlikely it is that a track's person is each of those seen (negative logarithm of the likelihood)."""
-        elapsed_s = max(0.0, now - track.seen_s)
-        place, spread_px = track.motion.predict(now, track.size)
-        places, sizes = np.array([s.place for s in sightings]), np.array([s.size for s in sightings])
-        away = (TAIL + 2) * np.log1p(((places - place) ** 2).sum(-1) / spread_px**2 / TAIL)
-        larger = (np.log(sizes / track.size) / math.hypot(SIZE_SPREAD, SIZE_CHANGE * elapsed_s)) ** 2
-        moved = np.array([self._alike.distance(_centred(s), track.joints) for s in sightings]) / track.size**2
-        limit = min(math.hypot(SHAPE_SPREAD, SHAPE_CHANGE * elapsed_s), SHAPE_SPREAD_MOST)
-        changed = SHAPE_WEIGHT * moved / limit**2
-        dressed = np.array([difference(s.clothes, track.clothes) for s in sightings]) / CLOTHES_SPREAD**2
-        dressed = CLOTHES_WEIGHT * np.log1p(dressed)
-        # The last term is the likelihood's own factor: who could be anywhere is nowhere likely, down to that of a newcomer.
-        return np.asarray((away + larger + changed) / 2 + dressed + 2 * math.log(min(1.0, spread_px / track.size)))
-
-    def _merge(self, matches: dict[_Track, _Sighting], seekers_of: dict[_Track, _Sighting], now: float) -> None:
+    def _merge(self, matches: dict[Track, Sighting], seekers_of: dict[Track, Sighting], now: float) -> None:
         """Where one person has two tracks, the older stays."""
         for track, sighting in seekers_of.items():
             other = next((t for t, s in matches.items() if s is sighting), None)
@@ -438,7 +280,7 @@ class PeopleTracker:
                 first.see(sighting, now)
             self._tracks.remove(second)
 
-    def _miss(self, track: _Track, seekers_of: dict[_Track, _Sighting], matches: dict[_Track, _Sighting], now: float) -> None:
+    def _miss(self, track: Track, seekers_of: dict[Track, Sighting], matches: dict[Track, Sighting], now: float) -> None:
         """A track's person is not seen in this frame."""
         if track.missed_s is None:
             track.missed_s = now
@@ -447,7 +289,7 @@ class PeopleTracker:
         track.told_lost = True
         self._tell(TrackEventKind.LOST, track.track_id, self._why(track, seekers_of.get(track), matches, now))
 
-    def _why(self, track: _Track, seen: _Sighting | None, matches: dict[_Track, _Sighting], now: float) -> str:
+    def _why(self, track: Track, seen: Sighting | None, matches: dict[Track, Sighting], now: float) -> str:
         assert self._frame is not None
         expected = track.expected(now)
         try:
@@ -463,7 +305,7 @@ class PeopleTracker:
             return f"no sure pose for {UNSURE_S:g} s"
         return "nobody is seen there"
 
-    def _is_apart(self, sighting: _Sighting, matches: Mapping[_Track, _Sighting], now: float) -> bool:
+    def _is_apart(self, sighting: Sighting, matches: Mapping[Track, Sighting], now: float) -> bool:
         """Whether somebody who was seen is clearly another person than all who are known."""
         for track in self._tracks:
             if track.track_id is not None and matches.get(track) is not sighting:
@@ -472,7 +314,7 @@ class PeopleTracker:
                     return False
         return True
 
-    def _admit(self, matches: dict[_Track, _Sighting], found_again: Mapping[_Track, float], now: float) -> None:
+    def _admit(self, matches: dict[Track, Sighting], found_again: Mapping[Track, float], now: float) -> None:
         """Number the newcomers whom a second sighting made sure; where there is no room for all, the nearest are followed."""
         born = {
             track
@@ -497,7 +339,7 @@ class PeopleTracker:
             self._tell(TrackEventKind.BORN, track.track_id, f"first seen at {track.first_s:.3f} s")
         self._note_together(born, now)
 
-    def _note_together(self, born: Collection[_Track], now: float) -> None:
+    def _note_together(self, born: Collection[Track], now: float) -> None:
         """Keep in mind who was never seen apart from whom."""
         known = [track for track in self._tracks if track.track_id is not None]
         joints = [track.expected_joints(now) for track in known]

@@ -21,7 +21,7 @@ from convnextpose.errors import SourceError
 from convnextpose.skeleton import HUMAN36M
 from convnextpose.weights import DEMO_CLIP, DEMO_TRUTH
 from pipeline.people import MIN_SCORE
-from pipeline.people.tracker import box_from_joints
+from pipeline.people.track import box_from_joints
 from pipeline.sources import open_source
 from pipeline.types import Pose
 from training.real import COCO, MEDIAPIPE, is_held_out

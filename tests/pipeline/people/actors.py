@@ -15,7 +15,7 @@ from convnextpose.camera import BONE_LENGTHS_MM, Intrinsics, RootDepthSource
 from convnextpose.crop import crop_region
 from convnextpose.skeleton import HUMAN36M
 from convnextpose.world import rotation_of, up_of
-from pipeline.people.tracker import box_from_joints
+from pipeline.people.track import box_from_joints
 from pipeline.stages import RelativePose, lift
 from training.body import Body
 from training.clip import STEPS_HZ, walking

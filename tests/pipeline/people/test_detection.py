@@ -10,7 +10,8 @@ from convnextpose.crop import Box
 from convnextpose.errors import SinkError
 from pipeline.estimator import Estimator
 from pipeline.people.detection import detect, detections_of
-from pipeline.people.tracker import PeopleTracker, box_from_joints
+from pipeline.people.track import box_from_joints
+from pipeline.people.tracker import PeopleTracker
 from pipeline.run import RunConfig, open_pipeline
 from pipeline.types import Frame
 from tests.pipeline.blob import BlobDetector, BlobModel, picture

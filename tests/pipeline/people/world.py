@@ -13,7 +13,8 @@ import numpy as np
 from convnextpose.crop import Box
 from convnextpose.skeleton import HUMAN36M
 from pipeline.people.detection import Detection
-from pipeline.people.tracker import PeopleTracker, box_from_joints
+from pipeline.people.track import box_from_joints
+from pipeline.people.tracker import PeopleTracker
 from pipeline.stages import RelativePose
 from pipeline.timeline import Stopwatch
 from pipeline.types import Frame

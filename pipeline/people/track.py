@@ -1,0 +1,175 @@
+"""Somebody who is followed: where the person is now, how they look, and what it costs to take somebody seen for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnextpose.crop import Box
+from pipeline.people.clothes import difference
+from pipeline.people.motion import Motion
+from pipeline.people.similarity import PoseSimilarity
+from pipeline.stages import RelativePose
+
+UNLIKELY = 4.0
+"""Cost of a match from which it is more likely that the two have nothing to do with each other."""
+
+TAIL = 4.0
+"""Degrees of freedom of Student's distribution that places are taken to have: now and then somebody, or the camera, jerks."""
+
+SIZE_SPREAD, SIZE_CHANGE = 0.12, 0.25
+"""How far the size of the same person's poses differs (logarithm), and how much more so for each second between them."""
+
+SHAPE_SPREAD, SHAPE_CHANGE, SHAPE_SPREAD_MOST = 0.1, 0.5, 0.3
+"""How far joints move against the body's middle (a share of its size), by how much more each second, and at most."""
+
+SHAPE_WEIGHT = 4.0
+"""For how many independent numbers a pose's shape counts: joints move together."""
+
+CLOTHES_SPREAD, CLOTHES_WEIGHT = 20.0, 1.5
+"""How far the colours of one person's clothes differ from look to look, grey levels, and how much that counts: less than the
+place of somebody who was just seen, more than that of somebody who has been out of sight."""
+
+CLOTHES_S = 1.0
+"""Time constant of what is known of a person's clothes, s."""
+
+SMOOTHING_S = 0.15
+"""Time constant of a person's size and box, s."""
+
+MARGIN_SIDE, MARGIN_TOP, MARGIN_BOTTOM = 0.04, 0.02, 0.095
+"""What a person's outline has beyond the joints, as fractions of the joints' height: measured on the demo clip's truth."""
+
+
+def box_from_joints(joints: NDArray[np.floating]) -> Box:
+    """The box of a person from the joints [J, 2 or more] (px): their box and the margins that an outline has beyond them.
+
+    Raises:
+        GeometryError: the joints enclose nothing.
+    """
+    box = Box.around(joints)
+    extent = max(box.height, box.width)
+    return Box(
+        box.x - MARGIN_SIDE * extent,
+        box.y - MARGIN_TOP * box.height,
+        box.width + 2 * MARGIN_SIDE * extent,
+        box.height * (1 + MARGIN_TOP + MARGIN_BOTTOM),
+    )
+
+
+@dataclass(eq=False)
+class Sighting:
+    """Somebody who was seen in a frame.
+
+    Attributes:
+        pose: the pose.
+        box: its box, px; it may reach beyond the picture.
+        place: [2] the middle of its joints, px.
+        size: square root of the box's area, px.
+        clothes: [3, 3] their colours, BGR.
+        sure: whether the pose's score is a person's, or the detector's is.
+        detected: the detector's score there, 0 where it saw nobody.
+        seekers: the tracks in whose expected places it was seen.
+    """
+
+    pose: RelativePose
+    box: Box
+    place: NDArray[np.float64]
+    size: float
+    clothes: NDArray[np.float64]
+    sure: bool
+    detected: float
+    seekers: list[Track]
+
+
+@dataclass(eq=False)
+class Track:
+    """Somebody who is followed.
+
+    Attributes:
+        motion: where the person is going.
+        joints: [J, 2] from their middle when last seen, px.
+        corners: [4] left, top, right and bottom of the box, from the middle of the joints, px.
+        size: square root of the box's area, px.
+        clothes: [3, 3] their colours, BGR.
+        detected: the detector's score at the first sighting.
+        first_s, seen_s: times of the first and of the last sighting.
+        confirmed_s: when a pose was last sure, or the detector last saw somebody there.
+        missed_s: time of the first frame since then that lacks the person, or None.
+        track_id: None until a second sighting agrees with the first.
+        told_lost: whether `lost` was told since the last sighting.
+        together: the people from whom this one was never seen apart.
+    """
+
+    motion: Motion
+    joints: NDArray[np.float64]
+    corners: NDArray[np.float64]
+    size: float
+    clothes: NDArray[np.float64]
+    detected: float
+    first_s: float
+    seen_s: float
+    confirmed_s: float
+    missed_s: float | None = None
+    track_id: int | None = None
+    told_lost: bool = False
+    together: set[Track] = field(default_factory=set)
+
+    @classmethod
+    def begin(cls, sighting: Sighting, time_s: float) -> Track:
+        """Somebody who was just seen for the first time."""
+        motion = Motion(time_s, sighting.place, sighting.size)
+        shape = _centred(sighting), _corners(sighting), sighting.size
+        return cls(motion, *shape, sighting.clothes, sighting.detected, time_s, time_s, time_s)
+
+    def expected(self, time_s: float) -> Box:
+        """The box that the person has now, px."""
+        (x, y), _ = self.motion.predict(time_s, self.size)
+        left, top, right, bottom = self.corners.tolist()
+        return Box(float(x) + left, float(y) + top, right - left, bottom - top)
+
+    def expected_joints(self, time_s: float) -> NDArray[np.float64]:
+        """[J, 2] the joints that the person has now, if the body has not moved, px."""
+        return self.joints + self.motion.predict(time_s, self.size)[0]
+
+    def see(self, sighting: Sighting, time_s: float) -> None:
+        """Take in a further sighting of the person."""
+        elapsed_s = time_s - self.seen_s
+        # The second look at a picture replaces the first.
+        share = 1 - math.exp(-elapsed_s / SMOOTHING_S) if elapsed_s > 0 else 1.0
+        self.motion.update(time_s, sighting.place, self.size)
+        self.joints = _centred(sighting)
+        self.corners = self.corners + share * (_corners(sighting) - self.corners)
+        self.size += share * (sighting.size - self.size)
+        if sighting.sure:
+            learnt = self.clothes + (1 - math.exp(-elapsed_s / CLOTHES_S)) * (sighting.clothes - self.clothes)
+            self.clothes = np.where(np.isfinite(learnt), learnt, sighting.clothes)
+            self.confirmed_s = time_s
+        self.seen_s, self.missed_s, self.told_lost = time_s, None, False
+
+    def costs(self, sightings: Sequence[Sighting], time_s: float, alike: PoseSimilarity) -> NDArray[np.float64]:
+        """[S]: how unlikely it is that this person is each of those who were seen (negative logarithm of the likelihood)."""
+        elapsed_s = max(0.0, time_s - self.seen_s)
+        place, spread_px = self.motion.predict(time_s, self.size)
+        places, sizes = np.array([s.place for s in sightings]), np.array([s.size for s in sightings])
+        away = (TAIL + 2) * np.log1p(((places - place) ** 2).sum(-1) / spread_px**2 / TAIL)
+        larger = (np.log(sizes / self.size) / math.hypot(SIZE_SPREAD, SIZE_CHANGE * elapsed_s)) ** 2
+        moved = np.array([alike.distance(_centred(s), self.joints) for s in sightings]) / self.size**2
+        limit = min(math.hypot(SHAPE_SPREAD, SHAPE_CHANGE * elapsed_s), SHAPE_SPREAD_MOST)
+        changed = SHAPE_WEIGHT * moved / limit**2
+        dressed = np.array([difference(s.clothes, self.clothes) for s in sightings]) / CLOTHES_SPREAD**2
+        dressed = CLOTHES_WEIGHT * np.log1p(dressed)
+        # The last term is the likelihood's own factor: who could be anywhere is nowhere likely, down to that of a newcomer.
+        return np.asarray((away + larger + changed) / 2 + dressed + 2 * math.log(min(1.0, spread_px / self.size)))
+
+
+def _centred(sighting: Sighting) -> NDArray[np.float64]:
+    return sighting.pose.joints[:, :2] - sighting.place
+
+
+def _corners(sighting: Sighting) -> NDArray[np.float64]:
+    box, (x, y) = sighting.box, sighting.place
+    return np.array([box.x - x, box.y - y, box.x + box.width - x, box.y + box.height - y])
