@@ -33,8 +33,12 @@ docs: $(VENV)/docs
 test: $(VENV)/dev
 	$(BIN)/python -m pytest
 
-# Also the slow cases: more of what one fast case of each law shows.
-test-all: $(VENV)/dev
+$(VENV)/test-all: $(VENV)/dev
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test-all]'
+	touch $@
+
+# Also the slow cases: more of what one fast case of each law shows. Other programs' readers and Ray come to .venv.
+test-all: $(VENV)/test-all
 	$(BIN)/python -m pytest -m ""
 
 # Fails, and does not skip, where there is no GPU.

@@ -74,6 +74,8 @@ class Script:
         picture: the panorama behind.
         facing: the direction in it that the camera looks to, degrees.
         pan: how far the camera turns to the right in the whole clip, degrees.
+        camera_m: where the camera is: right, away and up, m.
+        down: how far it looks down, degrees.
     """
 
     seed: int
@@ -82,6 +84,8 @@ class Script:
     picture: str
     facing: float
     pan: float
+    camera_m: tuple[float, float, float] = (0.0, -4.4, 1.45)
+    down: float = 7.0
 
 
 SCRIPTS = {
@@ -104,8 +108,8 @@ SCRIPTS = {
     ),
 }
 
-FOCAL_PX, CAMERA_M, DOWN = 600.0, (0.0, -4.4, 1.45), 7.0
-"""The camera: focal length, place (right, away, up), and how far it looks down, degrees."""
+FOCAL_PX = 600.0
+"""The camera's focal length."""
 
 WIDER = 1.6
 """The panorama is shown as through a lens so much wider: it has few pixels."""
@@ -187,7 +191,7 @@ class Scene:
     def camera(self, share: float) -> Tensor:
         """[3, 3] camera-from-world rotation when a share of the clip is over."""
         pan = torch.tensor(math.radians(self.script.pan * (share - 0.5)))
-        down = torch.tensor(math.radians(DOWN))
+        down = torch.tensor(math.radians(self.script.down))
         return rotation((1.0, 0.0, 0.0), down) @ torch.tensor(CAMERA_FROM_BODY) @ rotation(UP, pan)
 
     def behind(self, camera: Tensor) -> tuple[Tensor, Tensor]:
@@ -208,7 +212,7 @@ class Scene:
     @torch.no_grad()
     def layer(self, moment: Moment, camera: Tensor, view: Tensor) -> tuple[NDArray[np.float32], Tensor]:
         """The person's layer in the frame [H, W, 5], as `_laid` gives it, and the joints [J, 3], m, camera axes."""
-        place = camera @ (torch.tensor([*moment.place_m, 0.0]) - torch.tensor(CAMERA_M))
+        place = camera @ (torch.tensor([*moment.place_m, 0.0]) - torch.tensor(self.script.camera_m))
         turn = camera @ rotation(UP, torch.tensor(moment.heading))
         stand = Stand(turn[None], place[None], self.light(camera), moment.angles[None])
         generator = seeded(torch.device("cpu"), self.script.seed, 2)  # the same for each frame: so the person is the same
@@ -233,7 +237,7 @@ class Scene:
             "joints_cam_mm": (joints * 1000).double().round(decimals=1).tolist(),
             "joints_px": joints_px.double().round(decimals=2).tolist(),
             "cam_R": camera.double().round(decimals=6).tolist(),
-            "cam_pos_mm": [1000 * value for value in CAMERA_M],
+            "cam_pos_mm": [1000 * value for value in self.script.camera_m],
         }
         return (picture.clip(0, 1) * 255).round().astype(np.uint8), facts
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.clip import CAMERA_M, FOCAL_PX, HEIGHT, SCRIPTS, WIDTH, Moment, Scene, walking
+from training.clip import FOCAL_PX, HEIGHT, SCRIPTS, WIDTH, Moment, Scene, walking
 from training.poses import ANGLES
 
 RATE = 10
@@ -162,7 +162,7 @@ class Cast:
 
     def project(self, right_m: float, away_m: float) -> tuple[NDArray[np.float64], float]:
         """Where a place on the ground is in the picture, px, and how far from the camera, m."""
-        x, y, z = (self.camera @ (torch.tensor([right_m, away_m, 0.0]) - torch.tensor(CAMERA_M))).tolist()
+        x, y, z = (self.camera @ (torch.tensor([right_m, away_m, 0.0]) - torch.tensor(self._scene.script.camera_m))).tolist()
         return np.array([FOCAL_PX * x / z + (WIDTH - 1) / 2, FOCAL_PX * y / z + (HEIGHT - 1) / 2]), z
 
     def _sprite(self, person: int, heading: int, phase: int | None) -> Sprite:

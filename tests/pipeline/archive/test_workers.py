@@ -1,7 +1,6 @@
 """Real workers: processes with models, on real files; and the command line."""
 
 import contextlib
-import importlib.util
 import json
 import multiprocessing
 import random
@@ -109,8 +108,8 @@ def test_a_worker_that_is_killed_costs_one_file_at_most(folder, tmp_path):
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed: test_ray.py")
-def test_without_ray_its_option_is_told_in_a_sentence(folder, tmp_path):
+def test_without_ray_its_option_is_told_in_a_sentence(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
     with pytest.raises(RuntimeUnavailableError, match="--ray needs Ray"):
         ArchiveRun(RunConfig(sources=folder, out=tmp_path / "out"), ray_crew("local")).run()
 

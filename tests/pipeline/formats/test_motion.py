@@ -76,18 +76,29 @@ def test_trc_and_c3d_hold_the_joints(tmp_path):
             assert np.abs(places - true(track_id, range(count))).max() < 0.1
 
 
-def test_other_readers_find_the_same_markers(tmp_path):
-    opensim, ezc3d = pytest.importorskip("opensim"), pytest.importorskip("ezc3d")
+def assert_markers(places):
+    """[T, J, 3] mm that another reader found in GAP's file."""
+    expected = true(1, range(30))
+    expected[10:16] = np.nan
+    assert np.array_equal(np.isnan(places), np.isnan(expected)) and np.nanmax(np.abs(places - expected)) < 0.1
+
+
+def test_opensim_finds_the_same_markers(tmp_path):
+    opensim = pytest.importorskip("opensim")
     recorded(tmp_path, "trc", GAP)
-    recorded(tmp_path, "c3d", GAP)
     table = opensim.TimeSeriesTableVec3(str(tmp_path / "poses-1.trc"))
     assert list(table.getColumnLabels()) == joint_names(HUMAN36M, "opensim") and table.getTableMetaDataString("Units") == "mm"
     rows = [[[table.getRowAtIndex(k)[j][a] for a in range(3)] for j in range(18)] for k in range(table.getNumRows())]
-    data = ezc3d.c3d(str(tmp_path / "poses-1.c3d"))["data"]["points"][:3].transpose(2, 1, 0)
-    expected = true(1, range(30))
-    expected[10:16] = np.nan
-    for places in (np.array(rows), data):
-        assert np.array_equal(np.isnan(places), np.isnan(expected)) and np.nanmax(np.abs(places - expected)) < 0.1
+    assert_markers(np.array(rows))
+
+
+def test_ezc3d_finds_the_same_markers(tmp_path):
+    ezc3d = pytest.importorskip("ezc3d")
+    recorded(tmp_path, "c3d", GAP)
+    read = ezc3d.c3d(str(tmp_path / "poses-1.c3d"))
+    assert read["parameters"]["POINT"]["LABELS"]["value"] == joint_names(HUMAN36M, "opensim")
+    assert read["parameters"]["POINT"]["RATE"]["value"][0] == 25 and read["parameters"]["POINT"]["UNITS"]["value"] == ["mm"]
+    assert_markers(read["data"]["points"][:3].transpose(2, 1, 0))
 
 
 def test_tables_hold_the_joints_at_their_own_times(tmp_path):
@@ -137,10 +148,11 @@ def test_another_reader_places_the_bones_of_a_bvh_there(tmp_path):
     ours = Figure(dict(zip(found, offsets, strict=True)), root, dict(zip(found, local, strict=True))).places_mm()
     theirs = bvhsdk.ReadFile(str(path))
     assert theirs.frames == 30
-    for joint in theirs.getlistofjoints():
-        if joint.name in ours:
-            for frame in (0, 7, 29):
-                assert np.abs(10 * np.array(joint.getPosition(frame))[:3] - ours[joint.name][frame]).max() < 0.1
+    joints = {joint.name: joint for joint in theirs.getlistofjoints()}
+    assert set(found) <= set(joints)
+    for name in found:
+        for frame in (0, 7, 29):
+            assert np.abs(10 * np.array(joints[name].getPosition(frame))[:3] - ours[name][frame]).max() < 0.1
 
 
 def test_glb_moves_the_same_figure_and_hides_who_is_not_seen(tmp_path):
@@ -158,9 +170,50 @@ def test_glb_moves_the_same_figure_and_hides_who_is_not_seen(tmp_path):
 
     assert np.allclose(values(sampler["input"])[:, 0], [0, 10 / 25, 16 / 25, 30 / 25])
     assert values(sampler["output"])[:, 0].tolist() == [1, 0, 1, 0]
+
+
+def test_another_reader_places_the_bones_of_a_glb_where_those_of_the_bvh_are(tmp_path):
     pygltflib = pytest.importorskip("pygltflib")
-    theirs = pygltflib.GLTF2().load(str(path))
-    assert len(theirs.skins) == 1 and len(theirs.animations[0].channels) == len(BONES) + 2
+    recorded(tmp_path, "bvh", STEADY)
+    found, _, offsets, root, local = read_bvh(tmp_path / "poses-1.bvh")
+    expected = Figure(dict(zip(found, offsets, strict=True)), root, dict(zip(found, local, strict=True))).places_mm()
+    theirs = pygltflib.GLTF2().load(str(recorded(tmp_path, "glb", STEADY).path))
+    data, widths = theirs.binary_blob(), {"SCALAR": 1, "VEC3": 3, "VEC4": 4}
+
+    def values(number):
+        accessor = theirs.accessors[number]
+        start = theirs.bufferViews[accessor.bufferView].byteOffset + (accessor.byteOffset or 0)
+        width = widths[accessor.type]
+        return np.frombuffer(data, "<f4", accessor.count * width, start).reshape(-1, width)
+
+    moved, times = {}, set()
+    for channel in theirs.animations[0].channels:
+        sampler = theirs.animations[0].samplers[channel.sampler]
+        moved[channel.target.node, channel.target.path] = values(sampler.output)
+        times.add(sampler.input)
+    assert any(len(values(number)) == 30 and np.allclose(values(number)[:, 0], np.arange(30) / 25) for number in times)
+
+    def turned(quaternion, vectors):
+        xyz, w = quaternion[:, :3], quaternion[:, 3:]
+        return vectors + 2 * np.cross(xyz, np.cross(xyz, vectors) + w * vectors)
+
+    parents = {child: number for number, node in enumerate(theirs.nodes) for child in node.children or ()}
+
+    def place(number):
+        """[30, 3] m, in the world."""
+        node = theirs.nodes[number]
+        there = moved.get((number, "translation"), np.tile(node.translation or (0.0, 0.0, 0.0), (30, 1)))[:30]
+        while (number := parents.get(number, -1)) >= 0:
+            node = theirs.nodes[number]
+            turn = moved.get((number, "rotation"), np.tile(node.rotation or (0.0, 0.0, 0.0, 1.0), (30, 1)))[:30]
+            shift = moved.get((number, "translation"), np.tile(node.translation or (0.0, 0.0, 0.0), (30, 1)))[:30]
+            there = turned(turn, there) + shift
+        return there
+
+    joints = {theirs.nodes[number].name: number for number in theirs.skins[0].joints}
+    assert set(joints) == set(found) and theirs.skins[0].name == "person-1"
+    for name, number in joints.items():
+        assert np.abs(1000 * place(number) - expected[name]).max() < 0.1, name
 
 
 def test_gaps_stay_gaps_unless_they_are_to_be_filled(tmp_path):

@@ -1,0 +1,142 @@
+"""How well the camera's pitch and height are estimated from two people who walk for 10 s, at several pitches.
+
+    python -m benchmarks.world [--seeds 8]              # simulated readings: without errors, and with errors like the network's
+    python -m benchmarks.world --rendered [--seeds 2]   # rendered clips through the default weights; needs the extra `train`
+
+Every seed is another pair of bodies (of the 64 that the tests draw, or of the held-out people) and other errors of reading.
+A line is a pitch: the mean and the largest error of the upward direction and of the camera's height, and how many of the runs
+keep within the goals, 3 degrees and 5 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from convnextpose.camera import Intrinsics
+from convnextpose.skeleton import HUMAN36M
+from convnextpose.world import World, up_of
+from pipeline.people.world import WorldEstimator
+from pipeline.run import RunConfig, open_pipeline
+from tests.pipeline.people import actors
+from training.clip import FOCAL_PX, HEIGHT, SCRIPTS, SPEED_M_S, STEPS_HZ, WIDTH, Moment, Scene, walking
+from training.poses import ANGLES
+
+SECONDS, RATE = 10.0, 10
+GOAL_DEGREES, GOAL_SHARE = 3.0, 0.05
+
+CAMERAS = {-10: (1.3, 8.5), 0: (1.4, 6.0), 15: (2.2, 6.0), 30: (3.5, 5.5), 45: (5.0, 4.8)}
+"""Pitch, degrees: the camera's height and, in the rendered clips, how far before it the first person walks, m."""
+
+RADII_M = (1.2, 1.8)
+"""Of the ellipse that each person walks: right and away."""
+
+
+def simulated(pitch: int, seed: int, **errors: float) -> World:
+    """The world by readings of two simulated people, each seed with other bodies of any size."""
+    height_mm = 1000 * CAMERAS[pitch][0]
+    far = actors.scene(pitch, height_mm)
+    bodies = np.random.default_rng(1000 + seed).choice(64, 2, replace=False).tolist()
+    pair = [actors.Actor(bodies[0], (-700, -far)), actors.Actor(bodies[1], (800, -far - 500), phase=2.5)]
+    estimator = WorldEstimator(HUMAN36M)
+    world = World.level()
+    for time_s, poses in actors.film(pair, pitch, height_mm=height_mm, seconds=SECONDS, rate=RATE, seed=seed, **errors):
+        world, _ = estimator.step(time_s, actors.CAMERA, poses)
+    return world
+
+
+def walk(number: int, far_m: float, time_s: float) -> Moment:
+    """The first or the second person of a rendered clip: round an ellipse."""
+    phase = 2.5 * number
+    way = SPEED_M_S / max(RADII_M) * time_s + phase
+    right, away = RADII_M[0] * math.cos(way), RADII_M[1] * math.sin(way)
+    heading = math.atan2(-RADII_M[0] * math.sin(way), -RADII_M[1] * math.cos(way))
+    stride = walking(2 * math.pi * STEPS_HZ * time_s + phase)
+    angles = torch.tensor([stride.get(name, 0.0) for name in ANGLES])
+    return Moment(angles, heading, (right + (-0.7, 0.8)[number], away + (0.0, 0.5)[number] + far_m))
+
+
+def frames(pitch: int, seed: int) -> Iterator[NDArray[np.uint8]]:
+    """The pictures [H, W, 3] BGR of a rendered clip."""
+    height_m, far_m = CAMERAS[pitch]
+    scene = Scene(replace(SCRIPTS["yard"], pan=0.0, camera_m=(0.0, 0.0, height_m), down=float(pitch)))
+    camera = scene.camera(0.5)
+    view, ground = scene.behind(camera)
+    noise = np.random.default_rng(seed)
+    for index in range(round(SECONDS * RATE)):
+        people = [(number, walk(number, far_m, index / RATE)) for number in (0, 1)]
+        picture = view[0].permute(1, 2, 0).numpy()
+        for number, moment in sorted(people, key=lambda person: -person[1].place_m[1]):
+            scene.script = replace(scene.script, seed=100 + 2 * seed + number)  # who it is
+            layer, _ = scene.layer(moment, camera, view)
+            picture = picture * (1 - 0.45 * layer[..., 4:] * ground[0, 0, :, :, None].numpy())
+            picture = picture * (1 - layer[..., 3:4]) + layer[..., :3]
+        grain = noise.normal(0, 1.2, picture.shape[:2])[..., None]
+        yield (picture[..., ::-1] * 255 + grain).clip(0, 255).astype(np.uint8)
+
+
+def rendered(pitch: int, seed: int, folder: Path) -> World:
+    """The world by a run of the default weights on a rendered clip."""
+    path = folder / f"pitch{pitch}-{seed}.mp4"
+    if not path.exists():
+        with av.open(str(path), "w") as file:
+            stream = file.add_stream("libx264", rate=RATE, options={"crf": "20"})
+            stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+            for picture in frames(pitch, seed):
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="bgr24")))
+            file.mux(stream.encode())
+    camera = Intrinsics(FOCAL_PX, FOCAL_PX, (WIDTH - 1) / 2, (HEIGHT - 1) / 2)
+    with open_pipeline(RunConfig(path, camera=camera)) as pipeline:
+        *_, last = pipeline
+    assert last.world is not None
+    return last.world
+
+
+def measure(what: str, seeds: int, estimate: Callable[[int, int], World]) -> None:
+    """Print a line for each pitch."""
+    print(f"{what}, {seeds} runs at each pitch")
+    for pitch, (height_m, _) in CAMERAS.items():
+        tilts, heights, said = [], [], []
+        for seed in range(seeds):
+            world = estimate(pitch, seed)
+            tilts.append(math.degrees(math.acos(min(1.0, float(world.up @ up_of(pitch, 0.0))))))
+            heights.append(world.height_mm / (1000 * height_m) - 1)
+            said.append((world.tilt_error_degrees or math.nan, (world.height_error_mm or math.nan) / world.height_mm))
+        off = np.abs(heights)
+        kept = sum(a <= GOAL_DEGREES and b <= GOAL_SHARE for a, b in zip(tilts, off, strict=True))
+        print(
+            f"  pitch {pitch:3d}, {height_m} m: tilt off by {np.mean(tilts):.1f} degrees, at most {max(tilts):.1f} (said "
+            f"{np.mean([a for a, _ in said]):.1f}); height by {np.mean(off):.1%}, at most {max(off):.1%}, on average "
+            f"{np.mean(heights):+.1%} (said {np.mean([b for _, b in said]):.1%}); within the goals {kept} of {seeds}",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--rendered", action="store_true", help="rendered clips through the default weights")
+    parser.add_argument("--clips", type=Path, help="folder that keeps the rendered clips")
+    arguments = parser.parse_args()
+    if arguments.rendered:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = arguments.clips or Path(temporary)
+            folder.mkdir(parents=True, exist_ok=True)
+            measure("rendered clips", arguments.seeds, lambda pitch, seed: rendered(pitch, seed, folder))
+        return
+    measure("true poses", arguments.seeds, lambda pitch, seed: simulated(pitch, seed, picture=0.0, depth_mm=0.0, shallow=1.0))
+    measure("errors like the network's", arguments.seeds, simulated)
+
+
+if __name__ == "__main__":
+    main()
