@@ -37,8 +37,13 @@ $(VENV)/test-all: $(VENV)/dev
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test-all]'
 	touch $@
 
-# Also the slow cases: more of what one fast case of each law shows. Other programs' readers and Ray come to .venv.
-test-all: $(VENV)/test-all
+# The server apart from everything else, as it needs NumPy 1; there is one for Linux on x86-64.
+$(VENV)/triton: $(VENV)/dev
+	$(BIN)/python -m pip install -q --no-deps --target $@ nvidia-pytriton==0.7.0 numpy==1.26.4 && touch $@ || \
+	  echo "no Triton for this machine: its tests are skipped"
+
+# Also the slow cases: more of what one fast case of each law shows. Other programs' readers, Ray and Triton come to .venv.
+test-all: $(VENV)/test-all $(VENV)/triton
 	$(BIN)/python -m pytest -m ""
 
 # Fails, and does not skip, where there is no GPU.
