@@ -41,8 +41,8 @@ RADII_M = (1.2, 1.8)
 """Of the ellipse that each person walks: right and away."""
 
 
-def simulated(pitch: int, seed: int, **errors: float) -> World:
-    """The world by readings of two simulated people, each seed with other bodies of any size."""
+def simulated(pitch: int, seed: int, **errors: float) -> tuple[World, float]:
+    """The world by readings of two simulated people, each seed with other bodies of any size; and how large they are, of 1."""
     height_mm = 1000 * CAMERAS[pitch][0]
     far = actors.scene(pitch, height_mm)
     bodies = np.random.default_rng(1000 + seed).choice(64, 2, replace=False).tolist()
@@ -51,7 +51,7 @@ def simulated(pitch: int, seed: int, **errors: float) -> World:
     world = World.level()
     for time_s, poses in actors.film(pair, pitch, height_mm=height_mm, seconds=SECONDS, rate=RATE, seed=seed, **errors):
         world, _ = estimator.step(time_s, actors.CAMERA, poses)
-    return world
+    return world, math.exp(np.mean([math.log(actors.size_of(body)) for body in bodies]))
 
 
 def walk(number: int, far_m: float, time_s: float) -> Moment:
@@ -65,10 +65,33 @@ def walk(number: int, far_m: float, time_s: float) -> Moment:
     return Moment(angles, heading, (right + (-0.7, 0.8)[number], away + (0.0, 0.5)[number] + far_m))
 
 
+def scene_of(pitch: int) -> Scene:
+    """The camera and background of a rendered clip."""
+    return Scene(replace(SCRIPTS["yard"], pan=0.0, camera_m=(0.0, 0.0, CAMERAS[pitch][0]), down=float(pitch)))
+
+
+def cast(scene: Scene, seed: int, number: int) -> None:
+    """Put a pair's first or second person into the scene."""
+    scene.script = replace(scene.script, seed=100 + 2 * seed + number)
+
+
+def pair_size(pitch: int, seed: int) -> float:
+    """How large a clip's people are, of 1: the usual adult's bones."""
+    scene = scene_of(pitch)
+    camera = scene.camera(0.5)
+    view, _ = scene.behind(camera)
+    sizes = []
+    for number in (0, 1):
+        cast(scene, seed, number)
+        joints = scene.layer(walk(number, CAMERAS[pitch][1], 0.0), camera, view)[1]
+        sizes.append(actors.size_in(1000 * joints.double().numpy()))
+    return math.sqrt(sizes[0] * sizes[1])
+
+
 def frames(pitch: int, seed: int) -> Iterator[NDArray[np.uint8]]:
     """The pictures [H, W, 3] BGR of a rendered clip."""
-    height_m, far_m = CAMERAS[pitch]
-    scene = Scene(replace(SCRIPTS["yard"], pan=0.0, camera_m=(0.0, 0.0, height_m), down=float(pitch)))
+    far_m = CAMERAS[pitch][1]
+    scene = scene_of(pitch)
     camera = scene.camera(0.5)
     view, ground = scene.behind(camera)
     noise = np.random.default_rng(seed)
@@ -76,7 +99,7 @@ def frames(pitch: int, seed: int) -> Iterator[NDArray[np.uint8]]:
         people = [(number, walk(number, far_m, index / RATE)) for number in (0, 1)]
         picture = view[0].permute(1, 2, 0).numpy()
         for number, moment in sorted(people, key=lambda person: -person[1].place_m[1]):
-            scene.script = replace(scene.script, seed=100 + 2 * seed + number)  # who it is
+            cast(scene, seed, number)
             layer, _ = scene.layer(moment, camera, view)
             picture = picture * (1 - 0.45 * layer[..., 4:] * ground[0, 0, :, :, None].numpy())
             picture = picture * (1 - layer[..., 3:4]) + layer[..., :3]
@@ -84,8 +107,8 @@ def frames(pitch: int, seed: int) -> Iterator[NDArray[np.uint8]]:
         yield (picture[..., ::-1] * 255 + grain).clip(0, 255).astype(np.uint8)
 
 
-def rendered(pitch: int, seed: int, folder: Path) -> World:
-    """The world by a run of the default weights on a rendered clip."""
+def rendered(pitch: int, seed: int, folder: Path) -> tuple[World, float]:
+    """The world by a run of the default weights on a rendered clip; and how large its people are, of 1."""
     path = folder / f"pitch{pitch}-{seed}.mp4"
     if not path.exists():
         with av.open(str(path), "w") as file:
@@ -98,25 +121,27 @@ def rendered(pitch: int, seed: int, folder: Path) -> World:
     with open_pipeline(RunConfig(path, camera=camera)) as pipeline:
         *_, last = pipeline
     assert last.world is not None
-    return last.world
+    return last.world, pair_size(pitch, seed)
 
 
-def measure(what: str, seeds: int, estimate: Callable[[int, int], World]) -> None:
+def measure(what: str, seeds: int, estimate: Callable[[int, int], tuple[World, float]]) -> None:
     """Print a line for each pitch."""
     print(f"{what}, {seeds} runs at each pitch")
     for pitch, (height_m, _) in CAMERAS.items():
-        tilts, heights, said = [], [], []
+        tilts, heights, sized, said = [], [], [], []
         for seed in range(seeds):
-            world = estimate(pitch, seed)
+            world, size = estimate(pitch, seed)
             tilts.append(math.degrees(math.acos(min(1.0, float(world.up @ up_of(pitch, 0.0))))))
             heights.append(world.height_mm / (1000 * height_m) - 1)
+            sized.append((heights[-1] + 1) * size - 1)
             said.append((world.tilt_error_degrees or math.nan, (world.height_error_mm or math.nan) / world.height_mm))
         off = np.abs(heights)
         kept = sum(a <= GOAL_DEGREES and b <= GOAL_SHARE for a, b in zip(tilts, off, strict=True))
         print(
             f"  pitch {pitch:3d}, {height_m} m: tilt off by {np.mean(tilts):.1f} degrees, at most {max(tilts):.1f} (said "
             f"{np.mean([a for a, _ in said]):.1f}); height by {np.mean(off):.1%}, at most {max(off):.1%}, on average "
-            f"{np.mean(heights):+.1%} (said {np.mean([b for _, b in said]):.1%}); within the goals {kept} of {seeds}",
+            f"{np.mean(heights):+.1%} (said {np.mean([b for _, b in said]):.1%}), had one known the pair's size by "
+            f"{np.mean(np.abs(sized)):.1%}; within the goals {kept} of {seeds}",
             flush=True,
         )
 

@@ -1,7 +1,7 @@
 """The real Triton serves what `convnextpose triton` writes. Slow; it runs where the server is: `make .venv/triton` installs it.
 
-The server is that of the wheel `nvidia-pytriton`, which has no backend but Python's: the configuration for ONNX is taken as far as
-that goes, and serves with a model in Python in the backend's place.
+The server is that of the wheel `nvidia-pytriton`, which has no backend but Python's: the configuration for ONNX is taken as far
+as that goes, and serves with a model in Python in the backend's place.
 """
 
 import json
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 FOLDER = Path(sys.prefix) / "triton"
 
-MODEL = '''
+MODEL = """
 import numpy as np
 import triton_python_backend_utils as triton
 
@@ -44,7 +44,7 @@ class TritonPythonModel:
             tensors = [triton.Tensor("joints", joints), triton.Tensor("scores", scores)]
             answers.append(triton.InferenceResponse(tensors))
         return answers
-'''
+"""
 """A pose network of numbers that tell the crop."""
 
 

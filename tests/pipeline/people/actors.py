@@ -44,8 +44,12 @@ def joints_of(body, angles):
 
 
 def size_of(body):
-    """How much larger than the usual adult a body is, by the bones that depths are taken from."""
-    joints = joints_of(body, {})
+    """How much larger than the usual adult a body is."""
+    return size_in(joints_of(body, {}))
+
+
+def size_in(joints):
+    """How much larger than the usual adult somebody is, by the bones that depths are taken from, of joints [18, 3], mm."""
     index = {name: number for number, name in enumerate(HUMAN36M.joints)}
     found = {
         (a, b): np.linalg.norm(joints[index[f"L_{a}"]] - joints[index[f"R_{b}" if a == b else f"L_{b}"]])
