@@ -24,8 +24,13 @@ def cluster():
     from ray.cluster_utils import Cluster
 
     gibibyte = 1 << 30
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 << 20})
-    nodes = [cluster.add_node(num_cpus=1, memory=2 * gibibyte, object_store_memory=80 << 20) for _ in range(2)]
+    try:
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 << 20})
+        nodes = [cluster.add_node(num_cpus=1, memory=2 * gibibyte, object_store_memory=80 << 20) for _ in range(2)]
+    except Exception as error:
+        if "timed out during startup" not in str(error):
+            raise
+        pytest.skip("this machine is so busy that Ray does not start within the 30 s that it gives itself")
     cluster.wait_for_nodes()
     yield cluster, nodes
     ray.shutdown()
