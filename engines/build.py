@@ -1,4 +1,5 @@
-"""From a verified checkpoint to engines: export, typing, proof, build, manifest, and files that are whole or not there.
+"""From a verified checkpoint or a people detector to engines: export, typing, proof, build, manifest, and files that are whole
+or not there.
 
 For a target that cannot be built here, a bundle takes an engine's place: a ZIP file with the typed graph and a draft of the
 manifest, from which the same command builds the engine on the target.
@@ -17,7 +18,7 @@ from pathlib import Path
 from convnextpose.errors import EngineError, PoseError, RuntimeUnavailableError, SinkError
 from engines.build_job import Job
 from engines.build_request import BuildFailure, BuildReport, BuildRequest, BuildResult, Plan, Progress
-from engines.build_sources import BundleSource, CheckpointSource
+from engines.build_sources import BundleSource, CheckpointSource, DetectorSource, Source, is_detector
 from engines.bundle import BUNDLE_SUFFIX
 from engines.targets import Target
 from engines.tensorrt.gpu import open_device
@@ -105,7 +106,11 @@ def build(request: BuildRequest, progress: Progress) -> BuildReport:
         request.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SinkError(f"cannot write into {request.out}: {error.strerror}") from error
-    source = BundleSource(request) if request.source.endswith(BUNDLE_SUFFIX) else CheckpointSource(request, progress)
+    source: Source
+    if request.source.endswith(BUNDLE_SUFFIX):
+        source = BundleSource(request)
+    else:
+        source = DetectorSource(request, progress) if is_detector(request.source) else CheckpointSource(request, progress)
     results: list[BuildResult] = []
     failures: list[BuildFailure] = []
     plans = [plan(target, request.library) for target in source.targets]
@@ -114,7 +119,7 @@ def build(request: BuildRequest, progress: Progress) -> BuildReport:
             f"{request.via} builds on the target itself, and this is not {missing[0].target.title}: {missing[0].reason}; "
             "take the checkpoint there"
         )
-    jobs = [Job(request, source, precision, planned, progress) for precision in source.precisions for planned in plans]
+    jobs = [Job(source, precision, planned, progress) for precision in source.precisions for planned in plans]
     for job in jobs:
         if job.precision in source.refused:
             continue  # its graph failed, and was told of once

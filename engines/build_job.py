@@ -14,12 +14,23 @@ from pathlib import Path
 from convnextpose.errors import EngineError, OutputExistsError
 from convnextpose.files import child, read_file, show, write_file, write_files
 from engines import manifest, torch2trt
-from engines.build_request import BuildRequest, BuildResult, Plan, Progress, Step, step
+from engines.build_request import BuildResult, Plan, Progress, Step, step
 from engines.build_sources import CheckpointSource, Source
-from engines.bundle import BUNDLE_SUFFIX, Bundle, RecordedPoses, TypedModel, read_bundle, write_bundle
-from engines.manifest import ENGINE_SUFFIX, EngineDraft, EngineManifest, Machine, OptionValue
-from engines.opening import open_pose_model
-from engines.parity import LIMITS, compare
+from engines.bundle import (
+    BUNDLE_SUFFIX,
+    Bundle,
+    DetectorProof,
+    RecordedBoxes,
+    RecordedPoses,
+    TypedModel,
+    read_bundle,
+    write_bundle,
+)
+from engines.manifest import ENGINE_SUFFIX, EngineDraft, EngineManifest, EngineModel, Machine, OptionValue, Parity
+from engines.opening import open_people_detector, open_pose_model
+from engines.parity import LIMITS, compare, compare_detectors, frames_of
+from engines.people import DetectorInfo
+from engines.pose import ModelInfo
 from engines.precision import INT8_SCHEMES
 from engines.tensorrt.builder import BuiltEngine, build_engine, convolution_types
 from engines.tensorrt.gpu import find_gpu
@@ -35,9 +46,10 @@ MAX_TIMING_BYTES = 256 * 1024**2
 class Job:
     """One engine of one model in one precision for one target."""
 
-    def __init__(self, request: BuildRequest, source: Source, precision: str, planned: Plan, progress: Progress) -> None:
+    def __init__(self, source: Source, precision: str, planned: Plan, progress: Progress) -> None:
         self.precision = precision
-        self._request, self._source, self._plan = request, source, planned
+        self._request, self._source, self._plan = source.request, source, planned
+        request = source.request
         self._progress = progress
         self._info = source.info(precision)
         target = planned.target.name
@@ -47,7 +59,7 @@ class Job:
             scheme = request.scheme if precision == "int8" and isinstance(source, CheckpointSource) else INT8_SCHEMES[0].key
             called = precision if scheme == INT8_SCHEMES[0].key else f"{precision}-{scheme}"
             suffix = ENGINE_SUFFIX if planned.library else BUNDLE_SUFFIX
-            self._path = child(request.out, f"{self._info.name}-{called}-{target}{suffix}")
+            self._path = child(request.out, f"{_stem(self._info)}-{called}-{target}{suffix}")
         except ValueError as error:  # the name may be out of a bundle
             raise EngineError(f"{show(request.source)}: {error}") from error
         self._replacing: tuple[Path, ...] = ()
@@ -72,10 +84,10 @@ class Job:
                 f"{self._path} is there and does not tell what it is ({error}); replace it with --overwrite, or name another "
                 "folder"
             ) from error
-        if found.model.checkpoint_sha256 != self._info.checkpoint_sha256:
+        if (there := _origin(found.model)) != (asked := _origin(self._info)):
             raise OutputExistsError(
-                f"{self._path} is there and of another checkpoint ({found.model.checkpoint_sha256[:12]}, asked for was "
-                f"{self._info.checkpoint_sha256[:12]}); replace it with --overwrite, or name another folder"
+                f"{self._path} is there and of another checkpoint or file ({there[:12]}, asked for was {asked[:12]}); replace "
+                "it with --overwrite, or name another folder"
             )
         self._replacing = (self._path, manifest.path_of(self._path))  # of this checkpoint, made by another build
         wanted = (self._info, self._plan.target.name, self._request.options.batch)
@@ -187,21 +199,20 @@ class Job:
         """The manifest with the proof of the engine itself, on the GPU at hand.
 
         Raises:
-            ParityError: it strays past its limits; names the worst joints.
+            ParityError: it strays past its limits; of a pose model it names the worst joints.
         """
         with step(self._progress, self.subject, "proving the engine") as done:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / self._path.name
                 write_files(_pair(built.data, found, path))
-                with open_pose_model(path, "tensorrt") as candidate:
-                    proof, reference = typed.proof, RecordedPoses(typed.proof, replace(typed.info, precision="fp32"))
-                    parity = compare(reference, candidate, proof.crops, LIMITS[typed.info.precision])
+                parity = _measured(path, typed)
             parity.check()
             done(f"engine: {parity}")
         return replace(found, engine_parity=parity)
 
     def _bundle(self, typed: TypedModel, draft: EngineDraft) -> BuildResult:
-        there = replace(self._request, source=self._path.name, out=Path(), precisions=(), targets=(), calibration=None)
+        settled = replace(self._request, precisions=(), targets=(), calibration=None, frame=None, person=None)
+        there = replace(settled, source=self._path.name, out=Path())
         draft = replace(draft, command=there.command("", draft.target))
         write_bundle(Bundle(draft, typed), self._path, overwrite=self._path in self._replacing)
         target = self._plan.target
@@ -213,6 +224,29 @@ class Job:
 
     def _tell(self, text: str) -> None:
         self._progress(Step(self.subject, text, done=True))
+
+
+def _stem(info: EngineModel) -> str:
+    """What names of a model's files begin with. A detector's tells its frames, as there may be engines of several."""
+    return f"{info.name}-{info.width}x{info.height}" if isinstance(info, DetectorInfo) else info.name
+
+
+def _origin(info: EngineModel) -> str:
+    """Hash of the checkpoint or the file that a model was made from, hexadecimal."""
+    return info.file_sha256 if isinstance(info, DetectorInfo) else info.checkpoint_sha256
+
+
+def _measured(engine: Path, typed: TypedModel) -> Parity:
+    """An engine, on the GPU at hand, against what was recorded of its reference."""
+    proof, info = typed.proof, typed.info
+    if isinstance(proof, DetectorProof):
+        assert isinstance(info, DetectorInfo)
+        with open_people_detector(engine, "tensorrt") as detector:
+            return compare_detectors(RecordedBoxes(proof), detector, frames_of(proof.crops, info.width, info.height))
+    assert isinstance(info, ModelInfo)
+    with open_pose_model(engine, "tensorrt") as candidate:
+        reference = RecordedPoses(proof, replace(info, precision="fp32"))
+        return compare(reference, candidate, proof.crops, LIMITS[info.precision])
 
 
 def _runs_here(found: EngineManifest) -> bool:

@@ -44,9 +44,9 @@ class BuildRequest:
     """What is to be built of one model.
 
     Attributes:
-        source: name of default weights, a checkpoint, or a bundle.
+        source: name of default weights, a checkpoint, `detector` or a people detector's ONNX file, or a bundle.
         out: the folder for the engines; made if it is not there.
-        precisions: fp32, fp16, int8; none for FP16, or for a bundle's own.
+        precisions: fp32, fp16, int8; none for FP16, a detector's FP32, or a bundle's own.
         targets: what for; none for the GPU at hand, or for a bundle's own.
         options: the builder's.
         calibration: the calibration set, None for the one that the package ships. It proves graphs of every precision.
@@ -54,6 +54,8 @@ class BuildRequest:
         via: `torch2trt` for TensorRT 8, otherwise None.
         overwrite: whether to build again what is there, and to replace files of another origin.
         scheme: which layers an INT8 graph tries to have in INT8, one of `engines.precision.INT8_SCHEMES` by its key.
+        frame: width and height of a detector's frames, px; None for what it says.
+        person: the class that a detector's people are, by name or number; None for what its file says.
     """
 
     source: str
@@ -66,6 +68,8 @@ class BuildRequest:
     via: str | None = None
     overwrite: bool = False
     scheme: str = INT8_SCHEMES[0].key
+    frame: tuple[int, int] | None = None
+    person: str | None = None
 
     def __post_init__(self) -> None:
         """Check the names, and that a target has what is asked for.
@@ -107,6 +111,8 @@ class BuildRequest:
         words = ["convnextpose", "build", self.source, "--out", str(self.out)]
         words += ["--precision", precision] if precision else []  # a bundle has its own
         words += ["--target", target]
+        words += ["--frame", "{},{}".format(*self.frame)] if self.frame else []
+        words += ["--detector-class", self.person] if self.person is not None else []
         words += ["--int8-scheme", self.scheme] if self.scheme != INT8_SCHEMES[0].key else []
         if options.batch != plain.batch:
             words += ["--batch", ",".join(str(getattr(options.batch, f.name)) for f in fields(options.batch))]

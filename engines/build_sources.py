@@ -1,21 +1,31 @@
-"""Where graphs to build come from: a checkpoint, which is exported, typed and proven here, or a bundle, which was elsewhere."""
+"""Where graphs to build come from: a checkpoint, which is exported, typed and proven here; a people detector's ONNX file, whose
+frames are fixed and which is proven here; or a bundle, with which that was done elsewhere."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
+
 from convnextpose import weights
 from convnextpose.checkpoint import VerifiedCheckpoint, verify
-from convnextpose.errors import EngineError, PoseError
+from convnextpose.errors import EngineError, ParityError, PoseError
 from engines.build_request import BuildRequest, Progress, Step, check_dla, step
-from engines.bundle import Proof, RecordedPoses, TypedModel, read_bundle
+from engines.bundle import DetectorProof, Proof, RecordedBoxes, RecordedPoses, TypedModel, read_bundle
 from engines.calibration import CalibrationSet, SplitCrops, hash_crops
-from engines.graph import pose_graph
-from engines.opening import open_pose_model
-from engines.parity import LayerHarm
+from engines.graph import fix_input, pose_graph
+from engines.layouts import DetectedBoxes
+from engines.manifest import BatchRange, EngineModel
+from engines.onnx_file import check_fp32, first_channels, read_onnx
+from engines.onnx_parser import parse_onnx
+from engines.opening import open_people_detector, open_pose_model
+from engines.parity import LayerHarm, compare_detectors, frames_of
+from engines.people import TOLD, DetectorInfo, with_sides
 from engines.pose import ModelInfo
 from engines.precision import int8_within_limits, measure, to_fp16
 from engines.targets import find_target
@@ -25,6 +35,8 @@ class CheckpointSource:
     """A checkpoint: verified at once, exported, typed and proven when a graph is first asked for, once for each precision."""
 
     def __init__(self, request: BuildRequest, progress: Progress) -> None:
+        _refuse_detector_options(request)
+        self.request = request
         self.precisions = request.precisions or ("fp16",)
         self.targets = request.targets or (find_target("this"),)
         self._calibration, self._scheme = request.calibration, request.int8_scheme
@@ -43,9 +55,7 @@ class CheckpointSource:
     @cached_property
     def crops(self) -> SplitCrops:
         """What graphs are calibrated and proven on."""
-        crops = CalibrationSet.load(self._calibration or weights.CALIBRATION).split()
-        which = f"of {self._calibration}" if self._calibration else "of synthetic people, the package's own"
-        yours = "" if self._calibration else "; --calibration FILE takes yours"
+        crops, which, yours = _crops(self._calibration)
         told = f"crops {which}: {len(crops.calibration)} to calibrate INT8, {len(crops.proof)} others to prove{yours}"
         self._progress(Step(self.name, told, done=True))
         return crops
@@ -100,12 +110,96 @@ class CheckpointSource:
         return TypedModel(onnx, self.info(precision), parity, excluded, proof)
 
 
+class DetectorSource:
+    """A people detector in ONNX: recognised at once, its frames fixed, proven when its graph is first asked for."""
+
+    precisions = ("fp32",)
+    """Which of its layers bear FP16 nothing here knows."""
+
+    def __init__(self, request: BuildRequest, progress: Progress) -> None:
+        path = weights.detector() if request.source == weights.DETECTOR else Path(request.source)
+        self.name = path.stem
+        _refuse_what_detectors_lack(request)
+        self.targets = request.targets or (find_target("this"),)
+        self._calibration, self._progress = request.calibration, progress
+        with step(progress, self.name, "looking at it") as done:
+            data = read_onnx(path, None)
+            found = parse_onnx(data, str(path))
+            if "convnextpose.contract" in found.metadata:
+                raise EngineError(
+                    f"expected a people detector, received the exported pose model {path}: build from its checkpoint"
+                )
+            check_fp32(found, str(path))
+            opened = open_people_detector(data, "onnxruntime", person=request.person, name=self.name, frame=request.frame)
+            with opened as detector:
+                width, height = frame = request.frame or detector.frame_size
+                if (fits := detector.frame_for(*frame)) != frame:
+                    raise EngineError(
+                        f"expected frames that {self.name} takes, such as --frame {fits[0]},{fits[1]}, received "
+                        f"{width},{height}"
+                    )
+                self._data, self._person = data, request.person
+                self._input = with_sides(detector.picture, width, height)
+                told = {key: found.metadata[key] for key in TOLD if key in found.metadata}
+                self._info = DetectorInfo(
+                    self.name, hashlib.sha256(data).hexdigest(), width, height, detector.layout.name, detector.person, told,
+                    first_channels(found),
+                )  # fmt: skip
+                self.request = _with_batch_of(detector.picture.shape[0], request)
+                done(f"recognised: {detector.about}; its engine takes frames of {width}x{height} px and no others")
+        self.refused: dict[str, PoseError] = {}
+        self._typed: TypedModel | None = None
+
+    def info(self, precision: str) -> DetectorInfo:
+        """What the graph says about itself."""
+        return self._info
+
+    def typed(self, precision: str) -> TypedModel:
+        """The graph.
+
+        Raises:
+            ParityError: it strays past its limits. It is then `refused`, as after any other error.
+        """
+        if self._typed is None:
+            try:
+                self._typed = self._prove()
+            except PoseError as error:
+                self.refused[precision] = error
+                raise
+        return self._typed
+
+    def _prove(self) -> TypedModel:
+        info = self._info
+        crops, which, yours = _crops(self._calibration)
+        frames = frames_of(crops.proof, info.width, info.height)
+        self._progress(Step(self.name, f"{len(frames)} frames put together of crops {which}{yours}", done=True))
+        with step(self._progress, f"{self.name} fp32", "proving on the CPU") as done:
+            fixed = fix_input(self._data, self._input)
+            opened = partial(open_people_detector, runtime="onnxruntime", person=self._person, name=self.name)
+            with opened(self._data, frame=(info.width, info.height)) as reference:
+                alone = [reference.run(frame[None]) for frame in frames]
+                boxes, scores = (np.concatenate([getattr(one, what) for one in alone]) for what in ("boxes", "scores"))
+                proof = DetectorProof(crops.proof, DetectedBoxes(boxes, scores), reference.describe())
+            with open_people_detector(fixed, person=self._person) as candidate:  # where there are two libraries, the other one
+                parity = compare_detectors(RecordedBoxes(proof), candidate, frames)
+            parity.check()
+            if not parity.boxes:
+                raise ParityError(
+                    f"expected frames to prove {self.name} on in which it finds somebody, it finds nobody in crops {which}: "
+                    "give crops of those whom it is for with --calibration (`convnextpose calibrate` makes them)"
+                )
+            done(f"graph: {parity}")
+        return TypedModel(fixed, info, parity, (), proof)
+
+
 class BundleSource:
     """A bundle: all that was done elsewhere."""
 
     refused: Mapping[str, PoseError] = MappingProxyType({})
 
     def __init__(self, request: BuildRequest) -> None:
+        _refuse_detector_options(request)
+        self.request = request
         if request.via is not None:
             raise EngineError(f"{request.via} builds from a checkpoint, received the bundle {request.source}")
         if request.calibration is not None:
@@ -120,7 +214,7 @@ class BundleSource:
             )
         self.targets = request.targets or (find_target(bundle.draft.target),)
 
-    def info(self, precision: str) -> ModelInfo:
+    def info(self, precision: str) -> EngineModel:
         """What the graph says about itself."""
         return self._model.info
 
@@ -129,4 +223,63 @@ class BundleSource:
         return self._model
 
 
-Source = CheckpointSource | BundleSource
+Source = CheckpointSource | DetectorSource | BundleSource
+
+
+def is_detector(source: str) -> bool:
+    """Whether a request's source is a people detector: the package's own by its name, or an ONNX file."""
+    return source.endswith(".onnx") or (source == weights.DETECTOR and not Path(source).exists())
+
+
+def _crops(calibration: Path | None) -> tuple[SplitCrops, str, str]:
+    """What graphs are calibrated and proven on, whose crops those are, and how to give others."""
+    crops = CalibrationSet.load(calibration or weights.CALIBRATION).split()
+    if calibration:
+        return crops, f"of {calibration}", ""
+    return crops, "of synthetic people, the package's own", "; --calibration FILE takes yours"
+
+
+def _refuse_detector_options(request: BuildRequest) -> None:
+    """Refuse what only a people detector's file has a use for.
+
+    Raises:
+        EngineError: naming it.
+    """
+    if request.frame is not None or request.person is not None:
+        raise EngineError(
+            f"expected a people detector ({weights.DETECTOR} or an .onnx file) for --frame and --detector-class, received "
+            f"{request.source}"
+        )
+
+
+def _refuse_what_detectors_lack(request: BuildRequest) -> None:
+    """Refuse what is for pose models alone.
+
+    Raises:
+        EngineError: naming it.
+    """
+    if request.precisions not in ((), DetectorSource.precisions):
+        raise EngineError(
+            f"expected precision fp32 for the people detector {request.source}, received {', '.join(request.precisions)}: "
+            "which of a detector's layers may have another is not known"
+        )
+    if request.via is not None or request.options.tail_kernel or request.options.dla_core is not None:
+        told = "--via" if request.via else "--tail-kernel" if request.options.tail_kernel else "--dla-core"
+        raise EngineError(f"expected a checkpoint of a pose model for {told}, received the people detector {request.source}")
+
+
+def _with_batch_of(fixed: int | None, request: BuildRequest) -> BuildRequest:
+    """A request with the batch that a file has fixed, if any.
+
+    Raises:
+        EngineError: another one was asked for.
+    """
+    batch = request.options.batch
+    if fixed is None or (batch.min, batch.max) == (fixed, fixed):
+        return request
+    if batch != BatchRange():
+        raise EngineError(
+            f"expected --batch {fixed},{fixed},{fixed} for {request.source}, which takes {fixed} frame at a time, received "
+            f"{batch.min},{batch.typical},{batch.max}"
+        )
+    return replace(request, options=replace(request.options, batch=BatchRange(fixed, fixed, fixed)))

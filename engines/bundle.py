@@ -1,7 +1,8 @@
 """What an engine is proven against, and the bundle that takes an engine's place where its target cannot be built here.
 
 A bundle is a ZIP file with the typed graph, a draft of the manifest, and crops with FP32 PyTorch's predictions for them: the
-target builds and proves its engine from that, without torch and without the checkpoint (docs/decisions/0006).
+target builds and proves its engine from that, without torch and without the checkpoint (docs/decisions/0006). A detector's has
+its boxes in their place.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from convnextpose.errors import EngineError, GeometryError
 from convnextpose.files import MAX_JSON_BYTES, LimitError, parse_json, read_file, size_text, write_file
 from convnextpose.variants import INPUT_SIZE
 from engines.calibration import MAX_PROOF_CROPS
-from engines.manifest import EngineDraft
+from engines.layouts import DetectedBoxes
+from engines.manifest import EngineDraft, EngineModel, Parity
 from engines.onnx_file import POSE, read_onnx
-from engines.parity import LayerHarm, ParityReport
+from engines.parity import FRAMES, LayerHarm, frames_of
 from engines.pose import ModelInfo, Predictions, check_crops
 from engines.session import SessionDescription
 from engines.typed_json import decode
@@ -37,12 +39,12 @@ MAX_GRAPH_BYTES = 128 * 1024**2
 """The largest graph in a bundle. That of the largest variant in FP32 has 34 MB."""
 
 _MAX_PROOF_BYTES = 16 * 1024**2
-_MAX_CROPS_BYTES, _MAX_JOINTS_BYTES = MAX_PROOF_CROPS * INPUT_SIZE**2 * 3, MAX_PROOF_CROPS * 64 * 3 * 4
+_MAX_CROPS_BYTES, _MAX_FOUND_BYTES = MAX_PROOF_CROPS * INPUT_SIZE**2 * 3, 64 * 1024
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What an engine is held against: crops, and what FP32 PyTorch makes of them.
+    """What a pose model's engine is held against: crops, and what FP32 PyTorch makes of them.
 
     Attributes:
         crops: uint8 [N, 256, 256, 3], others than an INT8 graph was calibrated on.
@@ -56,22 +58,37 @@ class Proof:
 
 
 @dataclass(frozen=True)
+class DetectorProof:
+    """What a people detector's engine is held against: frames, and what its file gives for them in ONNX Runtime.
+
+    Attributes:
+        crops: uint8 [N, 256, 256, 3] of people, that the frames are put together of.
+        expected: the boxes for `engines.parity.frames_of` them.
+        reference: what found them.
+    """
+
+    crops: NDArray[np.uint8]
+    expected: DetectedBoxes
+    reference: SessionDescription
+
+
+@dataclass(frozen=True)
 class TypedModel:
     """A graph with its precision in it, proven on the CPU.
 
     Attributes:
         onnx: the graph.
         info: which model it is.
-        parity: the graph against FP32 PyTorch.
+        parity: the graph against the reference.
         excluded: the layers that an INT8 graph has in FP16, the most harmful first.
         proof: what its engines are held against.
     """
 
     onnx: bytes
-    info: ModelInfo
-    parity: ParityReport
+    info: EngineModel
+    parity: Parity
     excluded: tuple[LayerHarm, ...]
-    proof: Proof
+    proof: Proof | DetectorProof
 
 
 class RecordedPoses:
@@ -98,6 +115,27 @@ class RecordedPoses:
         return self._proof.reference
 
 
+class RecordedBoxes:
+    """The reference's boxes, given again for the frames that they are of."""
+
+    def __init__(self, proof: DetectorProof) -> None:
+        self._proof = proof
+
+    def run(self, frames: NDArray[np.uint8]) -> DetectedBoxes:
+        """The boxes for the recorded frames.
+
+        Raises:
+            GeometryError: they are other frames.
+        """
+        if not np.array_equal(frames, frames_of(self._proof.crops, frames.shape[2], frames.shape[1])):
+            raise GeometryError(f"expected frames that the reference was recorded on, received {len(frames)} others")
+        return self._proof.expected
+
+    def describe(self) -> SessionDescription:
+        """What found them."""
+        return self._proof.reference
+
+
 @dataclass(frozen=True)
 class Bundle:
     """What an engine is built from on another machine, without torch and without the checkpoint.
@@ -115,16 +153,23 @@ def write_bundle(bundle: Bundle, path: Path, *, overwrite: bool = False) -> None
     """Write it as a ZIP file, in one step.
 
     Raises:
+        EngineError: its graph is larger than what is read of one.
         OutputExistsError: the file is there and may not be replaced.
         SinkError: it cannot be written.
     """
+    if (size := len(bundle.model.onnx)) > MAX_GRAPH_BYTES:
+        raise EngineError(
+            f"expected a graph of at most {size_text(MAX_GRAPH_BYTES)} in a bundle, received {size_text(size)}: take the "
+            "model's file to the target and build there"
+        )
     proof, buffer, arrays = bundle.model.proof, io.BytesIO(), io.BytesIO()
+    found = proof.expected.joints if isinstance(proof, Proof) else proof.expected.boxes
     np.savez_compressed(
         arrays,
         crops=proof.crops,
-        joints=proof.expected.joints,
         scores=proof.expected.scores,
         reference=np.array(json.dumps(asdict(proof.reference))),
+        **{"joints" if isinstance(proof, Proof) else "boxes": found},  # type: ignore[arg-type]
     )
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr(BUNDLE_DRAFT, bundle.draft.to_json())
@@ -140,20 +185,22 @@ def _member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
     return archive.read(name)
 
 
-def _read_proof(data: bytes, joint_count: int) -> Proof:
-    limits = {"crops": _MAX_CROPS_BYTES, "joints": _MAX_JOINTS_BYTES, "scores": _MAX_JOINTS_BYTES, "reference": MAX_JSON_BYTES}
+def _read_proof(data: bytes, model: EngineModel) -> Proof | DetectorProof:
+    what = "joints" if isinstance(model, ModelInfo) else "boxes"
+    limits = {"crops": _MAX_CROPS_BYTES, what: _MAX_FOUND_BYTES, "scores": _MAX_FOUND_BYTES, "reference": MAX_JSON_BYTES}
     arrays = read_npz(data, limits)
-    crops, joints, scores = arrays["crops"], arrays["joints"], arrays["scores"]
+    crops, found, scores = arrays["crops"], arrays[what], arrays["scores"]
     check_crops(crops)
-    expected = Predictions(joints, scores)
-    if (
-        joints.shape != (len(crops), joint_count, 3)
-        or joints.dtype != np.float32
-        or scores.dtype != np.float32
-        or not len(crops)
-    ):
-        raise ValueError(f"its proof has predictions {joints.dtype} {list(joints.shape)} for {len(crops)} crops")
-    return Proof(crops, expected, decode(SessionDescription, parse_json(str(arrays["reference"]))))
+    reference = decode(SessionDescription, parse_json(str(arrays["reference"])))
+    if isinstance(model, ModelInfo):
+        wanted: tuple[int, ...] = (len(crops), len(model.joint_set), 3)
+    else:
+        wanted = (min(len(crops), FRAMES), *found.shape[1:])
+    if found.shape != wanted or found.dtype != np.float32 or scores.dtype != np.float32 or not found.size:
+        raise ValueError(f"its proof has {what} {found.dtype} {list(found.shape)} for {len(crops)} crops")
+    if isinstance(model, ModelInfo):
+        return Proof(crops, Predictions(found, scores), reference)
+    return DetectorProof(crops, DetectedBoxes(found, scores), reference)
 
 
 def read_bundle(path: Path) -> Bundle:
@@ -169,8 +216,8 @@ def read_bundle(path: Path) -> Bundle:
         onnx = _member(archive, BUNDLE_GRAPH, MAX_GRAPH_BYTES)
         if hashlib.sha256(onnx).hexdigest() != draft.onnx_sha256:
             raise ValueError("its graph is not the one that its draft tells of")
-        read_onnx(onnx, POSE, f"{BUNDLE_GRAPH} in {path}")
-        recorded = _read_proof(_member(archive, BUNDLE_PROOF, _MAX_PROOF_BYTES), len(draft.model.joint_set))
+        read_onnx(onnx, POSE if isinstance(draft.model, ModelInfo) else None, f"{BUNDLE_GRAPH} in {path}")
+        recorded = _read_proof(_member(archive, BUNDLE_PROOF, _MAX_PROOF_BYTES), draft.model)
     except LimitError as error:
         raise EngineError(f"{path}: {error}") from error
     # zipfile, numpy and their parsers raise all kinds of errors for damaged bytes.

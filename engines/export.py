@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,7 +86,9 @@ def export_detector(weights: Path, out: Path) -> DetectorParity:
         frames = noise_frames(PARITY_FRAMES, candidate.frame_size[0])
         wide = frames[:, : candidate.frame_for(16, 9)[1]]  # of another shape, which the graph must not have been made for
         several = [compare_detectors(reference, candidate, each) for each in (frames, wide)]
-        parity = DetectorParity(max(p.score for p in several), max(p.box_px for p in several))
+        most = {name: max(getattr(found, name) for found in several) for name in ("score", "box_px")}
+        counts = {name: sum(getattr(found, name) for found in several) for name in ("frames", "boxes")}
+        parity = replace(several[0], **most, **counts)
     parity.check()
     write_file(out, data, overwrite=True)
     return parity

@@ -10,10 +10,11 @@ from convnextpose.errors import EngineError, PoseError, RuntimeUnavailableError
 from engines import manifest
 from engines.build import build, plan
 from engines.build_request import BuildFailure, BuildReport, BuildRequest, BuildResult, Progress, Step
+from engines.build_sources import is_detector
 from engines.bundle import BUNDLE_SUFFIX
 from engines.parity import noise_crops
 from engines.precision import INT8_SCHEMES
-from engines.sessions.tensorrt import open_engine
+from engines.sessions.engine_file import open_engine
 from engines.targets import Target, find_target
 from engines.tensorrt import runtime_cache
 from engines.timing import measure
@@ -41,8 +42,9 @@ def build_fastest(request: BuildRequest, progress: Progress) -> BuildReport:
         RuntimeUnavailableError: a target is not the GPU at hand, so that nothing can be timed.
         PoseError: the model, the calibration set or the folder is of no use; nothing was built.
     """
-    if request.source.endswith(BUNDLE_SUFFIX):
-        raise EngineError(f"expected a checkpoint for --precision {FASTEST}, received the bundle {request.source}")
+    if request.source.endswith(BUNDLE_SUFFIX) or is_detector(request.source):
+        what = "people detector" if is_detector(request.source) else "bundle"
+        raise EngineError(f"expected a checkpoint for --precision {FASTEST}, received the {what} {request.source}")
     targets = request.targets or (find_target("this"),)
     for target in targets:
         if plan(target, request.library).gpu is None:

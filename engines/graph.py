@@ -227,6 +227,29 @@ def _check(model: Any, expected: list[ArraySpec]) -> None:  # noqa: ANN401
         raise ExportError(f"expected {', '.join(map(str, expected))}, the exporter made {', '.join(map(str, found))}")
 
 
+def fix_input(model: bytes, wanted: ArraySpec) -> bytes:
+    """An ONNX model whose input of a name has the lengths that a spec fixes; the very same bytes where it has them already.
+
+    Raises:
+        ExportError: onnx is missing.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise ExportError(f"fixing a network's sides needs onnx: {error}; {install_command('build')}") from error
+    proto = onnx.load_from_string(model)
+    (value,) = (value for value in proto.graph.input if value.name == wanted.name)
+    free = [
+        (dimension, length)
+        for dimension, length in zip(value.type.tensor_type.shape.dim, wanted.shape, strict=True)
+        if length is not None and not dimension.HasField("dim_value")
+    ]
+    for dimension, length in free:
+        dimension.dim_value = length
+    data: bytes = proto.SerializeToString(deterministic=True) if free else model
+    return data
+
+
 def specs_of(values: Iterable[Any]) -> tuple[ArraySpec, ...]:
     """The specs of an ONNX graph's inputs or outputs."""
     import onnx

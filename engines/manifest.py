@@ -1,5 +1,7 @@
 """The manifest beside an engine: what it was made from, on what it runs, how it was proven, and how to make it again.
 
+It is of a pose model or of a people detector.
+
 An engine is bound to the library's version and to the GPU that it was built for. Loaded elsewhere it fails in words that help
 nobody, or not at all: so it is refused before that, with the reason and the command that rebuilds it.
 """
@@ -13,19 +15,20 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from convnextpose.errors import EngineError, ModelError, ParityError
 from convnextpose.files import MAX_JSON_BYTES, parse_json, read_file, show
-from engines.parity import LayerHarm, ParityReport
+from engines.parity import DetectorParity, LayerHarm, ParityReport
+from engines.people import DetectorInfo
 from engines.pose import ModelInfo
 from engines.typed_json import decode
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-VERSION = 1
-"""Version of the manifest's fields."""
+VERSION, READABLE = 2, (1, 2)
+"""Version of the manifest's fields, and those that are read. A pose model's are the same in both; 1 knows no detectors."""
 
 ENGINE_SUFFIX = ".engine"
 """How the names of engine files end."""
@@ -37,17 +40,31 @@ VERSION_COMPATIBLE, HARDWARE_COMPATIBLE = "version_compatible", "hardware_compat
 """The options that widen what an engine fits: True or False, and the name of the level (in lower case) or None."""
 
 MAX_BATCH = 1024
-"""The most crops that an engine takes at once: far more than one GPU's memory holds the layers of."""
+"""The most crops or frames that an engine takes at once: far more than one GPU's memory holds the layers of."""
 
 MAX_ENGINE_BYTES = 1024**3
 """The largest engine file that is read. One of the largest variant in FP32 has less than 0.1 GB."""
 
 OptionValue = str | int | bool | None
 
+EngineModel = ModelInfo | DetectorInfo
+"""What an engine may be of."""
+
+Parity = ParityReport | DetectorParity
+"""How it is proven."""
+
+KINDS: Mapping[type[Any], tuple[str, type[Parity], str]] = {
+    ModelInfo: ("a pose model", ParityReport, "--model"),
+    DetectorInfo: ("a people detector", DetectorParity, "--detector"),
+}
+"""What people call each kind, what proves it, and the option that takes its engines."""
+
+M = TypeVar("M", bound=EngineModel)
+
 
 @dataclass(frozen=True)
 class BatchRange:
-    """How many crops an engine takes at once.
+    """How many crops, or a detector's frames, an engine takes at once.
 
     Attributes:
         min, max: the fewest and the most.
@@ -95,30 +112,32 @@ class EngineDraft:
     """What is known of an engine before it is built; a bundle carries it to the machine that builds it.
 
     Attributes:
-        model: which model it is, in which precision, and calibrated on what.
+        model: which model or detector it is, in which precision, and calibrated on what.
         onnx_sha256: hash of the typed graph that it is built from, hexadecimal.
         target: the name of what it is built for; `engines.targets` has them.
-        batch: how many crops it takes at once.
+        batch: how many crops or frames it takes at once.
         options: the builder's options, by name.
         excluded_layers: convolutions that an INT8 graph has in FP16, the most harmful first.
-        graph_parity: the typed graph against FP32 PyTorch, computed on the CPU.
+        graph_parity: the typed graph, computed on the CPU, against FP32 PyTorch; a detector's against its file in ONNX Runtime.
         command: the command that builds it.
     """
 
-    model: ModelInfo
+    model: EngineModel
     onnx_sha256: str
     target: str
     batch: BatchRange
     options: Mapping[str, OptionValue]
     excluded_layers: tuple[LayerHarm, ...]
-    graph_parity: ParityReport
+    graph_parity: Parity
     command: str
 
     FORMAT: ClassVar[str] = "convnextpose.engine-draft"
 
     def to_json(self) -> str:
         """It as JSON, with a hash over all of it."""
-        model = {**asdict(self.model), "variant": self.model.variant.name, "joint_set": self.model.joint_set.name}
+        model = asdict(self.model)
+        if isinstance(self.model, ModelInfo):
+            model |= {"variant": self.model.variant.name, "joint_set": self.model.joint_set.name}
         fields = {**asdict(self), "model": model, "options": dict(self.options)}
         return json.dumps({"format": self.FORMAT, "version": VERSION, "sha256": _hash(fields), **fields}, indent=2) + "\n"
 
@@ -134,9 +153,10 @@ class EngineDraft:
             if not isinstance(found, dict) or found.pop("format", None) != cls.FORMAT:
                 raise ValueError("it has another format")
             version = found.pop("version", None)
-            if version != VERSION:
+            if version not in READABLE:
+                told = " or ".join(map(str, READABLE))
                 raise EngineError(
-                    f"expected an engine's manifest of version {VERSION}, received {show(version)}; build the engine again"
+                    f"expected an engine's manifest of version {told}, received {show(version)}; build the engine again"
                 )
             # The hash tells of accidents. Anybody can make it anew: what the fields say is believed no more for it.
             if found.pop("sha256", None) != _hash(found):
@@ -148,11 +168,16 @@ class EngineDraft:
             raise EngineError(f"expected an engine's manifest in JSON, received something else: {error}") from error
 
     def __post_init__(self) -> None:
-        """Check the command, which people are told to run.
+        """Check that the proof is one of such a model, and the command, which people are told to run.
 
         Raises:
-            EngineError: it is another than one that builds engines.
+            EngineError: it is another, or the command is another than one that builds engines.
         """
+        kind, proof, _ = KINDS[type(self.model)]
+        if not isinstance(self.graph_parity, proof):
+            raise EngineError(
+                f"expected the proof of {kind} in the engine's manifest, received another; build the engine again"
+            )
         try:
             words = shlex.split(self.command)
         except ValueError:
@@ -176,7 +201,7 @@ class EngineManifest(EngineDraft):
         compute_capabilities: those of the GPUs that it runs on, such as `8.9`.
         gpu_name: name of the GPU that it was built on, None where it was built without one.
         driver: the driver's version there, None where it was built without a GPU.
-        engine_parity: the engine itself against FP32 PyTorch, None where there was no GPU to run it.
+        engine_parity: the engine itself against the same reference, None where there was no GPU to run it.
     """
 
     engine_sha256: str
@@ -186,9 +211,28 @@ class EngineManifest(EngineDraft):
     compute_capabilities: tuple[str, ...]
     gpu_name: str | None
     driver: str | None
-    engine_parity: ParityReport | None
+    engine_parity: Parity | None
 
     FORMAT: ClassVar[str] = "convnextpose.engine"
+
+    def __post_init__(self) -> None:
+        """As for a draft, and check that the engine's own proof is of the graph's kind."""
+        super().__post_init__()
+        if not isinstance(self.engine_parity, (type(self.graph_parity), type(None))):
+            raise EngineError("expected proofs of one kind in the engine's manifest, received two; build the engine again")
+
+    def model_of(self, kind: type[M]) -> M:
+        """The model, where it is of a kind.
+
+        Raises:
+            EngineError: it is of the other one.
+        """
+        if isinstance(self.model, kind):
+            return self.model
+        found, _, option = KINDS[type(self.model)]
+        raise EngineError(
+            f"expected an engine of {KINDS[kind][0]}, received one of {found}, {show(self.model.name)}, which {option} takes"
+        )
 
     def misfit(self, machine: Machine) -> list[str]:
         """Why the engine cannot run on a machine, one sentence for each reason; empty where it can.

@@ -120,6 +120,21 @@ def first_channels(model: OnnxModel) -> int | None:
     return None
 
 
+def check_fp32(model: OnnxModel, source: str) -> None:
+    """Refuse a model whose convolutions or matrix products compute in another type than FP32.
+
+    Weights that are only stored in FP16, each behind a cast, are none of those.
+
+    Raises:
+        ModelError: naming the first such operator.
+    """
+    for node in model.nodes:
+        weight = model.constants.get(node.inputs[1]) if len(node.inputs) > 1 else None
+        typed = node.operator in ("Conv", "ConvTranspose", "MatMul", "Gemm") and weight is not None and weight.element != FLOAT
+        if typed or node.operator in ("QuantizeLinear", "DequantizeLinear", "ConvInteger", "QLinearConv"):
+            raise ModelError(f"expected a model in FP32, {source} has {node.operator} of another type: export it in FP32")
+
+
 def check_safe(model: OnnxModel, source: str) -> None:
     """Refuse what makes a library read other memory or files, run for ever, or take memory that the file does not have.
 

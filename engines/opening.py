@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,16 +10,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from convnextpose import weights
-from convnextpose.errors import ModelError, RuntimeUnavailableError
+from convnextpose.errors import EngineError, ModelError, RuntimeUnavailableError
 from convnextpose.variants import INPUT_SIZE
 from engines.batcher import Batcher, can_batch
 from engines.graph import pose_graph
-from engines.manifest import is_engine
+from engines.manifest import EngineManifest, is_engine
 from engines.metadata import read_metadata
 from engines.onnx_file import POSE, first_channels, read_onnx
 from engines.onnx_parser import parse_onnx
 from engines.parity import LIMITS
-from engines.people import PeopleDetector, people_metadata, people_specs
+from engines.people import DetectorInfo, PeopleDetector, people_metadata, people_specs
 from engines.pose import CROPS, ModelInfo, PoseModel, predicts
 from engines.session import Session, check_threads
 from engines.sessions.openvino import cpu_precisions
@@ -65,13 +66,11 @@ def open_pose_model(
     chosen = _choose(model, runtime, threads)
     with loading(chosen):
         if chosen.runs == ENGINE:
-            from engines.sessions.tensorrt import TensorRTSession
-
             assert isinstance(model, Path)
             called = f"model {name or model.name}"
-            session: Session = chosen.open(model, called, threads=threads, precision=precision)
-            assert isinstance(session, TensorRTSession)
-            info = session.manifest.model if name is None else replace(session.manifest.model, name=name)
+            session: Session = chosen.open(model, called, threads=threads, precision=precision, kind=ModelInfo)
+            info = _manifest_of(session).model_of(ModelInfo)
+            info = info if name is None else replace(info, name=name)
         elif chosen.runs == CHECKPOINT:
             if isinstance(model, (Path, bytes)):
                 raise RuntimeUnavailableError(
@@ -104,8 +103,9 @@ def open_people_detector(
     max_batch: int | None = None,
     person: str | None = None,
     name: str = "the people detector",
+    frame: tuple[int, int] | None = None,
 ) -> PeopleDetector:
-    """Open a people detector, in FP32 on a CPU. It has run one frame when this returns.
+    """Open a people detector, in FP32. It has run one frame when this returns.
 
     Args:
         model: an ONNX file or its bytes, of any layout that `engines.layouts` knows; an engine, named `.engine`, with its
@@ -116,19 +116,25 @@ def open_people_detector(
             other all the same.
         person: the class that people are, by name or number; None for what the file says, or else the layout's own.
         name: what people call the detector.
+        frame: width and height of its frames where an ONNX file takes any, px; None for what the file says.
 
     Raises:
-        ModelError: the file cannot be read, or is no detector.
+        ModelError: the file cannot be read, or is no detector; EngineError: the engine is of another model or does not fit this
+            machine.
         CheckpointError: a safetensors file is not that of a detector.
         RuntimeUnavailableError: the runtime is not installed, or runs no such file.
     """
     chosen = _choose(model, runtime, threads)
     called = "the people detector"
-    metadata: dict[str, str] = {}
-    stem = None
+    metadata: Mapping[str, str] = {}
+    stem, manifest = None, None
     with loading(chosen):
         if chosen.runs == ENGINE:
-            session: Session = chosen.open(model, called, threads=threads, precision="auto")
+            session: Session = chosen.open(model, called, threads=threads, precision="auto", kind=DetectorInfo)
+            manifest = _manifest_of(session)
+            info = manifest.model_of(DetectorInfo)
+            metadata, stem = info.metadata, info.stem
+            person = str(info.person) if person is None and info.person is not None else person
         elif chosen.runs == CHECKPOINT:
             if isinstance(model, bytes) or model.suffix != ".safetensors":
                 raise RuntimeUnavailableError(
@@ -141,9 +147,14 @@ def open_people_detector(
             onnx = read_onnx(model, None, called)  # its layout is looked at when it is open
             found = parse_onnx(onnx, called)
             metadata, stem = found.metadata, first_channels(found)
+            if frame is not None:
+                metadata = {**metadata, "imgsz": f"[{frame[1]}, {frame[0]}]"}
             session = chosen.open(onnx, called, threads=threads, precision="fp32")
     shared = session if max_batch is None or not can_batch(session) else Batcher(session, max_batch)
-    return PeopleDetector(shared, metadata=metadata, stem=stem, person=person, name=name)
+    detector = PeopleDetector(shared, metadata=metadata, stem=stem, person=person, name=name)
+    if manifest is not None:
+        _check_engine(detector, manifest)
+    return detector
 
 
 def open_served_model(address: str, *, precision: str = "auto", max_batch: int | None = None) -> PoseModel:
@@ -261,6 +272,30 @@ def _people_reference(path: Path) -> tuple[TorchNetwork, dict[str, str]]:
 
     network = TorchNetwork(DetectorReference(build_detector(path)).eval(), *people_specs(CANDIDATES))
     return network, people_metadata(FRAME_SIZE)
+
+
+def _manifest_of(session: Session) -> EngineManifest:
+    from engines.sessions.tensorrt import TensorRTSession  # much that runs without a GPU does not need
+
+    assert isinstance(session, TensorRTSession)
+    return session.manifest
+
+
+def _check_engine(detector: PeopleDetector, manifest: EngineManifest) -> None:
+    """Refuse, and close, a detector whose engine does not give what the file gave that it was built from.
+
+    Raises:
+        EngineError: it has other frames or another layout.
+    """
+    info = manifest.model_of(DetectorInfo)
+    expected = f"{info.layout}, {info.width}x{info.height} px"
+    found = "{}, {}x{} px".format(detector.layout.name, *detector.frame_size)
+    if found != expected:
+        detector.close()
+        raise EngineError(
+            f"expected the people detector that the engine's manifest tells of ({expected}), received one of {found}; build it "
+            f"again with `{manifest.command}`"
+        )
 
 
 def _choose(model: object, runtime: str, threads: int | None) -> Runtime:

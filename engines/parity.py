@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, fields
+from itertools import product
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +18,7 @@ from convnextpose.errors import ModelError, ParityError
 from convnextpose.files import parse_json
 from convnextpose.variants import INPUT_SIZE
 from convnextpose.weights import Deviation
-from engines.people import PeopleDetector
+from engines.layouts import DetectedBoxes
 from engines.pose import PosePredictor
 from engines.session import SessionDescription
 from engines.typed_json import decode
@@ -49,6 +51,9 @@ class ParityLimits:
         """Whether a deviation is within all of them; one that is not a number is not."""
         return all(getattr(found, field.name) <= getattr(self, field.name) for field in fields(self))
 
+
+FRAMES = 4
+"""Frames that a detector is proven on at most: as many as a computer with little memory runs at once of a large one."""
 
 FP32_LIMITS = ParityLimits(mean_px=1e-3, max_px=1e-2, mean_mm=1e-2, max_mm=1e-1, max_score=1e-3)
 """For a model that computes in FP32: what the order of its sums may change."""
@@ -251,20 +256,33 @@ def noise_crops(count: int, seed: int = 0) -> NDArray[np.uint8]:
 
 
 MAX_SCORE_ERROR, MAX_BOX_ERROR_PX = 1e-3, 0.1
-"""How far an exported detector may stray from PyTorch."""
+"""How far a detector in FP32 may stray from the reference: what the order of its sums may change."""
 
 
 @dataclass(frozen=True)
 class DetectorParity:
-    """The largest differences of a detector from the reference.
+    """A people detector against the reference.
 
     Attributes:
-        score: of the sorted scores.
-        box_px: of the boxes whose place in that order is certain.
+        reference: what it was measured against.
+        candidate: what was measured.
+        frames: how many frames both were given.
+        boxes: how many boxes were compared: those whose place in the order of the scores is certain.
+        score: the largest difference of the sorted scores.
+        box_px: the largest difference of a box's corner, width or height, px of the frame.
     """
 
+    reference: SessionDescription
+    candidate: SessionDescription
+    frames: int
+    boxes: int
     score: float
     box_px: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether no difference is more than rounding explains."""
+        return self.score <= MAX_SCORE_ERROR and self.box_px <= MAX_BOX_ERROR_PX
 
     def check(self) -> None:
         """Refuse differences that rounding does not explain.
@@ -272,23 +290,68 @@ class DetectorParity:
         Raises:
             ParityError: telling them.
         """
-        if not (self.score <= MAX_SCORE_ERROR and self.box_px <= MAX_BOX_ERROR_PX):
-            raise ParityError(
-                f"expected the exported detector within {MAX_SCORE_ERROR} and {MAX_BOX_ERROR_PX} px of PyTorch, it strays by "
-                f"{self.score:.2g} and {self.box_px:.2g} px"
-            )
+        if not self.passed:
+            raise ParityError(str(self))
+
+    def __str__(self) -> str:
+        """One line for people."""
+        return (
+            f"{self.candidate.name} ({self.candidate.precision}) {'agrees' if self.passed else 'disagrees'} with "
+            f"{self.reference.name} on {self.boxes} boxes in {self.frames} frames: scores within {self.score:.2g}, boxes "
+            f"within {self.box_px:.2g} px (limits: {MAX_SCORE_ERROR:g} and {MAX_BOX_ERROR_PX:g} px)"
+        )
 
 
-def compare_detectors(reference: PeopleDetector, candidate: PeopleDetector, frames: NDArray[np.uint8]) -> DetectorParity:
-    """Run the same frames [N, H, W, 3] (uint8 BGR) through both."""
+class FrameReader(Protocol):
+    """Something that has boxes for frames: a `PeopleDetector`, or a record of what one found."""
+
+    def run(self, frames: NDArray[np.uint8]) -> DetectedBoxes:
+        """Frames [N, height, width, 3] uint8 BGR to boxes and scores."""
+        ...
+
+    def describe(self) -> SessionDescription:
+        """What finds, or found them."""
+        ...
+
+
+def compare_detectors(reference: FrameReader, candidate: FrameReader, frames: NDArray[np.uint8]) -> DetectorParity:
+    """Run the same frames [N, H, W, 3] (uint8 BGR) through both.
+
+    Raises:
+        ParityError: one gives another number of boxes for a frame than the other.
+    """
     expected, found = reference.run(frames), candidate.run(frames)
+    if found.boxes.shape != expected.boxes.shape:
+        told = " and ".join(str(list(each.boxes.shape)) for each in (expected, found))
+        raise ParityError(f"expected as many boxes from {candidate.describe()} as from {reference.describe()}, received {told}")
     # Where two scores are all but equal their order may change: there boxes cannot be compared.
     gap = np.pad(-np.diff(expected.scores, axis=1), ((0, 0), (1, 1)), constant_values=1.0)
     certain = (np.minimum(gap[:, 1:], gap[:, :-1]) > 2 * MAX_SCORE_ERROR) & (expected.scores > 2 * MAX_SCORE_ERROR)
     return DetectorParity(
+        reference.describe(),
+        candidate.describe(),
+        len(frames),
+        int(certain.sum()),
         score=float(np.abs(found.scores - expected.scores).max()),
         box_px=float(np.abs(found.boxes - expected.boxes)[certain].max(initial=0.0)),
     )
+
+
+def frames_of(crops: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    """Frames [M, height, width, 3] uint8 put together of crops of people [N, 256, 256, 3], at most FRAMES.
+
+    In every other frame the crops are halved, so that people have two sizes; those at the right and the lower edge are cut.
+    """
+    frames = np.zeros((min(len(crops), FRAMES), height, width, 3), np.uint8)
+    small = crops.reshape(len(crops), INPUT_SIZE // 2, 2, INPUT_SIZE // 2, 2, 3).mean((2, 4)).astype(np.uint8)
+    for number, frame in enumerate(frames):
+        parts = small if number % 2 else crops
+        side = parts.shape[1]
+        places = product(range(0, height, side), range(0, width, side))
+        for index, (top, left) in enumerate(places, number):
+            place = frame[top : top + side, left : left + side]
+            place[:] = parts[index % len(parts), : place.shape[0], : place.shape[1]]
+    return frames
 
 
 def noise_frames(count: int, size: int) -> NDArray[np.uint8]:

@@ -9,12 +9,14 @@ are those of `engines.layouts`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convnextpose.errors import GeometryError, ModelError
+from convnextpose.files import show
 from engines.layouts import DetectedBoxes, Network, Reading, class_names, person_class, recognise, unknown
 from engines.onnx_file import free_sides
 from engines.session import Arrays, ArraySpec, Session, SessionDescription
@@ -27,6 +29,44 @@ SIDE_STEP, LEAST_SIDE = 16, 64
 """Sides of the frames that this project's detector reads: multiples of the first, at least the second, px."""
 
 _OURS = "convnextpose.detector"
+
+TOLD = (_OURS, "imgsz", "names", "description")
+"""What of a file's metadata a detector is opened by."""
+
+
+@dataclass(frozen=True)
+class DetectorInfo:
+    """Which people detector it is: what its file said, for where the file is not.
+
+    Attributes:
+        name: what people call it: `detector` for the package's own, otherwise its file's name.
+        file_sha256: hash of the ONNX file that it was made from, hexadecimal.
+        width, height: its frames, px.
+        layout: how it takes frames and gives boxes: the name of a row of `engines.layouts.LAYOUTS`.
+        person: the class that people are; None where it knows only people.
+        metadata: what its file says about itself, as far as TOLD.
+        stem: how many channels its first convolution reads; None where that is not known.
+        precision: what it computes in.
+    """
+
+    name: str
+    file_sha256: str
+    width: int
+    height: int
+    layout: str
+    person: int | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    stem: int | None = None
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        """Check the precision, which names of files have.
+
+        Raises:
+            ModelError: it is another.
+        """
+        if self.precision != "fp32":
+            raise ModelError(f"expected precision fp32 of a people detector, received {show(self.precision)}")
 
 
 def people_specs(count: int) -> tuple[tuple[ArraySpec, ...], tuple[ArraySpec, ...]]:
@@ -62,6 +102,8 @@ class PeopleDetector:
         name: what people call it.
         layout: how its network takes frames and gives boxes.
         frame_size: width and height of the frames that it reads, px; the largest where `frame_for` gives smaller ones.
+        picture: the network's input that takes them.
+        person: the class that people are; None where it knows only people.
         about: its layout, frames and class in a few words.
 
     Raises:
@@ -81,24 +123,25 @@ class PeopleDetector:
         self.name = name
         try:
             told = metadata or {}
-            self._picture = next((spec for spec in session.inputs if _channels(spec) is not None), None) or session.inputs[0]
+            self.picture = next((spec for spec in session.inputs if _channels(spec) is not None), None) or session.inputs[0]
             if not self._takes_pictures():
                 raise unknown(", ".join(map(str, (*session.inputs, *session.outputs))))
-            self._first = _channels(self._picture) == 1
-            self.frame_size = _frame_size(self._picture, told, first=self._first)
+            self._first = _channels(self.picture) == 1
+            self.frame_size = _frame_size(self.picture, told, first=self._first)
             width, height = self.frame_size
-            self._any_sides = _OURS in told and self._picture.shape[1:3] == (None, None)
+            self._any_sides = _OURS in told and self.picture.shape[1:3] == (None, None)
             self._frames = ArraySpec("frames", "uint8", (None, *((None, None) if self._any_sides else (height, width)), 3))
             black = np.zeros((1, *((LEAST_SIDE, LEAST_SIDE) if self._any_sides else (height, width)), 3), np.uint8)
-            outputs = session.run(self._feed(black.astype(self._picture.dtype)))
+            outputs = session.run(self._feed(black.astype(self.picture.dtype)))
             network = Network(session.inputs, outputs, self.frame_size, told, stem)
             self.layout = recognise(network)
             self._reading = Reading(self.frame_size, person_class(self.layout, network, person))
+            self.person = None if self.layout.person is None else self._reading.person
             self._check(outputs)
             called = class_names(told).get(self._reading.person)
-            who = f", people are class {self._reading.person}{f' ({called})' if called else ''}"
+            who = f", people are class {self.person}{f' ({called})' if called else ''}"
             most = "up to " if self._any_sides else ""
-            self.about = f"{self.layout.name}, {most}{width}x{height} px{'' if self.layout.person is None else who}"
+            self.about = f"{self.layout.name}, {most}{width}x{height} px{'' if self.person is None else who}"
         except BaseException:
             session.close()
             raise
@@ -131,7 +174,7 @@ class PeopleDetector:
             )
         if len(frames) == 0:
             return DetectedBoxes(np.zeros((0, 0, 4), np.float32), np.zeros((0, 0), np.float32))
-        if self._picture.shape[0] == 1 and len(frames) > 1:
+        if self.picture.shape[0] == 1 and len(frames) > 1:
             return _together([self.run(frame[None]) for frame in frames])
         return self.layout.read(self._session.run(self._feed(self._prepared(frames))), self._reading)
 
@@ -153,24 +196,24 @@ class PeopleDetector:
 
     def _takes_pictures(self) -> bool:
         """Whether the inputs are frames, one or any number at once, and at most their sizes beside them."""
-        others = [spec for spec in self._session.inputs if spec.name != self._picture.name]
+        others = [spec for spec in self._session.inputs if spec.name != self.picture.name]
         sizes = all(len(spec.shape) == 2 and spec.shape[1] == 2 for spec in others)
-        return _channels(self._picture) is not None and self._picture.shape[0] in (None, 1) and len(others) <= 1 and sizes
+        return _channels(self.picture) is not None and self.picture.shape[0] in (None, 1) and len(others) <= 1 and sizes
 
     def _prepared(self, frames: NDArray[np.uint8]) -> NDArray[np.generic]:
         """Frames in the network's colours, scale and type, channels last."""
         how = self.layout.preparation
         colours = frames[..., ::-1] if how.rgb else frames
-        if self._picture.dtype == "uint8":
+        if self.picture.dtype == "uint8":
             return colours
         scaled = (colours - np.array(how.mean, np.float32)) / np.array(how.std, np.float32)
-        return np.asarray(scaled.astype(self._picture.dtype))
+        return np.asarray(scaled.astype(self.picture.dtype))
 
     def _feed(self, prepared: NDArray[np.generic]) -> Arrays:
         """All inputs of the network."""
-        arrays: Arrays = {self._picture.name: prepared.transpose(0, 3, 1, 2) if self._first else prepared}
+        arrays: Arrays = {self.picture.name: prepared.transpose(0, 3, 1, 2) if self._first else prepared}
         for spec in self._session.inputs:
-            if spec.name != self._picture.name:
+            if spec.name != self.picture.name:
                 arrays[spec.name] = np.tile(np.array(self.frame_size, spec.dtype), (len(prepared), 1))
         return arrays
 
@@ -196,6 +239,12 @@ def _channels(spec: ArraySpec) -> int | None:
     if len(spec.shape) != 4 or spec.dtype not in TYPES:
         return None
     return next((axis for axis in (3, 1) if spec.shape[axis] == 3), None)
+
+
+def with_sides(spec: ArraySpec, width: int, height: int) -> ArraySpec:
+    """An input of frames with sides of a length, px."""
+    sides = (3, height, width) if _channels(spec) == 1 else (height, width, 3)
+    return ArraySpec(spec.name, spec.dtype, (spec.shape[0], *sides))
 
 
 def _frame_size(spec: ArraySpec, metadata: Mapping[str, str], *, first: bool) -> tuple[int, int]:

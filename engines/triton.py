@@ -106,7 +106,7 @@ def write_repository(
     manifest: EngineManifest | None = None
     if is_engine(model):
         manifest, data = manifests.load_with_bytes(model)
-        info = manifest.model
+        info = manifest.model_of(ModelInfo)
         if manifest.library == RTX:
             raise EngineError(
                 f"expected an engine of TensorRT, received {model} of TensorRT for RTX, which Triton has no backend for; build "

@@ -59,12 +59,15 @@ def _decode(kind: Any, value: object, name: str) -> object:  # noqa: ANN401 (any
 
 def _first_that_fits(kinds: tuple[Any, ...], value: object, name: str) -> object:
     reasons = []
+    meant: list[Any] = [kind for kind in kinds if is_dataclass(kind)]
+    if meant and isinstance(value, dict):
+        # Of several dataclasses the one that shares the most fields with the value is meant: its reason says which is wrong.
+        return _decode(max(meant, key=lambda kind: len(value.keys() & _hints(kind).keys())), value, name)
     for kind in kinds:
         try:
             return _decode(kind, value, name)
         except ValueError as error:
             reasons.append(error)
-    # Where one of them is a dataclass, its reason says which field; else all say the same.
     raise max(reasons, key=lambda error: len(str(error)))
 
 

@@ -19,9 +19,10 @@ from convnextpose.files import check_place, write_file
 from engines.graph import pose_graph
 from engines.opening import pose_baseline
 from engines.parity import noise_crops
-from engines.pose import CROPS
+from engines.pose import CROPS, ModelInfo
 from engines.roofline import Floor, Work, count_work
-from engines.sessions.tensorrt import TensorRTSession, open_engine
+from engines.sessions.engine_file import open_engine
+from engines.sessions.tensorrt import TensorRTSession
 from engines.sessions.torch import TorchGpuSession
 from engines.timing import Latency, TimedSession, measure
 from tools.console import make_console
@@ -71,7 +72,7 @@ def bench_engine_command(
         check_place(out, overwrite=overwrite)
     console = make_console(soft_wrap=False)
     with ExitStack() as opened:
-        engine = open_engine(path)
+        engine = open_engine(path, kind=ModelInfo)
         opened.callback(engine.close)
         name = f"engine {engine.manifest.model.precision}"
         sessions: dict[str, TimedSession] = {name: engine}
@@ -103,7 +104,7 @@ def bench_engine_command(
 
 def _work(engine: TensorRTSession, given: Path | None) -> Work | None:
     """What the engine's network computes for a crop; None where nothing here has its graph."""
-    shipped = weights.by_checkpoint(engine.manifest.model.checkpoint_sha256)
+    shipped = weights.by_checkpoint(engine.manifest.model_of(ModelInfo).checkpoint_sha256)
     if shipped is not None:
         return count_work(shipped.onnx.read_bytes(), shipped.onnx.name)
     return None if given is None else count_work(pose_graph(_checkpoint(engine, given), name="the engine's model"), str(given))
@@ -115,7 +116,7 @@ def _checkpoint(engine: TensorRTSession, given: Path | None) -> VerifiedCheckpoi
     Raises:
         EngineError: it is another one, or none was given and it is not that of default weights.
     """
-    wanted = engine.manifest.model.checkpoint_sha256
+    wanted = engine.manifest.model_of(ModelInfo).checkpoint_sha256
     if given is None:
         if (shipped := weights.by_checkpoint(wanted)) is None:
             raise EngineError(

@@ -1,4 +1,4 @@
-"""`convnextpose build`: checkpoints become TensorRT engines, each with its proof and its manifest.
+"""`convnextpose build`: checkpoints and people detectors become TensorRT engines, each with its proof and its manifest.
 
 Exit code: 0 where everything is built (or bundled, or was there), 1 where something is not, 2 for wrong use, 130 after Ctrl-C.
 """
@@ -20,6 +20,7 @@ from engines.build import build, find_checkpoints
 from engines.build_request import BuildFailure, BuildReport, BuildRequest, BuildResult, Step
 from engines.fastest import FASTEST, build_fastest
 from engines.manifest import BatchRange, EngineManifest
+from engines.parity import DetectorParity
 from engines.precision import INT8_SCHEMES
 from engines.targets import find_target
 from engines.tensorrt.builder import BuildOptions
@@ -48,7 +49,8 @@ def build_command(
         list[str] | None,
         typer.Argument(
             metavar="CHECKPOINT...|FOLDER",
-            help="Checkpoints, default weights by name (xs), or bundles; with --all a folder of checkpoints.",
+            help="Checkpoints, default weights by name (xs), bundles, or people detectors: detector, the package's own, or an "
+            ".onnx file; with --all a folder of checkpoints.",
             show_default=False,
         ),
     ] = None,
@@ -59,8 +61,8 @@ def build_command(
         list[str] | None,
         typer.Option(
             help="fp16, int8, fp32, several by commas or by naming it again; or fastest: the faster of fp16 and int8, timed on "
-            "the GPU at hand.",
-            show_default="fp16",
+            "the GPU at hand. A people detector has fp32 alone.",
+            show_default="fp16; a detector's fp32",
         ),
     ] = None,
     int8_scheme: Annotated[
@@ -80,8 +82,26 @@ def build_command(
     ] = None,
     batch: Annotated[
         BatchRange,
-        typer.Option(parser=_batch, metavar="MIN,TYPICAL,MAX", help="How many people an engine takes at once."),
+        typer.Option(
+            parser=_batch, metavar="MIN,TYPICAL,MAX", help="How many people, or a detector's frames, an engine takes at once."
+        ),
     ] = "1,1,8",  # type: ignore[assignment]  # typer parses the default, too
+    frame: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WIDTH,HEIGHT",
+            help="A people detector's frames, px: its engine takes no others.",
+            show_default="the detector's own",
+        ),
+    ] = None,
+    detector_class: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|NUMBER",
+            help="The detector's class that people are, where its file does not say it.",
+            show_default=False,
+        ),
+    ] = None,
     workspace: Annotated[
         int | None, typer.Option(min=1, metavar="MIB", help="The most GPU memory for inner work.", show_default="no limit")
     ] = None,
@@ -107,7 +127,7 @@ def build_command(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Build again what is there; replace other files.")] = False,
 ) -> None:
-    """Turn checkpoints into TensorRT engines: verify, export, type, prove, build, and write each with its manifest.
+    """Turn checkpoints and detectors into TensorRT engines: verify, export, type, prove, build, write each with its manifest.
 
     A target that cannot be built here gets a bundle to take there. What is there already and fits is kept.
 
@@ -115,7 +135,7 @@ def build_command(
     Ctrl-C.
     """
     console = make_console()
-    sources = _sources(models or [], everything)
+    sources, sides = _sources(models or [], everything), _sides(frame)
     try:
         targets = tuple(find_target(name) for name in _split(target or []))
         precisions = _split(precision or [])
@@ -132,6 +152,8 @@ def build_command(
                 via=via,
                 overwrite=overwrite,
                 scheme=int8_scheme,
+                frame=sides,
+                person=detector_class,
             )
             for source in sources
         ]
@@ -160,11 +182,23 @@ def build_command(
 def _sources(models: list[str], everything: bool) -> list[str]:
     if not everything:
         if not models:
-            raise typer.BadParameter("expected a checkpoint, default weights by name or a bundle, received none; or give --all")
+            raise typer.BadParameter(
+                "expected a checkpoint, default weights by name, a bundle or a people detector, received none; or give --all"
+            )
         return models
     if len(models) > 1:
         raise typer.BadParameter(f"expected one folder with --all, received {len(models)} arguments")
     return [str(path) for path in find_checkpoints(Path(models[0]))] if models else weights.names()
+
+
+def _sides(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    try:
+        width, height = map(int, text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"expected WIDTH,HEIGHT such as 384,224, received {text!r}", param_hint="--frame") from error
+    return width, height
 
 
 def _split(values: list[str]) -> list[str]:
@@ -183,13 +217,17 @@ def _table(results: list[BuildResult]) -> Table:
     table = Table(box=None, pad_edge=False)
     for heading in ("engine", "", "precision", "proven"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("MiB", "mean mm", "max mm", "left in FP16"):
+    for heading in ("MiB", "mean mm", "max mm", "max px", "left in FP16"):
         table.add_column(heading, no_wrap=True, justify="right")
     for result in results:
         draft = result.draft
         on_gpu = draft.engine_parity if isinstance(draft, EngineManifest) else None
         parity, proven = (on_gpu, "engine") if on_gpu else (draft.graph_parity, "graph")
         excluded = str(len(draft.excluded_layers)) if draft.model.precision == "int8" else ""
-        numbers = (f"{result.path.stat().st_size / 2**20:.1f}", f"{parity.mm.mean:.3f}", f"{parity.mm.max:.3f}")
-        table.add_row(escape(result.path.name), result.outcome, draft.model.precision, proven, *numbers, excluded)
+        if isinstance(parity, DetectorParity):
+            strays = ("", "", f"{parity.box_px:.3f}")
+        else:
+            strays = (f"{parity.mm.mean:.3f}", f"{parity.mm.max:.3f}", f"{parity.px.max:.3f}")
+        size = f"{result.path.stat().st_size / 2**20:.1f}"
+        table.add_row(escape(result.path.name), result.outcome, draft.model.precision, proven, size, *strays, excluded)
     return table

@@ -14,7 +14,9 @@ from rich.markup import escape
 from convnextpose.errors import PoseError
 from engines import manifest as manifests
 from engines.manifest import EngineManifest
-from engines.sessions.tensorrt import TensorRTSession, open_engine
+from engines.pose import ModelInfo
+from engines.sessions.engine_file import open_engine
+from engines.sessions.tensorrt import TensorRTSession
 from engines.tensorrt.engine import LayerInfo
 from engines.tensorrt.slot import MemoryUse
 from tools.console import make_console
@@ -55,17 +57,24 @@ def inspect_command(
 
 def _print_manifest(console: Console, manifest: EngineManifest) -> None:
     model, batch = manifest.model, manifest.batch
-    random = " [bold red]random weights[/]" if model.random else ""
-    console.print(f"model    {escape(model.name)} (variant {model.variant.name}, {len(model.joint_set)} joints){random}")
-    console.print(f"         checkpoint {model.checkpoint_sha256}")
-    calibrated = f", calibrated on {model.calibration_sha256[:12]}" if model.calibration_sha256 else ""
+    calibrated = ""
+    if isinstance(model, ModelInfo):
+        random = " [bold red]random weights[/]" if model.random else ""
+        console.print(f"model    {escape(model.name)} (variant {model.variant.name}, {len(model.joint_set)} joints){random}")
+        console.print(f"         checkpoint {model.checkpoint_sha256}")
+        calibrated = f", calibrated on {model.calibration_sha256[:12]}" if model.calibration_sha256 else ""
+    else:
+        who = "" if model.person is None else f", people are class {model.person}"
+        console.print(f"detector {escape(f'{model.name} ({model.layout}, {model.width}x{model.height} px{who})')}")
+        console.print(f"         file {model.file_sha256}")
     console.print(f"types    {model.precision}{calibrated}")
     if manifest.excluded_layers:
         console.print(f"         in FP16: {escape(', '.join(map(str, manifest.excluded_layers)))}")
     built = f" on {manifest.gpu_name} ({manifest.driver})" if manifest.gpu_name else " without a GPU"
     console.print(f"built    by {manifest.library} {manifest.library_version}{escape(built)}")
     console.print(f"for      {manifest.target}: compute capability {', '.join(manifest.compute_capabilities)}")
-    console.print(f"batch    {batch.min} to {batch.max} crops, fastest at {batch.typical}")
+    items = "crops" if isinstance(model, ModelInfo) else "frames"
+    console.print(f"batch    {batch.min} to {batch.max} {items}, fastest at {batch.typical}")
     options = ", ".join(f"{name}={value}" for name, value in manifest.options.items() if value not in (None, False))
     console.print(f"options  {escape(options or 'none')}")
     console.print(f"engine   {manifest.engine_bytes:,} bytes, SHA-256 {manifest.engine_sha256}")

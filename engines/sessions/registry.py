@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from convnextpose.errors import RuntimeUnavailableError, install_command
 from engines.manifest import ENGINE_SUFFIX
@@ -32,8 +33,9 @@ class Runtime:
     Attributes:
         name: what `--runtime` calls it.
         runs: EXPORTED, CHECKPOINT or ENGINE.
-        open: opens a session, called with the network, the name that error messages call it by, `threads` and `precision`.
-            The network is an ONNX file's bytes, an `engines.sessions.torch.TorchNetwork`, or an engine's path.
+        open: opens a session, called with the network, the name that error messages call it by, `threads` and `precision`, and
+            for an engine the `kind` of model that it is to be of. The network is an ONNX file's bytes, an
+            `engines.sessions.torch.TorchNetwork`, or an engine's path.
         packages: the package that installs each module, any one of which is enough.
         extra: the extra of this project that installs it, None where `pip install` with the package's name does.
         x86_rank, other_rank: the place in which `auto` tries it for what it runs, on x86-64 CPUs and on others; None for never.
@@ -70,10 +72,10 @@ class Runtime:
         return f"pip install {self.packages[0][1]}" if self.extra is None else install_command(self.extra)
 
 
-def _open_engine(path: Path, name: str, *, threads: int | None = None, precision: str = "auto") -> Session:
-    from engines.sessions.tensorrt import open_engine_session  # much that runs without a GPU does not need
+def _open_engine(path: Path, name: str, **options: Any) -> Session:  # noqa: ANN401
+    from engines.sessions.engine_file import open_engine_session  # much that runs without a GPU does not need
 
-    return open_engine_session(path, name, threads=threads, precision=precision)
+    return open_engine_session(path, name, **options)
 
 
 RUNTIMES = {

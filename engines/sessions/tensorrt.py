@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnextpose.errors import DeviceError, DeviceMemoryError, GeometryError, RuntimeUnavailableError
-from engines import manifest as manifests
 from engines.kernels.blocks import DeviceFrame
 from engines.manifest import EngineManifest, Machine
 from engines.roofline import Floor, Work, floor
@@ -28,53 +27,9 @@ from engines.tensorrt.device import Device
 from engines.tensorrt.engine import Engine, LayerInfo
 from engines.tensorrt.foreign import DeviceArray, adopt
 from engines.tensorrt.frames import Frames, kernels_around
-from engines.tensorrt.gpu import open_device
-from engines.tensorrt.module import LIBRARIES, Library, load_library
+from engines.tensorrt.module import Library
 from engines.tensorrt.slot import BatchTimes, MemoryUse, Slot, Ticket, results_of
 from engines.timing import RunTimes
-
-
-def open_engine(path: Path, name: str | None = None, *, binding: str = "auto") -> TensorRTSession:
-    """Open an engine file that has its manifest beside it, after both were found to be whole and to fit this machine.
-
-    Args:
-        path: the engine.
-        name: what error messages call the network; None for the manifest's name of the model.
-        binding: as for `engines.tensorrt.gpu.open_device`.
-
-    Raises:
-        EngineError: engine or manifest are damaged or do not fit each other or this machine; says which and what rebuilds it.
-        RuntimeUnavailableError: the library, the binding to CUDA, the driver or the GPU is missing; says which.
-    """
-    found, data = manifests.load_with_bytes(path)
-    cache = runtime_cache.path_of(path)
-    return TensorRTSession(data, found, _library_for(found), open_device(binding), name=name, cache=cache)
-
-
-def open_engine_session(path: Path, name: str, *, threads: int | None = None, precision: str = "auto") -> TensorRTSession:
-    """The same, as the registry opens sessions.
-
-    Raises:
-        EngineError, RuntimeUnavailableError: as `open_engine`; or it is told a number of threads or a precision.
-    """
-    if threads is not None:
-        raise RuntimeUnavailableError(f"an engine computes on the GPU and takes no number of threads, received {threads}")
-    if precision != "auto":
-        raise RuntimeUnavailableError(f"an engine has its own precision and takes no other, received {precision!r}")
-    return open_engine(path, name)
-
-
-def _library_for(found: EngineManifest) -> Library:
-    """The engine's own library, or else the other one, that the manifest then refuses by name."""
-    try:
-        return load_library(found.library)
-    except RuntimeUnavailableError as missing:
-        for name in LIBRARIES:
-            try:
-                return load_library(name)
-            except RuntimeUnavailableError:
-                continue
-        raise missing
 
 
 class TensorRTSession:

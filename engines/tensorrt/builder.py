@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from convnextpose.errors import EngineError, RuntimeUnavailableError
-from convnextpose.variants import INPUT_SIZE
 from engines.graph import layer_name
 from engines.manifest import HARDWARE_COMPATIBLE, MAX_BATCH, VERSION_COMPATIBLE, BatchRange, OptionValue
 from engines.tensorrt.gpu import find_gpu
@@ -39,7 +38,7 @@ class BuildOptions:
     """What an engine is built with, beyond its graph and its target.
 
     Attributes:
-        batch: how many crops it takes at once.
+        batch: how many crops or frames it takes at once.
         workspace_mib: the most GPU memory that its layers may use for themselves, MiB; None for the library's own choice.
         version_compatible: whether later versions of the library run it, too.
         hardware_compatible: `ampere_plus` or `same_compute_capability`, so that other GPUs run it, too; None for this one only.
@@ -108,7 +107,7 @@ class BuiltEngine:
         compute_capabilities: those of the GPUs that it runs on, such as `8.9`.
         gpu_name: name of the GPU that it was built on, None where it was built without one.
         driver: the driver's version there, None where it was built without a GPU.
-        batch: how many crops it takes at once.
+        batch: how many crops or frames it takes at once.
         options: the builder's options, by name, as the manifest records them.
         layers: its layers, as far as the library tells.
         timing_cache: what the library learned for the next build, None where it keeps nothing.
@@ -136,7 +135,7 @@ def build_engine(
     """Build an engine. Ctrl-C ends it between two of its steps.
 
     Args:
-        onnx: a typed graph with the contract of `engines.pose`.
+        onnx: a typed graph, in which the batch alone may be free.
         library: what builds it.
         compute_capability: that of the GPU that it is for, such as `8.9`, where the library builds for absent GPUs; None for
             the GPU at hand.
@@ -172,9 +171,11 @@ def build_engine(
     batch = options.batch
     # RTX makes kernels for each shape that runs, when the engine is opened: more profiles would only make it larger.
     parts = (batch,) if library.builds_for_absent_gpus else split_batch(batch)
-    for part in parts:
+    free = _inputs_of_free_batch(network, batch)
+    for part in parts if free else ():
         profile = builder.create_optimization_profile()
-        profile.set_shape("crops", *((count, INPUT_SIZE, INPUT_SIZE, 3) for count in (part.min, part.typical, part.max)))
+        for name, shape in free.items():
+            profile.set_shape(name, *((count, *shape) for count in (part.min, part.typical, part.max)))
         if config.add_optimization_profile(profile) < 0:
             raise EngineError(f"{library.name} {library.version} takes no profile of {part.min} to {part.max}: {log.errors()}")
     found = compute_capability or (gpu.compute_capability if gpu else "")
@@ -206,6 +207,25 @@ def build_engine(
         layers=read_layers("\n".join(log.layers)),
         timing_cache=bytes(timings.serialize()) if timings is not None else None,
     )
+
+
+def _inputs_of_free_batch(network: Any, batch: BatchRange) -> dict[str, tuple[int, ...]]:  # noqa: ANN401
+    """The shapes of one item of a network's inputs, by name; empty where the network has its batch fixed.
+
+    Raises:
+        EngineError: more than the batch is free in an input or an output, or the batch is fixed at another number.
+    """
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    outputs = [network.get_output(index) for index in range(network.num_outputs)]
+    for tensor in (*inputs, *outputs):
+        if min(tuple(tensor.shape)[1:], default=1) < 0:
+            raise EngineError(f"expected a graph in which the batch alone is free, received {tensor.name} {list(tensor.shape)}")
+    fixed = {int(tensor.shape[0]) for tensor in inputs} - {-1}
+    if fixed and fixed != {batch.min, batch.max}:
+        raise EngineError(
+            f"expected a batch of {', '.join(map(str, fixed))}, which the graph has fixed, received {batch.min} to {batch.max}"
+        )
+    return {tensor.name: tuple(tensor.shape)[1:] for tensor in inputs if tensor.shape[0] < 0}
 
 
 def split_batch(batch: BatchRange) -> tuple[BatchRange, ...]:
@@ -355,7 +375,9 @@ def convolution_types(layers: tuple[EngineLayer, ...], onnx: bytes) -> dict[str,
     for node in graph.node:
         if node.op_type != "Conv":
             continue
-        weight = maker[node.input[1]].input[0] if node.input[1] in maker else node.input[1]
+        weight = next(iter(maker[node.input[1]].input), "") if node.input[1] in maker else node.input[1]
+        if weight not in shapes:  # a foreign graph may compute it
+            continue
         size = math.prod(shapes[weight])
         for layer in layers:
             # Kernels around a convolution name it, too: the one that reads its weights computes it. They are a constant, which

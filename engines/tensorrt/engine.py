@@ -91,7 +91,7 @@ class Engine:
         activation_bytes: what its layers need for the largest batch.
 
     Raises:
-        EngineError: TensorRT does not take it, or its tensors are not those of a network with a free batch.
+        EngineError: TensorRT does not take it, or more than the batch is free in its tensors.
         DeviceMemoryError: the GPU's memory does not suffice for its weights.
         RuntimeUnavailableError: TensorRT does not start.
     """
@@ -218,6 +218,8 @@ class Engine:
         return self._config
 
     def _profile(self, index: int) -> tuple[int, int]:
+        if (fixed := int(self._engine.get_tensor_shape(self.inputs[0].name)[0])) > 0:
+            return fixed, fixed
         fewest, _, most = (tuple(shape) for shape in self._engine.get_tensor_profile_shape(self.inputs[0].name, index))
         return int(fewest[0]), int(most[0])
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from convnextpose.errors import DeviceError, EngineError, GeometryError, RuntimeUnavailableError
 from engines.kernels.blocks import LOGITS, DeviceFrame, TailShape, crop_origins
 from engines.kernels.program import Kernels
+from engines.manifest import EngineModel
 from engines.pose import CROPS, ModelInfo
 from engines.tensorrt.device import Device
 from engines.tensorrt.device_cuda import CudaDevice
@@ -44,7 +45,7 @@ class Around:
         self.uploads.free()
 
 
-def kernels_around(engine: Engine, model: ModelInfo, device: Device) -> Around | None:
+def kernels_around(engine: Engine, model: EngineModel, device: Device) -> Around | None:
     """The kernels around a pose engine, within the device's `current()`; None for other networks.
 
     None, and a RuntimeWarning that says why, where they cannot be had: crops are then made on the CPU.
@@ -53,7 +54,7 @@ def kernels_around(engine: Engine, model: ModelInfo, device: Device) -> Around |
         EngineError: the engine ends at logits that are not this model's.
         RuntimeUnavailableError: it ends at its logits, and the kernels cannot be had.
     """
-    if tuple(tensor.spec for tensor in engine.inputs) != (CROPS,):
+    if not isinstance(model, ModelInfo) or tuple(tensor.spec for tensor in engine.inputs) != (CROPS,):
         return None
     tail = None
     if [tensor.name for tensor in engine.outputs] == [LOGITS]:

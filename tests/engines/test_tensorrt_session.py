@@ -18,7 +18,8 @@ from engines import manifest as manifests
 from engines.batcher import Batcher
 from engines.parity import noise_crops
 from engines.sessions import tensorrt as tensorrt_session
-from engines.sessions.tensorrt import TensorRTSession, open_engine
+from engines.sessions.engine_file import open_engine
+from engines.sessions.tensorrt import TensorRTSession
 from engines.tensorrt.device_cuda import CudaDevice
 from engines.tensorrt.device_pycuda import PycudaDevice
 from engines.tensorrt.engine import LOW_MEMORY, read_layers

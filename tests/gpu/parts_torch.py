@@ -183,7 +183,7 @@ def tensorrt(device, figures):
     from engines.opening import open_pose_model
     from engines.parity import LIMITS, compare, noise_crops
     from engines.pose import PoseModel
-    from engines.sessions.tensorrt import open_engine
+    from engines.sessions.engine_file import open_engine
     from engines.targets import find_target
     from engines.timing import measure
 

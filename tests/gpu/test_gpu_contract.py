@@ -5,7 +5,7 @@ import pytest
 
 from engines.parity import noise_crops
 from engines.pose import Predictions
-from engines.sessions.tensorrt import open_engine
+from engines.sessions.engine_file import open_engine
 from tests.engines.tensorrt_contract import EngineUnderTest, TensorRTContract
 from tests.engines.test_tensorrt_session import Opened
 

@@ -15,7 +15,7 @@ from engines.calibration import CalibrationSet
 from engines.opening import open_pose_model
 from engines.parity import LIMITS, compare, noise_crops
 from engines.pose import PRECISIONS
-from engines.sessions.tensorrt import open_engine
+from engines.sessions.engine_file import open_engine
 from engines.tensorrt.engine import LOW_MEMORY
 from tests.engines.manifests import Opened
 

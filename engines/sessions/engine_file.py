@@ -1,0 +1,64 @@
+"""Engine files become sessions, once they and their manifests were found to be whole and to fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from convnextpose.errors import RuntimeUnavailableError
+from engines import manifest as manifests
+from engines.manifest import EngineManifest, EngineModel
+from engines.sessions.tensorrt import TensorRTSession
+from engines.tensorrt import runtime_cache
+from engines.tensorrt.gpu import open_device
+from engines.tensorrt.module import LIBRARIES, Library, load_library
+
+
+def open_engine(
+    path: Path, name: str | None = None, *, binding: str = "auto", kind: type[EngineModel] | None = None
+) -> TensorRTSession:
+    """Open an engine file that has its manifest beside it, after both were found to be whole and to fit this machine.
+
+    Args:
+        path: the engine.
+        name: what error messages call the network; None for the manifest's name of the model.
+        binding: as for `engines.tensorrt.gpu.open_device`.
+        kind: what it is to be of; None for any model.
+
+    Raises:
+        EngineError: engine or manifest are damaged or do not fit each other or this machine; says which and what rebuilds it.
+            Or it is of another kind of model.
+        RuntimeUnavailableError: the library, the binding to CUDA, the driver or the GPU is missing; says which.
+    """
+    found, data = manifests.load_with_bytes(path)
+    if kind is not None:
+        found.model_of(kind)
+    cache = runtime_cache.path_of(path)
+    return TensorRTSession(data, found, _library_for(found), open_device(binding), name=name, cache=cache)
+
+
+def open_engine_session(
+    path: Path, name: str, *, threads: int | None = None, precision: str = "auto", kind: type[EngineModel] | None = None
+) -> TensorRTSession:
+    """The same, as the registry opens sessions.
+
+    Raises:
+        EngineError, RuntimeUnavailableError: as `open_engine`; or it is told a number of threads or a precision.
+    """
+    if threads is not None:
+        raise RuntimeUnavailableError(f"an engine computes on the GPU and takes no number of threads, received {threads}")
+    if precision != "auto":
+        raise RuntimeUnavailableError(f"an engine has its own precision and takes no other, received {precision!r}")
+    return open_engine(path, name, kind=kind)
+
+
+def _library_for(found: EngineManifest) -> Library:
+    """The engine's own library, or else the other one, that the manifest then refuses by name."""
+    try:
+        return load_library(found.library)
+    except RuntimeUnavailableError as missing:
+        for name in LIBRARIES:
+            try:
+                return load_library(name)
+            except RuntimeUnavailableError:
+                continue
+        raise missing
