@@ -21,6 +21,8 @@ import numpy as np
 
 CROP_BYTES = 256 * 256 * 3
 
+DTYPES = {"UINT8": np.uint8, "FLOAT": np.float32, "HALF": np.float16, "INT64": np.int64}
+
 
 class Code(enum.IntEnum):
     CUDA_SUCCESS = 0
@@ -437,7 +439,7 @@ def pycuda_driver(driver):
 
 
 class _Kind(enum.Enum):
-    INPUT, OUTPUT, UINT8, FLOAT, HALF = range(5)
+    INPUT, OUTPUT, UINT8, FLOAT, HALF, INT64 = range(6)
 
 
 FAMILIES = ("8", "10", "rtx")
@@ -454,16 +456,30 @@ def predict(crops, joint_count=18):
 
 
 def engine_bytes(
-    *, fewest=1, most=8, joint_count=18, activations=1000, crops_type="UINT8", profiles=(), padding=0, network=None, logits=None
+    *,
+    fewest=1,
+    most=8,
+    joint_count=18,
+    activations=1000,
+    crops_type="UINT8",
+    profiles=(),
+    padding=0,
+    network=None,
+    logits=None,
+    inputs=None,
+    outputs=None,
+    fixed=None,
 ):
     """An engine file for the TensorRT below; it needs `activations` bytes for each crop, thrice that for an odd number.
 
-    Its optimisation profiles are those given, as (fewest, most), or one from `fewest` to `most`. It computes `predict`, or a
-    network of the module's by its name. With a shape of logits it gives FP16 logits in place of joints and scores.
+    Its optimisation profiles are those given, as (fewest, most), or one from `fewest` to `most`; none with a `fixed` batch.
+    It computes `predict`, or a network of the module's by its name. With a shape of logits it gives FP16 logits in place of
+    joints and scores. Other inputs and outputs are given by name, as (type, shape of one item).
     """
-    spec = dict(joint_count=joint_count, activations=activations, crops_type=crops_type, network=network)
-    spec["profiles"] = profiles or [(fewest, most)]
-    spec["outputs"] = {"joints": ("FLOAT", (joint_count, 3)), "scores": ("FLOAT", (joint_count,))}
+    spec = dict(joint_count=joint_count, activations=activations, network=network, fixed=fixed)
+    spec["profiles"] = [(fixed, fixed)] if fixed else profiles or [(fewest, most)]
+    spec["inputs"] = inputs or {"crops": (crops_type, (256, 256, 3))}
+    spec["outputs"] = outputs or {"joints": ("FLOAT", (joint_count, 3)), "scores": ("FLOAT", (joint_count,))}
     if logits is not None:
         spec["outputs"] = {"logits": ("HALF", logits)}
     return json.dumps({**spec, "padding": "x" * padding}).encode()
@@ -476,7 +492,7 @@ def tensorrt_module(driver, family="10", *, refusals=0, networks=None):
         driver: the GPU.
         family: one of FAMILIES.
         refusals: how many times its engines' work cannot be recorded in graphs, before it can.
-        networks: what engines may compute, by name: crops to the outputs by name.
+        networks: what engines may compute, by name: the inputs, in their order, to the outputs by name.
 
     Attributes:
         refusals: how many are left.
@@ -518,7 +534,8 @@ def tensorrt_module(driver, family="10", *, refusals=0, networks=None):
         def set_input_shape(self, name, shape):
             profiles = self.engine.spec["profiles"]
             fewest, most = profiles[self.active_optimization_profile] if self.active_optimization_profile >= 0 else (0, -1)
-            if name != "crops" or not fewest <= shape[0] <= most:
+            item = self.engine.spec["inputs"].get(name, ("", None))[1]
+            if tuple(shape[1:]) != tuple(item or ()) or not fewest <= shape[0] <= most:
                 complain(self.engine.logger, f"shape {shape} is not in the profile")
                 return False
             self._change()
@@ -568,12 +585,14 @@ def tensorrt_module(driver, family="10", *, refusals=0, networks=None):
                 if recorded and (itself() is None or itself().version != version):
                     driver.violations.append("a context changed while its work was in a graph")
                 driver.write(memory[0], bytes([driver.random.randrange(256)]) * memory[1])
-                crops = np.frombuffer(driver.read(places["crops"], batch * CROP_BYTES), np.uint8)
-                crops = crops.reshape(batch, 256, 256, 3)
+                given = []
+                for name, (kind, shape) in spec["inputs"].items():
+                    room = np.empty((batch, *shape), DTYPES[kind])
+                    given.append(np.frombuffer(driver.read(places[name], room.nbytes), room.dtype).reshape(room.shape))
                 if spec["network"] is None:
-                    results = dict(zip(("joints", "scores"), predict(crops, spec["joint_count"]), strict=True))
+                    results = dict(zip(("joints", "scores"), predict(*given, spec["joint_count"]), strict=True))
                 else:
-                    results = networks[spec["network"]](crops)
+                    results = networks[spec["network"]](*given)
                 for name, array in results.items():
                     driver.write(places[name], array.tobytes())
 
@@ -593,7 +612,7 @@ def tensorrt_module(driver, family="10", *, refusals=0, networks=None):
     class Engine:
         def __init__(self, spec, logger):
             self.spec, self.logger = spec, logger
-            self.names = ("crops", *spec["outputs"])
+            self.names = (*spec["inputs"], *spec["outputs"])
             self.num_io_tensors = len(self.names)
             self.num_optimization_profiles = len(spec["profiles"])
             self.compiled = None
@@ -609,17 +628,19 @@ def tensorrt_module(driver, family="10", *, refusals=0, networks=None):
             return self.names[index]
 
         def get_tensor_mode(self, name):
-            return _Kind.INPUT if name == "crops" else _Kind.OUTPUT
+            return _Kind.INPUT if name in self.spec["inputs"] else _Kind.OUTPUT
 
         def get_tensor_dtype(self, name):
-            return _Kind[self.spec["crops_type"] if name == "crops" else self.spec["outputs"][name][0]]
+            return _Kind[{**self.spec["inputs"], **self.spec["outputs"]}[name][0]]
 
         def get_tensor_shape(self, name):
-            return (-1, *((256, 256, 3) if name == "crops" else self.spec["outputs"][name][1]))
+            return (self.spec["fixed"] or -1, *{**self.spec["inputs"], **self.spec["outputs"]}[name][1])
 
         def get_tensor_profile_shape(self, name, profile):
+            if self.spec["fixed"]:
+                driver.violations.append("an engine with a fixed batch was asked for its profile")
             fewest, most = self.spec["profiles"][profile]
-            return [(count, 256, 256, 3) for count in (fewest, most, most)]
+            return [(count, *self.spec["inputs"][name][1]) for count in (fewest, most, most)]
 
         def create_engine_inspector(self):
             tensors = {"Inputs": [{"Format/Datatype": "Half"}], "Outputs": [{"Datatype": "Float"}]}

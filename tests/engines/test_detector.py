@@ -20,7 +20,7 @@ from convnextpose.errors import CheckpointError, GeometryError, ModelError, Pari
 from engines.export import export_detector
 from engines.layouts import DetectedBoxes
 from engines.opening import open_people_detector
-from engines.parity import DetectorParity, compare_detectors, noise_frames
+from engines.parity import compare_detectors, frames_of, noise_frames
 from engines.people import PeopleDetector, overlaps, people_specs, without_duplicates
 from engines.session import SessionDescription
 from engines.sessions.base import LockedSession
@@ -134,10 +134,29 @@ def test_a_detector_that_strays_is_refused(weights, exported):
             found = open_people_detector(exported).run(frames)
             return DetectedBoxes(found.boxes + 1, found.scores)
 
-    with pytest.raises(ParityError, match="strays"):
-        compare_detectors(open_people_detector(weights, "torch"), Wrong(), noise_frames(1, FRAME_SIZE)).check()
-    with pytest.raises(ParityError):
-        DetectorParity(float("nan"), 0.0).check()
+        def describe(self):
+            return SessionDescription("wrong", "1", "CPU", "fp32", 1)
+
+    reference, frames = open_people_detector(weights, "torch"), noise_frames(1, FRAME_SIZE)
+    parity = compare_detectors(reference, Wrong(), frames)
+    assert parity.boxes > 0 and parity.box_px == pytest.approx(1, rel=0.1)
+    with pytest.raises(ParityError, match=r"wrong \(fp32\) disagrees with torch on \d+ boxes in 1 frames: .* boxes within 1"):
+        parity.check()
+    for strays in ({"score": float("nan")}, {"score": 0.01}, {"box_px": float("nan")}):
+        with pytest.raises(ParityError):
+            replace(parity, **{"score": 0.0, "box_px": 0.0, **strays}).check()
+    replace(parity, score=0.0, box_px=0.0).check()
+
+
+@given(st.integers(1, 7), st.integers(32, 700), st.integers(32, 700))
+@settings(max_examples=25, deadline=None)
+def test_frames_are_put_together_of_crops_and_nothing_else(count, width, height):
+    crops = np.arange(1, count + 1, dtype=np.uint8)[:, None, None, None] * np.ones((1, 256, 256, 3), np.uint8)
+    frames = frames_of(crops, width, height)
+    assert frames.shape == (min(count, 4), height, width, 3) and frames.min() >= 1 and frames.max() <= count
+    assert [frame[0, 0, 0] for frame in frames] == list(range(1, len(frames) + 1))
+    places = -(-width // 256) * -(-height // 256)
+    assert len(np.unique(frames[0])) == min(count, places)
 
 
 def test_tensorrt_reads_the_graph(exported):

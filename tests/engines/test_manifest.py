@@ -15,7 +15,8 @@ from convnextpose.skeleton import JOINT_SETS
 from convnextpose.variants import Variant
 from engines import manifest
 from engines.manifest import BatchRange, EngineDraft, EngineManifest, Machine
-from engines.parity import LIMITS, Differences, JointParity, LayerHarm, ParityReport
+from engines.parity import LIMITS, DetectorParity, Differences, JointParity, LayerHarm, ParityReport
+from engines.people import DetectorInfo
 from engines.pose import ModelInfo
 from engines.session import SessionDescription
 
@@ -93,6 +94,63 @@ def test_round_trip(name, command, random, variant, joint_set, capabilities, gpu
     assert EngineManifest.from_json(one.to_json()) == one
 
 
+BOXES = SessionDescription("onnxruntime", "1.20", "CPU", "fp32", 2)
+DETECTOR = {
+    "model": DetectorInfo("yolox_s", "12" * 32, 640, 384, "YOLOX", 0, {"names": "{0: 'person'}"}, 12),
+    "graph_parity": DetectorParity(BOXES, BOXES, 4, 30, 1e-6, 1e-4),
+    "engine_parity": DetectorParity(BOXES, replace(BOXES, name="tensorrt"), 4, 30, 2e-5, 0.01),
+    "excluded_layers": (),
+    "command": "convnextpose build yolox_s.onnx --out d --precision fp32 --target rtx40 --frame 640,384",
+}
+
+
+@given(
+    name=names,
+    sides=st.tuples(st.integers(), st.integers()),
+    person=st.none() | st.integers(),
+    metadata=st.dictionaries(names, names, max_size=3),
+    stem=st.none() | st.integers(),
+    proven=st.booleans(),
+)
+def test_round_trip_of_a_detector_s(name, sides, person, metadata, stem, proven):
+    info = DetectorInfo(name, "12" * 32, *sides, "YOLOX", person, metadata, stem)
+    one = make(**{**DETECTOR, "model": info, **({} if proven else {"engine_parity": None})})
+    again = EngineManifest.from_json(one.to_json())
+    assert again == one
+    assert again.model_of(DetectorInfo) == info
+
+
+def test_an_engine_of_the_other_kind_is_refused_with_the_option_that_takes_it():
+    with pytest.raises(
+        EngineError, match="an engine of a people detector, received one of a pose model, m, which --model takes"
+    ):
+        make().model_of(DetectorInfo)
+    with pytest.raises(EngineError, match=r"an engine of a pose model, .* a people detector, yolox_s, which --detector takes"):
+        make(**DETECTOR).model_of(ModelInfo)
+
+
+def test_a_proof_is_of_the_model_s_kind():
+    for changes in ({"graph_parity": parity()}, {"engine_parity": parity()}):
+        with pytest.raises(EngineError, match="proof"):
+            make(**{**DETECTOR, **changes})
+    with pytest.raises(EngineError, match="proof of a pose model"):
+        make(graph_parity=DETECTOR["graph_parity"])
+
+
+def test_a_detector_has_one_precision():
+    sealed_again = json.loads(make(**DETECTOR).to_json())
+    sealed_again["model"]["precision"] = "../../fp16"
+    with pytest.raises(EngineError, match="expected precision fp32 of a people detector"):
+        EngineManifest.from_json(sealed(sealed_again))
+
+
+def test_a_manifest_of_version_1_is_read():
+    """The hash is the one that version 1 wrote for these fields."""
+    old = {**json.loads(make().to_json()), "version": 1}
+    assert old["sha256"] == "9c004510bebb39e984ff9893e06c7f2656fa19cc4399685d032217f29c8d9698"
+    assert EngineManifest.from_json(json.dumps(old)) == make()
+
+
 def test_a_draft_is_no_manifest():
     one = make()
     draft = EngineDraft(**{field: getattr(one, field) for field in (f.name for f in fields(EngineDraft))})
@@ -106,7 +164,7 @@ def test_a_draft_is_no_manifest():
 @given(data=st.data())
 def test_every_edit_is_found(data):
     """Whatever field is changed, at whatever depth: the hash tells."""
-    found = json.loads(make().to_json())
+    found = json.loads(make(**data.draw(st.sampled_from([{}, DETECTOR]))).to_json())
     place, key = found, data.draw(st.sampled_from([key for key in found if key not in ("format", "version", "sha256")]))
     while isinstance(place[key], (dict, list)) and place[key]:
         place = place[key]
@@ -126,7 +184,7 @@ json_values = st.recursive(
 @given(data=st.data())
 def test_a_hash_that_fits_makes_no_other_types_right(data):
     """Whoever edits a manifest can seal it again: any value anywhere gives a manifest, or one sentence."""
-    found = json.loads(make().to_json())
+    found = json.loads(make(**data.draw(st.sampled_from([{}, DETECTOR]))).to_json())
     place, key = found, data.draw(st.sampled_from([key for key in found if key not in ("format", "version", "sha256")]))
     while isinstance(place[key], (dict, list)) and place[key] and data.draw(st.booleans()):
         place = place[key]
@@ -198,7 +256,7 @@ def test_something_else_is_refused(text):
 
 def test_a_newer_manifest_is_refused():
     newer = json.dumps({**json.loads(make().to_json()), "version": 99})
-    with pytest.raises(EngineError, match=r"version 1, received 99; build the engine again"):
+    with pytest.raises(EngineError, match=r"version 1 or 2, received 99; build the engine again"):
         EngineManifest.from_json(newer)
 
 

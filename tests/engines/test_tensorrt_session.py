@@ -17,6 +17,7 @@ from convnextpose.errors import EngineError, GeometryError, ModelError, RuntimeU
 from engines import manifest as manifests
 from engines.batcher import Batcher
 from engines.parity import noise_crops
+from engines.sessions import engine_file
 from engines.sessions import tensorrt as tensorrt_session
 from engines.sessions.engine_file import open_engine
 from engines.sessions.tensorrt import TensorRTSession
@@ -606,7 +607,7 @@ def test_half_an_engine_is_told(copied, missing):
 def test_an_engine_of_a_library_that_is_not_here_names_the_library(copied, monkeypatch):
     found = manifests.load(copied)
     manifests.path_of(copied).write_text(replace(found, library="tensorrt").to_json())
-    monkeypatch.setattr(tensorrt_session, "open_device", lambda binding: CudaDevice(Driver(), "in memory"))
+    monkeypatch.setattr(engine_file, "open_device", lambda binding: CudaDevice(Driver(), "in memory"))
     if load_or_none("tensorrt"):
         pytest.skip("both families are here")
     with pytest.raises(EngineError, match="library: the engine is of tensorrt, this machine's is tensorrt_rtx"):

@@ -12,6 +12,7 @@ import pytest
 from convnextpose import weights
 from convnextpose.errors import ModelError, RuntimeUnavailableError
 from engines import manifest as manifests
+from engines.sessions import engine_file
 from engines.sessions import tensorrt as tensorrt_session
 from engines.sessions.base import LockedSession
 from engines.tensorrt.device import NO_DRIVER, NO_GPU
@@ -42,8 +43,8 @@ def gpu(monkeypatch):
     driver = Driver()
     module = tensorrt_module(driver)
     monkeypatch.setattr(tensorrt_session, "kernels_around", lambda *_: None)
-    monkeypatch.setattr(tensorrt_session, "load_library", lambda name: Library("tensorrt", module.__version__, module))
-    monkeypatch.setattr(tensorrt_session, "open_device", lambda binding: CudaDevice(driver, "cuda-python in memory"))
+    monkeypatch.setattr(engine_file, "load_library", lambda name: Library("tensorrt", module.__version__, module))
+    monkeypatch.setattr(engine_file, "open_device", lambda binding: CudaDevice(driver, "cuda-python in memory"))
     return driver
 
 

@@ -1,0 +1,425 @@
+"""A people detector becomes engines or bundles: recognised, its frames fixed, proven, and opened again as `--detector` does."""
+
+import hashlib
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("tensorrt_rtx")
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime", reason="it is the reference")
+
+import onnx
+import onnxruntime
+
+from convnextpose import weights
+from convnextpose.errors import EngineError, ModelError, OutputExistsError, ParityError
+from engines import build as building
+from engines import build_job, manifest
+from engines.build import build
+from engines.build_request import BuildRequest, Plan
+from engines.build_sources import is_detector
+from engines.bundle import read_bundle
+from engines.calibration import CalibrationSet
+from engines.fastest import build_fastest
+from engines.manifest import BatchRange
+from engines.opening import open_people_detector
+from engines.parity import frames_of
+from engines.pose import ModelInfo
+from engines.sessions import engine_file
+from engines.sessions import tensorrt as tensorrt_session
+from engines.sessions.engine_file import open_engine
+from engines.targets import find_target
+from engines.tensorrt.builder import BuildOptions, BuiltEngine, build_engine
+from engines.tensorrt.device import Gpu
+from engines.tensorrt.device_cuda import CudaDevice
+from engines.tensorrt.module import Library, load_library
+from tests.engines.detectors import GROUND, NAMES, PERSON, detector, picture
+from tests.engines.manifests import manifest_of
+from tests.engines.memory_gpu import Driver, engine_bytes, tensorrt_module
+
+RTX40, ORIN, THIS = find_target("rtx40"), find_target("orin"), find_target("this")
+ENGINE, BUNDLE = "detector-384x384-fp32-rtx40.engine", "detector-384x384-fp32-orin.bundle.zip"
+
+
+def ignore(step):
+    pass
+
+
+def made_of(source, out, **options):
+    """The one result of a request, for an RTX 40 unless it says otherwise; what failed is raised."""
+    report = build(BuildRequest(str(source), out, **{"targets": (RTX40,), **options}), ignore)
+    for failure in report.failures:
+        raise failure.error
+    (result,) = report.results
+    return result
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The package's own detector, for a desktop and, as a bundle, for a Jetson."""
+    out, steps = tmp_path_factory.mktemp("made"), []
+    report = build(BuildRequest("detector", out, targets=(RTX40, ORIN)), steps.append)
+    told = [f"{step.subject}: {step.text}" for step in steps if step.done]
+    return SimpleNamespace(out=out, report=report, told=told)
+
+
+@pytest.fixture(scope="module")
+def worn(tmp_path_factory):
+    """Crops of the person whom the graphs of `tests.engines.detectors` see, each at another place."""
+    crops = np.full((12, 256, 256, 3), GROUND, np.uint8)
+    for number, crop in enumerate(crops):
+        crop[20 : 100 + number, 16 : 70 + number] = PERSON
+    path = tmp_path_factory.mktemp("worn") / "worn.npz"
+    CalibrationSet(crops, ("some",)).save(path)
+    return path
+
+
+def file_of(folder, name, **options):
+    path = folder / "factory.onnx"
+    path.write_bytes(detector(name, **options))
+    return path
+
+
+# What is made
+
+
+def test_an_engine_and_a_bundle_are_made_and_nothing_else(made):
+    assert not made.report.failures
+    assert [(result.path.name, result.outcome) for result in made.report.results] == [(ENGINE, "built"), (BUNDLE, "bundled")]
+    assert names(made.out) == [BUNDLE, ENGINE, f"{ENGINE}.json"]
+    assert dict(made.report.results[0].convolutions) == {"Float": 34}
+    assert any("recognised: boxes and scores, up to 384x384 px; its engine takes frames of 384x384" in t for t in made.told)
+
+
+def test_the_manifest_tells_what_the_file_said_and_that_the_engine_never_ran(made):
+    found = manifest.load(made.out / ENGINE)
+    info = found.model
+    assert (info.name, info.width, info.height, info.layout, info.person) == ("detector", 384, 384, "boxes and scores", None)
+    assert info.file_sha256 == weights_sha256()
+    assert info.metadata["convnextpose.detector"] == "2"
+    assert (found.batch, found.gpu_name, found.engine_parity) == (BatchRange(), None, None)
+    assert found.graph_parity.passed and found.graph_parity.boxes > 30
+    assert found.graph_parity.reference.name == "onnxruntime"
+    assert shlex.split(found.command)[:3] == ["convnextpose", "build", "detector"]
+
+
+def weights_sha256():
+    return hashlib.sha256(weights.detector().read_bytes()).hexdigest()
+
+
+def test_what_is_there_is_kept_and_another_size_is_another_engine(made, tmp_path):
+    for name in (ENGINE, f"{ENGINE}.json"):
+        (tmp_path / name).write_bytes((made.out / name).read_bytes())
+    assert made_of("detector", tmp_path).outcome == "kept"
+    wide = made_of("detector", tmp_path, frame=(384, 224))
+    assert (wide.path.name, wide.outcome) == ("detector-384x224-fp32-rtx40.engine", "built")
+    assert "--frame 384,224" in wide.draft.command
+    assert made_of("detector", tmp_path, frame=(384, 224)).outcome == "kept"
+    assert made_of("detector", tmp_path).outcome == "kept"
+    found = manifest.read(wide.path)
+    manifest.path_of(wide.path).write_text(replace(found, model=replace(found.model, file_sha256="00" * 32)).to_json())
+    with pytest.raises(OutputExistsError, match="of another checkpoint or file"):
+        made_of("detector", tmp_path, frame=(384, 224))
+
+
+def test_a_bundle_builds_the_engine_without_torch_and_onnx(made, tmp_path):
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'onnx', 'onnxruntime', 'openvino', 'safetensors'): sys.modules[name] = None\n"
+        "from engines.build import build\n"
+        "from engines.build_request import BuildRequest\n"
+        "from engines.targets import find_target\n"
+        "from pathlib import Path\n"
+        f"request = BuildRequest({str(made.out / BUNDLE)!r}, Path({str(tmp_path)!r}), targets=(find_target('8.9'),))\n"
+        "report = build(request, lambda step: None)\n"
+        "assert not report.failures, report.failures\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    found, expected = manifest.load(tmp_path / ENGINE), manifest.load(made.out / ENGINE)
+    for field in ("model", "onnx_sha256", "batch", "options", "graph_parity"):
+        assert getattr(found, field) == getattr(expected, field), field
+
+
+def test_a_bundle_carries_the_boxes_of_the_reference(made):
+    bundle = read_bundle(made.out / BUNDLE)
+    proof = bundle.model.proof
+    with open_people_detector(bundle.model.onnx, "onnxruntime") as fixed:
+        assert fixed.frame_for(1280, 720) == (384, 384)
+        found = fixed.run(frames_of(proof.crops, 384, 384))
+    np.testing.assert_allclose(found.boxes, proof.expected.boxes, atol=0.01)
+    assert bundle.draft.command == f"convnextpose build {BUNDLE} --out . --target orin"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tensorrt_for_rtx_takes_every_layout(name):
+    """Built, not run: nothing here runs an engine."""
+    for batch, options in ((None, BuildOptions()), (1, BuildOptions(BatchRange(1, 1, 1)))):
+        engine = build_engine(detector(name, batch=batch), load_library("tensorrt_rtx"), "8.9", options)
+        assert len(engine.data) > 10_000
+
+
+def test_a_foreign_detector_s_file_is_not_needed_any_more(worn, tmp_path):
+    """Free sides, a class by its name, one frame at a time: all of it stands in the manifest."""
+    told = {"names": "{0: 'dog', 3: 'worker'}", "imgsz": "[96, 128]", "other": "x"}
+    source = file_of(tmp_path, "YOLOv8 and later", free=True, batch=1, person=3, metadata=told)
+    result = made_of(source, tmp_path / "out", calibration=worn, person="worker")
+    assert result.path.name == "factory-128x96-fp32-rtx40.engine"
+    info = result.draft.model
+    assert (info.layout, info.person, info.width, info.height) == ("YOLOv8 and later", 3, 128, 96)
+    assert info.metadata == {"names": told["names"], "imgsz": told["imgsz"]}
+    assert result.draft.batch == BatchRange(1, 1, 1)
+    assert "--detector-class worker" in result.draft.command and "--batch 1,1,1" in result.draft.command
+    assert result.draft.graph_parity.boxes > 0
+
+
+# What is refused, in one sentence, and leaves nothing
+
+
+def test_requests_that_cannot_be_met(made, worn, tmp_path):
+    def refused(match, source="detector", error=EngineError, **fields):
+        with pytest.raises(error, match=match) as told:
+            made_of(source, tmp_path / "out", **fields)
+        assert "\n" not in str(told.value)
+        assert names(tmp_path / "out") == []
+
+    refused("expected precision fp32 for the people detector detector, received fp16", precisions=("fp16",))
+    refused("expected a checkpoint of a pose model for --via, received the people detector", via="torch2trt")
+    refused("for --tail-kernel, received the people detector", options=BuildOptions(tail_kernel=True))
+    refused("for --dla-core, received", options=BuildOptions(BatchRange(4, 4, 4), dla_core=0), targets=(ORIN,))
+    refused(r"such as --frame 400,112, received 390,100", frame=(390, 100))
+    refused("frames of 32 to 4096 px", frame=(5000, 5000), error=ModelError)
+    refused("expected no class for this people detector", person="0", error=ModelError)
+    refused(r"expected a people detector \(detector or an .onnx file\) for --frame", source="xs", frame=(384, 384))
+    refused("expected a people detector .* for --frame", source=str(made.out / BUNDLE), frame=(384, 384))
+    refused("received the exported pose model .*xs.onnx: build from its checkpoint", source=weights.load("xs").onnx)
+    refused("there is no such file", source=tmp_path / "none.onnx", error=ModelError)
+    single = file_of(tmp_path, "YOLOX", batch=1)
+    refused("--batch 1,1,1 for .*factory.onnx, which takes 1 frame at a time, received 1,2,4", source=single,
+            options=BuildOptions(BatchRange(1, 2, 4)))  # fmt: skip
+    refused("such as --frame 128,96, received 256,96", source=single, frame=(256, 96))
+    refused("it finds nobody in crops of synthetic people.*--calibration", source=single, error=ParityError)
+    with pytest.raises(EngineError, match="for --precision fastest, received the people detector detector"):
+        build_fastest(BuildRequest("detector", tmp_path / "out", targets=(RTX40,)), ignore)
+
+
+def test_files_that_compute_in_other_types_are_refused(tmp_path):
+    """Weights that are only stored in FP16, as the package's own, are none of those."""
+    name = "RTMDet of MMDeploy"
+    whole = detector(name)
+    path = tmp_path / "half.onnx"
+    proto = onnx.load_from_string(whole)
+    (convolution,) = (node for node in proto.graph.node if node.op_type == "Conv")
+    (weight,) = (tensor for tensor in proto.graph.initializer if tensor.name == convolution.input[1])
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight).astype(np.float16), weight.name))
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match=r"expected a model in FP32, .*half\.onnx has Conv of another type: export it in FP32"):
+        made_of(path, tmp_path / "out")
+    assert any(node.op_type == "Cast" for node in onnx.load(str(weights.detector())).graph.node)
+
+
+def test_a_graph_in_which_more_than_the_batch_is_free_is_refused():
+    with pytest.raises(EngineError, match=r"the batch alone is free, received frames \[-1, -1, -1, 3\]"):
+        build_engine(weights.detector().read_bytes(), load_library("tensorrt_rtx"), "8.9")
+    with pytest.raises(EngineError, match="expected a batch of 1, which the graph has fixed, received 1 to 8"):
+        build_engine(detector("YOLOX", batch=1), load_library("tensorrt_rtx"), "8.9")
+
+
+def test_what_a_source_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert is_detector("detector") and is_detector("a/yolox.onnx")
+    assert not is_detector("xs") and not is_detector("a.tar") and not is_detector("detector.bundle.zip")
+    Path("detector").write_text("a checkpoint of that name")
+    assert not is_detector("detector")
+
+
+# Where there is a GPU: one in memory, whose engines compute the very graph in ONNX Runtime
+
+
+@cache
+def runner(onnx_file):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    return onnxruntime.InferenceSession(onnx_file, options, providers=["CPUExecutionProvider"])
+
+
+class Bench:
+    """A GPU in memory with a TensorRT on it, which builds engines that compute their graph, and `stray` beside it."""
+
+    def __init__(self, monkeypatch, family="10"):
+        self.driver, self.stray, self.networks = Driver(), 0.0, {}
+        module = tensorrt_module(self.driver, family, networks=self.networks)
+        module.IBuilderConfig = type("IBuilderConfig", (), {})
+        library = Library(module.__name__, module.__version__, module)
+        gpu = Gpu("GPU in memory", "8.9", "CUDA 13.1")
+        monkeypatch.setattr(engine_file, "load_library", lambda name: library)
+        monkeypatch.setattr(engine_file, "open_device", lambda binding: CudaDevice(self.driver, "cuda-python in memory"))
+        monkeypatch.setattr(tensorrt_session, "kernels_around", lambda *_: None)
+        monkeypatch.setattr(building, "plan", lambda target, name: Plan(target, library, "8.9", gpu))
+        monkeypatch.setattr(build_job, "find_gpu", lambda: gpu)
+        monkeypatch.setattr(build_job, "build_engine", self.build)
+
+    def build(self, graph, library, capability, options, timings):
+        session = runner(graph)
+        called = [given.name for given in session.get_inputs()]
+        types = {"tensor(uint8)": "UINT8", "tensor(float)": "FLOAT", "tensor(int64)": "INT64"}
+        shape = [given.shape for given in session.get_inputs()]
+        example = {g.name: np.zeros([1, *g.shape[1:]], {"UINT8": np.uint8, "FLOAT": np.float32, "INT64": np.int64}[types[g.type]])
+                   for g in session.get_inputs()}  # fmt: skip
+        gives = dict(zip([o.name for o in session.get_outputs()], session.run(None, example), strict=True))
+        name = f"network {len(self.networks)}"
+
+        def network(*inputs):
+            found = dict(zip(gives, session.run(None, dict(zip(called, inputs, strict=True))), strict=True))
+            return {key: array + np.asarray(self.stray * (array.ndim == 3), array.dtype) for key, array in found.items()}
+
+        self.networks[name] = network
+        data = engine_bytes(
+            network=name,
+            fixed=shape[0][0] if isinstance(shape[0][0], int) else None,
+            most=options.batch.max,
+            inputs={g.name: (types[g.type], g.shape[1:]) for g in session.get_inputs()},
+            outputs={
+                key: ({"float32": "FLOAT", "int64": "INT64"}[array.dtype.name], array.shape[1:]) for key, array in gives.items()
+            },
+        )
+        told = (library.name, library.version, ("8.9",), "GPU in memory", "CUDA 13.1")
+        return BuiltEngine(data, *told, options.batch, options.named())
+
+    def check(self):
+        assert self.driver.violations == []
+        assert self.driver.live == len(self.driver.engines) == 0
+
+
+@pytest.fixture(params=["10", "rtx"])
+def bench(request, monkeypatch):
+    made = Bench(monkeypatch, request.param)
+    yield made
+    made.check()
+
+
+def test_an_engine_is_proven_where_it_can_run_and_finds_whom_the_file_finds(bench, tmp_path):
+    result = made_of("detector", tmp_path, targets=(THIS,), frame=(384, 288))
+    found = manifest.load(result.path)
+    assert found.engine_parity.passed and found.engine_parity.boxes > 30
+    assert found.engine_parity.candidate.device == "GPU in memory"
+    frame = cv2.resize(cv2.VideoCapture(str(weights.DEMO_CLIP)).read()[1], (384, 288), interpolation=cv2.INTER_AREA)
+    frames = np.stack([frame, frame[:, ::-1], frame[::-1]])
+    with open_people_detector(result.path) as engine, open_people_detector(weights.detector(), "onnxruntime") as file:
+        assert engine.frame_size == engine.frame_for(1920, 1080) == (384, 288)
+        assert engine.describe().name == found.library
+        expected, seen = file.run(frames), engine.run(frames)
+    np.testing.assert_allclose(seen.scores, expected.scores, atol=1e-4)
+    assert expected.scores.max() > 0.5
+    sure = expected.scores > 0.3
+    np.testing.assert_allclose(seen.boxes[sure], expected.boxes[sure], atol=0.01)
+
+
+def test_an_engine_that_strays_leaves_no_file(bench, tmp_path):
+    bench.stray = 0.2
+    with pytest.raises(ParityError, match=r"tensorrt.* disagrees with onnxruntime on \d+ boxes in 4 frames: .* within 0\.2 px"):
+        made_of("detector", tmp_path, targets=(THIS,))
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("YOLOX", {"batch": 1}),
+        ("RT-DETR and D-FINE", {}),
+        ("SSD", {"dtype": "uint8", "channels_first": False}),
+        ("RT-DETR of Ultralytics", {}),
+        ("RTMDet of MMDeploy", {}),
+    ],
+)
+def test_foreign_engines_give_what_their_files_gave(name, options, bench, worn, tmp_path):
+    """Colours, scale and class are those of the file: its words and its stem came with the engine."""
+    source = file_of(tmp_path, name, **options)
+    result = made_of(source, tmp_path / "out", targets=(THIS,), calibration=worn)
+    source_bytes = source.read_bytes()
+    source.unlink()
+    frames = np.stack([picture(128, 96, (10 + 8 * n, 12, 50 + 9 * n, 70)) for n in range(3)])
+    with (
+        open_people_detector(source_bytes, "onnxruntime") as file,
+        open_people_detector(result.path, max_batch=4) as engine,
+    ):
+        assert (engine.layout, engine.about) == (file.layout, file.about)
+        expected, seen = file.run(frames), engine.run(frames)
+    np.testing.assert_allclose(seen.scores, expected.scores, atol=1e-5)
+    np.testing.assert_allclose(seen.boxes, expected.boxes, atol=1e-3)
+
+
+def test_the_class_that_was_named_when_it_was_built_is_the_engine_s(bench, worn, tmp_path):
+    source = file_of(tmp_path, "YOLOv8 and later", person=3)
+    result = made_of(source, tmp_path / "out", targets=(THIS,), calibration=worn, person="3")
+    with open_people_detector(result.path) as engine:
+        assert engine.person == 3 and "people are class 3" in engine.about
+    with open_people_detector(result.path, person="1") as engine:
+        assert engine.person == 1
+
+
+@pytest.mark.parametrize("changes", [{"width": 256}, {"layout": "YOLOX"}, {"layout": "none that is known"}])
+def test_an_engine_of_other_frames_or_another_layout_than_its_manifest_tells_is_refused(changes, bench, tmp_path):
+    result = made_of("detector", tmp_path, targets=(THIS,))
+    found = manifest.read(result.path)
+    manifest.path_of(result.path).write_text(replace(found, model=replace(found.model, **changes)).to_json())
+    with pytest.raises(
+        EngineError, match=r"that the engine's manifest tells of \(.*\), received one of .*; build it again with"
+    ):
+        open_people_detector(result.path)
+
+
+def test_run_takes_a_detector_s_engine(cli, bench, tmp_path):
+    path = made_of("detector", tmp_path, targets=(THIS,)).path
+    person = tmp_path / "person.png"
+    cv2.imwrite(str(person), cv2.VideoCapture(str(weights.DEMO_CLIP)).read()[1])
+    for choice in (path, "xs"):
+        code, text, error = cli("run", person, "--detector", choice, "--out", tmp_path / f"out-{choice == path}")
+        assert (code, error) == (0, "")
+        assert "a pose in 1 of 1 frames" in text
+    code, text, _ = cli("run", person, "--detector", path, "--out", tmp_path / "again")
+    assert f"detector {path.name} (boxes and scores, 384x384 px), tensorrt" in text
+    assert "fp32 on GPU in memory" in text
+
+
+def test_engines_of_the_other_kind_are_refused_with_the_option_that_takes_them(cli, bench, tmp_path):
+    path = made_of("detector", tmp_path, targets=(THIS,)).path
+    data = engine_bytes()
+    pose = tmp_path / "pose.engine"
+    pose.write_bytes(data)
+    manifest.path_of(pose).write_text(manifest_of(data).to_json())
+    clip, out = weights.DEMO_CLIP, tmp_path / "out"
+    for arguments, told in (
+        (("run", clip, "--model", path), "expected an engine of a pose model, received one of a people detector, detector"),
+        (("run", clip, "--detector", pose), "expected an engine of a people detector, received one of a pose model, tiny"),
+        (("triton", path), "expected an engine of a pose model"),
+    ):
+        code, _, error = cli(*arguments, "--out", out)
+        assert code == 1
+        assert told in error and error.count("\n") == 1
+    with pytest.raises(EngineError, match="which --detector takes"):
+        open_engine(path, kind=ModelInfo)
+
+
+def test_no_gpu_is_a_sentence_and_the_kind_is_told_before_it(cli, made, no_gpu, tmp_path):
+    code, _, error = cli("run", weights.DEMO_CLIP, "--detector", made.out / ENGINE, "--out", tmp_path / "out")
+    assert code == 1 and error.count("\n") == 1 and ("NVIDIA driver" in error or "no GPU" in error)
+    code, _, error = cli("run", weights.DEMO_CLIP, "--model", made.out / ENGINE, "--out", tmp_path / "out")
+    assert code == 1 and "which --detector takes" in error
+    code, text, _ = cli("engine", "inspect", made.out / ENGINE)
+    assert code == 0
+    assert "detector detector (boxes and scores, 384x384 px)" in text and "1 to 8 frames" in text
+    assert "engine: not measured: it was built without a GPU" in text
