@@ -30,6 +30,7 @@ from engines.build_sources import is_detector
 from engines.bundle import read_bundle
 from engines.calibration import CalibrationSet
 from engines.fastest import build_fastest
+from engines.layouts import Placement
 from engines.manifest import BatchRange
 from engines.opening import open_people_detector
 from engines.parity import frames_of
@@ -44,7 +45,7 @@ from engines.tensorrt.device_cuda import CudaDevice
 from engines.tensorrt.module import Library, load_library
 from tests.engines.detectors import GROUND, NAMES, PERSON, detector, picture
 from tests.engines.manifests import manifest_of
-from tests.engines.memory_gpu import Driver, engine_bytes, tensorrt_module
+from tests.engines.memory_gpu import DTYPES, Driver, engine_bytes, tensorrt_module
 
 RTX40, ORIN, THIS = find_target("rtx40"), find_target("orin"), find_target("this")
 ENGINE, BUNDLE = "detector-384x384-fp32-rtx40.engine", "detector-384x384-fp32-orin.bundle.zip"
@@ -76,13 +77,17 @@ def made(tmp_path_factory):
     return SimpleNamespace(out=out, report=report, told=told)
 
 
-@pytest.fixture(scope="module")
-def worn(tmp_path_factory):
-    """Crops of the person whom the graphs of `tests.engines.detectors` see, each at another place."""
+def worn(folder, name):
+    """Crops of the person whom the graphs of `tests.engines.detectors` see, with the letterbox that a layout's wants."""
+    how = NAMES[name].preparation
     crops = np.full((12, 256, 256, 3), GROUND, np.uint8)
     for number, crop in enumerate(crops):
         crop[20 : 100 + number, 16 : 70 + number] = PERSON
-    path = tmp_path_factory.mktemp("worn") / "worn.npz"
+        if how.placement is Placement.MIDDLE:
+            crop[:8, :8] = how.padding
+        if how.placement is not Placement.STRETCHED:  # the last pixel of a frame of 128x96, whole and halved
+            crop[90:96, 120:128] = crop[186:192, 248:256] = how.padding
+    path = folder / "worn.npz"
     CalibrationSet(crops, ("some",)).save(path)
     return path
 
@@ -172,11 +177,11 @@ def test_tensorrt_for_rtx_takes_every_layout(name):
         assert len(engine.data) > 10_000
 
 
-def test_a_foreign_detector_s_file_is_not_needed_any_more(worn, tmp_path):
+def test_a_foreign_detector_s_file_is_not_needed_any_more(tmp_path):
     """Free sides, a class by its name, one frame at a time: all of it stands in the manifest."""
     told = {"names": "{0: 'dog', 3: 'worker'}", "imgsz": "[96, 128]", "other": "x"}
     source = file_of(tmp_path, "YOLOv8 and later", free=True, batch=1, person=3, metadata=told)
-    result = made_of(source, tmp_path / "out", calibration=worn, person="worker")
+    result = made_of(source, tmp_path / "out", calibration=worn(tmp_path, "YOLOv8 and later"), person="worker")
     assert result.path.name == "factory-128x96-fp32-rtx40.engine"
     info = result.draft.model
     assert (info.layout, info.person, info.width, info.height) == ("YOLOv8 and later", 3, 128, 96)
@@ -189,7 +194,7 @@ def test_a_foreign_detector_s_file_is_not_needed_any_more(worn, tmp_path):
 # What is refused, in one sentence, and leaves nothing
 
 
-def test_requests_that_cannot_be_met(made, worn, tmp_path):
+def test_requests_that_cannot_be_met(made, tmp_path):
     def refused(match, source="detector", error=EngineError, **fields):
         with pytest.raises(error, match=match) as told:
             made_of(source, tmp_path / "out", **fields)
@@ -249,6 +254,10 @@ def test_what_a_source_is(tmp_path, monkeypatch):
 # Where there is a GPU: one in memory, whose engines compute the very graph in ONNX Runtime
 
 
+TYPES = {"tensor(uint8)": "UINT8", "tensor(float)": "FLOAT", "tensor(int64)": "INT64"}
+KINDS = {"float32": "FLOAT", "int64": "INT64"}
+
+
 @cache
 def runner(onnx_file):
     options = onnxruntime.SessionOptions()
@@ -274,27 +283,23 @@ class Bench:
 
     def build(self, graph, library, capability, options, timings):
         session = runner(graph)
-        called = [given.name for given in session.get_inputs()]
-        types = {"tensor(uint8)": "UINT8", "tensor(float)": "FLOAT", "tensor(int64)": "INT64"}
-        shape = [given.shape for given in session.get_inputs()]
-        example = {g.name: np.zeros([1, *g.shape[1:]], {"UINT8": np.uint8, "FLOAT": np.float32, "INT64": np.int64}[types[g.type]])
-                   for g in session.get_inputs()}  # fmt: skip
-        gives = dict(zip([o.name for o in session.get_outputs()], session.run(None, example), strict=True))
+        inputs = {given.name: (TYPES[given.type], given.shape[1:]) for given in session.get_inputs()}
+        black = {key: np.zeros((1, *shape), DTYPES[kind]) for key, (kind, shape) in inputs.items()}
+        gives = dict(zip([output.name for output in session.get_outputs()], session.run(None, black), strict=True))
+        fixed = session.get_inputs()[0].shape[0]
         name = f"network {len(self.networks)}"
 
-        def network(*inputs):
-            found = dict(zip(gives, session.run(None, dict(zip(called, inputs, strict=True))), strict=True))
+        def network(*arrays):
+            found = dict(zip(gives, session.run(None, dict(zip(inputs, arrays, strict=True))), strict=True))
             return {key: array + np.asarray(self.stray * (array.ndim == 3), array.dtype) for key, array in found.items()}
 
         self.networks[name] = network
         data = engine_bytes(
             network=name,
-            fixed=shape[0][0] if isinstance(shape[0][0], int) else None,
+            fixed=fixed if isinstance(fixed, int) else None,
             most=options.batch.max,
-            inputs={g.name: (types[g.type], g.shape[1:]) for g in session.get_inputs()},
-            outputs={
-                key: ({"float32": "FLOAT", "int64": "INT64"}[array.dtype.name], array.shape[1:]) for key, array in gives.items()
-            },
+            inputs=inputs,
+            outputs={key: (KINDS[array.dtype.name], array.shape[1:]) for key, array in gives.items()},
         )
         told = (library.name, library.version, ("8.9",), "GPU in memory", "CUDA 13.1")
         return BuiltEngine(data, *told, options.batch, options.named())
@@ -345,10 +350,10 @@ def test_an_engine_that_strays_leaves_no_file(bench, tmp_path):
         ("RTMDet of MMDeploy", {}),
     ],
 )
-def test_foreign_engines_give_what_their_files_gave(name, options, bench, worn, tmp_path):
+def test_foreign_engines_give_what_their_files_gave(name, options, bench, tmp_path):
     """Colours, scale and class are those of the file: its words and its stem came with the engine."""
     source = file_of(tmp_path, name, **options)
-    result = made_of(source, tmp_path / "out", targets=(THIS,), calibration=worn)
+    result = made_of(source, tmp_path / "out", targets=(THIS,), calibration=worn(tmp_path, name))
     source_bytes = source.read_bytes()
     source.unlink()
     frames = np.stack([picture(128, 96, (10 + 8 * n, 12, 50 + 9 * n, 70)) for n in range(3)])
@@ -362,9 +367,9 @@ def test_foreign_engines_give_what_their_files_gave(name, options, bench, worn, 
     np.testing.assert_allclose(seen.boxes, expected.boxes, atol=1e-3)
 
 
-def test_the_class_that_was_named_when_it_was_built_is_the_engine_s(bench, worn, tmp_path):
+def test_the_class_that_was_named_when_it_was_built_is_the_engine_s(bench, tmp_path):
     source = file_of(tmp_path, "YOLOv8 and later", person=3)
-    result = made_of(source, tmp_path / "out", targets=(THIS,), calibration=worn, person="3")
+    result = made_of(source, tmp_path / "out", targets=(THIS,), calibration=worn(tmp_path, "YOLOv8 and later"), person="3")
     with open_people_detector(result.path) as engine:
         assert engine.person == 3 and "people are class 3" in engine.about
     with open_people_detector(result.path, person="1") as engine:

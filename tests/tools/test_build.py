@@ -76,7 +76,8 @@ def test_a_folder_of_checkpoints(built):
     }  # fmt: skip
     found = manifest.load(out / f"{stem}-rtx40.engine")
     (row,) = [line for line in result.stdout.splitlines() if line.startswith(f"{stem}-rtx40.engine ")]
-    numbers = (f"{found.graph_parity.mm.mean:.3f}", f"{found.graph_parity.mm.max:.3f}")
+    parity = found.graph_parity
+    numbers = (f"{parity.mm.mean:.3f}", f"{parity.mm.max:.3f}", f"{parity.px.max:.3f}")
     assert row.split() == [f"{stem}-rtx40.engine", "built", "fp16", "graph", f"{found.engine_bytes / 2**20:.1f}", *numbers]
 
 
@@ -131,6 +132,16 @@ def test_ctrl_c_is_exit_code_130_and_leaves_whole_engines(bundle, tmp_path):
     for engine in engines:
         manifest.load(engine)
     assert len(list(tmp_path.iterdir())) == 2 * len(engines)
+
+
+def test_a_detector_s_row_has_the_boxes_px_and_no_mm(cli, tmp_path):
+    code, text, _ = cli("detector", "--out", tmp_path, "--target", "rtx40", "--frame", "384,224")
+    assert code == 0
+    name = "detector-384x224-fp32-rtx40.engine"
+    (row,) = [line for line in text.splitlines() if line.startswith(f"{name} ")]
+    found = manifest.load(tmp_path / name)
+    size, px = f"{found.engine_bytes / 2**20:.1f}", f"{found.graph_parity.box_px:.3f}"
+    assert row.split() == [name, "built", "fp32", "graph", size, px]
 
 
 def test_without_a_gpu_the_gpu_at_hand_is_refused(cli, bundle, tmp_path):
@@ -189,9 +200,26 @@ paths = texts.filter(lambda text: not text.startswith("-")).map(Path)
     via=st.sampled_from([None, "torch2trt"]),
     tail=st.booleans(),
     scheme=st.sampled_from([scheme.key for scheme in INT8_SCHEMES]),
+    frame=st.none() | st.tuples(st.integers(0, 5000), st.integers(0, 5000)),
+    person=st.none() | texts.filter(lambda text: not text.startswith("-")),
 )
 def test_the_command_in_a_manifest_asks_for_the_same(
-    source, out, precision, target, batch, workspace, compatible, level, core, calibration, library, via, tail, scheme
+    source,
+    out,
+    precision,
+    target,
+    batch,
+    workspace,
+    compatible,
+    level,
+    core,
+    calibration,
+    library,
+    via,
+    tail,
+    scheme,
+    frame,
+    person,
 ):
     """Whatever was asked for: the program, given the command that the manifest has, is asked for it again."""
     import tools.build as command
@@ -201,7 +229,8 @@ def test_the_command_in_a_manifest_asks_for_the_same(
         precision, batch = "fp16", BatchRange(batch.max, batch.max, batch.max)
     tail = tail and via is None and precision != "fp32"
     options = BuildOptions(batch, workspace, compatible, level, core, tail)
-    asked = BuildRequest(source, out, (precision,), (target,), options, calibration, library, via, scheme=scheme)
+    detector = {"frame": frame, "person": person}
+    asked = BuildRequest(source, out, (precision,), (target,), options, calibration, library, via, scheme=scheme, **detector)
     seen = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command, "build", lambda request, _: seen.append(request) or BuildReport((), ()))
@@ -221,6 +250,10 @@ def test_the_command_in_a_manifest_asks_for_the_same(
         (["xs", "--out", "d", "--batch", "4,2,8"], 2),
         (["xs", "--out", "d", "--batch", "a,b,c"], 2),
         (["xs", "--out", "d", "--workspace", "0"], 2),
+        (["detector", "--out", "d", "--frame", "384"], 2),
+        (["detector", "--out", "d", "--frame", "384,a"], 2),
+        (["detector", "--out", "d", "--frame", "384,100", "--target", "rtx40"], 1),
+        (["xs", "--out", "d", "--frame", "384,384", "--target", "rtx40"], 1),
         (["a", "b", "--all", "--out", "d"], 2),
         (["xs", "--out", "d", "--target", "rtx99"], 2),
         (["xs", "--out", "d", "--target", "rtx40", "--precision", "fp8"], 2),
