@@ -19,7 +19,7 @@ from engines.build_request import BuildRequest, Progress, Step, check_dla, step
 from engines.bundle import DetectorProof, Proof, RecordedBoxes, RecordedPoses, TypedModel, read_bundle
 from engines.calibration import CalibrationSet, SplitCrops, hash_crops
 from engines.graph import fix_input, pose_graph
-from engines.layouts import DetectedBoxes
+from engines.layouts import MAX_NAMES, DetectedBoxes
 from engines.manifest import BatchRange, EngineModel
 from engines.onnx_file import check_fp32, first_channels, read_onnx
 from engines.onnx_parser import parse_onnx
@@ -140,7 +140,7 @@ class DetectorSource:
                     )
                 self._data, self._person = data, request.person
                 self._input = with_sides(detector.picture, width, height)
-                told = {key: found.metadata[key] for key in TOLD if key in found.metadata}
+                told = {key: found.metadata[key] for key in TOLD if len(found.metadata.get(key, "")) in range(1, MAX_NAMES + 1)}
                 self._info = DetectorInfo(
                     self.name, hashlib.sha256(data).hexdigest(), width, height, detector.layout.name, detector.person, told,
                     first_channels(found),
