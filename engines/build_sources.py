@@ -260,12 +260,12 @@ def _refuse_what_detectors_lack(request: BuildRequest) -> None:
     """
     if request.precisions not in ((), DetectorSource.precisions):
         raise EngineError(
-            f"expected precision fp32 for the people detector {request.source}, received {', '.join(request.precisions)}: "
-            "which of a detector's layers may have another is not known"
+            f"expected precision fp32 for {request.source}, a people detector, received {', '.join(request.precisions)}: "
+            "which of its layers may have another is not known"
         )
     if request.via is not None or request.options.tail_kernel or request.options.dla_core is not None:
         told = "--via" if request.via else "--tail-kernel" if request.options.tail_kernel else "--dla-core"
-        raise EngineError(f"expected a checkpoint of a pose model for {told}, received the people detector {request.source}")
+        raise EngineError(f"expected a checkpoint of a pose model for {told}, received {request.source}, a people detector")
 
 
 def _with_batch_of(fixed: int | None, request: BuildRequest) -> BuildRequest:

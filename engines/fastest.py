@@ -44,7 +44,7 @@ def build_fastest(request: BuildRequest, progress: Progress) -> BuildReport:
     """
     if request.source.endswith(BUNDLE_SUFFIX) or is_detector(request.source):
         what = "people detector" if is_detector(request.source) else "bundle"
-        raise EngineError(f"expected a checkpoint for --precision {FASTEST}, received the {what} {request.source}")
+        raise EngineError(f"expected a checkpoint for --precision {FASTEST}, received {request.source}, a {what}")
     targets = request.targets or (find_target("this"),)
     for target in targets:
         if plan(target, request.library).gpu is None:

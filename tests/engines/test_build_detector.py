@@ -201,9 +201,9 @@ def test_requests_that_cannot_be_met(made, tmp_path):
         assert "\n" not in str(told.value)
         assert names(tmp_path / "out") == []
 
-    refused("expected precision fp32 for the people detector detector, received fp16", precisions=("fp16",))
-    refused("expected a checkpoint of a pose model for --via, received the people detector", via="torch2trt")
-    refused("for --tail-kernel, received the people detector", options=BuildOptions(tail_kernel=True))
+    refused("expected precision fp32 for detector, a people detector, received fp16", precisions=("fp16",))
+    refused("expected a checkpoint of a pose model for --via, received detector, a people detector", via="torch2trt")
+    refused("for --tail-kernel, received detector", options=BuildOptions(tail_kernel=True))
     refused("for --dla-core, received", options=BuildOptions(BatchRange(4, 4, 4), dla_core=0), targets=(ORIN,))
     refused(r"such as --frame 400,112, received 390,100", frame=(390, 100))
     refused("frames of 32 to 4096 px", frame=(5000, 5000), error=ModelError)
@@ -217,7 +217,7 @@ def test_requests_that_cannot_be_met(made, tmp_path):
             options=BuildOptions(BatchRange(1, 2, 4)))  # fmt: skip
     refused("such as --frame 128,96, received 256,96", source=single, frame=(256, 96))
     refused("it finds nobody in crops of synthetic people.*--calibration", source=single, error=ParityError)
-    with pytest.raises(EngineError, match="for --precision fastest, received the people detector detector"):
+    with pytest.raises(EngineError, match="for --precision fastest, received detector, a people detector"):
         build_fastest(BuildRequest("detector", tmp_path / "out", targets=(RTX40,)), ignore)
 
 

@@ -161,7 +161,7 @@ def test_the_fastest_is_refused_where_nothing_can_be_timed(cli, tmp_path):
     assert "times engines on the GPU that they are for, and there is no" in told + error
     assert "name a precision, such as --precision fp16" in told + error
     code, told, error = cli("xs-fp16-orin.bundle.zip", "--out", tmp_path, "--precision", "fastest")
-    assert "expected a checkpoint for --precision fastest, received the bundle" in told + error
+    assert "expected a checkpoint for --precision fastest, received xs-fp16-orin.bundle.zip, a bundle" in told + error
     code, told, error = cli("xs", "--out", tmp_path, "--precision", "fastest,fp16", "--target", "rtx40")
     assert code == 2
     assert list(tmp_path.iterdir()) == []
