@@ -300,16 +300,18 @@ def open_estimator(
     model, detector = models.pose, models.people
     people: PeopleFinder = given or WholePicture()
     turned = None
-    if detector is not None:  # pictures have no frame rate: one is not what came after another
+    if detector is not None:
+        see = detections_of(detector)
+        follows = info.live or info.frame_rate is not None  # pictures have no frame rate: one is not what came after another
         people = PeopleTracker(
-            detections_of(detector),
+            see,
             model.info.joint_set,
             min_score=config.min_score,
             max_people=config.max_people,
             keep_lost_s=config.keep_lost_s,
-            follows=info.live or info.frame_rate is not None,
+            follows=follows,
         )
-        turned = TurnedPeople(detections_of(detector), model, min_score=config.min_score)
+        turned = TurnedPeople(see, model, min_score=config.min_score, follows=follows)
     return Estimator(model, people, camera=camera, turned=turned, world=config.world)
 
 

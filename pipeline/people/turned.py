@@ -37,12 +37,21 @@ class TurnedPeople:
         see: the people whom the detector sees in a frame, as for `PeopleTracker`.
         model: reads their poses.
         min_score: mean joint score from which a person counts as found.
+        follows: whether the frames follow each other in time, as for `PeopleTracker`: who is told of here must be found there.
     """
 
-    def __init__(self, see: Callable[[Frame], Sequence[Detection]], model: PoseModel, *, min_score: float = MIN_SCORE) -> None:
+    def __init__(
+        self,
+        see: Callable[[Frame], Sequence[Detection]],
+        model: PoseModel,
+        *,
+        min_score: float = MIN_SCORE,
+        follows: bool = True,
+    ) -> None:
         self._see = see
         self._model = model
         self._min_score = min_score
+        self._follows = follows
         self._next_s = -math.inf
         self._looks = 0
 
@@ -58,7 +67,8 @@ class TurnedPeople:
         return None
 
     def _finds(self, frame: Frame) -> bool:
-        people = PeopleTracker(self._see, self._model.info.joint_set, min_score=self._min_score, follows=False)
+        joints = self._model.info.joint_set
+        people = PeopleTracker(self._see, joints, min_score=self._min_score, follows=self._follows)
         while True:
             try:
                 boxes = people.find(frame, Stopwatch())

@@ -1,5 +1,7 @@
 """A picture that is not upright: the run says how to turn it, and turned it gives the very poses of the upright one."""
 
+from dataclasses import replace
+
 import av
 import cv2
 import numpy as np
@@ -7,11 +9,19 @@ import pytest
 
 from convnextpose import weights
 from convnextpose.errors import SourceError
+from convnextpose.skeleton import HUMAN36M
+from pipeline.estimator import Estimator
 from pipeline.models import open_models
+from pipeline.people.detection import detections_of
+from pipeline.people.tracker import PeopleTracker
+from pipeline.people.turned import TurnedPeople
 from pipeline.run import RunConfig, open_pipeline
 from pipeline.sources import open_source
 from pipeline.sources.orientation import FLIPS
+from pipeline.types import Frame
 from tests.cases import fast_first
+from tests.pipeline.blob import BlobDetector, BlobModel
+from tests.pipeline.blob import picture as blob
 
 BACK = {"180": "180", "90": "270", "270": "90"}
 
@@ -54,6 +64,23 @@ def test_a_picture_that_is_not_upright_is_told_and_can_be_turned(models, tmp_pat
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one.frame.image, other.frame.image)
         np.testing.assert_array_equal([p.joints_mm for p in one.poses], [p.joints_mm for p in other.poses])
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_who_shows_in_a_turned_frame_is_who_would_be_found_in_it(follows):
+    """By an unsure pose where the detector is sure: in a picture, but not in a stream."""
+
+    class Unsure(BlobModel):
+        def run(self, crops):
+            read = super().run(crops)
+            return replace(read, scores=np.minimum(read.scores, 0.4))
+
+    frame = Frame(blob(640, 480, (200, 100, 80, 220)), "t", 0, 0.0)
+    see = detections_of(BlobDetector())
+    assert TurnedPeople(see, BlobModel(), follows=follows).look(frame)
+    told = TurnedPeople(see, Unsure(), follows=follows).look(frame)
+    found = PeopleTracker(see, HUMAN36M, follows=follows)
+    assert bool(told) == bool(Estimator(Unsure(), found).step(frame).poses) == (not follows)
 
 
 def test_pictures_without_people_are_turned_in_vain(models, tmp_path):
