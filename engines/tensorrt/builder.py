@@ -290,13 +290,13 @@ def _run(library: Library, builder: Any, network: Any, config: Any) -> Any:  # n
 
     # A daemon: a library without a monitor does not end sooner, and the process need not wait for it.
     worker = threading.Thread(target=work, name="tensorrt-build", daemon=True)
-    worker.start()
     try:
+        worker.start()
         while worker.is_alive():
             worker.join(0.1)
     except KeyboardInterrupt:
         cancelled.set()
-        if hasattr(library.module, "IProgressMonitor"):
+        if hasattr(library.module, "IProgressMonitor") and worker.is_alive():
             worker.join(CANCEL_WAIT_S)
         raise
     if errors:

@@ -150,16 +150,23 @@ def test_ctrl_c_ends_a_build(rtx, small):
     def builds():
         return any(thread.name == "tensorrt-build" for thread in threading.enumerate())
 
-    def interrupt():
-        while not builds():
-            time.sleep(0.001)
-        _thread.interrupt_main()
+    ended = threading.Event()
 
-    interrupter = threading.Thread(target=interrupt, daemon=True)
-    interrupter.start()
+    def interrupt():
+        while not ended.wait(0.001):
+            if builds():
+                _thread.interrupt_main()
+                return
+
+    assert not builds()
+    interrupter = threading.Thread(target=interrupt)
     with pytest.raises(KeyboardInterrupt):
-        build_engine(small, rtx, "8.9")
-    interrupter.join()
+        interrupter.start()
+        try:
+            build_engine(small, rtx, "8.9")
+        finally:  # a build that fails must not leave an interrupt to a later test
+            ended.set()
+            interrupter.join()
     end = time.monotonic() + 60
     while builds():
         assert time.monotonic() < end
