@@ -157,7 +157,7 @@ class Small(torch.nn.Module):
 
 @pytest.mark.parametrize("size", fast_first(["small", "whole"]))
 def test_weights_put_into_a_graph_give_what_the_exporter_gives(size, checkpoint, tmp_path, made_once):
-    """Also that the exporter gives the same bytes each time: tests export each kind of network once."""
+    """Tests export each kind of network once. This also shows that the exporter gives the same bytes each time."""
     if size == "small":
         first, second = Small(1).eval(), Small(2).eval()
         inputs, outputs = [ArraySpec("images", "float32", (None, 3, 8, 8))], [ArraySpec("maps", "float32", (None, 4, 6, 6))]

@@ -6,7 +6,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from convnextpose.crop import Box
@@ -294,12 +294,15 @@ def test_people_of_whom_the_detector_is_unsure_are_followed_by_their_poses():
 def test_an_unsure_pose_keeps_a_track_but_begins_none():
     world = World([Walker(line((300, 600), (60, 0)))], score=lambda who, time_s: 0.6 if time_s < 1 else 0.4)
     assert len(film(world, steady(10, 4)).ids) >= 38
-    unsure = World(world.walkers, score=lambda who, time_s: 0.4, detection_score=lambda who, time_s: 0.35)
-    assert not film(unsure, steady(10, 4)).ids
+    assert not film(World(world.walkers, score=lambda who, time_s: 0.4), steady(10, 4)).ids
 
 
 @few
 @given(pose=st.floats(0, 0.6), detection=st.floats(0.3, 1))
+@example(pose=0.4, detection=SURE_DETECTION)
+@example(pose=0.4, detection=0.39)
+@example(pose=0.33, detection=1)
+@example(pose=MIN_SCORE, detection=0.3)
 def test_where_the_detector_is_sure_an_unsure_pose_is_enough_in_a_picture_but_not_in_a_stream(pose, detection):
     walkers = [Walker(line((300, 600), (20, 0)))]
     world = World(walkers, score=lambda who, time_s: pose, detection_score=lambda who, time_s: detection)
