@@ -2,7 +2,7 @@
 
     reader --frame--> estimator --posed frame--> recorders, each in a thread of its own --> the caller
                                       |\\--> renderer --drawn frame--> recorders that want the picture
-                                       \\--> views: the newest frame of each source
+                                       \\--> views
 
 A recorded source waits: the next frame is taken from it when what is in flight leaves room, in frames and in bytes, so that
 every recorder has every frame. A live source never waits: only its newest frame is kept for the estimator, and a recorder that

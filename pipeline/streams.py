@@ -1,7 +1,7 @@
-"""A run: streams side by side, which have threads of their own, and a thread for each view.
+"""A run: streams side by side, each with threads of its own, and a thread for each view.
 
-A view never holds anything up: it sees the newest frame of each source when it has time for one, and a view that fails is
-closed and told of, while everything else goes on. A stream that fails ends alone: its error reaches the caller as a StageError
+A view never holds anything up: it sees the newest frame of each source when it has time for one. A view that fails is closed
+and its error told, while everything else goes on. A stream that fails ends alone: its error reaches the caller as a StageError
 when all streams have ended.
 """
 

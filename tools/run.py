@@ -35,7 +35,7 @@ from pipeline.views.base import LOOPBACK, Place
 from pipeline.views.osc import STYLES
 from pipeline.views.table import ViewConfig
 from tools.console import make_console
-from tools.run_console import lines, print_end, print_head
+from tools.run_console import print_end, print_head, status_lines
 
 _STOP_SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 if hasattr(signal, "SIGHUP"):
@@ -202,7 +202,8 @@ def run_command(
         typer.Option(
             min=0.0,
             max=1.0,
-            help="Mean joint score from which somebody is a person; in pictures, two thirds of it where the detector is sure.",
+            help="Mean joint score from which a pose is a person. In pictures two thirds of it are enough where the detector "
+            "is sure.",
         ),
     ] = MIN_SCORE,
     max_people: Annotated[
@@ -391,5 +392,6 @@ def _follow(pipeline: Pipeline) -> None:
     if not screen.is_terminal:
         pipeline.run()
         return
-    with Live(get_renderable=partial(lines, RunStatus(pipeline.streams)), console=screen, refresh_per_second=5, transient=True):
+    lines = partial(status_lines, RunStatus(pipeline.streams))
+    with Live(get_renderable=lines, console=screen, refresh_per_second=5, transient=True):
         pipeline.run()

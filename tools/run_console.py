@@ -36,7 +36,7 @@ _SHOWN_REASONS = 5
 """Reasons of a kind that the console lists."""
 
 
-def lines(status: RunStatus) -> Table:
+def status_lines(status: RunStatus) -> Table:
     """A line for each source: its name, its state with the cause, how far it is, speed, age and drops."""
     table = Table.grid(padding=(0, 2))
     for source in status.sources():
