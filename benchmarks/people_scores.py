@@ -1,15 +1,15 @@
-"""Who is found: the best pose in pictures and in frames of videos, and how many known people and other things are found.
+"""Who is found in pictures and in frames of videos: the best pose in each, or counts of known people and of other things.
 
     python benchmarks/people_scores.py [--model xs] [--every 50] [--detector FILE.onnx] PICTURE_OR_VIDEO...
     python benchmarks/people_scores.py [...] --people FOLDER [--without PICTURE_OR_VIDEO...]
 
-The first prints a line for each picture. The second counts, for several values of --min-score, the known people who are found,
-and what else is. FOLDER is that of the training's data, which training/README.md describes: the pictures that are held out from
-the detector, the frames in `real/more` with people, and the backgrounds there.
+The first prints a line for each picture. The second counts, for several values of --min-score, how many of the known people are
+found, and how much else. FOLDER is that of the training's data, which training/README.md describes: the pictures that are held
+out from the detector, the frames in `real/more` with people, and the backgrounds there.
 
-Pictures are searched as a run searches them, by the people detector and the pose network. The figures behind MIN_SCORE and
-SURE_DETECTION (pipeline/people, docs/people.md) are from here; run it on footage of your own, with and without people, to
-choose --min-score for other weights.
+Every picture, and every frame of a video, is searched as a run searches a single picture, by the people detector and the pose
+network. The figures behind MIN_SCORE and SURE_DETECTION (pipeline/people, docs/people.md) are from here; run it on footage of
+your own, with and without people, to choose --min-score for other weights.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ SCORES = (0.42, 0.45, 0.48, MIN_SCORE, 0.54, 0.57)
 """Values of --min-score that are compared."""
 
 SMALL = 0.1
-"""People whose box is lower than this share of the picture's longer side are neither missed nor wrong."""
+"""Height of a person's box, as a share of the picture's longer side, under which the person counts neither as missed nor as
+wrong."""
 
 
 @dataclass(frozen=True)

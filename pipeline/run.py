@@ -122,8 +122,8 @@ class RunConfig:
         world: what is known of the camera's place, of every source alike; the rest is estimated from the people.
         trace: file for the timeline of every frame, or None.
         random_weights: replace the model's weights by random numbers, for benchmarks.
-        min_score: mean joint score from which a person counts as found, 0..1; in single pictures two thirds of it where the
-            detector is sure.
+        min_score: mean joint score from which a person counts as found, 0..1. In single pictures two thirds of it are enough
+            where the detector is sure.
         max_people: how many people are followed at once; with more in the picture, the nearest.
         keep_lost_s: how long somebody who is out of sight is looked for, s.
         smooth: whether files with numbers hold the poses smoothed over time beside the raw ones; pictures show them anyway.

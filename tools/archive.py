@@ -79,7 +79,8 @@ def archive_command(
         typer.Option(
             min=0.0,
             max=1.0,
-            help="Mean joint score from which somebody is a person; in pictures, two thirds of it where the detector is sure.",
+            help="Mean joint score from which a pose is a person. In pictures two thirds of it are enough where the detector "
+            "is sure.",
         ),
     ] = MIN_SCORE,
     max_people: Annotated[int, typer.Option(min=1, help="How many people are followed at once.")] = MAX_PEOPLE,

@@ -34,8 +34,8 @@ DETECTION_SCORE = 0.3
 lower scores are things that the pose network, too, takes for people (docs/people.md)."""
 
 SURE_DETECTION = 0.4
-"""Score of the people detector from which somebody is in a single picture though the pose in the box is unsure. In a stream
-a sure pose is waited for: there, posts were somebody again and again by the detector's word (docs/people.md)."""
+"""Score of the people detector from which an unsure pose counts as a person in a single picture. In a stream a sure pose is
+waited for: with this rule there, posts were taken for people again and again."""
 
 
 def detections_of(detector: PeopleDetector) -> Callable[[Frame], list[Detection]]:

@@ -1,4 +1,4 @@
-"""Somebody who is followed: where the person is now, how they look, and what it costs to take somebody seen for them."""
+"""Somebody who is followed: where they are, how they look, and how likely it is that a pose is theirs."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Sighting:
         place: [2] the middle of its joints, px.
         size: square root of the box's area, px.
         clothes: [3, 3] their colours, BGR.
-        sure: whether the pose's score is a person's, or the detector's is.
+        sure: whether the pose is sure, or, in a single picture, the detector.
         detected: the detector's score there, 0 where it saw nobody.
         seekers: the tracks in whose expected places it was seen.
     """

@@ -40,8 +40,8 @@ KEEP_LOST_S = 1.5
 """How long somebody who is out of sight is looked for, unless told otherwise, s."""
 
 KEEP_FRACTION = 2 / 3
-"""A pose that is this fraction of MIN_SCORE is unsure: whoever is followed may have it, and whoever in a single picture the
-detector is sure of, but nobody else is found by it."""
+"""Fraction of the minimum score from which a pose counts as unsure, and under which it counts as none. An unsure pose keeps a
+track and begins none, except in single pictures where the detector is sure (SURE_DETECTION)."""
 
 DETECTION_AGREEMENT = 0.4
 """Intersection over union that a detected box and that of the pose in it have at least, if somebody is there."""
@@ -86,8 +86,7 @@ class PeopleTracker:
         max_people: how many people are followed at once; with more in the picture, the nearest.
         keep_lost_s: how long somebody who is out of sight is looked for, s.
         follows: whether the frames follow each other in time. If not, as with pictures of a folder, each is searched anew, and
-            KEEP_FRACTION of `min_score` is enough where the detector is sure (SURE_DETECTION): no later frame can show more.
-
+            an unsure pose is enough where the detector is sure (SURE_DETECTION), as no later frame can bring a sure one.
     """
 
     def __init__(
