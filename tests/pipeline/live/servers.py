@@ -293,8 +293,10 @@ class Watcher:
         return self
 
     def __exit__(self, *_):
+        end = time.monotonic() + self.closing_s
         self.source.close()
-        self._thread.join(self.closing_s)
+        assert time.monotonic() < end, "closing waits for nothing"
+        self._thread.join(max(0.1, end - time.monotonic()))
         assert not self._thread.is_alive(), "iterating ends when the source is closed"
         assert self.error is None, self.error
         indices = sorted([f.index for f in self.frames] + [f.index for f in self.unreadable])

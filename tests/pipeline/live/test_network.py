@@ -124,7 +124,7 @@ def test_inference_685_closing_takes_no_time_whatever_a_camera_does(scheme):
     with MuteServer() as server:
         port = free_port(socket.SOCK_DGRAM) if scheme in ("udp", "rtp") else server.port
         with watch(f"{scheme}://127.0.0.1:{port}", patience) as watcher:
-            watcher.closing_s = 2
+            watcher.closing_s = 1.5
             watcher.until_state("connecting")
             time.sleep(0.2)
 
