@@ -144,8 +144,10 @@ def test_an_option_that_fails_says_why(rtx, small):
         build_engine(small, rtx, "8.9", BuildOptions(dla_core=0))
 
 
-def test_ctrl_c_ends_a_build(rtx, small):
+def test_ctrl_c_ends_a_build(rtx, small, monkeypatch):
     """The main thread is interrupted while the library builds, and the library stops."""
+    told, original = [], building._Log.add
+    monkeypatch.setattr(building._Log, "add", lambda log, kind, text: (told.append(text), original(log, kind, text)))
 
     def builds():
         return any(thread.name == "tensorrt-build" for thread in threading.enumerate())
@@ -171,6 +173,7 @@ def test_ctrl_c_ends_a_build(rtx, small):
     while builds():
         assert time.monotonic() < end
         time.sleep(0.01)
+    assert any("BuildCanceled" in text for text in told), "the library is told to stop"
 
 
 # The full TensorRT's path, in the real module
