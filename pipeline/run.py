@@ -200,6 +200,11 @@ class RunConfig:
             raise ValueError(f"expected one source where boxes are given, received {len(self.source_list)}")
 
     @property
+    def has_engine(self) -> bool:
+        """Whether the model or the detector is an engine, which runs on the GPU."""
+        return is_engine(Path(self.model)) or (self.boxes is None and is_engine(Path(self.detector)))
+
+    @property
     def decoder(self) -> Decode:
         """Who is to decode video."""
         if self.decode == "auto":

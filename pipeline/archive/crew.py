@@ -76,9 +76,9 @@ def local_crew(workers: int | None = None) -> Callable[[RunConfig, int], Crew]:
     """
 
     def open_crew(config: RunConfig, most: int) -> Crew:
-        cores, engine = usable_cores(), is_engine(Path(config.model))
-        count = min(workers or (1 if engine else max(1, cores // 2)), most)
-        threads = None if engine else config.threads or max(1, cores // count)
+        cores = usable_cores()
+        count = min(workers or (1 if config.has_engine else max(1, cores // 2)), most)
+        threads = None if is_engine(Path(config.model)) else config.threads or max(1, cores // count)
         return LocalCrew(replace(config, threads=threads), count)
 
     return open_crew

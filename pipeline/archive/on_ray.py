@@ -1,8 +1,8 @@
 """Workers as actors of a Ray cluster. Ray places them and starts them; which file is done, the ledger alone knows.
 
 The nodes need this project, installed with the `ray` extra, and the folders of videos and results under the same paths. An
-actor asks for as many CPUs as it has threads, or for one GPU if the model is an engine, and for WORKER_BYTES of memory, so that
-Ray puts no more of them on a node than it holds.
+actor asks for as many CPUs as it has threads, for one GPU if the model or the detector is an engine, and for WORKER_BYTES of
+memory, so that Ray puts no more of them on a node than it holds.
 """
 
 from __future__ import annotations
@@ -112,10 +112,9 @@ class RayCrew:
                 raise RuntimeUnavailableError(
                     f"expected a Ray cluster at {address}, but it cannot be joined: {reason}"
                 ) from error
-        engine = is_engine(Path(config.model))
-        threads = None if engine else config.threads or THREADS
+        threads = None if is_engine(Path(config.model)) else config.threads or THREADS
         self._config = replace(config, threads=threads)
-        self._needs = {"num_cpus": threads or 1, "num_gpus": 1 if engine else 0, "memory": WORKER_BYTES}
+        self._needs = {"num_cpus": threads or 1, "num_gpus": int(config.has_engine), "memory": WORKER_BYTES}
         self._class = ray.remote(max_restarts=0, **self._needs)(_Actor)
         count = workers or self._fitting()
         if count < 1:

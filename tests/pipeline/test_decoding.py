@@ -83,5 +83,8 @@ def test_auto_is_the_gpu_where_it_runs_the_model():
     assert RunConfig("clip.mp4", model="xs").decoder is Decode.CPU
     assert RunConfig("clip.mp4", model="xs-fp16-rtx40.engine").decoder is Decode.NVDEC
     assert RunConfig("clip.mp4", model="xs-fp16-rtx40.engine", decode="cpu").decoder is Decode.CPU
+    assert not RunConfig("clip.mp4").has_engine
+    assert RunConfig("clip.mp4", model="xs-fp16-rtx40.engine").has_engine
+    assert RunConfig("clip.mp4", detector="detector-384x384-fp32-rtx40.engine").has_engine
     with pytest.raises(ValueError, match="expected decode auto, cpu, nvdec, received 'gpu'"):
         RunConfig("clip.mp4", decode="gpu")
