@@ -127,7 +127,7 @@ def build_command(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Build again what is there; replace other files.")] = False,
 ) -> None:
-    """Turn checkpoints and people detectors into TensorRT engines: verify, export, prove, build, and write the manifest.
+    """Turn checkpoints and people detectors into TensorRT engines: verify, export, prove, build, write the manifest.
 
     A target that cannot be built here gets a bundle to take there. What is there already and fits is kept.
 

@@ -27,7 +27,7 @@ COMMANDS = {
     "verify": "Check checkpoints: which variant their tensors make, and that none is missing, foreign or broken.",
     "export": "Write a verified checkpoint as ONNX, compared with PyTorch before the file is put in place.",
     "calibrate": "Collect crops of people to calibrate INT8 models on, and a preview sheet FILE.png to look at them.",
-    "build": "Turn checkpoints and people detectors into TensorRT engines: verify, export, prove, build, and write the manifest.",
+    "build": "Turn checkpoints and people detectors into TensorRT engines: verify, export, prove, build, write the manifest.",
     "engine": "Look at TensorRT engines.",
     "bench-engine": "Time an engine on the host and on the GPU, for several numbers of crops, beside FP16 PyTorch.",
     "triton": "Write a model into a repository of Triton: the file, its configuration, and which server fits.",

@@ -33,7 +33,7 @@ DETECTION_SCORE = 0.3
 """Score of the people detector from which the pose in a box is read. It is low, since the pose has the last word; in boxes of
 lower scores are things that the pose network, too, takes for people (docs/people.md)."""
 
-SURE_DETECTION = 0.4
+SURE_DETECTION = 0.5
 """Score of the people detector from which an unsure pose counts as a person in a single picture. In a stream a sure pose is
 waited for: with this rule there, posts were taken for people again and again."""
 
