@@ -18,7 +18,7 @@ from pipeline.types import Frame, TrackEvent
 
 MIN_SCORE = 0.51
 """Mean joint score from which a person counts as found: the lowest hundredth from which the default weights take something
-else for a person in at most one in a hundred pictures without people (1 of 143): docs/people.md."""
+else for a person in at most one in a hundred pictures without people (2 of 252): docs/people.md."""
 
 
 @dataclass(frozen=True)
