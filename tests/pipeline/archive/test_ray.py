@@ -70,6 +70,9 @@ def test_a_node_that_is_removed_in_the_middle_loses_nothing(cluster, tmp_path):
     assert summary.progress.counts == {DONE: 6, SAME: 1}, summary.troubles
     lines = [json.loads(line) for line in (out / "ledger.ndjson").read_text().splitlines()[1:]]
     assert set(Counter(record["file"] for record in lines).values()) == {1}, "each file was settled once"
-    assert {p.parent.name: len(read_poses(p).frames) for p in out.rglob("poses.ndjson")} == {f"{n}.mp4": 20 for n in range(6)}
+    frames = {path.parent.name: len(read_poses(path).frames) for path in out.rglob("poses.ndjson")}
+    if "copy.mp4" in frames:  # of two that are alike, the other one stands for both if the node went with the first
+        frames["0.mp4"] = frames.pop("copy.mp4")
+    assert frames == {f"{n}.mp4": 20 for n in range(6)}
     assert not (out / ".partial").exists()
     assert ArchiveRun(RunConfig(sources=folder, out=out, threads=1), ray_crew(cluster.address)).run().progress.before == 7
