@@ -21,10 +21,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from convnextpose import weights
 from convnextpose.crop import Box
 from convnextpose.errors import PoseError
 from engines.opening import open_people_detector
+from engines.people import shared_areas
 from pipeline.estimator import Estimator
 from pipeline.models import open_model
 from pipeline.people import MIN_SCORE
@@ -97,8 +100,8 @@ class Search:
 
 def _covered(box: Box, by: Box) -> float:
     """The share of a box that lies in another."""
-    union = (box.area + by.area) / (1 + box.iou(by))  # from iou = shared / (sum - shared)
-    return (box.area + by.area - union) / box.area
+    first, second = (np.array([(b.x, b.y, b.width, b.height)]) for b in (box, by))
+    return float(shared_areas(first, second)[0, 0] / box.area)
 
 
 def main() -> None:

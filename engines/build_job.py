@@ -59,7 +59,7 @@ class Job:
             scheme = request.scheme if precision == "int8" and isinstance(source, CheckpointSource) else INT8_SCHEMES[0].key
             called = precision if scheme == INT8_SCHEMES[0].key else f"{precision}-{scheme}"
             suffix = ENGINE_SUFFIX if planned.library else BUNDLE_SUFFIX
-            self._path = child(request.out, f"{_stem(self._info)}-{called}-{target}{suffix}")
+            self._path = child(request.out, f"{_base_name(self._info)}-{called}-{target}{suffix}")
         except ValueError as error:  # the name may be out of a bundle
             raise EngineError(f"{show(request.source)}: {error}") from error
         self._replacing: tuple[Path, ...] = ()
@@ -226,7 +226,7 @@ class Job:
         self._progress(Step(self.subject, text, done=True))
 
 
-def _stem(info: EngineModel) -> str:
+def _base_name(info: EngineModel) -> str:
     """What names of a model's files begin with. A detector's tells its frames, as there may be engines of several."""
     return f"{info.name}-{info.width}x{info.height}" if isinstance(info, DetectorInfo) else info.name
 

@@ -27,7 +27,7 @@ from pipeline.people import MIN_SCORE
 from pipeline.people.tracker import KEEP_LOST_S, MAX_PEOPLE
 from pipeline.run import RunConfig
 from tools.console import make_console
-from tools.run import DetectorClassOption, DetectorOption, FlipOption, given_options, parse_camera
+from tools.run import DetectorClassOption, DetectorOption, FlipOption, MinScoreOption, given_options, parse_camera
 
 _LINE_EVERY_S = 60.0
 """How often a line tells how far it is where there is no terminal."""
@@ -74,15 +74,7 @@ def archive_command(
         Intrinsics | None,
         typer.Option(parser=parse_camera, metavar="FX,FY,CX,CY", help="The intrinsics, px, if all videos are of one camera."),
     ] = None,
-    min_score: Annotated[
-        float,
-        typer.Option(
-            min=0.0,
-            max=1.0,
-            help="Mean joint score from which a pose is a person. In pictures two thirds of it are enough where the detector "
-            "is sure.",
-        ),
-    ] = MIN_SCORE,
+    min_score: MinScoreOption = MIN_SCORE,
     max_people: Annotated[int, typer.Option(min=1, help="How many people are followed at once.")] = MAX_PEOPLE,
     keep_lost: Annotated[
         float, typer.Option(min=0.0, metavar="SECONDS", help="How long somebody who is out of sight keeps the track id.")

@@ -67,6 +67,15 @@ DetectorClassOption = Annotated[
         show_default=False,
     ),
 ]
+MinScoreOption = Annotated[
+    float,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        help="Mean joint score from which a pose is a person. In pictures two thirds of it are enough where the detector "
+        "is sure.",
+    ),
+]
 FlipOption = Annotated[str | None, typer.Option(help=_CAMERA_HELP["flip"], show_default=False)]
 
 NAMES_HELP = f"auto (what fits the format), {', '.join(NAMES)}."
@@ -197,15 +206,7 @@ def run_command(
         Path | None, typer.Option(help="Write the timeline of every frame here; ui.perfetto.dev opens it.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are in the folder already.")] = False,
-    min_score: Annotated[
-        float,
-        typer.Option(
-            min=0.0,
-            max=1.0,
-            help="Mean joint score from which a pose is a person. In pictures two thirds of it are enough where the detector "
-            "is sure.",
-        ),
-    ] = MIN_SCORE,
+    min_score: MinScoreOption = MIN_SCORE,
     max_people: Annotated[
         int, typer.Option(min=1, help="How many people are followed at once; with more in the picture, the nearest.")
     ] = MAX_PEOPLE,

@@ -1,5 +1,8 @@
 """One small model, exported once: XS with random weights and batch norms that are not the identity."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -53,3 +56,25 @@ def runtime(request, checkpoint, onnx_bytes):
 
     with open_pose_model(checkpoint if request.param == "torch" else onnx_bytes, request.param, threads=1) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def build_alone():
+    """Build a bundle's engine for an RTX 40 in a process that has neither torch nor what makes or runs ONNX files."""
+
+    def build(bundle, out):
+        code = (
+            "import sys\n"
+            "for name in ('torch', 'onnx', 'onnxruntime', 'openvino', 'safetensors'): sys.modules[name] = None\n"
+            "from engines.build import build\n"
+            "from engines.build_request import BuildRequest\n"
+            "from engines.targets import find_target\n"
+            "from pathlib import Path\n"
+            f"request = BuildRequest({str(bundle)!r}, Path({str(out)!r}), targets=(find_target('8.9'),))\n"
+            "report = build(request, lambda step: None)\n"
+            "assert not report.failures, report.failures\n"
+        )
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+
+    return build
