@@ -95,13 +95,13 @@ def against_truth(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
 
 def real2d(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
     """Joints in crops of the labelled boxes of held-out people against the labels, the boxes given."""
-    from benchmarks.pictures import LIMB_JOINTS, draw_overlays, held_out_people, labelled_frames, pck_interval, score_pictures
+    from benchmarks.pictures import LIMB_JOINTS, draw_overlays, labelled_frames, labelled_people, pck_interval, score_pictures
 
     parser.add_argument("folder", type=Path, help="the data folder; its real/ has pictures and key points")
     parser.add_argument("--model", default="xs", help="what to measure; mediapipe for the other detector")
     parser.add_argument("--overlays", type=Path, help="folder for pictures of labels and predictions side by side")
     arguments = parser.parse_args()
-    files, people = held_out_people(arguments.folder)
+    files, people = labelled_people(arguments.folder, held_out_only=True)
     frames = labelled_frames(people, files)
     people = [person for _, those in frames for person in those]
     if arguments.model == "mediapipe":

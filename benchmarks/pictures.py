@@ -153,25 +153,26 @@ def labelled_frames(people: list[LabelledPerson], found: dict[str, Path]) -> lis
     return result
 
 
-def held_out_people(folder: Path) -> tuple[dict[str, Path], list[LabelledPerson]]:
-    """The pictures, by name, and the people of the training data's folder whom no training of this project reads.
+def labelled_people(folder: Path, *, held_out_only: bool) -> tuple[dict[str, Path], list[LabelledPerson]]:
+    """The pictures, by name, and the people marked by hand in the training data's folder.
 
     Those count of whom all four of shoulders and hips and eight limb joints or more are marked, 80 px tall or more, with a
     torso of 5 % of the box's longer side or more (`training.real.RealPerson.scorable`).
 
     Args:
         folder: the data folder, which training/README.md describes.
+        held_out_only: leave out those whom a training of this project may read.
 
     Raises:
-        SourceError: the folder is not as described there, or nobody in it is held out.
+        SourceError: the folder is not as described there, or nobody counts.
     """
     from training.real import COCO, read_people
 
-    people = [person for person in read_people(folder)[1] if person.scorable]
+    trained_on, held_out = read_people(folder)
+    people = [p for p in ([] if held_out_only else trained_on) + held_out if p.by_hand and p.scorable]
     if not people:
-        raise SourceError(
-            f"expected labelled people who are held out in {folder}, found none: name a folder with more pictures"
-        )
+        which = "labelled people who are held out" if held_out_only else "labelled people"
+        raise SourceError(f"expected {which} in {folder}, found none: name a folder with more pictures")
     labelled, by_hand = [], np.isin(np.arange(len(HUMAN36M)), list(COCO.values()))  # the others are middles of these
     for person in people:
         marked = by_hand & (person.weights[:, 0] > 0)

@@ -1,13 +1,14 @@
 """Trains the same short run again and again with one choice of the recipe changed, and tells what each change costs.
 
     python -m training.ablate results.json [--only NAME...] [--size 64] [--images 24000] [--init FILE.safetensors]
-        [--data FOLDER]
+        [--data FOLDER] [--seeds 1 2 3]
 
 The base run and each change begin from the same weights, random ones without `--init`, and see the same crops, but where
 weights, crops or seed are the choice. With `--data` the recipe has real people, captured poses, real cloth and avatars, each of
 them a choice, and the runs are judged on the held-out people, too.
-`results.json` keeps what is done, so that an interrupted call goes on; the table is printed from it. Two more seeds of the base
-tell how much of a difference is noise.
+`results.json` keeps what is done, so that an interrupted call goes on; the table is printed from it. With several
+`--seeds` every run is made with each of them. A change is compared with the base of the same seed, and the table tells the
+mean and how far a seed was from it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ BASE = "base"
 
 
 class KeptChunks(PoseChunks):
-    """Crops that are rendered once, however many runs train on them: those of the first run, in the CPU's memory."""
+    """Crops that are rendered once, however many runs train on them: those of a seed's first run, in the CPU's memory."""
 
     _first: ClassVar[tuple | None] = None
     _kept: ClassVar[dict[tuple, tuple[Tensor, Tensor]]] = {}
@@ -42,8 +43,9 @@ class KeptChunks(PoseChunks):
     def render(self, plan: Plan, number: int) -> tuple[Tensor, Tensor]:
         """A chunk's images and joints, as `PoseChunks` has them."""
         run = (plan.seed, plan.size, plan.chunk, plan.reuse, *plan.shares().values())
-        if KeptChunks._first is None:
+        if KeptChunks._first is None or KeptChunks._first[0] != plan.seed:
             KeptChunks._first = run
+            self._kept.clear()
         if run != self._first:
             return super().render(plan, number)
         key = (number, plan.hardest(number))
@@ -124,8 +126,6 @@ class Choice:
 
 CHOICES = {
     BASE: Choice(),
-    "base, seed 2": Choice(plan={"seed": 2}),
-    "base, seed 3": Choice(plan={"seed": 3}),
     "rate 1e-3": Choice(plan={"rate": 1e-3}),
     "rate 4e-3": Choice(plan={"rate": 4e-3}),
     "batch 8": Choice(plan={"batch": 8}),
@@ -154,6 +154,7 @@ CHOICES = {
     "FP32": Choice(FullPrecision),
     "no real people": Choice(plan={"real": 0.0}, of_data=True),
     "a quarter real people": Choice(plan={"real": 0.25}, of_data=True),
+    "three quarters real people": Choice(plan={"real": 0.75}, of_data=True),
     "no motion capture": Choice(plan={"mocap": 0.0}, of_data=True),
     "only motion capture": Choice(plan={"mocap": 1.0}, of_data=True),
     "no real cloth": Choice(plan={"cloth": 0.0}, of_data=True),
@@ -195,16 +196,27 @@ def measure(
     return figures
 
 
-def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Markdown: MPJPE of the base, and what is added to it by each change."""
-    base = results[BASE]["average"]
-    names = [*SETS, *([PEOPLE] if PEOPLE in base else [])]
+def table(results: dict[str, dict[str, dict[str, dict[str, float]]]]) -> str:
+    """Markdown: what the base has, and what is added to it by each change.
+
+    `results` has, by seed, the figures of each run. With more than one seed each figure is the mean, followed by the farthest
+    that a seed is from it.
+    """
+    runs = list(results.values())
+    names = [*SETS, *([PEOPLE] if PEOPLE in runs[0][BASE]["average"] else [])]
     lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
-    rows = {BASE: base, "base, last weights in place of their average": results[BASE]["last"]}
-    rows |= {name: result["average"] for name, result in results.items() if name != BASE}
-    for title, figures in rows.items():
-        numbers = [f"{figures[n]:.1f}" if title == BASE else f"{figures[n] - base[n]:+.1f}" for n in names]
-        lines.append(f"| {title} | {' | '.join(numbers)} |")
+    rows = {(BASE, "average"): BASE, (BASE, "last"): "base, last weights in place of their average"}
+    rows |= {(name, "average"): name for run in runs for name in run if name != BASE}
+    for (name, which), title in rows.items():
+        done = [run for run in runs if name in run]
+        cells = []
+        for figure in names:
+            bases = [0.0 if title == BASE else run[BASE]["average"][figure] for run in done]
+            added = [run[name][which][figure] - base for run, base in zip(done, bases, strict=True)]
+            mean = sum(added) / len(added)
+            farthest = max(abs(value - mean) for value in added)
+            cells.append((f"{mean:.1f}" if title == BASE else f"{mean:+.1f}") + (f" ± {farthest:.1f}" if len(done) > 1 else ""))
+        lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -218,6 +230,7 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="weights to begin with; the crops are then hard from the start")
     parser.add_argument("--data", type=Path, help="data folder of real people, captured poses, cloth and avatars")
     parser.add_argument("--held-out", type=int, default=256, help="crops of each held-out set")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1], metavar="N", help="seeds of every run")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -234,14 +247,17 @@ def main() -> None:
     results = kept.get("results", {})
     choices = {name: CHOICES[name] for name in arguments.only}
     wanted = [n for n, c in choices.items() if not (c.from_random and arguments.init) and (arguments.data or not c.of_data)]
-    missing = [name for name in dict.fromkeys([BASE, *wanted]) if name not in results]
+    runs = [(str(seed), name) for seed in dict.fromkeys(arguments.seeds) for name in dict.fromkeys([BASE, *wanted])]
+    missing = [(seed, name) for seed, name in runs if name not in results.get(seed, {})]
     if missing:
         renderer = Renderer(device, plan.size)
         sets = {name: held_out(name, arguments.held_out, renderer) for name in SETS}
         people = read_crops(arguments.data, plan.size)[1] if arguments.data else None
-    for name in missing:
-        results[name] = measure(CHOICES[name], plan, device, sets, arguments.init, arguments.data, people)
-        print(name, results[name], flush=True)
+    for seed, name in missing:
+        seeded = replace(plan, seed=int(seed))
+        figures = measure(CHOICES[name], seeded, device, sets, arguments.init, arguments.data, people)
+        results.setdefault(seed, {})[name] = figures
+        print(f"seed {seed}, {name}: {figures}", flush=True)
         new = arguments.results.with_name(arguments.results.name + ".new")
         new.write_text(json.dumps({"setting": setting, "results": results}, indent=2) + "\n", encoding="utf-8")
         new.replace(arguments.results)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from benchmarks import accuracy
+from benchmarks.joint_offsets import JOINTS, NUMBERS, in_body_axes, medians
 from benchmarks.people_scores import SCORES, Known, Search, count, known_people, searchers
-from benchmarks.pictures import held_out_people, pck_interval, score_pictures
+from benchmarks.pictures import labelled_people, pck_interval, score_pictures
 from benchmarks.recording import TRUTH, read_recording, score_recording
 from convnextpose import weights
 from convnextpose.camera import RootDepthSource
@@ -96,7 +97,7 @@ def figures(monkeypatch, *words):
 
 
 def test_only_people_who_are_held_out_and_large_enough_count(folder):
-    files, people = held_out_people(folder)
+    files, people = labelled_people(folder, held_out_only=True)
     assert len(people) == len(files) == len(FRAMES)
     assert all(is_held_out(name) and files[name].is_file() for name in files)
     assert all(person.box.height >= 80 for person in people)
@@ -115,7 +116,7 @@ def test_real2d_gives_the_default_weights_on_the_demo_clips_people_what_the_demo
 
 
 def test_the_interval_is_wider_the_fewer_pictures_there_are(folder):
-    _, people = held_out_people(folder)
+    _, people = labelled_people(folder, held_out_only=True)
     wrong = [p.joints_px + (k % 2) * p.torso_px for k, p in enumerate(people)]
     low, high = pck_interval(people, wrong)
     assert low < score_pictures(people, wrong).pck == 0.5 < high
@@ -135,7 +136,7 @@ def test_a_folder_without_held_out_people_is_refused_in_a_sentence(folder, tmp_p
     kept = [entry for entry in entries if not is_held_out(entry["file"])]
     (tmp_path / "real" / "keypoints.json").write_text(json.dumps(kept), encoding="utf-8")
     with pytest.raises(SourceError, match="expected labelled people who are held out"):
-        held_out_people(tmp_path)
+        labelled_people(tmp_path, held_out_only=True)
 
 
 def perfect(camera):
@@ -265,3 +266,37 @@ def test_a_manifest_without_its_columns_is_refused(more, tmp_path):
     (tmp_path / "real" / "more" / "manifest.csv").write_text("name\na.jpg\n", encoding="utf-8")
     with pytest.raises(SourceError, match=r"expected .*manifest\.csv as training/README.md describes it"):
         known_people(tmp_path)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_offsets_turn_with_the_body(size):
+    """Whatever way a person is turned, moved and scaled, a joint that lies too far out and up says so."""
+    random = np.random.default_rng(size)
+    joints = np.array(CLIP["frames"][0]["joints_cam_mm"])[:, :size]
+    left, right = (joints[HUMAN36M.joints.index(f"{side}_Shoulder")] for side in "LR")
+    offsets = 0.1 * random.normal(size=(len(JOINTS), size)) * np.linalg.norm(left - right)
+    expected = in_body_axes(offsets, joints, mistaken=np.inf)
+    assert np.allclose(np.linalg.norm(expected, axis=1), np.linalg.norm(offsets, axis=1))
+    turn = np.linalg.qr(random.normal(size=(size, size)))[0]
+    turn[0] *= np.sign(np.linalg.det(turn))
+    turned = in_body_axes(offsets @ turn.T, 2 * joints @ turn.T + 50, mistaken=np.inf)
+    assert np.allclose(turned, expected)
+    shoulders_out = np.zeros((len(JOINTS), size))
+    shoulders_out[JOINTS.index("L_Shoulder")], shoulders_out[JOINTS.index("R_Shoulder")] = left - right, right - left
+    assert (
+        in_body_axes(shoulders_out, joints, mistaken=np.inf)[[JOINTS.index("L_Shoulder"), JOINTS.index("R_Shoulder")], 0] > 0
+    ).all()
+    assert np.isnan(in_body_axes(offsets, joints, mistaken=0.0)).all()
+
+
+def test_medians_join_both_sides():
+    offsets = np.zeros((9, len(JOINTS), 2))
+    for number, name in enumerate(JOINTS):
+        offsets[:, number] = (
+            ("Shoulder", "Elbow", "Wrist", "Hip", "Knee", "Ankle", "Nose").index(name.removeprefix("L_").removeprefix("R_")),
+            0.5,
+        )
+    offsets[4] = np.nan
+    for values in medians(offsets, [str(k // 3) for k in range(9)]):
+        assert np.allclose(values, [[k, 0.5] for k in range(7)])
+    assert len(NUMBERS) == len(JOINTS) == 13

@@ -64,7 +64,7 @@ def test_what_the_data_folder_gives_is_a_choice(sets, tmp_path):
     people = read_crops(data, plan.size)[1]
     with_them, without = (measure(CHOICES[c], plan, CPU, sets, None, data, people) for c in (BASE, "no real people"))
     assert with_them["average"] != without["average"] and 0 <= with_them["average"][PEOPLE] <= 100
-    assert table({BASE: with_them, "no real people": without}).splitlines()[0].endswith("| people |")
+    assert table({"1": {BASE: with_them, "no real people": without}}).splitlines()[0].endswith("| people |")
 
 
 def test_kept_crops_are_those_of_the_plan():
@@ -97,7 +97,7 @@ def test_an_interrupted_call_goes_on(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["ablate", str(results), "--only", *only])
         ablate.main()
     assert made == [CHOICES[BASE], CHOICES["FP32"], CHOICES["batch 8"]]
-    assert list(json.loads(results.read_text())["results"]) == [BASE, "FP32", "batch 8"]
+    assert list(json.loads(results.read_text())["results"]["1"]) == [BASE, "FP32", "batch 8"]
     assert "| batch 8 | +2.0 | +2.0 | +2.0 | +2.0 |" in capsys.readouterr().out
     (tmp_path / "weights").write_bytes(b"others")
     for other in (["--images", "320"], ["--init", str(tmp_path / "weights")]):
@@ -114,9 +114,22 @@ def test_weights_to_begin_with_count(sets, base, tmp_path):
 
 def test_the_table_tells_what_a_change_adds():
     base = {"average": dict.fromkeys(SETS, 200.0), "last": dict.fromkeys(SETS, 203.0)}
-    lines = table({BASE: base, "worse": {"average": dict.fromkeys(SETS, 210.5)}}).splitlines()
+    lines = table({"1": {BASE: base, "worse": {"average": dict.fromkeys(SETS, 210.5)}}}).splitlines()
     assert lines[2:] == [
         "| base | 200.0 | 200.0 | 200.0 | 200.0 |",
         "| base, last weights in place of their average | +3.0 | +3.0 | +3.0 | +3.0 |",
         "| worse | +10.5 | +10.5 | +10.5 | +10.5 |",
     ]
+
+
+def test_a_change_is_compared_with_the_base_of_its_seed():
+    figures = {"1": (200.0, 210.0), "2": (220.0, 224.0), "3": (210.0, 211.0)}
+    results = {
+        seed: {
+            name: {"average": dict.fromkeys(SETS, value), "last": dict.fromkeys(SETS, value)}
+            for name, value in zip((BASE, "worse"), values, strict=True)
+        }
+        for seed, values in figures.items()
+    }
+    lines = table(results).splitlines()
+    assert lines[2].startswith("| base | 210.0 ± 10.0 |") and lines[4].startswith("| worse | +5.0 ± 5.0 |")
