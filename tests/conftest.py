@@ -30,7 +30,9 @@ tests wait for."""
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the same options
 def pytest_cmdline_main(config):
-    """Folders are tested by a process for each core, which take a file at a time; single files and a GPU by this one alone.
+    """Folders are tested by a process for each core and one more, since tests wait, too. Each takes a file at a time.
+
+    Single files and a GPU are tested by this process alone.
 
     `-n 0` asks for one process; without pytest-xdist there is one.
     """
@@ -41,7 +43,7 @@ def pytest_cmdline_main(config):
     if option.numprocesses is not None or option.dist != "no" or option.usepdb or option.collectonly or not folders:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    option.numprocesses = 0 if cores < 2 else min(cores, MOST_WORKERS)
+    option.numprocesses = 0 if cores < 2 else min(cores + 1, MOST_WORKERS)
     if option.numprocesses:
         option.dist, option.loadscopereorder = "loadfile", False
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # of the workers and what they start
