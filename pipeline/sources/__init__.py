@@ -138,14 +138,14 @@ def _open(uri: str | Path, opening: Opening) -> Source:
 
 
 def _refuse_half_a_uri(name: str) -> None:
-    """Refuse what is no file's name but nearly a camera's: `csi:0`, `rtsp:/host`, `usb`.
+    """Refuse what is no file's name but nearly a camera's: `csi:0`, `rtsp:/host`, `usb`, `door=rtsp://host`.
 
     Raises:
         SourceError: it is one; says what was meant.
     """
-    begin = re.match(r"([A-Za-z0-9]+)(?::|//|$)", name)
+    begin, inside = re.match(r"([A-Za-z0-9]+)(?::|//|$)", name), re.search(r"[A-Za-z0-9]+://.*", name)
     scheme = begin[1].lower() if begin else ""
-    meant = "usb:0" if scheme == "usb" else f"{scheme}://" if scheme in SCHEMES else None
+    meant = "usb:0" if scheme == "usb" else f"{scheme}://" if scheme in SCHEMES else inside and without_password(inside[0])
     if meant and not os.path.exists(name):  # noqa: PTH110  # a path that is too long is an error to pathlib
         raise SourceError(
             f"expected a video, a picture, a folder of pictures or a camera, but there is no {without_password(name)}: did you "

@@ -66,6 +66,7 @@ def test_names_of_files_stay_as_they_are():
         ("rtsp//admin:hunter2@10.0.0.7/live", "did you mean rtsp://?"),
         ("csi:0", "there is no csi:0: did you mean csi://?"),
         ("usb", "did you mean usb:0?"),
+        ("door=rtsp://admin:hunter2@10.0.0.7/live", "did you mean rtsp://10.0.0.7/live?"),
         ("Test", "did you mean test://?"),
         ("test" * 2000, "File name too long"),
         (f"test:{'a' * 5000}", "did you mean test://?"),
