@@ -14,11 +14,11 @@ from pipeline.run import SourceEntry  # a source with a name, and with intrinsic
 def main(cameras: list[str], seconds: float | None = None) -> None:
     """Print who is where as the frames come, and what became of them; end when a camera has run so many seconds, if given."""
     entries = [SourceEntry(uri, name) for name, _, uri in (camera.partition("=") for camera in cameras)]
-    with convnextpose.open_pipeline(convnextpose.RunConfig(entries)) as pipeline:
+    with convnextpose.open_pipeline(entries) as pipeline:
         for posed in pipeline:
-            frame = posed.frame
-            print(f"{frame.source_id} {frame.time_s:.2f} s: people {[pose.track_id for pose in posed.poses]}")
-            if seconds is not None and frame.time_s >= seconds:
+            time_s = posed.frame.time_s
+            print(f"{posed.source_id} {time_s:.2f} s: people {[pose.track_id for pose in posed.poses]}")
+            if seconds is not None and time_s >= seconds:
                 break
         for stream in pipeline.streams:
             print(stream.header.source, stream.ledger.counts())

@@ -9,7 +9,7 @@ import convnextpose
 
 def main(clip: str) -> None:
     """Run the default model and print each pelvis."""
-    with convnextpose.open_pipeline(convnextpose.RunConfig(clip)) as pipeline:
+    with convnextpose.open_pipeline(clip) as pipeline:
         root = pipeline.header.joint_set.root
         for posed in pipeline:
             for pose in posed.poses:

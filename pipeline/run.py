@@ -296,7 +296,7 @@ def open_estimator(
     """What makes the poses of one source's frames in a run of a config.
 
     Args:
-        config: what the run is to do.
+        config: what the run is to do; or only its sources, where all else is as usual.
         models: what `open_models` opened for it.
         info: what the source is.
         camera: its true intrinsics, or None to assume a field of view.
@@ -320,19 +320,22 @@ def open_estimator(
     return Estimator(model, people, camera=camera, turned=turned, world=config.world)
 
 
-def open_pipeline(config: RunConfig, models: Models | None = None) -> Pipeline:
+def open_pipeline(
+    config: RunConfig | str | Path | SourceEntry | Sequence[str | Path | SourceEntry], models: Models | None = None
+) -> Pipeline:
     """Make the pipeline that a config describes; iterate over it, or call its `run`, to run it.
 
     Everything that can be wrong with the config is found here, before a frame is read and before a result is touched.
 
     Args:
-        config: what the run is to do.
+        config: what the run is to do; or only its sources, where all else is as usual.
         models: what `open_models` opened for such a config, so that many runs open them once; whoever opened them closes them.
             None to open them here; the pipeline closes those.
 
     Raises:
         PoseError: sources, model, runtime, boxes or results cannot be had; says which and what to do.
     """
+    config = config if isinstance(config, RunConfig) else RunConfig(config)
     with ExitStack() as opened:
         sources: list[Source] = []
         for entry in config.source_list:

@@ -229,6 +229,11 @@ class PosedFrame:
     events: tuple[TrackEvent, ...] = ()
     world: World | None = None
 
+    @property
+    def source_id(self) -> str:
+        """Which source it is from."""
+        return self.frame.source_id
+
 
 @dataclass(frozen=True)
 class RunHeader:

@@ -57,7 +57,8 @@ class GivenBoxes:
         if len(outside) > _CORNERS_SHARE * len(boxes) and corners:
             raise SourceError(
                 f"expected boxes as x,y,width,height, but {len(outside)} of the {len(boxes)} in {path} leave the "
-                f"{width}x{height} px picture as such and none does as x1,y1,x2,y2: name the columns so if they are corners"
+                f"{width}x{height} px picture as such and none does as x1,y1,x2,y2: corners belong in a table with the columns "
+                "frame,x1,y1,x2,y2"
             )
 
     @classmethod

@@ -26,6 +26,8 @@ Another transport is one more file here and one more line in SCHEMES.
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -116,19 +118,39 @@ def _open(uri: str | Path, opening: Opening) -> Source:
     scheme = scheme_of(uri) if isinstance(uri, str) else None
     if scheme in (None, "file"):
         read_options("", (), without_password(uri), opening.options)
+    if scheme is None and isinstance(uri, str):
+        _refuse_half_a_uri(uri)
     if scheme in (None, "file") and opening.live:
         recorded = replace(opening, live=False, loop=False)
         return as_camera(lambda: _open_recording(uri, recorded), opening)
     if scheme is None:
         return _open_recording(uri, opening)
     if scheme not in SCHEMES:
-        near = difflib.get_close_matches(scheme, SCHEMES, n=1)
+        # Letters in the wrong order are the likeliest slip: rstp is rtsp, though it looks more like rtp.
+        near = [name for name in SCHEMES if sorted(name) == sorted(scheme)]
+        near = near or difflib.get_close_matches(scheme, SCHEMES, n=1, cutoff=0.7)
         known = ", ".join(f"{name}://" for name in SCHEMES)
         raise SourceError(
             f"expected a path or a URI that begins with {known}, received {without_password(uri)}"
             + (f": did you mean {near[0]}://?" if near else ": its scheme is unknown")
         )
     return SCHEMES[scheme](str(uri), opening)
+
+
+def _refuse_half_a_uri(name: str) -> None:
+    """Refuse what is no file's name but nearly a camera's: `csi:0`, `rtsp:/host`, `usb`, `door=rtsp://host`.
+
+    Raises:
+        SourceError: it is one; says what was meant.
+    """
+    begin, inside = re.match(r"([A-Za-z0-9]+)(?::|//|$)", name), re.search(r"[A-Za-z0-9]+://.*", name)
+    scheme = begin[1].lower() if begin else ""
+    meant = "usb:0" if scheme == "usb" else f"{scheme}://" if scheme in SCHEMES else inside and without_password(inside[0])
+    if meant and not os.path.exists(name):  # noqa: PTH110  # a path that is too long is an error to pathlib
+        raise SourceError(
+            f"expected a video, a picture, a folder of pictures or a camera, but there is no {without_password(name)}: did you "
+            f"mean {meant}?"
+        )
 
 
 def _open_recording(uri: str | Path, opening: Opening) -> Source:

@@ -19,6 +19,7 @@ import cv2
 from convnextpose.world import World
 from pipeline.draw import as_shown
 from pipeline.formats.records import frame_record, header_record, to_line
+from pipeline.labels import PEOPLE_BGR
 from pipeline.sources.uri import without_password
 from pipeline.types import PosedFrame, RunHeader
 
@@ -48,6 +49,7 @@ def page_record(header: RunHeader) -> dict[str, Any]:
             "joints": joints.joints,
             "bones": joints.bones,
             "root": joints.root,
+            "people_rgb": [bgr[::-1] for bgr in PEOPLE_BGR],
             "model": {"name": header.model.name, "random": header.model.random},
             "runtime": asdict(header.runtime),
             "root_depth_source": header.root_depth_source.value,

@@ -59,8 +59,17 @@ def test_names_of_files_stay_as_they_are():
         ("fiel:///a.mp4", "did you mean file://?"),
         ("File-:///a.mp4", "did you mean file://?"),
         ("gopher://admin:hunter2@10.0.0.7/live", "its scheme is unknown"),
-        ("rtps://admin:hunter2@10.0.0.7/live", "did you mean rtsps://?"),
-        ("rtsp:/admin:hunter2@10.0.0.7/live", "there is no"),
+        ("rtps://admin:hunter2@10.0.0.7/live", "did you mean rtsp://?"),
+        ("rstp://admin:hunter2@10.0.0.7/live", "did you mean rtsp://?"),
+        ("srt://admin:hunter2@10.0.0.7:9000", "its scheme is unknown"),
+        ("rtsp:/admin:hunter2@10.0.0.7/live", "did you mean rtsp://?"),
+        ("rtsp//admin:hunter2@10.0.0.7/live", "did you mean rtsp://?"),
+        ("csi:0", "there is no csi:0: did you mean csi://?"),
+        ("usb", "did you mean usb:0?"),
+        ("door=rtsp://admin:hunter2@10.0.0.7/live", "did you mean rtsp://10.0.0.7/live?"),
+        ("Test", "did you mean test://?"),
+        ("test" * 2000, "File name too long"),
+        (f"test:{'a' * 5000}", "did you mean test://?"),
         ("admin:hunter2@10.0.0.7/live", "there is no"),
     ],
 )
@@ -68,6 +77,13 @@ def test_an_unknown_scheme_gets_a_sentence_without_the_password(uri, says):
     with pytest.raises(SourceError, match=re.escape(says)) as caught:
         open_source(uri)
     assert "hunter2" not in str(caught.value) and "admin" not in str(caught.value)
+
+
+def test_a_file_may_be_called_as_a_scheme_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("test", "rtsp:1.avi"):
+        write_video(tmp_path / "clip.avi", pictures=[picture(0)] * 2).rename(tmp_path / name)
+        assert len(read(name)[0]) == 2
 
 
 def test_a_file_uri_is_a_path(tmp_path):

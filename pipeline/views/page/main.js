@@ -35,8 +35,8 @@ function hello(message) {
     cards.delete(name);
   }
   for (const [name, header] of headers) {
-    if (!cards.has(name)) cards.set(name, new Card(name, skeletonOf(header), () => choose(cards.get(name))));
-    cards.get(name).skeleton = skeletonOf(header);
+    if (!cards.has(name)) cards.set(name, new Card(name, () => choose(cards.get(name))));
+    cards.get(name).begin(skeletonOf(header));
     $("sources").append(cards.get(name).root);
   }
   $("sources").classList.toggle("several", cards.size > 1);

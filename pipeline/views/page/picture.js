@@ -1,6 +1,7 @@
 // One source's card: its picture with the skeletons over it, its state, its age.
 
-import { LOW_SCORE, dot, stroke } from "./skeleton.js";
+import { drawLabels } from "./labels.js";
+import { LOW_SCORE, dot, personColours, stroke } from "./skeleton.js";
 
 const ON_PICTURE = { left: "#4fa8ff", right: "#ff9c40", middle: "#ffffff", edge: "#14161a" };
 const STALE_MS = 1000;
@@ -22,9 +23,10 @@ export function duration(ms) {
 }
 
 export class Card {
-  constructor(name, skeleton, onChoose) {
+  constructor(name, onChoose) {
     this.name = name;
-    this.skeleton = skeleton;
+    this.skeleton = null;
+    this.several = false; // whether people have a colour each
     this.frame = null; // the newest that is shown
     this.now = null; // the newest status
     this.interval = STALE_MS / 3; // between frames, smoothed, ms
@@ -48,6 +50,17 @@ export class Card {
     new ResizeObserver(() => this.draw()).observe(this.canvas);
   }
 
+  /** A run begins. */
+  begin(skeleton) {
+    this.skeleton = skeleton;
+    this.several = false;
+  }
+
+  /** The colours of a pose: `alone` for one person. Once there were several, it stays so: colours that come and go tell nobody apart. */
+  coloursOf(pose, alone) {
+    return this.several ? personColours(this.skeleton, pose.track_id) : alone;
+  }
+
   /** Take a frame and its decoded picture; the last one is given back. */
   take(frame, bitmap) {
     const now = performance.now();
@@ -55,6 +68,7 @@ export class Card {
     this.bitmap?.close();
     this.bitmap = bitmap;
     this.frame = { ...frame, at: frame.arrived };
+    this.several ||= frame.poses.length > 1;
     const age = (frame.age_ms ?? 0) + now - frame.arrived;
     this.drawnAge = (this.drawnAge ?? age) + 0.1 * (age - (this.drawnAge ?? age));
     this.empty.hidden = true;
@@ -89,31 +103,25 @@ export class Card {
     // Joints are told with pixel centres at whole numbers; a canvas has them at halves.
     const place = ([x, y]) => [(x + 0.5) * scale, (y + 0.5) * scale];
     const unit = width / (canvas.clientWidth || width); // a pixel of the page
-    for (const pose of [...frame.poses].sort((a, b) => b.root_depth_mm - a.root_depth_mm)) {
+    const farFirst = [...frame.poses].sort((a, b) => b.root_depth_mm - a.root_depth_mm);
+    for (const pose of farFirst) {
+      const paint = this.coloursOf(pose, ON_PICTURE);
       const points = pose.joints_px.map(place);
       const size = Math.max(pose.box[2], pose.box[3]) * scale;
       const bone = Math.min(Math.max(0.016 * size, 2 * unit), 9 * unit);
       for (const { from, to, side } of this.skeleton.bones) {
         const unsure = pose.scores[from] < LOW_SCORE || pose.scores[to] < LOW_SCORE;
-        stroke(context, points[from], points[to], unsure ? 0.6 * bone : bone, ON_PICTURE[side], ON_PICTURE.edge, unsure);
+        stroke(context, points[from], points[to], unsure ? 0.6 * bone : bone, paint[side], paint.edge, unsure);
       }
       for (const { joint, side } of this.skeleton.joints)
-        dot(context, points[joint], 0.7 * bone, ON_PICTURE[side], ON_PICTURE.edge, pose.scores[joint] < LOW_SCORE);
-      this.label(context, `#${pose.track_id}`, place([pose.box[0], pose.box[1]]), unit);
+        dot(context, points[joint], 0.7 * bone, paint[side], paint.edge, pose.scores[joint] < LOW_SCORE);
     }
-  }
-
-  label(context, text, [x, y], unit) {
-    const size = 13 * unit;
-    context.font = `600 ${size}px system-ui, sans-serif`;
-    const width = context.measureText(text).width + 8 * unit;
-    const left = Math.min(Math.max(x, 0), this.canvas.width - width);
-    const top = Math.min(Math.max(y - size - 6 * unit, 0), this.canvas.height - size - 6 * unit);
-    context.fillStyle = "rgb(0 0 0 / 0.72)";
-    context.fillRect(left, top, width, size + 5 * unit);
-    context.fillStyle = "#fff";
-    context.textBaseline = "top";
-    context.fillText(text, left + 4 * unit, top + 3 * unit);
+    const labels = farFirst.reverse().map((pose) => {
+      const [left, bottom] = place([pose.box[0], pose.box[1] - 3 / scale]);
+      return { text: `#${pose.track_id}`, colour: this.coloursOf(pose, ON_PICTURE).middle, left, bottom };
+    });
+    const small = Math.min(Math.max(0.03 * canvas.clientWidth, 10), 13); // less on a phone's small pictures
+    drawLabels(context, labels, small * unit);
   }
 
   /** Bring what is written up to date. */

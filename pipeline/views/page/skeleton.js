@@ -1,19 +1,27 @@
-// What of a joint set is drawn, and in which colours: the same as in the videos.
+// What of a joint set is drawn, and in which colours: the same as in the videos. One person's sides have a colour each; of several
+// people each has a colour, by the track id, lighter on the left and darker on the right.
 
 export const LOW_SCORE = 0.3; // below it a joint is hollow, and bones that end at it are dashed
 
-/** The bones with their sides, from a run's header. */
+/** The bones with their sides, and people's colours, from a run's header. */
 export function skeletonOf(header) {
   const side = (name) => (name.startsWith("L_") ? "left" : name.startsWith("R_") ? "right" : "middle");
   const bones = header.bones.map(([from, to]) => ({ from, to, side: side(header.joints[to]) }));
   const ends = [...new Set(header.bones.flat())];
-  return { bones, joints: ends.map((joint) => ({ joint, side: side(header.joints[joint]) })) };
+  return { bones, joints: ends.map((joint) => ({ joint, side: side(header.joints[joint]) })), people: header.people_rgb };
+}
+
+/** A person's own colours, of several people. */
+export function personColours(skeleton, trackId) {
+  const own = skeleton.people[trackId % skeleton.people.length];
+  const mixed = (other, share) => `rgb(${own.map((level) => Math.round(level + share * (other - level))).join(" ")})`;
+  return { left: mixed(255, 0.5), right: mixed(0, 0.35), middle: mixed(0, 0), edge: "#14161a" };
 }
 
 export function colours() {
   const style = getComputedStyle(document.documentElement);
   const value = (name) => style.getPropertyValue(`--${name}`).trim();
-  return Object.fromEntries(["left", "right", "middle", "edge", "floor", "grid", "space", "soft", "text"].map((n) => [n, value(n)]));
+  return Object.fromEntries(["left", "right", "middle", "edge", "floor", "grid", "space", "soft"].map((n) => [n, value(n)]));
 }
 
 /** A line with an edge around it, so that it is seen on any ground. */

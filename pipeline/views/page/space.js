@@ -1,11 +1,14 @@
 // The 3D view: the chosen source's people on a floor, and the camera's place. A 2D canvas with a projection of its own.
 // Its space: the world's axes but for z (x right, y up from the floor, z away from the camera), mm.
 
+import { drawLabels } from "./labels.js";
 import { LOW_SCORE, colours, dot, stroke } from "./skeleton.js";
 
 const START = { turn: -0.5, tilt: 0.26, radius: 1300 };
 const LEAST_RADIUS = 600;
 const MOST_RADIUS = 20000;
+const ROOM_MM = 800; // from a pelvis to the floor's rim, before the view widens
+const WIDEST = 6; // times one person's floor: of people farther apart the note says how many are out of it
 const BONE_MM = 42;
 
 /** A pose's joints upright in the world, each moved along its line of sight until the feet stand on the floor. */
@@ -24,6 +27,7 @@ class Floor {
     this.root = root;
     this.places = new Map();
     this.centre = null;
+    this.zoom = 1; // how many times wider than for one person the view is, smoothed
     this.height = 0; // of the camera
   }
 
@@ -43,6 +47,8 @@ class Floor {
     this.places = places;
     if (!places.size) return;
     const middle = [0, 1].map((axis) => [...places.values()].reduce((sum, place) => sum + place[axis], 0) / places.size);
+    const reach = Math.max(...[...places.values()].map(([x, z]) => Math.hypot(x - middle[0], z - middle[1])));
+    this.zoom += share(0.6) * (Math.min(Math.max(1, (reach + ROOM_MM) / START.radius), WIDEST) - this.zoom);
     this.centre = this.centre ? this.centre.map((c, axis) => c + share(0.4) * (middle[axis] - c)) : middle;
   }
 
@@ -58,6 +64,7 @@ class Floor {
 export class Space {
   constructor(canvas, note) {
     this.canvas = canvas;
+    this.root = canvas.parentElement;
     this.note = note;
     this.floors = new Map();
     this.view = { ...START };
@@ -90,8 +97,13 @@ export class Space {
   }
 
   zoom(factor) {
-    this.view.radius = Math.min(Math.max(this.view.radius * factor, LEAST_RADIUS), MOST_RADIUS);
+    this.view.radius *= Math.min(Math.max(this.radius * factor, LEAST_RADIUS), MOST_RADIUS) / this.radius;
     this.draw();
+  }
+
+  /** The floor's radius, mm: as wide as the people stand, times what the user asks for. */
+  get radius() {
+    return this.view.radius * (this.floors.get(this.card?.name)?.zoom ?? 1);
   }
 
   handle() {
@@ -123,7 +135,8 @@ export class Space {
 
   /** Points from the floor's middle, mm, to [x px, y px, nearness]: 1 at the floor's middle, more in front of it. */
   projector(width, height) {
-    const { turn, tilt, radius } = this.view;
+    const { turn, tilt } = this.view;
+    const { radius } = this;
     const eye = 3.2 * radius;
     const scale = Math.min(width / (2.5 * radius), height / (2.2 * Math.max(radius, 1200)));
     const lift = 0.52 * Math.min(radius, 1800); // the point that the middle of the canvas shows, above the floor
@@ -153,19 +166,22 @@ export class Space {
     context.fillStyle = paint.space;
     context.fillRect(0, 0, width, height);
     const floor = card && this.floors.get(card.name);
-    const step = this.view.radius < 2600 ? 500 : this.view.radius < 7000 ? 1000 : 5000;
+    const step = this.radius < 2600 ? 500 : this.radius < 8000 ? 1000 : 5000;
     this.ground(context, project, floor?.centre ?? [0, 0], step, paint);
     const words = [`grid ${step / 1000} m`];
     if (!floor?.centre || !card.frame.poses.length) words.push(card?.frame ? "nobody in sight" : "no frame yet");
     if (card?.guessed()) words.push("distances are a guess");
+    this.root.classList.toggle("several", card?.several ?? false);
+    if (floor?.centre) {
+      this.mark(context, project, floor, paint);
+      const outside = this.people(context, project, floor, paint);
+      if (outside) words.push(`${outside} farther out`);
+    }
     this.note.textContent = words.join(" · ");
-    if (!floor?.centre) return;
-    this.mark(context, project, floor, paint);
-    this.people(context, project, floor, paint);
   }
 
   ground(context, project, centre, step, paint) {
-    const { radius } = this.view;
+    const { radius } = this;
     const rim = Array.from({ length: 72 }, (_, i) => project([radius * Math.cos((i * Math.PI) / 36), 0, radius * Math.sin((i * Math.PI) / 36)]));
     context.beginPath();
     rim.forEach(([x, y], i) => (i ? context.lineTo(x, y) : context.moveTo(x, y)));
@@ -192,7 +208,7 @@ export class Space {
 
   /** The camera: a small pyramid where it is; at the floor's rim where that is farther away. */
   mark(context, project, floor, paint) {
-    const { radius } = this.view;
+    const { radius } = this;
     const away = Math.hypot(...floor.centre);
     if (!away) return;
     const far = away > 0.94 * radius;
@@ -221,11 +237,16 @@ export class Space {
     context.fillText(text, Math.min(Math.max(at[0], room), context.canvas.width - room), Math.min(at[1], ...corners.map((c) => c[1])) - 4);
   }
 
+  /** Draw the people. Returns how many of them are out of the view. */
   people(context, project, floor, paint) {
     const { skeleton, frame } = this.card;
+    const { width: wide, height: high } = this.canvas;
+    const shows = ([x, y]) => x >= 0 && x < wide && y >= 0 && y < high;
     const parts = [];
+    const labels = [];
     const shadow = new Path2D();
     for (const pose of frame.poses) {
+      const tones = this.card.coloursOf(pose, paint);
       const stand = floor.stand(pose);
       const points = stand.map(project);
       const onFloor = stand.map(([x, , z]) => project([x, 0, z]));
@@ -236,15 +257,18 @@ export class Space {
         const unsure = pose.scores[from] < LOW_SCORE || pose.scores[to] < LOW_SCORE;
         const thick = Math.max((width(from) + width(to)) / 2, 1.5 * devicePixelRatio) * (unsure ? 0.5 : 1);
         const near = (points[from][2] + points[to][2]) / 2;
-        parts.push({ near, paint: () => stroke(context, points[from], points[to], thick, paint[side], paint.edge, unsure) });
+        parts.push({ near, paint: () => stroke(context, points[from], points[to], thick, tones[side], tones.edge, unsure) });
       }
       for (const { joint, side } of skeleton.joints) {
         const near = points[joint][2] + 1e-3;
         const radius = Math.max(0.62 * width(joint), 1.2 * devicePixelRatio);
-        parts.push({ near, paint: () => dot(context, points[joint], radius, paint[side], paint.edge, pose.scores[joint] < LOW_SCORE) });
+        parts.push({ near, paint: () => dot(context, points[joint], radius, tones[side], tones.edge, pose.scores[joint] < LOW_SCORE) });
       }
-      const top = points.reduce((a, b) => (b[1] < a[1] ? b : a));
-      parts.push({ near: top[2] + 1, paint: () => this.name(context, `#${pose.track_id}`, top, paint) });
+      const seen = points.filter(shows);
+      if (!seen.length) continue; // a label would stand for nobody
+      const top = seen.reduce((a, b) => (b[1] < a[1] ? b : a));
+      const label = { text: `#${pose.track_id}`, colour: this.card.coloursOf(pose, { middle: "#ffffff" }).middle };
+      labels.push({ ...label, near: top[2], left: top[0] - 9 * devicePixelRatio, bottom: top[1] - 7 * devicePixelRatio });
     }
     context.save();
     context.globalAlpha = 0.16;
@@ -254,13 +278,7 @@ export class Space {
     context.stroke(shadow);
     context.restore();
     for (const part of parts.sort((a, b) => a.near - b.near)) part.paint();
-  }
-
-  name(context, text, [x, y], paint) {
-    context.font = `600 ${13 * devicePixelRatio}px system-ui, sans-serif`;
-    context.fillStyle = paint.text;
-    context.textAlign = "center";
-    context.textBaseline = "bottom";
-    context.fillText(text, x, y - 8 * devicePixelRatio);
+    drawLabels(context, labels.sort((a, b) => b.near - a.near), 12 * devicePixelRatio);
+    return frame.poses.length - labels.length;
   }
 }

@@ -50,7 +50,7 @@ def test_rtsp_gives_frames_by_the_senders_clock(rtsp, patience):
     assert np.median(steps) == pytest.approx(0.05, abs=0.002), "by the stream's clock"
 
 
-def test_jetson_utils_148_a_server_that_is_killed_and_comes_back_at_another_size_and_codec(rtsp, patience):
+def test_jetson_utils_148_savant_859_a_server_that_is_killed_and_comes_back_at_another_size_and_codec(rtsp, patience):
     with RtspServer() as server, watch(server.uri, patience) as watcher:
         watcher.until_frames(5)
         server.kill()

@@ -171,7 +171,7 @@ def test_ultralytics_10257_a_camera_that_is_absent_stops_no_other():
     assert exact(flapping).received > 2 and exact(there).posed > 30
 
 
-def test_deepstream_yolo_667_every_camera_gets_poses_and_a_flooding_one_takes_no_share():
+def test_deepstream_yolo_667_ultralytics_4493_every_camera_gets_poses_and_a_flooding_one_takes_no_share():
     """Also ultralytics#4493: no stream stops after a few frames."""
 
     class Waits(BlobModel):
