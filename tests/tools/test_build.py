@@ -116,16 +116,17 @@ def test_a_second_time_it_does_nothing(cli, bundle, tmp_path):
     assert text.count("built by tensorrt_rtx") == 2
 
 
-def test_ctrl_c_is_exit_code_130_and_leaves_whole_engines(bundle, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_ctrl_c_and_sigterm_leave_whole_engines(bundle, tmp_path, number, code):
     command = [sys.executable, "-u", "-m", "tools.main", "build", str(bundle), "--out", str(tmp_path)]
     command += ["--target", "rtx20,a100,rtx30,rtx40,rtx50"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             if "wrote" in line:
-                process.send_signal(signal.SIGINT)
+                process.send_signal(number)
                 break
         _, errors = process.communicate(timeout=240)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "Traceback" not in errors
     engines = sorted(tmp_path.glob("*.engine"))
     assert 1 <= len(engines) < 5
