@@ -176,6 +176,8 @@ def _build(
         raise RuntimeUnavailableError(f"{library.name} {library.version} does not start: {log.errors() or error}") from error
     network = builder.create_network(library.network_flags())
     parser = module.OnnxParser(network, logger)
+    if options.dla_core is not None and hasattr(module.OnnxParserFlag, "ADJUST_FOR_DLA"):  # since TensorRT 10.16
+        parser.set_flag(module.OnnxParserFlag.ADJUST_FOR_DLA)
     if not parser.parse(ends_at_logits(onnx) if options.tail_kernel else onnx):
         told = "; ".join(parser.get_error(index).desc() for index in range(min(parser.num_errors, LOG_LINES)))
         raise EngineError(f"{library.name} {library.version} does not take the graph: {told or log.errors()}")

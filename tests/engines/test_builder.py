@@ -145,6 +145,25 @@ def test_an_option_that_fails_says_why(rtx, small):
         build_engine(small, rtx, "8.9", BuildOptions(dla_core=0))
 
 
+@pytest.mark.parametrize("core", [None, 0])
+def test_only_for_a_dla_the_graph_is_read_for_it(rtx, small, core):
+    made = []
+
+    class Parser(rtx.module.OnnxParser):
+        def __init__(self, *given):
+            super().__init__(*given)
+            made.append(self)
+
+        def parse(self, data):
+            self.for_dla = self.get_flag(rtx.module.OnnxParserFlag.ADJUST_FOR_DLA)
+            return False  # what it would read does not matter here
+
+    library = Library(rtx.name, rtx.version, SimpleNamespace(**{**vars(rtx.module), "OnnxParser": Parser}))
+    with pytest.raises(EngineError, match="does not take the graph"):
+        build_engine(small, library, "8.9", BuildOptions(dla_core=core))
+    assert [parser.for_dla for parser in made] == [core is not None]
+
+
 def test_ctrl_c_ends_a_build(rtx, small, monkeypatch):
     """The main thread is interrupted while the library builds, and the library stops."""
     told, original = [], building._Log.add
