@@ -18,6 +18,7 @@ pytest.importorskip("onnx", reason="exporting needs onnx")
 pytest.importorskip("torch", reason="exporting needs torch")
 
 from convnextpose import weights
+from convnextpose.errors import ExportError
 from convnextpose.network import random_state
 from convnextpose.variants import Variant
 from engines import manifest
@@ -133,6 +134,28 @@ def test_ctrl_c_and_sigterm_leave_whole_engines(bundle, tmp_path, number, code):
     for engine in engines:
         manifest.load(engine)
     assert len(list(tmp_path.iterdir())) == 2 * len(engines)
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_ctrl_c_of_which_a_library_makes_an_error_still_ends_the_build(cli, monkeypatch, tmp_path, goes_on):
+    import tools.build as command
+    from engines.build_request import Step
+
+    asked = []
+
+    def exporting(request, progress):
+        asked.append(request)
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as error:
+            if goes_on:
+                progress(Step("xs", "building", done=False))
+            raise ExportError("torch could not export the network: partially initialized module") from error
+
+    monkeypatch.setattr(command, "build", exporting)
+    code, text, _ = cli("xs", "xs", "--out", tmp_path, "--target", "rtx40")
+    assert (code, text, len(asked)) == (130, "", 1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_detector_s_row_has_the_boxes_px_and_no_mm(cli, tmp_path):
