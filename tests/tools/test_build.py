@@ -29,6 +29,7 @@ from engines.pose import PRECISIONS
 from engines.precision import INT8_SCHEMES
 from engines.targets import TARGETS
 from engines.tensorrt.builder import BuildOptions
+from tests.cases import fast_first
 from tools.main import main
 
 pytestmark = pytest.mark.usefixtures("engines_once")
@@ -117,7 +118,7 @@ def test_a_second_time_it_does_nothing(cli, bundle, tmp_path):
     assert text.count("built by tensorrt_rtx") == 2
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+@pytest.mark.parametrize(("number", "code"), fast_first([(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)]))
 def test_ctrl_c_and_sigterm_leave_whole_engines(bundle, tmp_path, number, code):
     command = [sys.executable, "-u", "-m", "tools.main", "build", str(bundle), "--out", str(tmp_path)]
     command += ["--target", "rtx20,a100,rtx30,rtx40,rtx50"]
