@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -28,7 +29,8 @@ from convnextpose.variants import INPUT_SIZE
 from engines.calibration import CalibrationSet
 from engines.pose import PRECISIONS
 from engines.precision import CALIBRATION_BATCH
-from engines.tensorrt.builder import BuildOptions, BuiltEngine
+from engines.tensorrt.builder import BuildOptions, BuiltEngine, interruptible, watch
+from engines.tensorrt.device import Gpu
 from engines.tensorrt.gpu import find_gpu
 from engines.tensorrt.module import Library
 from engines.typed_graph import LAST, STEM
@@ -62,7 +64,7 @@ def build_engine(
     options: BuildOptions | None = None,
     calibration_crops: NDArray[np.uint8] | None = None,
 ) -> BuiltEngine:
-    """Build an engine for the GPU at hand, with the contract of `engines.pose`. Ctrl-C waits until the build has ended.
+    """Build an engine for the GPU at hand, with the contract of `engines.pose`. Ctrl-C ends it as it does a typed build.
 
     Args:
         checkpoint: the model.
@@ -93,7 +95,22 @@ def build_engine(
     gpu = find_gpu()
     if gpu is None:
         raise RuntimeUnavailableError(f"{library.name} {library.version} builds for the GPU at hand, and there is none")
+    return interruptible(
+        library, lambda cancelled: _build(network, converter, library, gpu, precision, options, calibration_crops, cancelled)
+    )
 
+
+def _build(
+    network: nn.Module,
+    converter: Any,  # noqa: ANN401
+    library: Library,
+    gpu: Gpu,
+    precision: str,
+    options: BuildOptions,
+    calibration_crops: NDArray[np.uint8] | None,
+    cancelled: threading.Event,
+) -> BuiltEngine:
+    """The work of `build_engine`."""
     trt, errors = library.module, list[str]()
     logger = library.logger(lambda severity, text: errors.append(text) if severity.endswith("error") else None)
     builder = trt.Builder(logger)
@@ -122,6 +139,7 @@ def build_engine(
     batch = options.batch
     profile.set_shape("crops", *((count, INPUT_SIZE, INPUT_SIZE, 3) for count in (batch.min, batch.typical, batch.max)))
     config.add_optimization_profile(profile)
+    watch(library, config, cancelled)
     data = builder.build_serialized_network(definition, config)
     if data is None:
         told = "; ".join(" ".join(text.split()) for text in errors[-3:]) or "it did not say why"

@@ -48,6 +48,7 @@ def test_what_needs_no_torch(without, tmp_path):
     )
     assert code == 0
     assert "GPU in memory" in parts["machine"]["figures"]["gpu"]
+    assert "GPU in memory" in told
     assert parts["runtime"]["figures"]["8 crops"]["runs_as_graphs"] > 0.5
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["gpu-check.json", "gpu-check.log"]
     assert "=== runtime" in (tmp_path / "out" / "gpu-check.log").read_text()

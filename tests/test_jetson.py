@@ -65,10 +65,14 @@ def test_csi_cameras_have_their_gstreamer_process():
     assert all(f"gstreamer1.0-{part}" in installed for part in ("tools", "plugins-base", "plugins-good", "plugins-bad"))
 
 
-def test_the_desktop_image_runs_as_a_user_and_looks_after_itself():
+@pytest.mark.parametrize("file", [DOCKERFILE, DESKTOP], ids=lambda file: file.name)
+def test_an_image_looks_after_itself(file):
+    assert dict(instructions(file))["HEALTHCHECK"].endswith('CMD ["convnextpose", "doctor"]')
+
+
+def test_the_desktop_image_runs_as_a_user():
     found = dict(instructions(DESKTOP))
     assert int(found["USER"]) > 0
-    assert found["HEALTHCHECK"].endswith('CMD ["convnextpose", "doctor"]')
     assert found["ENTRYPOINT"] == '["convnextpose"]'
     assert set(copied(DESKTOP)) == set(copied()) - {".ci/jetson.py"}
     extras = re.findall(r"EXTRA=([\w,-]+)", DESKTOP.read_text(encoding="utf-8"))

@@ -5,6 +5,10 @@ Exit code: 0 where everything is built (or bundled, or was there), 1 where somet
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -161,12 +165,18 @@ def build_command(
         raise typer.BadParameter(str(error)) from error
     results: list[BuildResult] = []
     failures: list[BuildFailure] = []
-    with console.status("") as status:
+    with console.status("") as status, _ctrl_c() as check:
+
+        def show(step: Step) -> None:
+            check()
+            _show(console, status, step)
+
         for request in requests:
             try:
-                report = make(request, lambda step: _show(console, status, step))
+                report = make(request, show)
             except PoseError as error:
                 report = BuildReport((), (BuildFailure(request.source, error),))
+            check()
             for failure in report.failures:
                 console.print(f"[bold red]FAILED[/]  {escape(failure.subject)}: {escape(str(failure.error))}", soft_wrap=True)
             results += report.results
@@ -177,6 +187,32 @@ def build_command(
     if failures:
         console.print(f"[bold red]{len(failures)} failed[/]")
         raise typer.Exit(1)
+
+
+@contextmanager
+def _ctrl_c() -> Iterator[Callable[[], None]]:
+    """Give a function that raises KeyboardInterrupt if Ctrl-C came: a library may have made an error of its own of the first.
+
+    PyTorch's exporter does where Ctrl-C comes while it imports parts of itself.
+    """
+    came = threading.Event()
+
+    def stop(*_: object) -> None:
+        came.set()
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if came.is_set():
+            raise KeyboardInterrupt
+
+    handled = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a shell may have it ignored
+    if handled:
+        signal.signal(signal.SIGINT, stop)
+    try:
+        yield check
+    finally:
+        if handled:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _sources(models: list[str], everything: bool) -> list[str]:

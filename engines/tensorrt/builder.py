@@ -9,19 +9,21 @@ from __future__ import annotations
 import math
 import re
 import threading
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from convnextpose.errors import EngineError, RuntimeUnavailableError
 from engines.graph import layer_name
 from engines.manifest import HARDWARE_COMPATIBLE, MAX_BATCH, VERSION_COMPATIBLE, BatchRange, OptionValue
+from engines.tensorrt.device import Gpu
 from engines.tensorrt.gpu import find_gpu
 from engines.tensorrt.module import Library
 from engines.typed_graph import ends_at_logits
 
-CANCEL_WAIT_S = 30.0
-"""How long an interrupted build is waited for: it ends between two steps."""
+CANCEL_WAIT_S, CANCEL_LIMIT_S = 2.0, 30.0
+"""How long an interrupted build is waited for before that is told, and at most: the library ends between two of its steps."""
 
 OPTIMIZATION_LEVEL = 5
 """TensorRT's highest: it compares the most kernels. It costs minutes, once."""
@@ -31,6 +33,8 @@ PROFILES = ((1, 1), (2, 4), (5, 8), (9, MAX_BATCH))
 
 LOG_LINES = 3
 """How many of the library's error messages are told."""
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -146,10 +150,24 @@ def build_engine(
         EngineError: the library has no such option or target, or it does not take the graph; says what it said.
         RuntimeUnavailableError: it can only build where a GPU is, and there is none.
     """
-    module = library.module
     gpu = None if compute_capability is not None and library.builds_for_absent_gpus else find_gpu()
     if gpu is None and compute_capability is None:
         raise RuntimeUnavailableError(f"{library.name} {library.version} builds for the GPU at hand, and there is none")
+    found = compute_capability or (gpu.compute_capability if gpu else "")
+    return interruptible(library, lambda cancelled: _build(onnx, library, found, gpu, options, timing_cache, cancelled))
+
+
+def _build(
+    onnx: bytes,
+    library: Library,
+    found: str,
+    gpu: Gpu | None,
+    options: BuildOptions,
+    timing_cache: bytes,
+    cancelled: threading.Event,
+) -> BuiltEngine:
+    """The work of `build_engine`, for the compute capability `found`."""
+    module = library.module
     log = _Log()
     logger = library.logger(log.add)
     try:
@@ -158,6 +176,8 @@ def build_engine(
         raise RuntimeUnavailableError(f"{library.name} {library.version} does not start: {log.errors() or error}") from error
     network = builder.create_network(library.network_flags())
     parser = module.OnnxParser(network, logger)
+    if options.dla_core is not None and hasattr(module.OnnxParserFlag, "ADJUST_FOR_DLA"):  # since TensorRT 10.16
+        parser.set_flag(module.OnnxParserFlag.ADJUST_FOR_DLA)
     if not parser.parse(ends_at_logits(onnx) if options.tail_kernel else onnx):
         told = "; ".join(parser.get_error(index).desc() for index in range(min(parser.num_errors, LOG_LINES)))
         raise EngineError(f"{library.name} {library.version} does not take the graph: {told or log.errors()}")
@@ -178,7 +198,6 @@ def build_engine(
             profile.set_shape(name, *((count, *shape) for count in (part.min, part.typical, part.max)))
         if config.add_optimization_profile(profile) < 0:
             raise EngineError(f"{library.name} {library.version} takes no profile of {part.min} to {part.max}: {log.errors()}")
-    found = compute_capability or (gpu.compute_capability if gpu else "")
     if library.builds_for_absent_gpus:  # its own default leaves Turing out
         config.num_compute_capabilities = 1
         if config.set_compute_capability(library.compute_capability(found), 0) is False:
@@ -187,7 +206,8 @@ def build_engine(
     if library.keeps_timings:
         cache = config.create_timing_cache(timing_cache) or config.create_timing_cache(b"")
         config.set_timing_cache(cache, ignore_mismatch=False)
-    data = _run(library, builder, network, config)
+    watch(library, config, cancelled)
+    data = builder.build_serialized_network(network, config)
     if data is None:
         raise EngineError(f"{library.name} {library.version} could not build the engine: {log.errors()}")
     timings = config.get_timing_cache() if library.keeps_timings else None
@@ -263,33 +283,27 @@ def _set_options(library: Library, builder: Any, config: Any, options: BuildOpti
         config.set_flag(library.builder_flag("GPU_FALLBACK"))
 
 
-def _run(library: Library, builder: Any, network: Any, config: Any) -> Any:  # noqa: ANN401
-    """The serialised engine, or None. The library lets go of Python while it builds, so that this thread can be interrupted."""
+def interruptible(library: Library, work: Callable[[threading.Event], _Result]) -> _Result:
+    """Do what calls the library in a thread of its own, so that Ctrl-C ends it; the thread gets an event that says so.
+
+    A library that calls Python, as it does to log, swallows what Python raises there, and KeyboardInterrupt is raised in what
+    the main thread does at that moment, whatever that is. So nothing of the library's may run there.
+
+    Raises:
+        KeyboardInterrupt: the build has ended; or it did not within 30 s, or Ctrl-C came again.
+    """
     cancelled = threading.Event()
-    if hasattr(library.module, "IProgressMonitor"):
-
-        class Monitor(library.module.IProgressMonitor):  # type: ignore[misc, name-defined]
-            def phase_start(self, *_: Any) -> None:  # noqa: ANN401
-                pass
-
-            def phase_finish(self, *_: Any) -> None:  # noqa: ANN401
-                pass
-
-            def step_complete(self, *_: Any) -> bool:  # noqa: ANN401
-                return not cancelled.is_set()
-
-        config.progress_monitor = Monitor()
-    results: list[Any] = []
+    results: list[_Result] = []
     errors: list[BaseException] = []
 
-    def work() -> None:
+    def run() -> None:
         try:
-            results.append(builder.build_serialized_network(network, config))
+            results.append(work(cancelled))
         except BaseException as error:  # noqa: BLE001 - raised again by the caller
             errors.append(error)
 
     # A daemon: a library without a monitor does not end sooner, and the process need not wait for it.
-    worker = threading.Thread(target=work, name="tensorrt-build", daemon=True)
+    worker = threading.Thread(target=run, name="tensorrt-build", daemon=True)
     try:
         worker.start()
         while worker.is_alive():
@@ -298,10 +312,32 @@ def _run(library: Library, builder: Any, network: Any, config: Any) -> Any:  # n
         cancelled.set()
         if hasattr(library.module, "IProgressMonitor") and worker.is_alive():
             worker.join(CANCEL_WAIT_S)
+            if worker.is_alive():
+                told = f"stopping: {library.name} ends only between two steps of a build; Ctrl-C again does not wait for that"
+                warnings.warn(told, RuntimeWarning, stacklevel=3)
+                worker.join(CANCEL_LIMIT_S - CANCEL_WAIT_S)
         raise
     if errors:
         raise errors[0]
     return results[0]
+
+
+def watch(library: Library, config: Any, cancelled: threading.Event) -> None:  # noqa: ANN401
+    """Let a build end at its next step once an event is set, where the library can."""
+    if not hasattr(library.module, "IProgressMonitor"):
+        return
+
+    class Monitor(library.module.IProgressMonitor):  # type: ignore[misc, name-defined]
+        def phase_start(self, *_: Any) -> None:  # noqa: ANN401
+            pass
+
+        def phase_finish(self, *_: Any) -> None:  # noqa: ANN401
+            pass
+
+        def step_complete(self, *_: Any) -> bool:  # noqa: ANN401
+            return not cancelled.is_set()
+
+    config.progress_monitor = Monitor()
 
 
 class _Log:

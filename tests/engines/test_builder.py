@@ -2,6 +2,7 @@
 
 import _thread
 import enum
+import signal
 import sys
 import threading
 import time
@@ -144,6 +145,25 @@ def test_an_option_that_fails_says_why(rtx, small):
         build_engine(small, rtx, "8.9", BuildOptions(dla_core=0))
 
 
+@pytest.mark.parametrize("core", [None, 0])
+def test_only_for_a_dla_the_graph_is_read_for_it(rtx, small, core):
+    made = []
+
+    class Parser(rtx.module.OnnxParser):
+        def __init__(self, *given):
+            super().__init__(*given)
+            made.append(self)
+
+        def parse(self, data):
+            self.for_dla = self.get_flag(rtx.module.OnnxParserFlag.ADJUST_FOR_DLA)
+            return False  # what it would read does not matter here
+
+    library = Library(rtx.name, rtx.version, SimpleNamespace(**{**vars(rtx.module), "OnnxParser": Parser}))
+    with pytest.raises(EngineError, match="does not take the graph"):
+        build_engine(small, library, "8.9", BuildOptions(dla_core=core))
+    assert [parser.for_dla for parser in made] == [core is not None]
+
+
 def test_ctrl_c_ends_a_build(rtx, small, monkeypatch):
     """The main thread is interrupted while the library builds, and the library stops."""
     told, original = [], building._Log.add
@@ -174,6 +194,69 @@ def test_ctrl_c_ends_a_build(rtx, small, monkeypatch):
         assert time.monotonic() < end
         time.sleep(0.01)
     assert any("BuildCanceled" in text for text in told), "the library is told to stop"
+
+
+def test_ctrl_c_while_the_library_reads_the_graph(rtx, small, monkeypatch):
+    """The library swallows what is raised in its logger, so that must not be the interrupt."""
+    sent, original = [], building._Log.add
+
+    def add(log, kind, text):
+        if not sent:
+            sent.append(text)
+            _thread.interrupt_main()
+        original(log, kind, text)
+
+    monkeypatch.setattr(building._Log, "add", add)
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(small, rtx, "8.9")
+    assert sent, "the first thing that is logged is of the reader"
+
+
+def ctrl_c():
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+
+def stubborn(work):
+    """What a build of a library is that has a monitor and takes no notice of it: interrupted once it runs."""
+    library = Library("tensorrt", "10.0", SimpleNamespace(IProgressMonitor=object))
+
+    def run(cancelled):
+        ctrl_c()
+        work(cancelled)
+
+    with pytest.raises(KeyboardInterrupt):
+        building.interruptible(library, run)
+
+
+def test_a_build_that_does_not_end_is_told_of_and_left_in_the_end(monkeypatch):
+    monkeypatch.setattr(building, "CANCEL_WAIT_S", 0.05)
+    monkeypatch.setattr(building, "CANCEL_LIMIT_S", 0.1)
+    ended = threading.Event()
+    with pytest.warns(RuntimeWarning, match="stopping: tensorrt ends only between two steps of a build; Ctrl-C again"):
+        stubborn(lambda _: ended.wait(60))
+    ended.set()
+
+
+def test_a_second_ctrl_c_does_not_wait(monkeypatch):
+    monkeypatch.setattr(building, "CANCEL_WAIT_S", 60.0)
+    ended = threading.Event()
+
+    def work(cancelled):
+        cancelled.wait(60)
+        ctrl_c()
+        ended.wait(60)
+
+    stubborn(work)
+    assert not ended.is_set()
+    ended.set()
+
+
+def test_what_the_library_raises_comes_out_of_its_thread():
+    def work(_):
+        raise EngineError("of the library")
+
+    with pytest.raises(EngineError, match="of the library"):
+        building.interruptible(Library("tensorrt", "10.0", SimpleNamespace()), work)
 
 
 # The full TensorRT's path, in the real module

@@ -76,7 +76,8 @@ def run_all(given):
             part = supervise(name, given.device, min(limit * patience, left), given.out, log)
         result["parts"][name] = part
         summary.write_text(json.dumps(result, indent=2) + "\n")
-        print(f"{name:<9} {part['state']:<10} {part.get('seconds', 0):6.1f} s  {part['error'] or ''}", flush=True)
+        told = part["error"] or part["figures"].get("gpu", "")  # whether that is one, or memory in its place
+        print(f"{name:<9} {part['state']:<10} {part.get('seconds', 0):6.1f} s  {told}", flush=True)
     result["seconds"] = round(time.monotonic() - begun, 1)
     summary.write_text(json.dumps(result, indent=2) + "\n")
     print(f"figures in {summary}, what the parts said in {log}")

@@ -291,12 +291,13 @@ def frames(device, figures):
     from convnextpose import weights
     from convnextpose.checkpoint import verify
     from convnextpose.crop import Box, crop_from_image
-    from engines.kernels.blocks import TailShape
+    from engines.kernels.blocks import DeviceFrame, TailShape
     from engines.opening import open_pose_model
     from engines.parity import LIMITS
     from engines.pose import PoseModel
     from engines.sessions.tensorrt import TensorRTSession
     from engines.tensorrt.module import Library
+    from tests.engines.cpu_kernels import on_device
     from tests.engines.memory_gpu import engine_bytes, tensorrt_module
     from tests.engines.test_frames import network
     from tests.engines.test_tensorrt_session import manifest_of
@@ -305,9 +306,16 @@ def frames(device, figures):
     counts, rounds, most = ((1, 8), 200, 8) if device == "cuda" else ((1,), 1, 1)
     regions = [Box(150 + 7 * k, 60 - 5 * k, 380 - 9 * k, 380 - 9 * k) for k in range(counts[-1])]
     matrices = [crop_from_image(region) for region in regions]
+    # The same picture and people, as large as 1080p, for a frame that is on the GPU already.
+    factor = 1080 / image.shape[0] if device == "cuda" else 1
+    large = cv2.resize(image, None, fx=factor, fy=factor)
+    if device == "cuda":
+        large = cv2.copyMakeBorder(large, 0, 0, 0, 1920 - large.shape[1], cv2.BORDER_CONSTANT)
+    in_large = [crop_from_image(Box(*(factor * side for side in (r.x, r.y, r.width, r.height)))) for r in regions]
     with open_pose_model(weights.load("xs").onnx, "onnxruntime") as reference:
         warped = np.stack([cv2.warpAffine(image, matrix, (256, 256), flags=cv2.INTER_LINEAR) for matrix in matrices])
-        expected, info = reference.run(warped), reference.info
+        warped_large = [cv2.warpAffine(large, matrix, (256, 256), flags=cv2.INTER_LINEAR) for matrix in in_large]
+        expected, expected_large, info = reference.run(warped), reference.run(np.stack(warped_large)), reference.info
     tail = TailShape.of(info.variant, len(info.joint_set))
     data = engine_bytes(most=most, network="logits", logits=(tail.joint_count * tail.depth, tail.height, tail.width))
     with opened_device(device) as found, kernels_compiled(device):
@@ -332,9 +340,17 @@ def frames(device, figures):
         with PoseModel(session, manifest.model) as model:
             with model.hold(image) as held:
                 of_frame = model.run(held.origins(matrices))
-            for name, result in (("of frames", of_frame), ("of crops", model.run(warped))):
-                difference = np.abs(result.joints - expected.joints)
-                score = float(np.abs(result.scores - expected.scores).max())
+            memory = on_device(found, large)
+            there = DeviceFrame((memory.address,), (large[0].size,), large.shape[1], large.shape[0])
+            with model.hold(there) as held:
+                of_large = model.run(held.origins(in_large))
+            for name, result, wanted in (
+                ("of frames", of_frame, expected),
+                ("of crops", model.run(warped), expected),
+                ("of a frame on the GPU", of_large, expected_large),
+            ):
+                difference = np.abs(result.joints - wanted.joints)
+                score = float(np.abs(result.scores - wanted.scores).max())
                 figures[f"{name}: px, mm, score at most"] = [
                     float(difference[..., :2].max()),
                     float(difference[..., 2].max()),
@@ -367,6 +383,16 @@ def frames(device, figures):
                 figures[f"{count} people of a {image.shape[1]}x{image.shape[0]} frame"] = (
                     row | {"frame: gpu ms": quantiles(gpu)} if device == "cuda" else row
                 )
+            host, gpu = [], []
+            for _ in range(rounds):
+                begun = time.perf_counter()
+                with model.hold(there) as held:
+                    model.run(held.origins(in_large))
+                host.append(1e3 * (time.perf_counter() - begun))
+                gpu.append(session.times.gpu_ms)
+            row = {"host ms": quantiles(host)} | ({"gpu ms": quantiles(gpu)} if device == "cuda" else {})
+            figures[f"{counts[-1]} people of a {there.width}x{there.height} frame on the GPU"] = row
+            memory.free()
 
 
 PARTS = {"machine": machine, "device": device_layer, "kernels": kernels, "runtime": runtime, "frames": frames}

@@ -18,6 +18,7 @@ pytest.importorskip("onnx", reason="exporting needs onnx")
 pytest.importorskip("torch", reason="exporting needs torch")
 
 from convnextpose import weights
+from convnextpose.errors import ExportError
 from convnextpose.network import random_state
 from convnextpose.variants import Variant
 from engines import manifest
@@ -28,6 +29,7 @@ from engines.pose import PRECISIONS
 from engines.precision import INT8_SCHEMES
 from engines.targets import TARGETS
 from engines.tensorrt.builder import BuildOptions
+from tests.cases import fast_first
 from tools.main import main
 
 pytestmark = pytest.mark.usefixtures("engines_once")
@@ -116,22 +118,45 @@ def test_a_second_time_it_does_nothing(cli, bundle, tmp_path):
     assert text.count("built by tensorrt_rtx") == 2
 
 
-def test_ctrl_c_is_exit_code_130_and_leaves_whole_engines(bundle, tmp_path):
+@pytest.mark.parametrize(("number", "code"), fast_first([(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)]))
+def test_ctrl_c_and_sigterm_leave_whole_engines(bundle, tmp_path, number, code):
     command = [sys.executable, "-u", "-m", "tools.main", "build", str(bundle), "--out", str(tmp_path)]
     command += ["--target", "rtx20,a100,rtx30,rtx40,rtx50"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             if "wrote" in line:
-                process.send_signal(signal.SIGINT)
+                process.send_signal(number)
                 break
         _, errors = process.communicate(timeout=240)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "Traceback" not in errors
     engines = sorted(tmp_path.glob("*.engine"))
     assert 1 <= len(engines) < 5
     for engine in engines:
         manifest.load(engine)
     assert len(list(tmp_path.iterdir())) == 2 * len(engines)
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_ctrl_c_of_which_a_library_makes_an_error_still_ends_the_build(cli, monkeypatch, tmp_path, goes_on):
+    import tools.build as command
+    from engines.build_request import Step
+
+    asked = []
+
+    def exporting(request, progress):
+        asked.append(request)
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as error:
+            if goes_on:
+                progress(Step("xs", "building", done=False))
+            raise ExportError("torch could not export the network: partially initialized module") from error
+
+    monkeypatch.setattr(command, "build", exporting)
+    code, text, _ = cli("xs", "xs", "--out", tmp_path, "--target", "rtx40")
+    assert (code, text, len(asked)) == (130, "", 1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_detector_s_row_has_the_boxes_px_and_no_mm(cli, tmp_path):
