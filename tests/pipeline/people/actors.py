@@ -24,6 +24,7 @@ from training.poses import ANGLES, move_skeleton, orient
 WIDTH, HEIGHT, FOCAL = 1280, 720, 1100.0
 CAMERA = Intrinsics(FOCAL, FOCAL, (WIDTH - 1) / 2, (HEIGHT - 1) / 2)
 SPEED_MM_S = 1250.0
+SHOES_MM = 30.0  # how much higher than on bare soles the ankle's joint of the dressed bodies is (`benchmarks.world --bodies`)
 
 
 @lru_cache(1)
@@ -59,7 +60,7 @@ def size_in(joints):
 
 
 def standing_height_mm(body):
-    """The pelvis over the ankle, and the ankle over the floor, of somebody who stands, mm."""
+    """The pelvis over the ankle, and the ankle over the sole, of somebody who stands, mm."""
     rest, soles = _bodies()
     joints = joints_of(body, {})
     hips = 1000 * (rest[body, 16, 2] + rest[body, 20, 2]) / 2
@@ -95,7 +96,7 @@ class Actor:
         way = SPEED_MM_S / max(self.radii) * time_s + self.phase if max(self.radii) else 0.0
         x, z = self.centre[0] + self.radii[0] * math.cos(way), self.centre[1] + self.radii[1] * math.sin(way)
         heading = math.atan2(-self.radii[0] * math.sin(way), self.radii[1] * math.cos(way)) if max(self.radii) else self.phase
-        ankle = standing_height_mm(self.body)[1]
+        ankle = standing_height_mm(self.body)[1] + SHOES_MM
         joints[:, 1] += ankle - joints[[3, 6], 1].min()  # the lower foot stands on the floor
         if self.does == "jump":
             joints[:, 1] += 350 * max(0.0, math.sin(2 * math.pi * 0.8 * time_s + self.phase))

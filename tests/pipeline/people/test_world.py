@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,10 +14,10 @@ pytest.importorskip("torch", reason="the people's bodies are those of the traini
 from convnextpose.errors import GeometryError, SourceError
 from convnextpose.skeleton import HUMAN36M
 from convnextpose.world import GivenWorld, World, WorldOrigin, rotation_of, up_of
-from pipeline.people.world import MAX_SAMPLES, WorldEstimator
+from pipeline.people.world import ANKLE_MM, MAX_SAMPLES, WorldEstimator
 from pipeline.types import TrackEvent, TrackEventKind
 from tests.cases import fast_first
-from tests.pipeline.people.actors import CAMERA, Actor, film, scene
+from tests.pipeline.people.actors import CAMERA, Actor, film, scene, size_of
 
 HEIGHTS = {-10: 1300.0, 0: 1400.0, 20: 2600.0, 45: 5000.0}
 
@@ -93,7 +94,17 @@ def test_feet_stand_on_the_floor_of_the_world():
         world, scales = estimator.step(time_s, CAMERA, poses)
         if time_s > 2:
             feet += [world.stand(p.joints_mm, 0, scales[p.track_id])[[3, 6], 1].min() for p in poses]
-    assert abs(np.median(feet) - 55) < 30
+    assert abs(np.median(feet) - ANKLE_MM) < 30
+
+
+def test_who_is_lost_and_found_again_does_not_count_several_times():
+    small, large = min(range(64), key=size_of), max(range(64), key=size_of)
+    whole, broken = (WorldEstimator(HUMAN36M, GivenWorld(up=up_of(20, 0))) for _ in range(2))
+    for time_s, poses in film(pair(20, (small, large)), 20, height_mm=HEIGHTS[20], seconds=5, rate=5.0):
+        world, _ = whole.step(time_s, CAMERA, poses)
+        pieces = [replace(p, track_id=2 + int(time_s)) if p.track_id == 1 else p for p in poses]
+        of_pieces, _ = broken.step(time_s, CAMERA, pieces)
+    assert of_pieces.height_mm == pytest.approx(world.height_mm, rel=0.02)
 
 
 def test_what_is_given_stays_and_the_rest_is_estimated():
