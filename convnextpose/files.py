@@ -186,21 +186,42 @@ def write_files(contents: Mapping[Path, bytes], replacing: Collection[Path] = ()
                 if fcntl is None:
                     file.close()  # Windows moves no open file
             for out, (partial, _) in partials.items():
-                if out in replacing:
-                    partial.replace(out)
-                else:
-                    _put_in_free_place(partial, out)
+                put_in_place(partial, out, overwrite=out in replacing)
+                if out not in replacing:
                     placed.append(out)
             placed.clear()
-    except FileExistsError as error:
-        raise OutputExistsError(
-            f"{error.filename2 or error.filename} appeared meanwhile; allow replacing it with --overwrite, or name another file"
-        ) from error
+    except OutputExistsError:
+        raise
     except OSError as error:
         raise SinkError(f"cannot write {', '.join(map(str, contents))}: {error.strerror or error}") from error
     finally:
         for out in placed:  # of several files all are there or none
             out.unlink(missing_ok=True)
+
+
+def put_in_place(partial: Path, out: Path, *, overwrite: bool) -> None:
+    """Give a whole file its name in one step; without `overwrite` one that appeared meanwhile stays.
+
+    Raises:
+        OutputExistsError: a file is there and may not be replaced.
+        OSError: it cannot be moved.
+    """
+    if overwrite:
+        partial.replace(out)
+        return
+    try:
+        try:
+            os.link(partial, out)  # unlike a rename, it fails if the name is taken
+            partial.unlink()
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links: the place is taken by an empty file first
+            os.close(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+            partial.replace(out)
+    except FileExistsError as error:
+        raise OutputExistsError(
+            f"{out} appeared meanwhile; allow replacing it with --overwrite, or name another file"
+        ) from error
 
 
 @contextmanager
@@ -231,14 +252,3 @@ def _remove_leftovers(folder: Path) -> None:
         with suppress(OSError), partial.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             partial.unlink()
-
-
-def _put_in_free_place(partial: Path, out: Path) -> None:
-    """Give a file its name if no file has it; in one step, so that one that appears meanwhile stays."""
-    try:
-        os.link(partial, out)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links: the place is taken by an empty file first
-        os.close(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-        partial.replace(out)

@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnextpose.errors import SinkError
+from convnextpose.files import put_in_place
 from convnextpose.world import World
 from pipeline.formats.base import PoseRecorder, WrittenFile
-from pipeline.formats.files import GrowingFile, already_there, check_place, put_in_place
+from pipeline.formats.files import GrowingFile, already_there, check_place
 from pipeline.formats.names import NAMES
 from pipeline.types import PosedFrame, RunHeader, TrackEventKind
 

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnextpose.camera import Intrinsics, RootDepthSource
+from convnextpose.files import put_in_place
 from convnextpose.world import World
 from pipeline.formats.base import PoseRecorder
-from pipeline.formats.files import GrowingFile, check_place, put_in_place
+from pipeline.formats.files import GrowingFile, check_place
 from pipeline.formats.records import PoseFile, header_record, utc_of
 from pipeline.types import Pose, PosedFrame, RunHeader
 
