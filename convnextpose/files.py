@@ -178,15 +178,12 @@ def write_files(contents: Mapping[Path, bytes], replacing: Collection[Path] = ()
         with ExitStack() as opened:
             partials = {}
             for out, data in contents.items():
-                _remove_leftovers(out.parent)
-                partials[out] = partial, file = opened.enter_context(_partial_file(out.parent))
+                partials[out] = partial, file = opened.enter_context(partial_file(out.parent))
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-                if fcntl is None:
-                    file.close()  # Windows moves no open file
-            for out, (partial, _) in partials.items():
-                put_in_place(partial, out, overwrite=out in replacing)
+            for out, (partial, file) in partials.items():
+                put_in_place(partial, file, out, overwrite=out in replacing)
                 if out not in replacing:
                     placed.append(out)
             placed.clear()
@@ -199,13 +196,16 @@ def write_files(contents: Mapping[Path, bytes], replacing: Collection[Path] = ()
             out.unlink(missing_ok=True)
 
 
-def put_in_place(partial: Path, out: Path, *, overwrite: bool) -> None:
-    """Give a whole file its name in one step; without `overwrite` one that appeared meanwhile stays.
+def put_in_place(partial: Path, file: BinaryIO, out: Path, *, overwrite: bool) -> None:
+    """Give what `partial_file` made its name in one step; without `overwrite` one that appeared meanwhile stays.
 
     Raises:
         OutputExistsError: a file is there and may not be replaced.
         OSError: it cannot be moved.
     """
+    file.flush()
+    if fcntl is None:
+        file.close()  # Windows moves no open file
     if overwrite:
         partial.replace(out)
         return
@@ -225,8 +225,12 @@ def put_in_place(partial: Path, out: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def _partial_file(folder: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """A new file in a folder, locked while it is written: one that nobody has locked was left by a process that died."""
+def partial_file(folder: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """A new file in a folder, locked while it is written: one that nobody has locked was left by a process that died.
+
+    Such leftovers are removed first. Whatever happens, the file is gone at the end, unless `put_in_place` took it.
+    """
+    _remove_leftovers(folder)
     while True:
         partial = folder / _PARTIAL.format(secrets.token_hex(8))
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
