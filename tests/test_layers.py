@@ -86,6 +86,18 @@ def test_importing_needs_no_extra(module):
     assert result.returncode == 0, result.stderr
 
 
+def test_the_public_names_are_imported_when_they_are_asked_for():
+    code = (
+        "import sys, convnextpose\n"
+        "assert not {'numpy', 'cv2', 'av', 'engines', 'pipeline'} & set(sys.modules)\n"
+        "assert convnextpose.Box and 'pipeline' not in sys.modules\n"
+        "assert all(getattr(convnextpose, name) for name in convnextpose.__all__)\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert result.returncode == 0, result.stderr
+
+
 def test_our_code_reads_no_environment():
     readers = {"environ", "getenv", "environb"}
     for path in modules():
