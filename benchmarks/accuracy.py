@@ -212,7 +212,7 @@ def _reference_joints(frames: LabelledFrames) -> list[NDArray[np.float64]]:
     from benchmarks.reference import Reference
 
     reference, nobody = Reference(), np.full((len(HUMAN36M), 2), np.nan)
-    seen = [reference.see(frame.image, person.box) for frame, those in frames for person in those]
+    seen = [reference.estimate(frame.image, person.box) for frame, those in frames for person in those]
     return [nobody if one is None else one[0] for one in seen]
 
 
@@ -224,10 +224,10 @@ def _finding_figures(model: PoseModel, frames: LabelledFrames) -> Figures:
     from pipeline.people.detection import detections_of
     from pipeline.people.tracker import PeopleTracker
 
-    see = detections_of(open_detector())
-    estimator = Estimator(model, PeopleTracker(see, model.info.joint_set, follows=False))
+    detect = detections_of(open_detector())
+    estimator = Estimator(model, PeopleTracker(detect, model.info.joint_set, follows=False))
     found, _ = count_found(frames, lambda frame: [pose.box for pose in estimator.step(frame).poses])
-    boxed, _ = count_found(frames, lambda frame: [detection.box for detection in see(frame)])
+    boxed, _ = count_found(frames, lambda frame: [detection.box for detection in detect(frame)])
     labelled = sum(len(people) for _, people in frames)
     return {
         "labelled people whom a run finds": f"{found} of {labelled}",
@@ -250,8 +250,7 @@ def synthetic(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
     import torch
 
     from convnextpose import weights
-    from convnextpose.checkpoint import verify
-    from convnextpose.network import build_network
+    from convnextpose.checkpoint import build_network, verify
     from convnextpose.variants import INPUT_SIZE
     from training.dataset import Renderer
     from training.evaluate import SETS, held_out, joint_errors_mm, predict
@@ -395,7 +394,7 @@ def agreement(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
     with open_source(arguments.video) as source:
         for frame in source:
             for index, box, joints in poses:
-                seen = reference.see(frame.image, box) if index == frame.index else None
+                seen = reference.estimate(frame.image, box) if index == frame.index else None
                 if seen is not None:
                     compared.append(LabelledPerson(source.info.id, index, box, False, *seen))
                     frames.append((frame, compared[-1:]))

@@ -131,17 +131,17 @@ def main() -> None:
 def searchers(model: str, detector: Path, min_scores: Sequence[float]) -> dict[float, Estimator]:
     """For each value of --min-score, what searches each picture anew. The detector looks once for all of them."""
     poses = open_model(model, precision="fp32")
-    see = _remembered(detections_of(open_people_detector(detector)))
+    detect = _remembered(detections_of(open_people_detector(detector)))
     joints = poses.info.joint_set
-    return {each: Estimator(poses, PeopleTracker(see, joints, min_score=each, follows=False)) for each in min_scores}
+    return {each: Estimator(poses, PeopleTracker(detect, joints, min_score=each, follows=False)) for each in min_scores}
 
 
-def _remembered(see: Callable[[Frame], list[Detection]]) -> Callable[[Frame], list[Detection]]:
+def _remembered(detect: Callable[[Frame], list[Detection]]) -> Callable[[Frame], list[Detection]]:
     last: list[tuple[Frame, list[Detection]]] = []
 
     def again(frame: Frame) -> list[Detection]:
         if not last or last[0][0] is not frame:
-            last[:] = [(frame, see(frame))]
+            last[:] = [(frame, detect(frame))]
         return last[0][1]
 
     return again

@@ -46,7 +46,7 @@ class Reference:
             static_image_mode=True, model_complexity=1, min_detection_confidence=0.3
         )
 
-    def see(self, image: NDArray[np.uint8], box: Box) -> tuple[NDArray[np.float64], NDArray[np.bool_]] | None:
+    def estimate(self, image: NDArray[np.uint8], box: Box) -> tuple[NDArray[np.float64], NDArray[np.bool_]] | None:
         """The joints [18, 2] (px) of the person in a box, and which of them it is sure to see [18]; None if it sees nobody."""
         matrix = crop_from_image(crop_region(box, image.shape[1], image.shape[0]), SIDE)
         crop = cv2.warpAffine(image, matrix, (SIDE, SIDE), flags=cv2.INTER_CUBIC)

@@ -52,9 +52,9 @@ def follow(folder: Path, model: str) -> None:
     from pipeline.types import Frame as VideoFrame
 
     with open_model(model) as poses, open_detector() as detector:
-        see = detections_of(detector)
+        detect = detections_of(detector)
         for path in sorted(folder.glob("*.mp4")):
-            estimator = Estimator(poses, PeopleTracker(see, poses.info.joint_set, keep_lost_s=LOST_S))
+            estimator = Estimator(poses, PeopleTracker(detect, poses.info.joint_set, keep_lost_s=LOST_S))
             frames, spent_s = [], 0.0
             with open_source(path) as source:
                 for frame in source:
@@ -67,7 +67,7 @@ def follow(folder: Path, model: str) -> None:
                     for pose in posed.poses:
                         box = box_from_joints(pose.joints_px).clip(frame.width, frame.height)
                         people.append([pose.track_id, box.x, box.y, box.width, box.height, float(pose.scores.mean())])
-                    detections = [[d.box.x, d.box.y, d.box.width, d.box.height, d.score] for d in see(frame)]
+                    detections = [[d.box.x, d.box.y, d.box.width, d.box.height, d.score] for d in detect(frame)]
                     events = [str(event) for event in posed.events]
                     frames.append({"time_s": frame.time_s, "people": people, "detections": detections, "events": events})
             path.with_suffix(".tracks.json").write_text(json.dumps(frames), encoding="utf-8")

@@ -31,6 +31,8 @@ from convnextpose.variants import Variant
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from convnextpose.network import PoseNetwork
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 STATE_KEYS = (
@@ -152,6 +154,16 @@ def verify_state(
         key_prefix=key_prefix,
         token=_TOKEN,
     )
+
+
+def build_network(checkpoint: VerifiedCheckpoint) -> PoseNetwork:
+    """The verified model as a PyTorch module in evaluation mode, FP32 on the CPU."""
+    torch = require_torch()
+    from convnextpose.network import PoseNetwork
+
+    network = PoseNetwork(checkpoint.variant, len(checkpoint.joint_set))
+    network.load_state_dict({name: torch.tensor(array) for name, array in checkpoint.state.items()})
+    return network.eval().requires_grad_(False)
 
 
 def claimed_variant(name: str) -> Variant | None:

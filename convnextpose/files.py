@@ -178,24 +178,17 @@ def write_files(contents: Mapping[Path, bytes], replacing: Collection[Path] = ()
         with ExitStack() as opened:
             partials = {}
             for out, data in contents.items():
-                _remove_leftovers(out.parent)
-                partials[out] = partial, file = opened.enter_context(_partial_file(out.parent))
+                partials[out] = partial, file = opened.enter_context(partial_file(out.parent))
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-                if fcntl is None:
-                    file.close()  # Windows moves no open file
-            for out, (partial, _) in partials.items():
-                if out in replacing:
-                    partial.replace(out)
-                else:
-                    _put_in_free_place(partial, out)
+            for out, (partial, file) in partials.items():
+                put_in_place(partial, file, out, overwrite=out in replacing)
+                if out not in replacing:
                     placed.append(out)
             placed.clear()
-    except FileExistsError as error:
-        raise OutputExistsError(
-            f"{error.filename2 or error.filename} appeared meanwhile; allow replacing it with --overwrite, or name another file"
-        ) from error
+    except OutputExistsError:
+        raise
     except OSError as error:
         raise SinkError(f"cannot write {', '.join(map(str, contents))}: {error.strerror or error}") from error
     finally:
@@ -203,9 +196,41 @@ def write_files(contents: Mapping[Path, bytes], replacing: Collection[Path] = ()
             out.unlink(missing_ok=True)
 
 
+def put_in_place(partial: Path, file: BinaryIO, out: Path, *, overwrite: bool) -> None:
+    """Give what `partial_file` made its name in one step; without `overwrite` one that appeared meanwhile stays.
+
+    Raises:
+        OutputExistsError: a file is there and may not be replaced.
+        OSError: it cannot be moved.
+    """
+    file.flush()
+    if fcntl is None:
+        file.close()  # Windows moves no open file
+    if overwrite:
+        partial.replace(out)
+        return
+    try:
+        try:
+            os.link(partial, out)  # unlike a rename, it fails if the name is taken
+            partial.unlink()
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links: the place is taken by an empty file first
+            os.close(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+            partial.replace(out)
+    except FileExistsError as error:
+        raise OutputExistsError(
+            f"{out} appeared meanwhile; allow replacing it with --overwrite, or name another file"
+        ) from error
+
+
 @contextmanager
-def _partial_file(folder: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """A new file in a folder, locked while it is written: one that nobody has locked was left by a process that died."""
+def partial_file(folder: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """A new file in a folder, locked while it is written: one that nobody has locked was left by a process that died.
+
+    Such leftovers are removed first. Whatever happens, the file is gone at the end, unless `put_in_place` took it.
+    """
+    _remove_leftovers(folder)
     while True:
         partial = folder / _PARTIAL.format(secrets.token_hex(8))
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
@@ -231,14 +256,3 @@ def _remove_leftovers(folder: Path) -> None:
         with suppress(OSError), partial.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             partial.unlink()
-
-
-def _put_in_free_place(partial: Path, out: Path) -> None:
-    """Give a file its name if no file has it; in one step, so that one that appears meanwhile stays."""
-    try:
-        os.link(partial, out)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links: the place is taken by an empty file first
-        os.close(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-        partial.replace(out)

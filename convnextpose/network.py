@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,6 @@ from torch.overrides import TorchFunctionMode
 
 from convnextpose.crop import RGB_MEAN, RGB_STD, SCORE_SPREAD_PX, crop_from_bins
 from convnextpose.variants import BACKBONE_KERNEL, HEAD_KERNEL, HEAD_LAYERS, INPUT_SIZE, Variant, VariantSpec
-
-if TYPE_CHECKING:
-    from convnextpose.checkpoint import VerifiedCheckpoint
 
 
 class Block(nn.Module):
@@ -244,13 +241,6 @@ def expected_shapes(variant: Variant, joint_count: int) -> dict[str, tuple[int, 
     with torch.device("meta"):
         state = PoseNetwork(variant, joint_count).state_dict()
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
-
-
-def build_network(checkpoint: VerifiedCheckpoint) -> PoseNetwork:
-    """The verified model as a PyTorch module in evaluation mode, FP32 on the CPU."""
-    network = PoseNetwork(checkpoint.variant, len(checkpoint.joint_set))
-    network.load_state_dict({name: torch.tensor(array) for name, array in checkpoint.state.items()})
-    return network.eval().requires_grad_(False)
 
 
 def random_state(variant: Variant, joint_count: int = 18, seed: int = 0) -> Mapping[str, Tensor]:

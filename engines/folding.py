@@ -31,7 +31,7 @@ def contract_network(checkpoint: VerifiedCheckpoint, *, half: bool = False) -> n
     import torch
     from torch import nn
 
-    from convnextpose.network import build_network
+    from convnextpose.checkpoint import build_network
 
     class ContractNetwork(nn.Module):
         bins_px: Tensor

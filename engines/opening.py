@@ -244,7 +244,8 @@ def pose_reference(checkpoint: VerifiedCheckpoint, precision: str = "fp32") -> T
         checkpoint: the model.
         precision: `fp32`, `fp16` or `bf16`: what it computes in up to its logits.
     """
-    from convnextpose.network import Bf16Reference, PoseReference, build_network
+    from convnextpose.checkpoint import build_network
+    from convnextpose.network import Bf16Reference, PoseReference
 
     made = {"fp32": PoseReference, "fp16": lambda network: PoseReference(network.half()), "bf16": Bf16Reference}
     if precision not in made:

@@ -2,8 +2,8 @@
 
 What this project exports has the layout `boxes and scores`: input `frames` uint8 [N, H, W, 3] in OpenCV's BGR order, H and W in
 16s; outputs `boxes` float32 [N, K, 4] = (x, y, width, height, px of the frame) and `scores` float32 [N, K] in 0..1, the best
-first. Several boxes of one person are possible: `without_duplicates` leaves the best of them. The layouts of other detectors
-are those of `engines.layouts`.
+first. Several boxes of one person are possible: `non_maximum_suppression` leaves the best of them. The layouts of other
+detectors are those of `engines.layouts`.
 """
 
 from __future__ import annotations
@@ -267,7 +267,7 @@ def _together(found: list[DetectedBoxes]) -> DetectedBoxes:
     )
 
 
-def without_duplicates(
+def non_maximum_suppression(
     boxes: NDArray[np.floating], scores: NDArray[np.floating], min_score: float, overlap: float = OVERLAP
 ) -> NDArray[np.intp]:
     """Non-maximum suppression of one frame's boxes.

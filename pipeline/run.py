@@ -306,17 +306,17 @@ def open_estimator(
     people: PeopleFinder = given or WholePicture()
     turned = None
     if detector is not None:
-        see = detections_of(detector)
+        detect = detections_of(detector)
         follows = info.live or info.frame_rate is not None  # pictures have no frame rate: one is not what came after another
         people = PeopleTracker(
-            see,
+            detect,
             model.info.joint_set,
             min_score=config.min_score,
             max_people=config.max_people,
             keep_lost_s=config.keep_lost_s,
             follows=follows,
         )
-        turned = TurnedPeople(see, model, min_score=config.min_score, follows=follows)
+        turned = TurnedPeople(detect, model, min_score=config.min_score, follows=follows)
     return Estimator(model, people, camera=camera, turned=turned, world=config.world)
 
 

@@ -42,6 +42,14 @@ def test_each_example_begins_with_how_to_run_it_and_has_a_test():
     assert tested == {path.stem for path in EXAMPLES.glob("*.py")}
 
 
+def test_the_python_of_the_readme_is_ten_lines_at_most_and_runs(clip, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (EXAMPLES.parent / "README.md").read_text(encoding="utf-8"), re.S)
+    assert len(code.splitlines()) <= 10 and '"clip.mp4"' in code
+    exec(code.replace('"clip.mp4"', repr(clip)), {})  # as a newcomer types it
+    told = capsys.readouterr().out
+    assert re.match(r"0\.0 0 \[\[", told) and "\n0.4" in told
+
+
 def test_poses_tells_where_the_person_is(example, clip, capsys):
     example("poses")(clip)
     told = capsys.readouterr().out

@@ -47,13 +47,11 @@ def test_imports_point_left(path):
 
 
 def test_no_circle_of_files():
-    """Imports within functions count, those for types alone do not."""
+    """Imports within functions and for types alone count."""
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in modules()}
 
     def needs(node):
         for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-                continue
             if isinstance(child, ast.ImportFrom):
                 full = [f"{child.module}.{alias.name}" for alias in child.names]
                 yield from (name if name in names else child.module for name in full)
@@ -83,6 +81,18 @@ def test_importing_needs_no_extra(module):
         " 'safetensors']\n"
         "for name in blocked: sys.modules[name] = None\n"
         f"import {module}\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_public_names_are_imported_when_they_are_asked_for():
+    code = (
+        "import sys, convnextpose\n"
+        "assert not {'numpy', 'cv2', 'av', 'engines', 'pipeline'} & set(sys.modules)\n"
+        "assert convnextpose.Box and 'pipeline' not in sys.modules\n"
+        "assert all(getattr(convnextpose, name) for name in convnextpose.__all__)\n"
+        "assert 'torch' not in sys.modules\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert result.returncode == 0, result.stderr

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from convnextpose import weights
 from convnextpose.detector import FRAME_SIZE, STRIDE, Detector, build_detector, decode
 from engines.export import export_detector
-from engines.people import SIDE_STEP, overlaps, shared_areas, without_duplicates
+from engines.people import SIDE_STEP, non_maximum_suppression, overlaps, shared_areas
 from training import train
 from training.dataset import seeded
 from training.evaluate import LOT, SEED, network_input
@@ -249,7 +249,7 @@ def predict(
         with mixed(images.device):
             maps = network(network_input(lot))
         for boxes, scores in zip(*(t.cpu().numpy() for t in decode(maps.float())), strict=True):
-            kept = without_duplicates(boxes, scores, 0.02)
+            kept = non_maximum_suppression(boxes, scores, 0.02)
             found.append((boxes[kept], scores[kept]))
     return found
 

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convnextpose import metrics
-from convnextpose.checkpoint import verify
+from convnextpose.checkpoint import build_network, verify
 from convnextpose.crop import RGB_MEAN, RGB_STD
-from convnextpose.network import PoseNetwork, build_network
+from convnextpose.network import PoseNetwork
 from convnextpose.skeleton import HUMAN36M
 from convnextpose.variants import INPUT_SIZE
 from training.dataset import Crops, Renderer, mirror

@@ -47,7 +47,7 @@ class BvhRecorder(MotionRecorder):
         lines += [f"Frames: {len(figure.root_mm)}", f"Frame Time: {1 / content.rate:.8f}"]
         angles = [np.unwrap(euler_degrees(figure.local[bone]), axis=0, period=360) for bone in _order("Hips")]
         rows = np.concatenate([figure.root_mm / 10, *angles], axis=1)
-        with part.open("x", encoding="ascii", newline="\n") as file:
+        with part.open("w", encoding="ascii", newline="\n") as file:
             file.write("\n".join(lines) + "\n")
             for row in rows:
                 file.write(" ".join(f"{value:.5f}" for value in row) + "\n")

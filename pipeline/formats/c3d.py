@@ -47,7 +47,7 @@ class C3dRecorder(MotionRecorder):
                 yield self.person_path(track_id, number), _Content(part, names, motion.rate, begin_s, told)
 
     def _write_part(self, part: Path, content: _Content) -> None:
-        with part.open("xb") as file:
+        with part.open("wb") as file:
             file.write(_head(content))
             for begin in range(0, len(content.joints_mm), 4096):
                 joints = content.joints_mm[begin : begin + 4096]

@@ -28,7 +28,7 @@ class CsvRecorder(MotionRecorder):
 
     def _write_part(self, part: Path, content: Sequence[int]) -> None:
         names = self.names()
-        with part.open("x", encoding="utf-8", newline="") as file:
+        with part.open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(COLUMNS)
             for track_id in content:

@@ -52,29 +52,6 @@ def make_folder(folder: Path, purpose: str) -> None:
         raise SinkError(f"expected a folder for {purpose}, but nothing may be written to {folder}")
 
 
-def put_in_place(part: Path, path: Path, *, overwrite: bool) -> None:
-    """Move a whole file to its place in one step.
-
-    Raises:
-        OutputExistsError: a file is there and may not be replaced.
-        OSError: it cannot be moved.
-    """
-    if overwrite:
-        part.replace(path)
-        return
-    try:
-        try:
-            os.link(part, path)  # unlike a rename, it fails if the name is taken
-            part.unlink()
-        except FileExistsError:
-            raise
-        except OSError:  # a file system without hard links: take the name first
-            path.open("xb").close()
-            part.replace(path)
-    except FileExistsError as error:
-        raise already_there(path) from error
-
-
 class GrowingFile:
     """A file that grows by whole parts. Every part reaches the system at once; one that cannot be written whole is cut off.
 

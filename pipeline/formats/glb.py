@@ -56,7 +56,7 @@ class GlbRecorder(MotionRecorder):
         scene = _Scene(self.names())
         for person in content:
             scene.add(person)
-        with part.open("xb") as file:
+        with part.open("wb") as file:
             file.write(scene.glb())
 
     def _check_part(self, part: Path, content: list[_Person]) -> None:

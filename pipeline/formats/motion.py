@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnextpose.errors import SinkError
+from convnextpose.files import partial_file, put_in_place
 from convnextpose.world import World
 from pipeline.formats.base import PoseRecorder, WrittenFile
-from pipeline.formats.files import GrowingFile, already_there, check_place, put_in_place
+from pipeline.formats.files import GrowingFile, already_there, check_place
 from pipeline.formats.names import NAMES
 from pipeline.types import PosedFrame, RunHeader, TrackEventKind
 
@@ -294,18 +293,13 @@ class MotionRecorder(PoseRecorder):
             self._collected.close()
 
     def _put(self, path: Path, content: Any) -> None:  # noqa: ANN401
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        with suppress(FileNotFoundError):
-            part.unlink()
-        try:
+        with partial_file(path.parent) as (part, file):
             self._write_part(part, content)
             try:
                 self._check_part(part, content)
             except (ValueError, ArithmeticError, LookupError) as error:
                 raise SinkError(f"{path} was read back and is not what was written: {error}") from error
-            put_in_place(part, path, overwrite=self._overwrite)
-        finally:
-            part.unlink(missing_ok=True)
+            put_in_place(part, file, path, overwrite=self._overwrite)
         self._written.append(WrittenFile(path, len(self._times), path.stat().st_size))
 
     def _others(self) -> list[Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnextpose.camera import Intrinsics, RootDepthSource
+from convnextpose.files import partial_file, put_in_place
 from convnextpose.world import World
 from pipeline.formats.base import PoseRecorder
-from pipeline.formats.files import GrowingFile, check_place, put_in_place
+from pipeline.formats.files import GrowingFile, check_place
 from pipeline.formats.records import PoseFile, header_record, utc_of
 from pipeline.types import Pose, PosedFrame, RunHeader
 
@@ -84,23 +84,19 @@ class NpzRecorder(PoseRecorder):
         self._pose_count += len(poses)
 
     def _finish(self) -> None:
-        part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
         try:
             if self._taken:
                 frames = _rows(self._frames, _FRAME, self._taken)
                 poses = _rows(
                     self._poses, _pose_type(len(self._header.joint_set), smooth=self._header.smooth), self._pose_count
                 )
-                part.unlink(missing_ok=True)
-                with part.open("xb") as file:
-                    arrays = _arrays(frames, poses, self._header, self._world)
-                    np.savez(file, **arrays)
-                put_in_place(part, self.path, overwrite=self._overwrite)
+                with partial_file(self.path.parent) as (part, file):
+                    np.savez(file, **_arrays(frames, poses, self._header, self._world))
+                    put_in_place(part, file, self.path, overwrite=self._overwrite)
                 self.written = self._taken
         finally:
             self._frames.close()
             self._poses.close()
-            part.unlink(missing_ok=True)
 
 
 def pose_arrays(poses: PoseFile) -> dict[str, Any]:

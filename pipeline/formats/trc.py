@@ -36,7 +36,7 @@ class TrcRecorder(MotionRecorder):
     def _write_part(self, part: Path, content: _Content) -> None:
         motion, names = content.motion, content.names
         frames, rate = len(motion.joints_mm), f"{motion.rate:.10g}"
-        with part.open("x", encoding="ascii", newline="\n") as file:
+        with part.open("w", encoding="ascii", newline="\n") as file:
             file.write(f"PathFileType\t4\t(X/Y/Z)\t{_ascii(content.file_name)}\n")
             file.write("DataRate\tCameraRate\tNumFrames\tNumMarkers\tUnits\tOrigDataRate\tOrigDataStartFrame\tOrigNumFrames\n")
             file.write(f"{rate}\t{rate}\t{frames}\t{len(names)}\tmm\t{rate}\t1\t{frames}\n")

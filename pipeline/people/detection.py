@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from convnextpose.crop import Box
 from convnextpose.errors import GeometryError
 from engines.layouts import Placement
-from engines.people import PeopleDetector, without_duplicates
+from engines.people import PeopleDetector, non_maximum_suppression
 from pipeline.types import Frame
 
 
@@ -50,7 +50,7 @@ def detect(detector: PeopleDetector, image: NDArray[np.uint8], min_score: float)
     found = detector.run(frame[None])
     boxes, scores = found.boxes[0], found.scores[0]
     detections = []
-    for index in without_duplicates(boxes, scores, min_score):
+    for index in non_maximum_suppression(boxes, scores, min_score):
         box_px = boxes[index].astype(np.float64)
         x, y = (box_px[:2] - corner + 0.5) / scale - 0.5  # pixel centres are at whole numbers in both
         w, h = box_px[2:] / scale

@@ -10,7 +10,7 @@ from convnextpose.crop import Box
 from pipeline.people.detection import Detection
 
 BORN_AFTER_S = 0.08
-"""Time between the first sighting of somebody and the one that makes it sure, at least, s."""
+"""Time between the first observation of somebody and the one that makes it sure, at least, s."""
 
 NEWCOMER_S = 0.5
 """Within what time a newcomer has a pose, s, where frames are 0.2 s apart or less."""

@@ -61,7 +61,7 @@ def box_from_joints(joints: NDArray[np.floating]) -> Box:
 
 
 @dataclass(eq=False)
-class Sighting:
+class Observation:
     """Somebody who was seen in a frame.
 
     Attributes:
@@ -72,7 +72,7 @@ class Sighting:
         clothes: [3, 3] their colours, BGR.
         sure: whether the pose is sure, or, in a single picture, the detector.
         detected: the detector's score there, 0 where it saw nobody.
-        seekers: the tracks in whose expected places it was seen.
+        expected_by: the tracks in whose expected places it was seen.
     """
 
     pose: RelativePose
@@ -82,7 +82,7 @@ class Sighting:
     clothes: NDArray[np.float64]
     sure: bool
     detected: float
-    seekers: list[Track]
+    expected_by: list[Track]
 
 
 @dataclass(eq=False)
@@ -95,12 +95,12 @@ class Track:
         corners: [4] left, top, right and bottom of the box, from the middle of the joints, px.
         size: square root of the box's area, px.
         clothes: [3, 3] their colours, BGR.
-        detected: the detector's score at the first sighting.
-        first_s, seen_s: times of the first and of the last sighting.
+        detected: the detector's score at the first observation.
+        first_s, seen_s: times of the first and of the last observation.
         confirmed_s: when a pose was last sure, or the detector last saw somebody there.
         missed_s: time of the first frame since then that lacks the person, or None.
-        track_id: None until a second sighting agrees with the first.
-        told_lost: whether `lost` was told since the last sighting.
+        track_id: None until a second observation agrees with the first.
+        told_lost: whether `lost` was told since the last observation.
         together: the people from whom this one was never seen apart.
     """
 
@@ -119,11 +119,11 @@ class Track:
     together: set[Track] = field(default_factory=set)
 
     @classmethod
-    def begin(cls, sighting: Sighting, time_s: float) -> Track:
+    def begin(cls, observation: Observation, time_s: float) -> Track:
         """Somebody who was just seen for the first time."""
-        motion = Motion(time_s, sighting.place, sighting.size)
-        shape = _centred(sighting), _corners(sighting), sighting.size
-        return cls(motion, *shape, sighting.clothes, sighting.detected, time_s, time_s, time_s)
+        motion = Motion(time_s, observation.place, observation.size)
+        shape = _centred(observation), _corners(observation), observation.size
+        return cls(motion, *shape, observation.clothes, observation.detected, time_s, time_s, time_s)
 
     def expected(self, time_s: float) -> Box:
         """The box that the person has now, px."""
@@ -135,41 +135,41 @@ class Track:
         """[J, 2] the joints that the person has now, if the body has not moved, px."""
         return self.joints + self.motion.predict(time_s, self.size)[0]
 
-    def see(self, sighting: Sighting, time_s: float) -> None:
-        """Take in a further sighting of the person."""
+    def update(self, observation: Observation, time_s: float) -> None:
+        """Take in where and how the person was seen now."""
         elapsed_s = time_s - self.seen_s
         # The second look at a picture replaces the first.
         share = 1 - math.exp(-elapsed_s / SMOOTHING_S) if elapsed_s > 0 else 1.0
-        self.motion.update(time_s, sighting.place, self.size)
-        self.joints = _centred(sighting)
-        self.corners = self.corners + share * (_corners(sighting) - self.corners)
-        self.size += share * (sighting.size - self.size)
-        if sighting.sure:
-            learnt = self.clothes + (1 - math.exp(-elapsed_s / CLOTHES_S)) * (sighting.clothes - self.clothes)
-            self.clothes = np.where(np.isfinite(learnt), learnt, sighting.clothes)
+        self.motion.update(time_s, observation.place, self.size)
+        self.joints = _centred(observation)
+        self.corners = self.corners + share * (_corners(observation) - self.corners)
+        self.size += share * (observation.size - self.size)
+        if observation.sure:
+            learnt = self.clothes + (1 - math.exp(-elapsed_s / CLOTHES_S)) * (observation.clothes - self.clothes)
+            self.clothes = np.where(np.isfinite(learnt), learnt, observation.clothes)
             self.confirmed_s = time_s
         self.seen_s, self.missed_s, self.told_lost = time_s, None, False
 
-    def costs(self, sightings: Sequence[Sighting], time_s: float, alike: PoseSimilarity) -> NDArray[np.float64]:
+    def costs(self, observations: Sequence[Observation], time_s: float, alike: PoseSimilarity) -> NDArray[np.float64]:
         """[S]: how unlikely it is that this person is each of those who were seen (negative logarithm of the likelihood)."""
         elapsed_s = max(0.0, time_s - self.seen_s)
         place, spread_px = self.motion.predict(time_s, self.size)
-        places, sizes = np.array([s.place for s in sightings]), np.array([s.size for s in sightings])
+        places, sizes = np.array([o.place for o in observations]), np.array([o.size for o in observations])
         away = (TAIL + 2) * np.log1p(((places - place) ** 2).sum(-1) / spread_px**2 / TAIL)
         larger = (np.log(sizes / self.size) / math.hypot(SIZE_SPREAD, SIZE_CHANGE * elapsed_s)) ** 2
-        moved = np.array([alike.distance(_centred(s), self.joints) for s in sightings]) / self.size**2
+        moved = np.array([alike.distance(_centred(o), self.joints) for o in observations]) / self.size**2
         limit = min(math.hypot(SHAPE_SPREAD, SHAPE_CHANGE * elapsed_s), SHAPE_SPREAD_MOST)
         changed = SHAPE_WEIGHT * moved / limit**2
-        dressed = np.array([difference(s.clothes, self.clothes) for s in sightings]) / CLOTHES_SPREAD**2
+        dressed = np.array([difference(o.clothes, self.clothes) for o in observations]) / CLOTHES_SPREAD**2
         dressed = CLOTHES_WEIGHT * np.log1p(dressed)
         # The last term is the likelihood's own factor: who could be anywhere is nowhere likely, down to that of a newcomer.
         return np.asarray((away + larger + changed) / 2 + dressed + 2 * math.log(min(1.0, spread_px / self.size)))
 
 
-def _centred(sighting: Sighting) -> NDArray[np.float64]:
-    return sighting.pose.joints[:, :2] - sighting.place
+def _centred(observation: Observation) -> NDArray[np.float64]:
+    return observation.pose.joints[:, :2] - observation.place
 
 
-def _corners(sighting: Sighting) -> NDArray[np.float64]:
-    box, (x, y) = sighting.box, sighting.place
+def _corners(observation: Observation) -> NDArray[np.float64]:
+    box, (x, y) = observation.box, observation.place
     return np.array([box.x - x, box.y - y, box.x + box.width - x, box.y + box.height - y])

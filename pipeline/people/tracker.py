@@ -26,7 +26,7 @@ from pipeline.people.cuts import CutDetector
 from pipeline.people.detection import SURE_DETECTION, Detection
 from pipeline.people.looks import BORN_AFTER_S, Looks
 from pipeline.people.similarity import PoseSimilarity
-from pipeline.people.track import UNLIKELY, Sighting, Track, box_from_joints
+from pipeline.people.track import UNLIKELY, Observation, Track, box_from_joints
 from pipeline.stages import RelativePose, TrackedBox
 from pipeline.timeline import Stopwatch
 from pipeline.types import Frame, TrackEvent, TrackEventKind
@@ -53,7 +53,7 @@ CANDIDATES = 8
 """Detected boxes that are read in a frame at most, the surest."""
 
 BORN_WITHIN_S = 0.5
-"""Time between the first sighting and the one that makes it sure at most, s; BORN_AFTER_S at least. In the first frame of a
+"""Time between the first observation and the one that makes it sure at most, s; BORN_AFTER_S at least. In the first frame of a
 take, where nobody is known yet, further looks at the same frame make it sure."""
 
 LOOKS = 3
@@ -80,7 +80,7 @@ class PeopleTracker:
     """Finds everybody in the frames of one source and follows them.
 
     Args:
-        see: the people whom the detector sees in a frame, duplicates left out.
+        detect: the people whom the detector sees in a frame, duplicates left out.
         joint_set: the joints' names.
         min_score: mean joint score from which a person counts as found; followed down to KEEP_FRACTION of it.
         max_people: how many people are followed at once; with more in the picture, the nearest.
@@ -91,7 +91,7 @@ class PeopleTracker:
 
     def __init__(
         self,
-        see: Callable[[Frame], Sequence[Detection]],
+        detect: Callable[[Frame], Sequence[Detection]],
         joint_set: JointSet,
         *,
         min_score: float = MIN_SCORE,
@@ -99,7 +99,7 @@ class PeopleTracker:
         keep_lost_s: float = KEEP_LOST_S,
         follows: bool = True,
     ) -> None:
-        self._see = see
+        self._detect = detect
         self._alike = PoseSimilarity(joint_set)
         self._clothes = Clothes(joint_set)
         self._min_score, self._keep_score = min_score, min_score * KEEP_FRACTION
@@ -137,7 +137,7 @@ class PeopleTracker:
         full = len(self._tracks) >= self._max_people
         if not again and self._looks.due(frame.time_s, busy=busy, full=full):
             with stopwatch.span("detect"):
-                detections = self._see(frame)
+                detections = self._detect(frame)
             smallest = min(track.size for track in self._tracks) if full and not busy else 0.0
             sought += self._unexplained(detections, sought, smallest)
         self._sought = [who for who, _ in sought]
@@ -183,9 +183,9 @@ class PeopleTracker:
         """Who the poses are that were read in the places that the last `find` named."""
         assert self._frame is not None
         now = self._frame.time_s
-        sightings, seekers_of = self._sightings(poses)
+        observations, at_expected = self._observations(poses)
         known = [track for track in self._tracks if track.track_id is not None]
-        sure = [s for s in sightings if s.sure]
+        sure = [s for s in observations if s.sure]
         matches = self._match(known, sure, now)
         rest = [
             track
@@ -195,32 +195,32 @@ class PeopleTracker:
             and now - track.confirmed_s <= UNSURE_S
         ]
         taken = set(map(id, matches.values()))
-        matches |= self._match(rest, [s for s in sightings if id(s) not in taken], now)
+        matches |= self._match(rest, [s for s in observations if id(s) not in taken], now)
         taken = set(map(id, matches.values()))
         unborn = [track for track in self._tracks if track.track_id is None]
-        matches |= self._match(unborn, [s for s in sightings if id(s) not in taken], now)
+        matches |= self._match(unborn, [s for s in observations if id(s) not in taken], now)
         taken = set(map(id, matches.values()))
 
         found_again = {track: now - track.seen_s for track in matches if track.told_lost}
-        for track, sighting in matches.items():
-            track.see(sighting, now)
-        self._merge(matches, seekers_of, now)
+        for track, observation in matches.items():
+            track.update(observation, now)
+        self._merge(matches, at_expected, now)
         for track in self._tracks:
             if track not in matches:
-                self._miss(track, seekers_of, matches, now)
+                self._miss(track, at_expected, matches, now)
         self._admit(matches, found_again, now)
-        new = [s for s in sightings if s.detected and id(s) not in taken and self._is_apart(s, matches, now)]
-        self._tracks += [Track.begin(sighting, now) for sighting in new]
+        new = [s for s in observations if s.detected and id(s) not in taken and self._is_apart(s, matches, now)]
+        self._tracks += [Track.begin(observation, now) for observation in new]
         poses_now = [
-            replace(sighting.pose, track_id=track.track_id)
-            for track, sighting in matches.items()
+            replace(observation.pose, track_id=track.track_id)
+            for track, observation in matches.items()
             if track.track_id is not None and track in self._tracks
         ]
         poses_now.sort(key=lambda pose: pose.track_id)
         unsure = any(track.track_id is None for track in self._tracks)
         return Identified(tuple(poses_now), tuple(self._events), look_again=self._begins and unsure and self._turns < LOOKS)
 
-    def _sightings(self, poses: Sequence[RelativePose]) -> tuple[list[Sighting], dict[Track, Sighting]]:
+    def _observations(self, poses: Sequence[RelativePose]) -> tuple[list[Observation], dict[Track, Observation]]:
         """Everybody who was seen, once each, and who each track's place shows."""
         assert self._frame is not None
         found = []
@@ -237,37 +237,37 @@ class PeopleTracker:
                 continue
             if isinstance(who, Detection) and box.iou(who.box) < DETECTION_AGREEMENT:
                 continue
-            seekers = [who] if isinstance(who, Track) else []
+            expected_by = [who] if isinstance(who, Track) else []
             place = pose.joints[:, :2].mean(axis=0)
             size, detected = math.sqrt(box.area), who.score if isinstance(who, Detection) else 0.0
             sure = pose.score >= self._min_score or detected >= self._sure_detection
             clothes = self._clothes.read(self._frame.image, pose.joints, size)
-            found.append(Sighting(pose, box, place, size, clothes, sure, detected, seekers))
+            found.append(Observation(pose, box, place, size, clothes, sure, detected, expected_by))
         found.sort(key=lambda s: (-s.pose.score, s.box.x, s.box.y, s.box.width, s.box.height))
-        apart: list[Sighting] = []
-        for sighting in found:
+        apart: list[Observation] = []
+        for observation in found:
             for other in apart:
-                size = max(sighting.size, other.size)
-                if self._alike(sighting.pose.joints, other.pose.joints, size) >= SAME_PERSON:
-                    other.detected = max(other.detected, sighting.detected)
-                    other.sure |= sighting.sure
-                    other.seekers += sighting.seekers
+                size = max(observation.size, other.size)
+                if self._alike(observation.pose.joints, other.pose.joints, size) >= SAME_PERSON:
+                    other.detected = max(other.detected, observation.detected)
+                    other.sure |= observation.sure
+                    other.expected_by += observation.expected_by
                     break
             else:
-                apart.append(sighting)
-        return apart, {track: sighting for sighting in apart for track in sighting.seekers}
+                apart.append(observation)
+        return apart, {track: observation for observation in apart for track in observation.expected_by}
 
-    def _match(self, tracks: Sequence[Track], sightings: Sequence[Sighting], now: float) -> dict[Track, Sighting]:
+    def _match(self, tracks: Sequence[Track], observations: Sequence[Observation], now: float) -> dict[Track, Observation]:
         """The likeliest way in which the tracks' people are those who were seen."""
-        if not tracks or not sightings:
+        if not tracks or not observations:
             return {}
-        costs = np.array([track.costs(sightings, now, self._alike) for track in tracks])
-        return {tracks[row]: sightings[column] for row, column in assign(costs, UNLIKELY)}
+        costs = np.array([track.costs(observations, now, self._alike) for track in tracks])
+        return {tracks[row]: observations[column] for row, column in assign(costs, UNLIKELY)}
 
-    def _merge(self, matches: dict[Track, Sighting], seekers_of: dict[Track, Sighting], now: float) -> None:
+    def _merge(self, matches: dict[Track, Observation], at_expected: dict[Track, Observation], now: float) -> None:
         """Where one person has two tracks, the older stays."""
-        for track, sighting in seekers_of.items():
-            other = next((t for t, s in matches.items() if s is sighting), None)
+        for track, observation in at_expected.items():
+            other = next((t for t, s in matches.items() if s is observation), None)
             if other is None or track in matches or track not in self._tracks or None in (track.track_id, other.track_id):
                 continue
             first, second = sorted((track, other), key=lambda t: t.track_id or 0)
@@ -276,19 +276,19 @@ class PeopleTracker:
             self._tell(TrackEventKind.MERGED, second.track_id, f"the same person as {first.track_id}", first.track_id)
             if second is other:  # the older one goes on from where the younger is seen
                 matches[first] = matches.pop(second)
-                first.see(sighting, now)
+                first.update(observation, now)
             self._tracks.remove(second)
 
-    def _miss(self, track: Track, seekers_of: dict[Track, Sighting], matches: dict[Track, Sighting], now: float) -> None:
+    def _miss(self, track: Track, at_expected: dict[Track, Observation], matches: dict[Track, Observation], now: float) -> None:
         """A track's person is not seen in this frame."""
         if track.missed_s is None:
             track.missed_s = now
         if track.track_id is None or track.told_lost or now - track.seen_s < LOST_AFTER_S:
             return
         track.told_lost = True
-        self._tell(TrackEventKind.LOST, track.track_id, self._why(track, seekers_of.get(track), matches, now))
+        self._tell(TrackEventKind.LOST, track.track_id, self._why(track, at_expected.get(track), matches, now))
 
-    def _why(self, track: Track, seen: Sighting | None, matches: dict[Track, Sighting], now: float) -> str:
+    def _why(self, track: Track, seen: Observation | None, matches: dict[Track, Observation], now: float) -> str:
         assert self._frame is not None
         expected = track.expected(now)
         try:
@@ -297,31 +297,31 @@ class PeopleTracker:
             inside = 0.0
         if inside < 0.6:
             return "out of the picture"
-        for other, sighting in matches.items():
-            if other.track_id is not None and (sighting is seen or sighting.box.iou(expected) > 0.3):
+        for other, observation in matches.items():
+            if other.track_id is not None and (observation is seen or observation.box.iou(expected) > 0.3):
                 return f"where person {other.track_id} is"
         if seen is not None and now - track.confirmed_s > UNSURE_S:
             return f"no sure pose for {UNSURE_S:g} s"
         return "nobody is seen there"
 
-    def _is_apart(self, sighting: Sighting, matches: Mapping[Track, Sighting], now: float) -> bool:
+    def _is_apart(self, observation: Observation, matches: Mapping[Track, Observation], now: float) -> bool:
         """Whether somebody who was seen is clearly another person than all who are known."""
         for track in self._tracks:
-            if track.track_id is not None and matches.get(track) is not sighting:
+            if track.track_id is not None and matches.get(track) is not observation:
                 joints = matches[track].pose.joints if track in matches else track.expected_joints(now)
-                if self._alike(sighting.pose.joints, joints, max(sighting.size, track.size)) > APART:
+                if self._alike(observation.pose.joints, joints, max(observation.size, track.size)) > APART:
                     return False
         return True
 
-    def _admit(self, matches: dict[Track, Sighting], found_again: Mapping[Track, float], now: float) -> None:
-        """Number the newcomers whom a second sighting made sure; where there is no room for all, the nearest are followed."""
+    def _admit(self, matches: dict[Track, Observation], found_again: Mapping[Track, float], now: float) -> None:
+        """Number the newcomers whom a second observation confirms; where there is no room for all, follow the nearest."""
         born = {
             track
-            for track, sighting in matches.items()
+            for track, observation in matches.items()
             if track.track_id is None
-            and (sighting.sure or track.detected >= self._sure_detection)
+            and (observation.sure or track.detected >= self._sure_detection)
             and (self._begins or now - track.first_s >= BORN_AFTER_S)
-            and self._is_apart(sighting, matches, now)
+            and self._is_apart(observation, matches, now)
         }
         there = [t for t in self._tracks if t in born or (t.track_id is not None and not t.told_lost)]
         there.sort(key=lambda t: -t.size * (1.0 if t in born or t in found_again else NEARER))

@@ -34,7 +34,7 @@ class TurnedPeople:
     The networks know people who stand: of those who are upside down they see nobody.
 
     Args:
-        see: the people whom the detector sees in a frame, as for `PeopleTracker`.
+        detect: the people whom the detector sees in a frame, as for `PeopleTracker`.
         model: reads their poses.
         min_score: mean joint score from which a person counts as found.
         follows: whether the frames follow each other in time, as for `PeopleTracker`: who is told of here must be found there.
@@ -42,13 +42,13 @@ class TurnedPeople:
 
     def __init__(
         self,
-        see: Callable[[Frame], Sequence[Detection]],
+        detect: Callable[[Frame], Sequence[Detection]],
         model: PoseModel,
         *,
         min_score: float = MIN_SCORE,
         follows: bool = True,
     ) -> None:
-        self._see = see
+        self._detect = detect
         self._model = model
         self._min_score = min_score
         self._follows = follows
@@ -68,7 +68,7 @@ class TurnedPeople:
 
     def _finds(self, frame: Frame) -> bool:
         joints = self._model.info.joint_set
-        people = PeopleTracker(self._see, joints, min_score=self._min_score, follows=self._follows)
+        people = PeopleTracker(self._detect, joints, min_score=self._min_score, follows=self._follows)
         while True:
             try:
                 boxes = people.find(frame, Stopwatch())

@@ -15,14 +15,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from convnextpose.checkpoint import VerifiedCheckpoint, claimed_variant, verify, verify_state
+from convnextpose.checkpoint import VerifiedCheckpoint, build_network, claimed_variant, verify, verify_state
 from convnextpose.errors import CheckpointError, RuntimeUnavailableError
 from convnextpose.report import describe
 from convnextpose.skeleton import HUMAN36M, MUCO
 from convnextpose.variants import Variant
 
 torch = pytest.importorskip("torch")
-from convnextpose.network import build_network, expected_shapes, random_state  # noqa: E402 (it needs torch)
+from convnextpose.network import expected_shapes, random_state  # noqa: E402 (it needs torch)
 from tests.cases import fast_first  # noqa: E402
 
 FINAL = "head.final_layer.weight"

@@ -100,7 +100,7 @@ write_file(Path(sys.argv[1]), b"half")
 def test_what_a_killed_process_left_is_removed_by_the_next_and_what_a_living_one_writes_is_not(tmp_path):
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "a")], check=False)
     assert len(names(tmp_path)) == 1, "it was killed before the file had its place"
-    with files._partial_file(tmp_path) as (living, _):
+    with files.partial_file(tmp_path) as (living, _):
         write_file(tmp_path / "b", b"new")
         assert names(tmp_path) == sorted([living.name, "b"])
     assert names(tmp_path) == ["b"]

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from convnextpose import weights
-from convnextpose.checkpoint import verify
-from convnextpose.network import Bf16Reference, build_network
+from convnextpose.checkpoint import build_network, verify
+from convnextpose.network import Bf16Reference
 from engines.calibration import CalibrationSet
 from engines.cpu_precision import bf16_in_torch
 from engines.opening import open_pose_model

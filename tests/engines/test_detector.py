@@ -21,7 +21,7 @@ from engines.export import export_detector
 from engines.layouts import DetectedBoxes
 from engines.opening import open_people_detector
 from engines.parity import compare_detectors, frames_of, noise_frames
-from engines.people import PeopleDetector, overlaps, people_specs, without_duplicates
+from engines.people import PeopleDetector, non_maximum_suppression, overlaps, people_specs
 from engines.session import SessionDescription
 from engines.sessions.base import LockedSession
 from pipeline.people.detection import DETECTION_SCORE, detect
@@ -43,7 +43,7 @@ def boxes_and_scores(seed, count):
 @given(st.integers(0, 2**32 - 1), st.integers(0, 24), st.floats(0, 1), st.floats(0.1, 0.9))
 def test_of_boxes_that_overlap_the_best_is_left(seed, count, min_score, overlap):
     boxes, scores = boxes_and_scores(seed, count)
-    kept = without_duplicates(boxes, scores, min_score, overlap)
+    kept = non_maximum_suppression(boxes, scores, min_score, overlap)
     assert (np.diff(scores[kept]) <= 0).all() and (scores[kept] >= min_score).all()
     shared = overlaps(boxes[kept], boxes[kept])
     assert (shared[~np.eye(len(kept), dtype=bool)] < overlap).all()

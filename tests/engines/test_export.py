@@ -11,10 +11,10 @@ import torch
 
 import engines.folding
 from convnextpose import weights
-from convnextpose.checkpoint import verify, verify_state
+from convnextpose.checkpoint import build_network, verify, verify_state
 from convnextpose.crop import decode_bins, normalise
 from convnextpose.errors import OutputExistsError, ParityError, SinkError
-from convnextpose.network import build_network, joint_scores, random_state, soft_argmax
+from convnextpose.network import joint_scores, random_state, soft_argmax
 from convnextpose.variants import Variant
 from engines.export import export
 from engines.folding import contract_network

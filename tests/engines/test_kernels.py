@@ -282,8 +282,8 @@ def test_the_tail_is_that_of_the_network(kernels, data):
 def test_the_tail_of_a_real_networks_logits_again_and_again(kernels, variant):
     """The same workspace serves the next run: its counters are back at zero."""
     torch = pytest.importorskip("torch")
-    from convnextpose.checkpoint import verify, verify_state
-    from convnextpose.network import Normalise, build_network, random_state
+    from convnextpose.checkpoint import build_network, verify, verify_state
+    from convnextpose.network import Normalise, random_state
     from engines.calibration import CalibrationSet
 
     trained = variant is Variant.XS

@@ -12,7 +12,7 @@ def test_work_is_counted_as_the_layers_do_it(checkpoint, onnx_bytes):
     import torch
     from torch import nn
 
-    from convnextpose.network import build_network
+    from convnextpose.checkpoint import build_network
 
     network, done = build_network(checkpoint).eval(), []
 

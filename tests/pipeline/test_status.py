@@ -4,6 +4,7 @@ import json
 import time
 
 from pipeline import status as status_module
+from pipeline.ledger import KEPT_REASONS, OTHER_REASONS, FrameLedger
 from pipeline.status import RunStatus
 from pipeline.streams import Pipeline
 from tests.pipeline.test_streams import Collect, Pictures, stream
@@ -75,3 +76,13 @@ def test_a_record_is_plain_json_and_is_not_made_for_every_asker():
     (source,) = record["sources"]
     assert source["ledger"]["received"] == 20 and source["now"]["state"] == "ended" and source["now"]["live"]
     assert {row["stage"] for row in source["stages"]} >= {"capture", "infer", "lift"}
+
+
+def test_thousands_of_different_reasons_stay_a_few_and_none_is_lost():
+    ledger = FrameLedger()
+    for index in range(8000):
+        ledger.receive(index)
+        ledger.pose(index, problems=[f"box {index}", "too small"])
+    problems = dict(ledger.counts().problems)
+    assert sum(problems.values()) == 16_000 and problems["too small"] == 8000
+    assert len(problems) == KEPT_REASONS + 1 and OTHER_REASONS in problems

@@ -113,6 +113,18 @@ def test_what_is_said_of_libraries():
     assert explain(ImportError("cannot import name 'a' from 'engines'", name="engines")) is None
 
 
+# What is logged
+
+
+def test_verbose_tells_on_stderr_what_goes_on_and_without_it_the_library_is_silent(tmp_path):
+    cv2.imwrite(str(tmp_path / "black.png"), np.zeros((64, 64, 3), np.uint8))
+    run = ("run", tmp_path / "black.png", "--formats", "ndjson", "--out")
+    told = convnextpose("--verbose", *run, tmp_path / "a").stderr.decode()
+    assert "INFO    convnextpose.models: model xs (XS) runs in" in told
+    assert "INFO    convnextpose.streams: black.png: open" in told
+    assert "INFO" not in convnextpose(*run, tmp_path / "b").stderr.decode()
+
+
 # What is printed
 
 

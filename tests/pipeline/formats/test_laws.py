@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from convnextpose.errors import OutputExistsError, SinkError, SourceError
 from pipeline.formats.records import read_poses
-from pipeline.formats.table import FORMATS
+from pipeline.formats.table import FORMATS, open_recorders
 from pipeline.sources import open_source
 from tests.cases import fast_first
-from tests.pipeline.formats.samples import CASES, HEADER, names, pose, posed, write
+from tests.pipeline.formats.samples import CASES, HEADER, names, noise, pose, posed, write
 
 ROOT = Path(__file__).parents[3]
 
@@ -264,3 +264,28 @@ def test_a_killed_run_leaves_whole_lines_and_a_video_that_plays(tmp_path, last):
     assert written - 1 <= len(frames) <= written + 1, "only the last frame is not in the video yet"
     assert np.allclose([f.time_s for f in frames], np.arange(len(frames)) / 25, atol=1e-3)
     assert names(tmp_path) == ["poses.mp4", "poses.ndjson"]
+
+
+KILLED_AT_THE_END = """
+import os, signal, sys
+from pathlib import Path
+from pipeline.formats.table import open_recorders
+from tests.pipeline.formats.samples import HEADER, noise
+os.link = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+(recorder,) = open_recorders(Path(sys.argv[1]), [sys.argv[2]], HEADER)
+for index in range(3):
+    recorder.write(noise(index))
+recorder.close()
+"""
+
+
+@pytest.mark.parametrize("name", ["npz", "trc"])
+def test_what_a_run_left_that_was_killed_while_it_wrote_its_end_is_removed_by_the_next(tmp_path, name):
+    subprocess.run([sys.executable, "-c", KILLED_AT_THE_END, str(tmp_path), name], cwd=ROOT, check=False)
+    (left,) = names(tmp_path)
+    assert left.endswith(".part")
+    (recorder,) = open_recorders(tmp_path, [name], HEADER)
+    for index in range(3):
+        recorder.write(noise(index))
+    recorder.close()
+    assert names(tmp_path) and not any(found.endswith(".part") for found in names(tmp_path))

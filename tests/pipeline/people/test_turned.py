@@ -76,10 +76,10 @@ def test_who_shows_in_a_turned_frame_is_who_would_be_found_in_it(follows):
             return replace(read, scores=np.minimum(read.scores, 0.4))
 
     frame = Frame(blob(640, 480, (200, 100, 80, 220)), "t", 0, 0.0)
-    see = detections_of(BlobDetector())
-    assert TurnedPeople(see, BlobModel(), follows=follows).look(frame)
-    told = TurnedPeople(see, Unsure(), follows=follows).look(frame)
-    found = PeopleTracker(see, HUMAN36M, follows=follows)
+    detect = detections_of(BlobDetector())
+    assert TurnedPeople(detect, BlobModel(), follows=follows).look(frame)
+    told = TurnedPeople(detect, Unsure(), follows=follows).look(frame)
+    found = PeopleTracker(detect, HUMAN36M, follows=follows)
     assert bool(told) == bool(Estimator(Unsure(), found).step(frame).poses) == (not follows)
 
 
