@@ -134,11 +134,10 @@ class PeopleTracker:
             except GeometryError:  # outside the picture
                 continue
         busy = any(track.track_id is None or track.missed_s is not None for track in self._tracks)
-        full = len(self._tracks) >= self._max_people
-        if not again and self._looks.due(frame.time_s, busy=busy, full=full):
+        smallest = self._smallest()
+        if not again and self._looks.due(frame.time_s, busy=busy, full=smallest > 0):
             with stopwatch.span("detect"):
                 detections = self._detect(frame)
-            smallest = min(track.size for track in self._tracks) if full and not busy else 0.0
             sought += self._unexplained(detections, sought, smallest)
         self._sought = [who for who, _ in sought]
         return tuple(TrackedBox(number, box) for number, (_, box) in enumerate(sought))
@@ -161,6 +160,14 @@ class PeopleTracker:
             return track.missed_s is None or frame.time_s - track.missed_s <= self._keep_lost_s
 
         self._tracks = [track for track in self._tracks if kept(track)]
+
+    def _smallest(self) -> float:
+        """The size, px, of the smallest of as many people as are followed at most, if all of them were just seen; else 0: there
+        may be room for anybody, or a detected box may be of somebody who is out of sight."""
+        known = [track for track in self._tracks if track.track_id is not None]
+        if len(known) < self._max_people or any(track.missed_s is not None for track in known):
+            return 0.0
+        return min(track.size for track in known)
 
     def _unexplained(
         self, detections: Sequence[Detection], expected: Sequence[tuple[Track | Detection, Box]], smallest: float
@@ -209,8 +216,9 @@ class PeopleTracker:
             if track not in matches:
                 self._miss(track, at_expected, matches, now)
         self._admit(matches, found_again, now)
-        new = [s for s in observations if s.detected and id(s) not in taken and self._is_apart(s, matches, now)]
-        self._tracks += [Track.begin(observation, now) for observation in new]
+        new = [o for o in observations if o.detected and id(o) not in taken and self._is_apart(o, matches, now)]
+        room = NEARER * self._smallest()  # who is not larger would not be admitted, and need not be read until then
+        self._tracks += [Track.begin(observation, now) for observation in new if observation.size > room]
         poses_now = [
             replace(observation.pose, track_id=track.track_id)
             for track, observation in matches.items()

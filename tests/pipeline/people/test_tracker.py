@@ -13,6 +13,7 @@ from convnextpose.crop import Box
 from convnextpose.skeleton import HUMAN36M
 from pipeline.people import MIN_SCORE
 from pipeline.people.detection import SURE_DETECTION
+from pipeline.people.looks import FULL_INTERVAL_S
 from pipeline.people.tracker import KEEP_FRACTION, UNSURE_S, PeopleTracker
 from pipeline.types import TrackEventKind
 from tests.cases import fast_first
@@ -219,6 +220,14 @@ def test_each_frame_costs_a_look_for_each_person_and_few_more():
     world = World([Walker(line((150 + 120 * n, 600), (5, 0)), height=200) for n in range(9)])
     film(world, steady(10, 10))
     assert world.looks <= 9 * 100 * 1.1
+
+
+def test_whoever_is_no_nearer_than_those_who_are_wanted_costs_little():
+    """Also people whose poses are unsure: they would neither be born nor leave the detector alone."""
+    people = [Walker(line((150 + 120 * n, 600), (5, 0)), height=190 if n else 200) for n in range(8)]
+    world = World(people, score=lambda who, _: (MIN_SCORE + 0.1) if who == 0 else 0.9 * MIN_SCORE)
+    film(world, steady(10, 10), max_people=1)
+    assert world.looks <= 100 * 2 and len(world.searches) <= 10 / FULL_INTERVAL_S + 2
 
 
 # Faults that other trackers had.
