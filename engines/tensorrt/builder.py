@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import threading
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -292,7 +293,7 @@ def interruptible(library: Library, work: Callable[[threading.Event], _Result]) 
     Raises:
         KeyboardInterrupt: the build has ended; or it did not within 30 s, or Ctrl-C came again.
     """
-    cancelled = threading.Event()
+    cancelled, ended = threading.Event(), threading.Event()
     results: list[_Result] = []
     errors: list[BaseException] = []
 
@@ -301,21 +302,28 @@ def interruptible(library: Library, work: Callable[[threading.Event], _Result]) 
             results.append(work(cancelled))
         except BaseException as error:  # noqa: BLE001 - raised again by the caller
             errors.append(error)
+        finally:
+            ended.set()
 
     # A daemon: a library without a monitor does not end sooner, and the process need not wait for it.
     worker = threading.Thread(target=run, name="tensorrt-build", daemon=True)
+
+    def ends_within(wait_s: float) -> bool:
+        # Not by the thread's `join` or `is_alive`: until Python 3.13 Ctrl-C within them makes a running thread count as ended.
+        end = time.monotonic() + wait_s
+        while not ended.is_set() and time.monotonic() < end:
+            ended.wait(0.1)  # not longer: Ctrl-C that comes just before the wait begins is seen at its end
+        return ended.is_set()
+
     try:
         worker.start()
-        while worker.is_alive():
-            worker.join(0.1)
+        ends_within(math.inf)
     except KeyboardInterrupt:
         cancelled.set()
-        if hasattr(library.module, "IProgressMonitor") and worker.is_alive():
-            worker.join(CANCEL_WAIT_S)
-            if worker.is_alive():
-                told = f"stopping: {library.name} ends only between two steps of a build; Ctrl-C again does not wait for that"
-                warnings.warn(told, RuntimeWarning, stacklevel=3)
-                worker.join(CANCEL_LIMIT_S - CANCEL_WAIT_S)
+        if hasattr(library.module, "IProgressMonitor") and not ends_within(CANCEL_WAIT_S):
+            told = f"stopping: {library.name} ends only between two steps of a build; Ctrl-C again does not wait for that"
+            warnings.warn(told, RuntimeWarning, stacklevel=3)
+            ends_within(CANCEL_LIMIT_S - CANCEL_WAIT_S)
         raise
     if errors:
         raise errors[0]

@@ -2,10 +2,11 @@
 
 import _thread
 import enum
-import signal
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -31,6 +32,7 @@ from tests.engines.test_precision import Graph
 
 pytest.importorskip("onnxruntime", reason="it quantises")
 
+ROOT = Path(__file__).parents[2]
 DESKTOP = ("8.6", "8.9", "12.0")
 
 
@@ -147,21 +149,17 @@ def test_an_option_that_fails_says_why(rtx, small):
 
 @pytest.mark.parametrize("core", [None, 0])
 def test_only_for_a_dla_the_graph_is_read_for_it(rtx, small, core):
-    made = []
+    flags = []
 
     class Parser(rtx.module.OnnxParser):
-        def __init__(self, *given):
-            super().__init__(*given)
-            made.append(self)
-
         def parse(self, data):
-            self.for_dla = self.get_flag(rtx.module.OnnxParserFlag.ADJUST_FOR_DLA)
+            flags.append(self.get_flag(rtx.module.OnnxParserFlag.ADJUST_FOR_DLA))
             return False  # what it would read does not matter here
 
     library = Library(rtx.name, rtx.version, SimpleNamespace(**{**vars(rtx.module), "OnnxParser": Parser}))
     with pytest.raises(EngineError, match="does not take the graph"):
         build_engine(small, library, "8.9", BuildOptions(dla_core=core))
-    assert [parser.for_dla for parser in made] == [core is not None]
+    assert flags == [core is not None]
 
 
 def test_ctrl_c_ends_a_build(rtx, small, monkeypatch):
@@ -196,59 +194,80 @@ def test_ctrl_c_ends_a_build(rtx, small, monkeypatch):
     assert any("BuildCanceled" in text for text in told), "the library is told to stop"
 
 
-def test_ctrl_c_while_the_library_reads_the_graph(rtx, small, monkeypatch):
-    """The library swallows what is raised in its logger, so that must not be the interrupt."""
-    sent, original = [], building._Log.add
+def in_a_process(script, *words):
+    """What a Python of its own prints, whose main thread may be interrupted: pytest's would take a late Ctrl-C for its own."""
+    before = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell may have it ignored
+    done = subprocess.run(
+        [sys.executable, "-c", before + script, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines(), done.stderr
 
-    def add(log, kind, text):
-        if not sent:
-            sent.append(text)
-            _thread.interrupt_main()
-        original(log, kind, text)
 
-    monkeypatch.setattr(building._Log, "add", add)
-    with pytest.raises(KeyboardInterrupt):
-        build_engine(small, rtx, "8.9")
-    assert sent, "the first thing that is logged is of the reader"
+READING = """
+import _thread, sys
+from pathlib import Path
+from engines.tensorrt import builder
+from engines.tensorrt.module import load_library
 
+sent, original = [], builder._Log.add
+
+def add(log, kind, text):
+    if not sent:
+        sent.append(text)
+        _thread.interrupt_main()
+    original(log, kind, text)
+
+builder._Log.add = add
+try:
+    builder.build_engine(Path(sys.argv[1]).read_bytes(), load_library("tensorrt_rtx"), "8.9")
+except KeyboardInterrupt:
+    print("ended" if sent else "nothing was logged")
+"""
+
+
+def test_ctrl_c_while_the_library_reads_the_graph(rtx, small, tmp_path):
+    """The library swallows what is raised in its logger, so that must not be the interrupt; the reader logs first."""
+    graph = tmp_path / "small.onnx"
+    graph.write_bytes(small)
+    assert in_a_process(READING, graph)[0] == ["ended"]
+
+
+STUBBORN = """
+import os, sys, threading
+from types import SimpleNamespace
+from engines.tensorrt import builder
+from engines.tensorrt.module import Library
+
+builder.CANCEL_WAIT_S, builder.CANCEL_LIMIT_S = map(float, sys.argv[1:3])
 
 def ctrl_c():
-    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
 
-
-def stubborn(work):
-    """What a build of a library is that has a monitor and takes no notice of it: interrupted once it runs."""
-    library = Library("tensorrt", "10.0", SimpleNamespace(IProgressMonitor=object))
-
-    def run(cancelled):
+def work(cancelled):
+    ctrl_c()
+    if sys.argv[3] == "twice":
+        cancelled.wait()
         ctrl_c()
-        work(cancelled)
+    threading.Event().wait()
 
-    with pytest.raises(KeyboardInterrupt):
-        building.interruptible(library, run)
-
-
-def test_a_build_that_does_not_end_is_told_of_and_left_in_the_end(monkeypatch):
-    monkeypatch.setattr(building, "CANCEL_WAIT_S", 0.05)
-    monkeypatch.setattr(building, "CANCEL_LIMIT_S", 0.1)
-    ended = threading.Event()
-    with pytest.warns(RuntimeWarning, match="stopping: tensorrt ends only between two steps of a build; Ctrl-C again"):
-        stubborn(lambda _: ended.wait(60))
-    ended.set()
+try:
+    builder.interruptible(Library("tensorrt", "10.0", SimpleNamespace(IProgressMonitor=object)), work)
+except KeyboardInterrupt:
+    print("left")
+"""
+"""A build by a library that has a monitor and takes no notice of it."""
 
 
-def test_a_second_ctrl_c_does_not_wait(monkeypatch):
-    monkeypatch.setattr(building, "CANCEL_WAIT_S", 60.0)
-    ended = threading.Event()
+def test_a_build_that_does_not_end_is_told_of_and_left_in_the_end():
+    told, warned = in_a_process(STUBBORN, 0.05, 0.1, "once")
+    assert told == ["left"]
+    assert "stopping: tensorrt ends only between two steps of a build; Ctrl-C again does not wait for that" in warned
 
-    def work(cancelled):
-        cancelled.wait(60)
-        ctrl_c()
-        ended.wait(60)
 
-    stubborn(work)
-    assert not ended.is_set()
-    ended.set()
+def test_a_second_ctrl_c_does_not_wait():
+    told, warned = in_a_process(STUBBORN, 10_000, 10_000, "twice")
+    assert told == ["left"] and "stopping" not in warned
 
 
 def test_what_the_library_raises_comes_out_of_its_thread():
