@@ -94,8 +94,10 @@ def _jpeg2000_size(data: bytes) -> tuple[int, int]:
         if size == 1:
             (size,) = struct.unpack_from(">Q", data, at + 8)
         at += 8 if kind == b"jp2c" else max(size, 8)
-    width, height, left, top = struct.unpack_from(">4I", data, at + 8)
-    return width - left, height - top
+    right, bottom, left, top = struct.unpack_from(">4I", data, at + 8)
+    if right < left or bottom < top:
+        raise ValueError("no size")
+    return right - left, bottom - top
 
 
 def _netpbm_size(data: bytes) -> tuple[int, int]:
