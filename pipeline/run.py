@@ -296,7 +296,7 @@ def open_estimator(
     """What makes the poses of one source's frames in a run of a config.
 
     Args:
-        config: what the run is to do; or only its sources, where all else is as usual.
+        config: what the run is to do.
         models: what `open_models` opened for it.
         info: what the source is.
         camera: its true intrinsics, or None to assume a field of view.
