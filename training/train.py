@@ -61,12 +61,28 @@ def initialise(network: nn.Module, last: nn.Conv2d, seed: int) -> None:
     nn.init.normal_(last.weight, std=0.01, generator=generator)
 
 
-def load_matching(network: PoseNetwork, path: Path) -> int:
-    """Copy from a weights file, maybe of another variant, each tensor that has its namesake's shape; how many did."""
+def load_grown(network: PoseNetwork, path: Path, seed: int) -> None:
+    """Load a weights file into its own variant, or into a larger one that then begins with the same function.
+
+    Each new channel is a copy of an old one; what the next layer made of the old channel is shared out between the two at
+    random, so that they can part. Blocks that the file does not have keep their zero branch. A final layer for heat-maps of
+    another size stays as it is. Source: Chen, Goodfellow, Shlens, "Net2Net: Accelerating Learning via Knowledge Transfer",
+    ICLR 2016.
+    """
+    generator = torch.Generator().manual_seed(seed)
     given, own = verify(path).state, network.state_dict()
-    matching = {name: torch.tensor(array) for name, array in given.items() if own[name].shape == array.shape}
-    network.load_state_dict(matching, strict=False)
-    return len(matching)
+    grown = {}
+    for name, array in given.items():
+        tensor, shape = torch.tensor(array), own[name].shape
+        if name.startswith("head.final_layer") and shape[0] != len(tensor):
+            continue
+        if tensor.ndim > 1 and shape[1] != tensor.shape[1]:
+            source = torch.arange(shape[1]) % tensor.shape[1]
+            share = 0.5 + torch.rand(len(tensor), shape[1], generator=generator)
+            whole = torch.zeros(tensor.shape[:2]).index_add_(1, source, share)
+            tensor = tensor[:, source] * (share / whole[:, source])[..., None, None]
+        grown[name] = tensor[torch.arange(shape[0]) % len(tensor)] if tensor.ndim else tensor
+    network.load_state_dict(grown, strict=False)
 
 
 class Trainer:
@@ -113,7 +129,7 @@ class Trainer:
         network = PoseNetwork(Variant[self.plan.variant])
         initialise(network, network.head.final_layer, self.plan.seed)
         if init is not None:
-            load_matching(network, init)
+            load_grown(network, init, self.plan.seed)
         return network
 
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,12 +13,15 @@ import pytest
 torch = pytest.importorskip("torch")
 from convnextpose.checkpoint import verify  # noqa: E402
 from convnextpose.metrics import mpjpe  # noqa: E402
+from convnextpose.network import PoseNetwork  # noqa: E402
 from convnextpose.skeleton import HUMAN36M  # noqa: E402
+from convnextpose.variants import Variant  # noqa: E402
+from convnextpose.weights import load  # noqa: E402
 from training import state  # noqa: E402
 from training.evaluate import SETS, evaluate, held_out, score  # noqa: E402
 from training.plan import Plan  # noqa: E402
 from training.stream import Stream  # noqa: E402
-from training.train import Trainer, load_matching, main, run  # noqa: E402
+from training.train import Trainer, load_grown, main, run  # noqa: E402
 
 CPU = torch.device("cpu")
 PLAN = Plan(size=64, steps=6, batch=4, chunk=4, kept=3, filled=2, reuse=1.5, warmup=2)
@@ -178,12 +181,23 @@ def test_a_few_crops_can_be_learnt():
 
 
 @pytest.mark.slow
-def test_weights_of_another_variant_help_where_they_fit(whole):
-    plan = replace(PLAN, variant="S")
-    trainer = Trainer(plan, CPU)
-    assert 0 < load_matching(trainer.network, whole[0] / "last.safetensors") < len(trainer.network.state_dict())
+def test_weights_begin_their_own_variant(whole):
     again = Trainer(PLAN, CPU, init=whole[0] / "last.safetensors")
     torch.testing.assert_close(again.network.state_dict(), whole[1].average.state_dict(), atol=1e-3, rtol=1e-3)
+
+
+def test_a_larger_variant_begins_with_the_function_of_the_smaller_one_and_its_copies_part():
+    small, images = load("xs").safetensors, torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    trainer = Trainer(replace(PLAN, variant="S"), CPU, init=small)
+    expected = PoseNetwork(Variant.XS).eval()
+    load_grown(expected, small, 0)
+    with torch.no_grad():
+        torch.testing.assert_close(trainer.network.eval()(images), expected(images), atol=1e-3, rtol=1e-3)
+    loss = trainer.network(images).square().sum()
+    loss.backward()
+    gradient = trainer.network.head.deconv_layers_2.pwconv.weight.grad[:, :, 0, 0]
+    old, new = gradient[:128], gradient[128:]
+    assert loss > 0 and (old - new).norm() > 0.1 * old.norm()
 
 
 def test_the_truth_scores_best(crops):
