@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,7 @@ SAMPLE_S = 0.2
 """Time between two samples of a person, s: nearer ones tell the same."""
 
 MAX_SAMPLES = 600
-"""Samples that are kept; when there are more, every second one of them goes."""
+"""Samples that are kept; when there are more, every second one of each track goes."""
 
 FIT_S, FIT_SHARE, MAX_FIT_S = 0.5, 0.1, 10.0
 """The world is fitted anew after this time, or this share of the time since the first fit, but at least so often, s."""
@@ -88,6 +88,7 @@ class _Sample:
         log_depth: the natural logarithm of that ankle's depth by the lengths of bones, mm.
         ends: [2, 3] directions in camera axes, z = 1, of the middle of the ankles and of the neck.
         behind_mm: how much farther than the middle of the ankles that ankle is.
+        count: how many samples it stands for: itself and those of its track that were dropped.
     """
 
     track_id: int
@@ -96,6 +97,7 @@ class _Sample:
     log_depth: float
     ends: Array
     behind_mm: float
+    count: int = 1
 
 
 @dataclass
@@ -163,7 +165,7 @@ class WorldEstimator:
             if (sample := self._look(pose, camera)) is not None:
                 self._samples.append(sample)
         if len(self._samples) > MAX_SAMPLES:
-            self._samples = self._samples[::2]
+            self._samples = _thinned(self._samples)
             self._sampled = {track_id: at for track_id, at in self._sampled.items() if time_s - at < FORGET_S}
         if self._samples:
             self._first_s = time_s if self._first_s is None else self._first_s
@@ -282,6 +284,7 @@ class _Fit:
         self._depths = np.array([sample.log_depth for sample in samples])
         self._ends = np.array([sample.ends for sample in samples])
         self._behind = np.array([sample.behind_mm for sample in samples])
+        self._counts = np.array([sample.count for sample in samples])
         ids = np.array([sample.track_id for sample in samples])
         self._tracks = np.unique(ids, return_inverse=True)[1].ravel()
         self._people = int(self._tracks.max()) + 1
@@ -320,9 +323,9 @@ class _Fit:
         usable = self._axes_seen & (apart > 1e-4) & (depths > _NEAREST_MM) & (slopes > _FLATTEST)
         heights, tracks = np.log(depths[usable] * slopes[usable]), self._tracks[usable]
         if len(heights):
-            seen, samples = np.unique(tracks, return_counts=True)
+            seen, counts = np.unique(tracks), np.bincount(tracks, self._counts[usable])
             medians = [np.median(heights[tracks == track]) for track in seen]
-            self.height_mm = math.exp(float(np.average(medians, weights=np.minimum(samples, WATCHED_S / SAMPLE_S))))
+            self.height_mm = math.exp(float(np.average(medians, weights=np.minimum(counts[seen], WATCHED_S / SAMPLE_S))))
 
     def _step(self) -> float:
         """One step of Gauss and Newton, with weights from the residuals; sets the errors by the way.
@@ -387,6 +390,20 @@ class _Fit:
         self._sizes = -pull / of_size
         hessian += (jacobian * weights[:, None]).T @ jacobian - (mixed / of_size) @ mixed.T
         gradient += jacobian.T @ (weights * off) - (mixed / of_size) @ pull
+
+
+def _thinned(samples: Sequence[_Sample]) -> list[_Sample]:
+    """Drop every second sample of each track, which the one before it then stands for, and the oldest beyond the limit."""
+    kept: list[_Sample] = []
+    waiting: dict[int, int] = {}  # of each track the kept sample, by its place, that has no dropped one yet
+    for sample in samples:
+        place = waiting.pop(sample.track_id, None)
+        if place is None:
+            waiting[sample.track_id] = len(kept)
+            kept.append(sample)
+        else:
+            kept[place] = replace(kept[place], count=kept[place].count + sample.count)
+    return kept[-MAX_SAMPLES:]
 
 
 def _unit(vector: Array) -> Array:

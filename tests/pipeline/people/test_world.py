@@ -87,6 +87,19 @@ def test_it_gets_surer_and_remembers_no_more_than_it_needs():
     assert len(estimator._samples) <= MAX_SAMPLES
 
 
+def test_long_footage_forgets_nobody_and_passers_by_fill_no_memory(monkeypatch):
+    people = pair(20, (min(range(64), key=size_of), max(range(64), key=size_of)))
+    whole, thinned, passers = (WorldEstimator(HUMAN36M, GivenWorld(up=up_of(20, 0))) for _ in range(3))
+    for index, (time_s, poses) in enumerate(film(people, 20, height_mm=HEIGHTS[20], seconds=12, rate=5.0)):
+        monkeypatch.setattr("pipeline.people.world.MAX_SAMPLES", 10**6)
+        world, _ = whole.step(time_s, CAMERA, poses)
+        monkeypatch.setattr("pipeline.people.world.MAX_SAMPLES", 20)
+        of_some, _ = thinned.step(time_s, CAMERA, poses)
+        passers.step(time_s, CAMERA, [replace(pose, track_id=2 * index + i) for i, pose in enumerate(poses)])
+        assert len(thinned._samples) <= 20 and len(passers._samples) <= 20
+    assert of_some.height_mm == pytest.approx(world.height_mm, rel=0.03)  # of one of them alone: 18 % less
+
+
 def test_feet_stand_on_the_floor_of_the_world():
     estimator = WorldEstimator(HUMAN36M)
     feet = []
