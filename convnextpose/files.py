@@ -129,25 +129,45 @@ def child(folder: Path, name: str) -> Path:
     return path
 
 
+def check_free(path: Path, *, overwrite: bool) -> None:
+    """Look whether a file may be written to a path, without touching anything. Its folder need not be there yet.
+
+    A symbolic link counts as a file: it is replaced, never followed.
+
+    Raises:
+        OutputExistsError: a file is there already and may not be replaced.
+        SinkError: what is there is no file: a folder, a pipe, a device.
+        OSError: it cannot be looked at.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+        raise SinkError(f"expected a file, or nothing yet, at {path}, but {kind} is there: remove it, or choose another place")
+    if not overwrite:
+        raise already_there(path)
+
+
+def already_there(path: Path) -> OutputExistsError:
+    """The error for a file that may not be replaced."""
+    return OutputExistsError(f"{path} is there already: choose another place, or allow it with --overwrite")
+
+
 def check_place(out: Path, *, overwrite: bool) -> None:
     """Refuse early what `write_files` would refuse: before the work whose result goes there.
 
     Raises:
-        OutputExistsError: something is there and may not be replaced.
-        SinkError: it is not a place for a file.
+        OutputExistsError: a file is there already and may not be replaced.
+        SinkError: it is not a place for a file in a folder that exists.
     """
     try:
-        found = out.lstat()
-    except FileNotFoundError:
-        found = None
+        check_free(out, overwrite=overwrite)
+    except PoseError:
+        raise
     except (OSError, ValueError) as error:
         raise SinkError(f"cannot write {show(str(out))}: {getattr(error, 'strerror', None) or error}") from error
-    if found is not None and stat.S_ISDIR(found.st_mode):
-        raise SinkError(f"expected a file in a folder that exists, received the folder {out}")
-    if found is not None and not overwrite:
-        raise OutputExistsError(f"{out} exists; allow replacing it with --overwrite, or name another file")
-    if found is not None and not stat.S_ISREG(found.st_mode) and not stat.S_ISLNK(found.st_mode):
-        raise SinkError(f"expected an ordinary file to replace, received {out}, which is a device, a pipe or a socket")
     if not out.name or not out.parent.is_dir():
         raise SinkError(f"expected a file in a folder that exists, received {out}")
 
@@ -219,9 +239,7 @@ def put_in_place(partial: Path, file: BinaryIO, out: Path, *, overwrite: bool) -
             os.close(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
             partial.replace(out)
     except FileExistsError as error:
-        raise OutputExistsError(
-            f"{out} appeared meanwhile; allow replacing it with --overwrite, or name another file"
-        ) from error
+        raise already_there(out) from error
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from convnextpose.errors import SinkError
-from pipeline.formats.files import check_place
+from convnextpose.files import check_free
 from pipeline.types import PosedFrame, RunHeader
 
 T = TypeVar("T")
@@ -113,7 +113,7 @@ class FileRecorder(ABC, Generic[T]):
         self._failed = False
         self._closed = False
         with as_sink_error(path):
-            check_place(path, overwrite=overwrite)
+            check_free(path, overwrite=overwrite)
 
     @property
     def files(self) -> list[WrittenFile]:

@@ -3,39 +3,13 @@
 from __future__ import annotations
 
 import os
-import stat
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from convnextpose.errors import OutputExistsError, SinkError
-
-
-def check_place(path: Path, *, overwrite: bool) -> None:
-    """Look whether a result may be written to a path, without touching anything.
-
-    A symbolic link counts as a file: it is replaced, never followed.
-
-    Raises:
-        OutputExistsError: a file is there already and may not be replaced.
-        SinkError: what is there is no file: a folder, a pipe, a device.
-        OSError: it cannot be looked at.
-    """
-    try:
-        mode = path.lstat().st_mode
-    except (FileNotFoundError, NotADirectoryError):  # `make_folder` tells about the second
-        return
-    if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
-        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
-        raise SinkError(f"expected a file, or nothing yet, at {path}, but {kind} is there: remove it, or choose another place")
-    if not overwrite:
-        raise already_there(path)
-
-
-def already_there(path: Path) -> OutputExistsError:
-    """The error for a file that may not be replaced."""
-    return OutputExistsError(f"{path} is there already: choose another place, or allow it with --overwrite")
+from convnextpose.errors import SinkError
+from convnextpose.files import already_there
 
 
 def make_folder(folder: Path, purpose: str) -> None:

@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnextpose.errors import SinkError
-from convnextpose.files import partial_file, put_in_place
+from convnextpose.files import already_there, check_free, partial_file, put_in_place
 from convnextpose.world import World
 from pipeline.formats.base import PoseRecorder, WrittenFile
-from pipeline.formats.files import GrowingFile, already_there, check_place
+from pipeline.formats.files import GrowingFile
 from pipeline.formats.names import NAMES
 from pipeline.types import PosedFrame, RunHeader, TrackEventKind
 
@@ -237,7 +237,7 @@ class MotionRecorder(PoseRecorder):
 
     def _begin(self, item: PosedFrame) -> None:
         if not self._overwrite:
-            check_place(self.path, overwrite=False)
+            check_free(self.path, overwrite=False)
             for other in self._others():
                 raise already_there(other)
         else:  # a killed run leaves no old files beside its own

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnextpose.camera import Intrinsics, RootDepthSource
-from convnextpose.files import partial_file, put_in_place
+from convnextpose.files import check_free, partial_file, put_in_place
 from convnextpose.world import World
 from pipeline.formats.base import PoseRecorder
-from pipeline.formats.files import GrowingFile, check_place
+from pipeline.formats.files import GrowingFile
 from pipeline.formats.records import PoseFile, header_record, utc_of
 from pipeline.types import Pose, PosedFrame, RunHeader
 
@@ -65,7 +65,7 @@ class NpzRecorder(PoseRecorder):
         if self._overwrite:
             self.path.unlink(missing_ok=True)  # a killed run leaves no old arrays beside its own video
         else:
-            check_place(self.path, overwrite=False)
+            check_free(self.path, overwrite=False)
         self._taken = self._pose_count = 0
         self._world: World | None = None
         self._frames = GrowingFile.unnamed(self.path.parent)
