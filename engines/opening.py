@@ -91,7 +91,7 @@ def open_pose_model(
     if max_batch is None:
         return PoseModel(session, info)
     shared = PoseModel(Batcher(session, max_batch), info)
-    shared.run(np.zeros((2, INPUT_SIZE, INPUT_SIZE, 3), np.uint8))  # libraries prepare for batches apart from single crops
+    shared.run(np.zeros((3, INPUT_SIZE, INPUT_SIZE, 3), np.uint8))  # libraries prepare for batches apart from single crops
     return shared
 
 
