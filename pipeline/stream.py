@@ -138,7 +138,7 @@ class Stream:
         self._stopping = threading.Event()
         self._in_flight = InFlight()
         self._lock = threading.Lock()
-        self._ready: Callable[[], object] = lambda: None
+        self._ready: Callable[[], object] | None = None
         self._ended: Callable[[], None] = lambda: None
         self._trace: Callable[[Timeline], None] = lambda timeline: None
         self._show: Callable[[PosedFrame], None] | None = None
@@ -162,7 +162,7 @@ class Stream:
 
     def start(
         self,
-        ready: Callable[[], object],
+        ready: Callable[[], object] | None,
         ended: Callable[[], None],
         trace: Callable[[Timeline], None],
         show: Callable[[PosedFrame], None] | None = None,
@@ -170,7 +170,7 @@ class Stream:
         """Start the threads.
 
         Args:
-            ready: is called when there is one frame more in `finished`.
+            ready: is called when there is one frame more in `finished`; None where nobody takes frames from it.
             ended: is called once, when the last thread ends.
             trace: takes the timeline of each such frame.
             show: takes each posed frame for the views, before the recorders have it; None where there are no views.
@@ -396,6 +396,9 @@ class Stream:
             self.ages_ns.append(time.time_ns() - posed.frame.captured_ns)
             self.clock = posed.frame.clock
         self._trace(timeline)
+        if self._ready is None:
+            self.release(flight.size)
+            return
         flight.posed = replace(posed, timeline=timeline)
         pushed_out = self.finished.put(flight)
         if pushed_out is None:

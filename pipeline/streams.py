@@ -168,16 +168,7 @@ class Pipeline:
         Raises:
             StageError: a stage failed, after the frames that were finished before it.
         """
-        if self._closed:
-            raise ValueError("expected a pipeline that is not closed, received one that has ended; make a new one")
-        if not any(stream.started for stream in self.streams):
-            cv2.setNumThreads(1)  # all cores have work of ours, and threads of OpenCV's own burn CPU time while they wait
-            for viewing in self.viewings:
-                viewing.start()
-        show = self._show if self.viewings else None
-        for stream in self.streams:
-            if not stream.started:
-                stream.start(partial(self._outbox.put, stream), self._stream_ended, self._add_trace, show)
+        self._start(wanted=True)
         while True:
             try:
                 stream = self._outbox.get()
@@ -194,6 +185,7 @@ class Pipeline:
         Raises:
             StageError: a stage failed.
         """
+        self._start(wanted=False)
         for _ in self:
             pass
 
@@ -261,6 +253,20 @@ class Pipeline:
         except PoseError:
             if error is None:
                 raise
+
+    def _start(self, *, wanted: bool) -> None:
+        """Start the threads that are not running, for a caller who wants the posed frames or only the end."""
+        if self._closed:
+            raise ValueError("expected a pipeline that is not closed, received one that has ended; make a new one")
+        if not any(stream.started for stream in self.streams):
+            cv2.setNumThreads(1)  # all cores have work of ours, and threads of OpenCV's own burn CPU time while they wait
+            for viewing in self.viewings:
+                viewing.start()
+        show = self._show if self.viewings else None
+        for stream in self.streams:
+            if not stream.started:
+                ready = partial(self._outbox.put, stream) if wanted else None
+                stream.start(ready, self._stream_ended, self._add_trace, show)
 
     def _drain(self, started: Sequence[Stream], deadline: float) -> None:
         """Throw finished frames away, so that nothing waits for a caller who has left, until the last stream ends."""
