@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ _FRAME = np.dtype(
 )
 
 
+@cache
 def _pose_type(joints: int, *, smooth: bool) -> np.dtype[Any]:
     return np.dtype(
         [

@@ -17,8 +17,9 @@ def assign(costs: NDArray[np.floating], limit: float) -> list[tuple[int, int]]:
     )  # 0: nothing is won by the pair, so that it is as good as none
     if 0 in gains.shape:
         return []
-    if gains.size == 1:  # one person alone
-        return [(0, 0)] if gains[0, 0] < 0 else []
+    wins = gains < 0
+    if wins.sum(axis=0).max() <= 1 and wins.sum(axis=1).max() <= 1:  # nobody could be two, as nearly always
+        return [(int(row), int(column)) for row, column in np.argwhere(wins)]
     swapped = gains.shape[0] > gains.shape[1]
     if swapped:
         gains = gains.T

@@ -151,19 +151,24 @@ class Track:
         self.seen_s, self.missed_s, self.told_lost = time_s, None, False
 
     def costs(self, observations: Sequence[Observation], time_s: float, alike: PoseSimilarity) -> NDArray[np.float64]:
-        """[S]: how unlikely it is that this person is each of those who were seen (negative logarithm of the likelihood)."""
+        """[S]: how unlikely it is that this person is each of those who were seen (negative logarithm of the likelihood).
+
+        Where place and size alone cost UNLIKELY or more, the pose and the clothes are not looked at: they can only add to it.
+        """
         elapsed_s = max(0.0, time_s - self.seen_s)
         place, spread_px = self.motion.predict(time_s, self.size)
         places, sizes = np.array([o.place for o in observations]), np.array([o.size for o in observations])
         away = (TAIL + 2) * np.log1p(((places - place) ** 2).sum(-1) / spread_px**2 / TAIL)
         larger = (np.log(sizes / self.size) / math.hypot(SIZE_SPREAD, SIZE_CHANGE * elapsed_s)) ** 2
-        moved = np.array([alike.distance(_centred(o), self.joints) for o in observations]) / self.size**2
-        limit = min(math.hypot(SHAPE_SPREAD, SHAPE_CHANGE * elapsed_s), SHAPE_SPREAD_MOST)
-        changed = SHAPE_WEIGHT * moved / limit**2
-        dressed = np.array([difference(o.clothes, self.clothes) for o in observations]) / CLOTHES_SPREAD**2
-        dressed = CLOTHES_WEIGHT * np.log1p(dressed)
         # The last term is the likelihood's own factor: who could be anywhere is nowhere likely, down to that of a newcomer.
-        return np.asarray((away + larger + changed) / 2 + dressed + 2 * math.log(min(1.0, spread_px / self.size)))
+        costs = np.asarray((away + larger) / 2 + 2 * math.log(min(1.0, spread_px / self.size)))
+        limit = min(math.hypot(SHAPE_SPREAD, SHAPE_CHANGE * elapsed_s), SHAPE_SPREAD_MOST)
+        for number in np.flatnonzero(costs < UNLIKELY):
+            seen = observations[number]
+            changed = SHAPE_WEIGHT * alike.distance(_centred(seen), self.joints) / (self.size * limit) ** 2
+            dressed = CLOTHES_WEIGHT * math.log1p(difference(seen.clothes, self.clothes) / CLOTHES_SPREAD**2)
+            costs[number] += changed / 2 + dressed
+        return costs
 
 
 def _centred(observation: Observation) -> NDArray[np.float64]:

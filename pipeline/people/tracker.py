@@ -348,15 +348,10 @@ class PeopleTracker:
 
     def _note_together(self, born: Collection[Track], now: float) -> None:
         """Keep in mind who was never seen apart from whom."""
-        known = [track for track in self._tracks if track.track_id is not None]
-        joints = [track.expected_joints(now) for track in known]
-        for track, own in zip(known, joints, strict=True):
-            near = {
-                other
-                for other, theirs in zip(known, joints, strict=True)
-                if other is not track and self._alike(own, theirs, max(track.size, other.size)) > APART
-            }
-            track.together = near if track in born else track.together & near
+        joints = {track: track.expected_joints(now) for track in self._tracks if track.track_id is not None}
+        for track, own in joints.items():
+            others = joints.keys() - {track} if track in born else joints.keys() & track.together
+            track.together = {o for o in others if self._alike(own, joints[o], max(track.size, o.size)) > APART}
 
     def _tell(self, kind: TrackEventKind, track_id: int | None, reason: str, other_id: int | None = None) -> None:
         assert self._frame is not None
