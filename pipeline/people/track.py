@@ -163,8 +163,9 @@ class Track:
         # The last term is the likelihood's own factor: who could be anywhere is nowhere likely, down to that of a newcomer.
         costs = np.asarray((away + larger) / 2 + 2 * math.log(min(1.0, spread_px / self.size)))
         limit = min(math.hypot(SHAPE_SPREAD, SHAPE_CHANGE * elapsed_s), SHAPE_SPREAD_MOST)
-        for number in np.flatnonzero(costs < UNLIKELY):
-            seen = observations[number]
+        for number, seen in enumerate(observations):
+            if costs[number] >= UNLIKELY:
+                continue
             changed = SHAPE_WEIGHT * alike.distance(_centred(seen), self.joints) / (self.size * limit) ** 2
             dressed = CLOTHES_WEIGHT * math.log1p(difference(seen.clothes, self.clothes) / CLOTHES_SPREAD**2)
             costs[number] += changed / 2 + dressed
