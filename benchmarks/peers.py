@@ -1,6 +1,7 @@
 """This project and MediaPipe's full pose model by turns, each from a video file to poses in memory.
 
-    python benchmarks/peers.py [CLIP...] [--rounds 5] [--max-people 1] [--mediapipe reference-env/bin/python] [--json FILE]
+    python benchmarks/peers.py [CLIP...] [--rounds 5] [--max-people 1] [--precision auto]
+        [--mediapipe reference-env/bin/python] [--json FILE]
 
 Without clips it takes the demo clip; `vtest.avi` is in Debian's package `opencv-doc`. MediaPipe is in an environment of its
 own, as the top of `benchmarks/reference.py` says how. Each round runs both on each clip, each in a process of its own.
@@ -18,7 +19,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -50,17 +51,17 @@ class Told:
     cpu_ms: float
 
 
-def with_convnextpose(clip: Path, max_people: int) -> Iterator[int]:
+def with_convnextpose(clip: Path, max_people: int, precision: str) -> Iterator[int]:
     """How many people have a pose, frame by frame."""
     from pipeline.run import RunConfig, open_pipeline
 
-    with open_pipeline(RunConfig(clip, max_people=max_people)) as pipeline:
+    with open_pipeline(RunConfig(clip, max_people=max_people, precision=precision)) as pipeline:
         for posed in pipeline:
             yield len(posed.poses)
 
 
-def with_mediapipe(clip: Path, max_people: int) -> Iterator[int]:
-    """How many people have a pose, frame by frame: one at most, however many may."""
+def with_mediapipe(clip: Path, _max_people: int, _precision: str) -> Iterator[int]:
+    """How many people have a pose, frame by frame: one at most, in its own precision."""
     import av
     import mediapipe
 
@@ -72,7 +73,7 @@ def with_mediapipe(clip: Path, max_people: int) -> Iterator[int]:
             yield int(found.pose_landmarks is not None)
 
 
-PEERS: dict[str, Callable[[Path, int], Iterator[int]]] = {"convnextpose": with_convnextpose, "mediapipe": with_mediapipe}
+PEERS: dict[str, Callable[[Path, int, str], Iterator[int]]] = {"convnextpose": with_convnextpose, "mediapipe": with_mediapipe}
 """What is compared, by name."""
 
 
@@ -95,19 +96,20 @@ def measure(people: Iterator[int], started_s: float) -> Told:
     return Told(frames, with_person, poses, first_s - started_s, (frames - 1) / wall_s, 1e3 * cpu_s / (frames - 1))
 
 
-def run_peer(name: str, python: Path, clip: Path, max_people: int) -> Told:
-    """Run a peer in a process of its own.
+def run_peer(name: str, python: Path, clip: Path, options: Sequence[str]) -> Told:
+    """Run a peer in a process of its own, with some options of this command line.
 
     Raises:
         RuntimeError: it failed.
     """
     started = repr(time.monotonic())  # one clock for all processes of a machine
-    command: list[str | Path] = [python, Path(__file__).resolve(), clip, "--max-people", str(max_people)]
-    command += ["--peer", name, "--started", started]
+    command = [python, Path(__file__).resolve(), clip, *options, "--peer", name, "--started", started]
     return Told(**json.loads(run_process(command, ROOT).output.splitlines()[-1]))
 
 
-def compare(clips: list[Path], pythons: dict[str, Path], rounds: int, max_people: int) -> dict[str, dict[str, list[Told]]]:
+def compare(
+    clips: list[Path], pythons: dict[str, Path], rounds: int, options: Sequence[str]
+) -> dict[str, dict[str, list[Told]]]:
     """Run all peers on all clips by turns; what each told of each clip, by clip and peer.
 
     Raises:
@@ -115,7 +117,7 @@ def compare(clips: list[Path], pythons: dict[str, Path], rounds: int, max_people
     """
     told: dict[str, dict[str, list[Told]]] = {clip.name: {name: [] for name in pythons} for clip in clips}
     for _, (clip, name) in by_turns([(clip, name) for clip in clips for name in pythons], rounds):
-        told[clip.name][name].append(run_peer(name, pythons[name], clip.resolve(), max_people))
+        told[clip.name][name].append(run_peer(name, pythons[name], clip.resolve(), options))
     return told
 
 
@@ -125,20 +127,23 @@ def main() -> None:
     parser.add_argument("clips", nargs="*", type=Path, default=[ROOT / "convnextpose/weights/demo.mp4"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--max-people", type=int, default=1, help="how many people this project follows")
+    parser.add_argument("--precision", default="auto", help="what this project's networks compute in")
     parser.add_argument("--mediapipe", type=Path, default=Path("reference-env/bin/python"), help="Python that has MediaPipe")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
     parser.add_argument("--started", type=float, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peer:
-        print(json.dumps(asdict(measure(PEERS[arguments.peer](arguments.clips[0], arguments.max_people), arguments.started))))
+        people = PEERS[arguments.peer](arguments.clips[0], arguments.max_people, arguments.precision)
+        print(json.dumps(asdict(measure(people, arguments.started))))
         return
     if not arguments.mediapipe.exists():
         parser.error(f"expected a Python with MediaPipe at {arguments.mediapipe}: benchmarks/reference.py says how to make one")
     # Its name is kept as it is: a virtual environment's Python is a link to another one.
     pythons = {"convnextpose": Path(sys.executable), "mediapipe": arguments.mediapipe.absolute()}
+    options = ["--max-people", str(arguments.max_people), "--precision", arguments.precision]
     try:
-        told = compare(arguments.clips, pythons, arguments.rounds, arguments.max_people)
+        told = compare(arguments.clips, pythons, arguments.rounds, options)
     except RuntimeError as error:
         parser.error(str(error))
     faster = {}
