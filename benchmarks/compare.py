@@ -201,7 +201,7 @@ def main() -> None:
     parser.add_argument("--this", action="append", default=[], metavar="OPTION", help="for this commit alone")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("options", nargs="*", help="behind `--`: options of `run` for both")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()  # options of ours may stand between the commit and `--`
     try:
         compare(arguments)
     except (ValueError, RuntimeError) as error:
