@@ -253,7 +253,7 @@ def _identify(received: Shapes, source: str, wanted: Variant | None) -> tuple[Va
         if received == _expected(variant, joint_count):
             if wanted not in (None, variant):
                 raise CheckpointError(
-                    f"{source}: expected {wanted.name}, as was asked for, received {variant.name} with {joint_count} joints: "
+                    f"{source}: expected {wanted.name}, as requested, received {variant.name} with {joint_count} joints: "
                     + _difference(received, _expected(wanted, joint_count))
                 )
             return variant, joint_set_of_size(joint_count)
@@ -274,8 +274,8 @@ def _identify(received: Shapes, source: str, wanted: Variant | None) -> tuple[Va
         )
     variant, joint_count = known.get(outputs or 0, nearest[0])
     raise CheckpointError(
-        f"{source}: expected a ConvNeXtPose{f' {wanted.name}, as was asked for' if wanted else ''}, received something else. "
-        f"Against the nearest ({variant.name} with {joint_count} joints) there are "
+        f"{source}: expected a ConvNeXtPose{f' {wanted.name}, as requested' if wanted else ''}, received something else. "
+        f"Compared with the nearest ({variant.name} with {joint_count} joints) there are "
         + _difference(received, _expected(variant, joint_count))
     )
 

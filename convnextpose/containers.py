@@ -314,7 +314,7 @@ class _Reader:
                 tree[name] = _safetensor(told, memoryview(data)[begin:])
                 end = max(end, begin + told["data_offsets"][1])
             if end != len(data):
-                raise ValueError(f"{len(data)} bytes where its header tells of {end}")
+                raise ValueError(f"{len(data)} bytes where its header says {end}")
             return tree
 
     @contextmanager

@@ -152,7 +152,7 @@ def check_free(path: Path, *, overwrite: bool) -> None:
 
 def already_there(path: Path) -> OutputExistsError:
     """The error for a file that may not be replaced."""
-    return OutputExistsError(f"{path} is there already: choose another place, or allow it with --overwrite")
+    return OutputExistsError(f"{path} exists already: choose another place, or replace it with --overwrite")
 
 
 def check_place(out: Path, *, overwrite: bool) -> None:

@@ -79,7 +79,7 @@ class Storage:
         """The bytes; ValueError where they are fewer than was said."""
         data = self._read()
         if len(data) < self.size:
-            raise ValueError(f"{self.size} bytes that should be there, and {len(data)} are")
+            raise ValueError(f"{len(data)} of {self.size} bytes")
         return data
 
 

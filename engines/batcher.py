@@ -102,7 +102,7 @@ class Batcher:
         if max_batch < 1:
             raise ModelError(f"expected a largest batch of 1 or more, received {max_batch}")
         if wrong := _unfit(session):
-            raise ModelError(f"expected a network in which the batch alone is free, received one with {wrong[0]}")
+            raise ModelError(f"expected a network in which only the batch varies, received one with {wrong[0]}")
         self._session = session
         self._tickets = session if isinstance(session, TicketSession) else None
         self._makes_crops = session if isinstance(session, FrameSession) else None

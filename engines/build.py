@@ -7,7 +7,7 @@ manifest, from which the same command builds the engine on the target.
     build_request.py    what is to be built, and what came of it
     build_sources.py    where its graphs come from
     build_job.py        one engine
-    fastest.py          the precision that is fastest on the GPU at hand
+    fastest.py          the precision that is fastest on the local GPU
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def plan(target: Target, library: str | None = None) -> Plan:
         library: the one library that may build it, None for those that the target prefers.
 
     Raises:
-        RuntimeUnavailableError: the target is the GPU at hand, and there is none, or no library for it.
+        RuntimeUnavailableError: the target is the local GPU, and there is none, or no library for it.
     """
     if target.jetpacks and platform.machine() != "aarch64":
         return Plan(target, None, reason=f"engines for {target.title} are built on it")
@@ -76,17 +76,17 @@ def plan(target: Target, library: str | None = None) -> Plan:
         try:
             gpu = open_device().gpu
         except RuntimeUnavailableError as error:
-            reasons.append(f"{name} builds for the GPU at hand, and {error}")
+            reasons.append(f"{name} builds for the local GPU, and {error}")
             continue
         if loaded.builds_for_absent_gpus and gpu.compute_capability not in loaded.compute_capabilities:
             reasons.append(f"{name} {loaded.version} does not build for compute capability {gpu.compute_capability}")
         elif target.is_at_hand or gpu.compute_capability in target.compute_capabilities:
             return Plan(target, loaded, gpu.compute_capability, gpu)
         else:
-            reasons.append(f"{name} builds for the GPU at hand, a {gpu.name} ({gpu.compute_capability})")
+            reasons.append(f"{name} builds for the local GPU, a {gpu.name} ({gpu.compute_capability})")
     reason = "; ".join(reasons)
     if target.is_at_hand:
-        raise RuntimeUnavailableError(f"no engine can be built for the GPU at hand: {reason}; name a target with --target")
+        raise RuntimeUnavailableError(f"no engine can be built for the local GPU: {reason}; name a target with --target")
     return Plan(target, None, reason=reason)
 
 

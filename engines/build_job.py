@@ -36,7 +36,7 @@ from engines.tensorrt.builder import BuiltEngine, build_engine, convolution_type
 from engines.tensorrt.gpu import find_gpu
 from engines.tensorrt.module import Library
 
-UNTOLD = "a type that the log does not tell"
+UNTOLD = "an unknown type"
 """In a count of convolutions: those that the library's log leaves out."""
 
 MAX_TIMING_BYTES = 256 * 1024**2
@@ -81,12 +81,12 @@ class Job:
             found = manifest.read(self._path) if self._plan.library else read_bundle(self._path).draft
         except EngineError as error:
             raise OutputExistsError(
-                f"{self._path} is there and does not tell what it is ({error}); replace it with --overwrite, or name another "
+                f"{self._path} exists and does not say what it is ({error}); replace it with --overwrite, or name another "
                 "folder"
             ) from error
         if (there := _origin(found.model)) != (asked := _origin(self._info)):
             raise OutputExistsError(
-                f"{self._path} is there and of another checkpoint or file ({there[:12]}, asked for was {asked[:12]}); replace "
+                f"{self._path} exists and was built from another checkpoint or file ({there[:12]}, not {asked[:12]}); replace "
                 "it with --overwrite, or name another folder"
             )
         self._replacing = (self._path, manifest.path_of(self._path))  # of this checkpoint, made by another build
@@ -95,7 +95,7 @@ class Job:
             return None
         if isinstance(found, EngineManifest) and not self._fits(found):
             return None
-        self._progress(Step(self.subject, f"{self._path.name} is there already and fits: nothing to do", done=True))
+        self._progress(Step(self.subject, f"{self._path.name} exists already and fits: nothing to do", done=True))
         return BuildResult(self._path, "kept", found)
 
     def _look_at_lone_manifest(self) -> None:
@@ -106,7 +106,7 @@ class Job:
                 manifest.read(self._path)
             except EngineError as error:
                 raise OutputExistsError(
-                    f"{lone} is there and is no manifest ({error}); replace it with --overwrite, or name another folder"
+                    f"{lone} exists and is not a manifest ({error}); replace it with --overwrite, or name another folder"
                 ) from error
             self._replacing = (lone,)
 
@@ -196,7 +196,7 @@ class Job:
         return build_engine(typed.onnx, library, capability, options, timings)
 
     def _proven(self, found: EngineManifest, built: BuiltEngine, typed: TypedModel) -> EngineManifest:
-        """The manifest with the proof of the engine itself, on the GPU at hand.
+        """The manifest with the proof of the engine itself, on the local GPU.
 
         Raises:
             ParityError: it strays past its limits; of a pose model it names the worst joints.
@@ -237,7 +237,7 @@ def _origin(info: EngineModel) -> str:
 
 
 def _measured(engine: Path, typed: TypedModel) -> Parity:
-    """An engine, on the GPU at hand, against what was recorded of its reference."""
+    """An engine, on the local GPU, against what was recorded of its reference."""
     proof, info = typed.proof, typed.info
     if isinstance(proof, DetectorProof):
         assert isinstance(info, DetectorInfo)

@@ -47,7 +47,7 @@ class BuildRequest:
         source: name of default weights, a checkpoint, `detector` or a people detector's ONNX file, or a bundle.
         out: the folder for the engines; made if it is not there.
         precisions: fp32, fp16, int8; none for FP16, a detector's FP32, or a bundle's own.
-        targets: what for; none for the GPU at hand, or for a bundle's own.
+        targets: what for; none for the local GPU, or for a bundle's own.
         options: the builder's.
         calibration: the calibration set, None for the one that the package ships. It proves graphs of every precision.
         library: `tensorrt` or `tensorrt_rtx`; None for what a target prefers.
@@ -146,7 +146,7 @@ class Plan:
         target: the target.
         library: what builds it; None where nothing here can, so that a bundle is written.
         compute_capability: what it is built for, such as `8.9`.
-        gpu: the GPU at hand, None where the engine is built without one.
+        gpu: the local GPU, None where the engine is built without one.
         reason: why nothing here can build it.
     """
 

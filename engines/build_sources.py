@@ -172,7 +172,7 @@ class DetectorSource:
         info = self._info
         crops, which, yours = _crops(self._calibration)
         frames = frames_of(crops.proof, info.width, info.height)
-        self._progress(Step(self.name, f"{len(frames)} frames put together of crops {which}{yours}", done=True))
+        self._progress(Step(self.name, f"{len(frames)} frames composed of crops {which}{yours}", done=True))
         with step(self._progress, f"{self.name} fp32", "proving on the CPU") as done:
             fixed = fix_input(self._data, self._input)
             opened = partial(open_people_detector, runtime="onnxruntime", person=self._person, name=self.name)
@@ -185,8 +185,8 @@ class DetectorSource:
             parity.check()
             if not parity.boxes:
                 raise ParityError(
-                    f"expected frames to prove {self.name} on in which it finds somebody, it finds nobody in crops {which}: "
-                    "give crops of those whom it is for with --calibration (`convnextpose calibrate` makes them)"
+                    f"expected frames in which {self.name} finds people, to prove it on, but it finds nobody in crops {which}: "
+                    "give other crops with --calibration (`convnextpose calibrate` makes them)"
                 )
             done(f"graph: {parity}")
         return TypedModel(fixed, info, parity, (), proof)

@@ -1,4 +1,4 @@
-"""`--precision fastest`: engines in FP16 and in each INT8 scheme, proven and timed on the GPU at hand; the fastest stays."""
+"""`--precision fastest`: engines in FP16 and in each INT8 scheme, proven and timed on the local GPU; the fastest stays."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROUNDS, WARM_UP = 200, 20
 
 
 def build_fastest(request: BuildRequest, progress: Progress) -> BuildReport:
-    """Build a model in FP16 and in every INT8 scheme for the GPU at hand, and keep the one that is fastest there.
+    """Build a model in FP16 and in every INT8 scheme for the local GPU, and keep the one that is fastest there.
 
     Those that stray past their limits, or that the library or a DLA does not take, are told of and take no part. They are timed
     in turn, with the typical number of crops. What was there before stays.
@@ -39,7 +39,7 @@ def build_fastest(request: BuildRequest, progress: Progress) -> BuildReport:
         progress: called at each step's begin and end.
 
     Raises:
-        RuntimeUnavailableError: a target is not the GPU at hand, so that nothing can be timed.
+        RuntimeUnavailableError: a target is not the local GPU, so that nothing can be timed.
         PoseError: the model, the calibration set or the folder is of no use; nothing was built.
     """
     if request.source.endswith(BUNDLE_SUFFIX) or is_detector(request.source):
@@ -72,7 +72,7 @@ def _fastest(request: BuildRequest, target: Target, progress: Progress) -> Build
         failures += report.failures
         made |= dict(zip((name,), report.results, strict=False))
         for failure in report.failures:
-            progress(Step(subject, f"takes no part: {failure.error}", done=True))
+            progress(Step(subject, f"excluded: {failure.error}", done=True))
     if not made:
         return BuildReport((), tuple(failures))
     times = _times_ms(made, request.options.batch.typical)

@@ -169,7 +169,7 @@ def check_safe(model: OnnxModel, source: str) -> None:
                 f"expected ONNX's own operators, {source} has {show(node.operator)} of {show(node.domain)}: export it without"
             )
         if node.operator in _ENDLESS:
-            raise ModelError(f"expected operators that end, {source} has {node.operator}: export it without")
+            raise ModelError(f"expected no loops, {source} has {node.operator}: export it without")
     for name, kind in (*model.inputs.items(), *model.outputs.items()):
         if kind.element == STRING or kind.element not in ELEMENT_BITS:
             raise ModelError(f"expected inputs and outputs of numbers, {source} has {show(name)}: {kind}")
@@ -230,8 +230,8 @@ def check_sizes(model: OnnxModel, contract: Contract | None, source: str) -> Non
             ) from error
         if contract is not None and None in results:
             raise ModelError(
-                f"expected operators whose results have a size that can be told, {source} has {show(node.operator)} whose size "
-                "cannot: export it again"
+                f"expected operators whose results have a known size, {source} has {show(node.operator)} whose size is "
+                "unknown: export it again"
             )
         total += sum(4 * math.prod(shape) for shape in results if shape is not None)
         if total > BATCH * limit:

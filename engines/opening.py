@@ -229,11 +229,11 @@ def choose_precision(precision: str, runtime: str, info: ModelInfo) -> Choice:
     shipped = weights.by_checkpoint(info.checkpoint_sha256)
     measured = None if shipped is None else shipped.deviations.get("bf16")
     if measured is None:
-        return Choice("fp32", f"model {info.name} was not proven in BF16; --precision bf16 takes it all the same")
+        return Choice("fp32", f"model {info.name} was not proven in BF16; --precision bf16 uses it anyway")
     where = "" if measured.runtime == runtime else f" of {measured.runtime}, in which it was proven"
-    strays = f"strays by {measured.mean_px:.2g} px and {measured.mean_mm:.2g} mm on average in BF16{where}"
+    strays = f"differs from FP32 by {measured.mean_px:.2g} px and {measured.mean_mm:.2g} mm on average in BF16{where}"
     if not LIMITS["bf16"].hold(measured):
-        return Choice("fp32", f"model {info.name} {strays}, past the limits")
+        return Choice("fp32", f"model {info.name} {strays}, beyond the limits")
     return Choice("bf16", f"this CPU computes it natively and model {info.name} {strays}")
 
 

@@ -98,7 +98,7 @@ def count_work(onnx: bytes, source: str) -> Work:
             continue
         read, weight = shapes.of(node.inputs[0]), shapes.of(node.inputs[1])
         if result is None or read is None or weight is None:
-            raise ModelError(f"expected convolutions whose size can be told, {source} has another one")
+            raise ModelError(f"expected convolutions of known size, {source} has one of unknown size")
         group = node.attributes.get("group", 1)
         done = math.prod(result) * math.prod(weight[1:])
         tensor_cores, depthwise = (tensor_cores + done, depthwise) if group == 1 else (tensor_cores, depthwise + done)

@@ -64,7 +64,7 @@ def build_engine(
     options: BuildOptions | None = None,
     calibration_crops: NDArray[np.uint8] | None = None,
 ) -> BuiltEngine:
-    """Build an engine for the GPU at hand, with the contract of `engines.pose`. Ctrl-C ends it as it does a typed build.
+    """Build an engine for the local GPU, with the contract of `engines.pose`. Ctrl-C ends it as it does a typed build.
 
     Args:
         checkpoint: the model.
@@ -94,7 +94,7 @@ def build_engine(
     network, converter = _load(checkpoint)
     gpu = find_gpu()
     if gpu is None:
-        raise RuntimeUnavailableError(f"{library.name} {library.version} builds for the GPU at hand, and there is none")
+        raise RuntimeUnavailableError(f"{library.name} {library.version} builds for the local GPU, and there is none")
     return interruptible(
         library, lambda cancelled: _build(network, converter, library, gpu, precision, options, calibration_crops, cancelled)
     )

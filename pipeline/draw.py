@@ -157,7 +157,7 @@ class PoseRenderer:
         people = [view.project(place) for place in places]
         shown = [view.shows(points) for points in people]
         outside = sum(not inside.any() for inside in shown)
-        grid = f"grid {step_mm / 1000:g} m" + (f", {outside} farther out" if outside else "")
+        grid = f"grid {step_mm / 1000:g} m" + (f", {outside} farther away" if outside else "")
         note = text_image(grid, view.text_px, MUTED_BGR)
         blend(panel, note, view.margin, view.height - view.margin - note.height)
         if not poses:

@@ -48,7 +48,7 @@ class LedgerCounts:
     def __str__(self) -> str:
         """The account in one line."""
         text = f"received {self.received} = posed {self.posed} + dropped {self.dropped} + failed {self.failed}"
-        return text + (f" (+ {self.in_flight} on their way)" if self.in_flight else "")
+        return text + (f" (+ {self.in_flight} in flight)" if self.in_flight else "")
 
 
 class FrameLedger:

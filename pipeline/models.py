@@ -97,7 +97,7 @@ def open_model(
     """
     if is_served(runtime):
         if random_weights:
-            raise RuntimeUnavailableError(f"expected a model to replace the weights of, received {runtime}, which is served")
+            raise RuntimeUnavailableError(f"expected a model with replaceable weights, received {runtime}, which is served")
         return open_served_model(runtime, precision=precision, max_batch=max_batch)
     opened = partial(open_pose_model, runtime=runtime, precision=precision, threads=threads, max_batch=max_batch)
     if random_weights:

@@ -74,7 +74,7 @@ def read_sources(path: Path) -> tuple[SourceEntry, ...]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
         raise SourceError(f"expected a file of sources, but {path} cannot be read: {reason}") from error
     entries: list[SourceEntry] = []
     for number, line in enumerate(lines, 1):
@@ -83,7 +83,7 @@ def read_sources(path: Path) -> tuple[SourceEntry, ...]:
             continue
         where = f"line {number} of {path}"
         if len(parts) not in (2, 3):
-            raise SourceError(f"expected a name, a URI and perhaps fx,fy,cx,cy, received {len(parts)} words in {where}")
+            raise SourceError(f"expected a name, a URI and optionally fx,fy,cx,cy, received {len(parts)} words in {where}")
         if scheme_of(parts[0]) is not None:
             raise SourceError(f"expected a name before the URI, received a URI first in {where}")
         try:
@@ -183,19 +183,19 @@ class RunConfig:
         if self.max_people < 1:
             raise ValueError(f"expected to follow at least one person, received max_people={self.max_people}")
         if not 0 <= self.keep_lost_s < math.inf:
-            raise ValueError(f"expected a finite time to look for the lost, 0 s or more, received {self.keep_lost_s}")
+            raise ValueError(f"expected a finite time to keep lost people, 0 s or more, received {self.keep_lost_s}")
         if unknown := [name for name in self.formats if name not in FORMATS]:
             raise ValueError(f"expected formats among {', '.join(FORMATS)}, received {unknown[0]!r}")
         if self.on_damage not in [each.value for each in OnDamage]:
-            raise ValueError(f"expected stop or skip where a recording is damaged, received {self.on_damage!r}")
+            raise ValueError(f"expected stop or skip for damaged recordings, received {self.on_damage!r}")
         if self.random_weights and is_engine(Path(self.model)):
-            raise ValueError(f"expected a model to replace the weights of, received the engine {self.model}")
+            raise ValueError(f"expected a model with replaceable weights, received the engine {self.model}")
         if self.decode not in ("auto", *Decode):
             raise ValueError(f"expected decode auto, {', '.join(kind.value for kind in Decode)}, received {self.decode!r}")
         if self.segment_s is not None and not self.segment_s >= 1:
             raise ValueError(f"expected segments of at least 1 s, received {self.segment_s:g} s")
         if self.boxes is not None and (self.detector != weights.DETECTOR_NAME or self.detector_class is not None):
-            raise ValueError("expected boxes or a people detector, received both: boxes are read as they are")
+            raise ValueError("expected boxes or a people detector, received both: omit one of them")
         if self.boxes is not None and len(self.source_list) > 1:
             raise ValueError(f"expected one source where boxes are given, received {len(self.source_list)}")
 
@@ -270,10 +270,10 @@ def _keep_apart(config: RunConfig, folders: Sequence[Path]) -> None:
     for path in [*written, *([config.trace] if config.trace else [])]:
         if path.resolve() in read:
             raise SinkError(
-                f"expected results apart from what they are made from, received {path} for both: name another place"
+                f"expected the results in another place than the sources, received {path} for both: choose another place"
             )
     if config.trace is not None and config.trace.resolve() in {path.resolve() for path in written}:
-        raise SinkError(f"expected a trace file apart from the results, received {config.trace}: name another")
+        raise SinkError(f"expected a trace file other than the results, received {config.trace}: choose another name")
 
 
 def _check_camera(camera: Intrinsics, info: SourceInfo) -> None:

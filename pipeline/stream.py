@@ -46,7 +46,7 @@ KEPT_AGES = 20_000
 KEPT_STATES = 1000
 """States of a source that are kept: the newest ones, as a camera may come and go for days."""
 
-NEWER_CAME = "a newer frame came before it was its turn"
+NEWER_CAME = "a newer frame came before it was processed"
 
 CALLER = "caller"
 

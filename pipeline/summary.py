@@ -42,7 +42,7 @@ def check_summary(out: Path, *, overwrite: bool) -> None:
         OutputExistsError: one is there already and may not be replaced.
     """
     if not overwrite and os.path.lexists(out / NAME):
-        raise OutputExistsError(f"{out / NAME} is there already: choose another folder, or allow it with --overwrite")
+        raise OutputExistsError(f"{out / NAME} exists already: choose another folder, or replace it with --overwrite")
 
 
 def write_summary(pipeline: Pipeline, out: Path, *, overwrite: bool) -> Path:

@@ -43,7 +43,7 @@ def _numbers(text: str) -> list[int]:
 def bench_engine_command(
     path: Annotated[Path, typer.Argument(metavar="FILE.engine", help="An engine with its manifest beside it.")],
     batches: Annotated[
-        str | None, typer.Option(metavar="N,N,...", help="Crops at once.", show_default="1,2,4,... to the engine's most")
+        str | None, typer.Option(metavar="N,N,...", help="Crops at once.", show_default="1,2,4,... up to the engine's largest")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed runs of each number of crops.")] = 300,
     warm_up: Annotated[int, typer.Option(min=2, help="Runs before those.")] = 50,
@@ -55,10 +55,10 @@ def bench_engine_command(
     ] = None,
     no_reference: Annotated[bool, typer.Option("--no-reference", help="Time the engine alone, without PyTorch.")] = False,
     no_compile: Annotated[
-        bool, typer.Option("--no-compile", help="Do not let PyTorch compile its network: that takes it a minute or more.")
+        bool, typer.Option("--no-compile", help="Do not compile the network in PyTorch, which takes a minute or more.")
     ] = False,
-    out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers here, too.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
+    out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the numbers to this file.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
     """Time an engine on the host and on the GPU, for several numbers of crops, beside FP16 PyTorch.
 
@@ -120,8 +120,8 @@ def _checkpoint(engine: TensorRTSession, given: Path | None) -> VerifiedCheckpoi
     if given is None:
         if (shipped := weights.by_checkpoint(wanted)) is None:
             raise EngineError(
-                f"the engine is of checkpoint {wanted[:12]}, none of the default weights: name its file with --checkpoint, or "
-                "give --no-reference"
+                f"the engine was built from checkpoint {wanted[:12]}, which is not one of the default weights: give its file "
+                "with --checkpoint, or give --no-reference"
             )
         return verify(shipped.safetensors)
     found = verify(given)

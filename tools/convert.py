@@ -22,21 +22,21 @@ def convert_command(
     poses: Annotated[Path, typer.Argument(help="A poses.ndjson of an earlier run.", show_default=False)],
     formats: Annotated[str, typer.Option(help=f"What to write: {','.join(_MOTION)}.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="Folder for the files.", show_default=False)],
-    names: Annotated[str, typer.Option(help=f"Whose names joints and bones have: {NAMES_HELP}")] = "auto",
+    names: Annotated[str, typer.Option(help=f"Naming scheme of joints and bones: {NAMES_HELP}")] = "auto",
     fill: Annotated[
-        float, typer.Option(min=0.0, metavar="SECONDS", help="Fill gaps up to so long by straight lines; others stay gaps.")
+        float, typer.Option(min=0.0, metavar="SECONDS", help="Interpolate gaps up to this long; longer ones stay gaps.")
     ] = 0.0,
-    raw: Annotated[bool, typer.Option("--raw", help="Take the raw poses where the file has smoothed ones, too.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Use the raw poses even if the file also has smoothed ones.")] = False,
     camera_pose: Annotated[
         Path | None,
         typer.Option("--camera-pose", help="The camera's place, as for `run`.", show_default=False),
     ] = None,
     pitch: Annotated[float | None, typer.Option(metavar="DEGREES", help="How far the camera looks down.")] = None,
-    roll: Annotated[float | None, typer.Option(metavar="DEGREES", help="How far the camera is turned clockwise.")] = None,
+    roll: Annotated[float | None, typer.Option(metavar="DEGREES", help="How far the camera is rotated clockwise.")] = None,
     camera_height: Annotated[
-        float | None, typer.Option("--camera-height", metavar="METRES", help="The camera's height over the floor.")
+        float | None, typer.Option("--camera-height", metavar="METRES", help="The camera's height above the floor.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are in the folder already.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
 ) -> None:
     """Write poses.ndjson as files for other programs: TRC, C3D, BVH, glTF, CSV, Parquet.
 

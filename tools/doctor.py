@@ -25,7 +25,7 @@ from convnextpose.errors import CheckpointError, PoseError, RuntimeUnavailableEr
 from tools.console import make_console
 from tools.loading import explain, mend
 
-EXPERIMENTAL = "experimental: no run of this project with it is recorded yet"
+EXPERIMENTAL = "experimental: this project has not been run with it yet"
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class Finding:
 def doctor_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON, for a program.")] = False,
     camera: Annotated[
-        str | None, typer.Option(help="Look at this camera instead, for --seconds: how it opens, its rate, its clock.")
+        str | None, typer.Option(help="Check this camera instead, for --seconds: how it opens, its rate, its clock.")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=1.0, help="How long a camera is looked at.")] = 10.0,
+    seconds: Annotated[float, typer.Option(min=1.0, help="How long to check the camera.")] = 10.0,
 ) -> None:
-    """Look at this machine: Python, runtimes, GPU, weights, speed; say what is missing for what and how to mend it.
+    """Check this machine: Python, runtimes, GPU, weights, speed; say what is missing and how to install it.
 
     Exit codes: 0 the default job can run here (something optional may be missing), or the camera gives frames; 1 not.
     """
@@ -188,10 +188,10 @@ def _gpu() -> Finding:
     try:
         device = open_device()
     except PoseError as error:
-        mend = "needs an NVIDIA GPU, its driver and cuda-python; `nvidia-smi` tells whether the driver sees the GPU"
+        mend = "needs an NVIDIA GPU, its driver and cuda-python; `nvidia-smi` shows whether the driver sees the GPU"
         return Finding("GPU", "missing", str(error), "TensorRT engines", mend)
     gpu = device.gpu
-    told = f"{gpu.name}, compute capability {gpu.compute_capability}, driver for {gpu.driver} (told by {device.binding})"
+    told = f"{gpu.name}, compute capability {gpu.compute_capability}, driver for {gpu.driver} (reported by {device.binding})"
     return Finding("GPU", "ok", told, "TensorRT engines")
 
 
@@ -211,7 +211,7 @@ def _tensorrt() -> list[Finding]:
 
 
 def _kernels() -> Finding:
-    """Whether an engine's crops can be made on the GPU: NVRTC compiles the kernels, for the GPU at hand if there is one."""
+    """Whether an engine's crops can be made on the GPU: NVRTC compiles the kernels, for the local GPU if there is one."""
     from engines.kernels.program import CROP, TAIL, compile_kernel
     from engines.tensorrt.gpu import find_gpu
 
@@ -281,6 +281,6 @@ def _print(findings: list[Finding]) -> None:
     console.print(table)
     mends = [f for f in findings if f.mend]
     if mends:
-        console.print("\nTo mend what is missing:")
+        console.print("\nTo fix this:")
         for finding in mends:
             console.print(f"  {finding.what}: {escape(finding.mend)}")

@@ -20,12 +20,12 @@ from pipeline.human36m import ACTIONS, SUBJECTS, Scores, evaluate, read_test_set
 from pipeline.models import open_model
 from tools.console import make_console
 
-app = typer.Typer(help="Score a model on a data set that you have, beside the paper's figures.", no_args_is_help=True)
+app = typer.Typer(help="Score a model on your copy of a data set, beside the paper's figures.", no_args_is_help=True)
 
 
 @app.callback()
 def evaluate_command() -> None:
-    """Score a model on a data set that you have, beside the paper's figures."""
+    """Score a model on your copy of a data set, beside the paper's figures."""
 
 
 @app.command("human36m")
@@ -49,11 +49,11 @@ def human36m_command(
     ] = None,
     runtime: Annotated[str, typer.Option(help=runtime_help())] = "auto",
     precision: Annotated[
-        str, typer.Option(help=f"What the network computes in on a CPU: auto, {', '.join(CPU_PRECISIONS)}.")
+        str, typer.Option(help=f"Precision of the network on a CPU: auto, {', '.join(CPU_PRECISIONS)}.")
     ] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime.", show_default="its own choice")] = None,
-    out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers here, too.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
+    out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the numbers to this file.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
     """Score a model by Human3.6M's protocols, by action, beside the paper's figure.
 

@@ -21,7 +21,7 @@ def export_command(
         Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint in any container that `verify` reads.")
     ],
     out: Annotated[Path, typer.Option("--out", metavar="FILE.onnx", help="The ONNX file to write.", show_default=False)],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there already.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a verified checkpoint as ONNX, compared with PyTorch before the file is put in place.
 

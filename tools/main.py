@@ -21,18 +21,18 @@ Exit codes: 0 done, 1 the job failed, 2 wrong use, 130 stopped by Ctrl-C."""
 
 COMMANDS = {
     "run": "Turn videos and cameras into 3D poses: an annotated MP4, poses as NDJSON and NPZ, a summary.",
-    "archive": "Turn every video below some folders into poses; run the same command again to go on after anything stopped it.",
-    "evaluate": "Score a model on a data set that you have, beside the paper's figures.",
+    "archive": "Turn every video in some folders into poses; run the same command again to continue after an interruption.",
+    "evaluate": "Score a model on your copy of a data set, beside the paper's figures.",
     "convert": "Write poses.ndjson as files for other programs: TRC, C3D, BVH, glTF, CSV, Parquet.",
-    "verify": "Check checkpoints: which variant their tensors make, and that none is missing, foreign or broken.",
+    "verify": "Check checkpoints: which variant their tensors belong to, and that none is missing, unknown or broken.",
     "export": "Write a verified checkpoint as ONNX, compared with PyTorch before the file is put in place.",
-    "calibrate": "Collect crops of people to calibrate INT8 models on, and a preview sheet FILE.png to look at them.",
+    "calibrate": "Collect crops of people to calibrate INT8 models on, with a preview sheet FILE.png.",
     "build": "Turn checkpoints and people detectors into TensorRT engines: verify, export, prove, build, write the manifest.",
-    "engine": "Look at TensorRT engines.",
+    "engine": "Inspect TensorRT engines.",
     "bench-engine": "Time an engine on the host and on the GPU, for several numbers of crops, beside FP16 PyTorch.",
-    "triton": "Write a model into a repository of Triton: the file, its configuration, and which server fits.",
+    "triton": "Write a model into a Triton model repository: the file, its configuration, and which server fits.",
     "cameras": "List the cameras of this computer with their sizes and frame rates; `convnextpose run` takes their paths.",
-    "doctor": "Look at this machine: Python, runtimes, GPU, weights, speed; say what is missing for what and how to mend it.",
+    "doctor": "Check this machine: Python, runtimes, GPU, weights, speed; say what is missing and how to install it.",
 }
 """The subcommands, and what each does. `bench-engine` is `bench_engine_command` in `tools/bench_engine.py`, and so on."""
 
@@ -68,7 +68,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
 
 
 def _options(
-    verbose: Annotated[bool, typer.Option("--verbose", help="Tell on stderr what goes on: models, sources, tracks.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log to stderr: models, sources, tracks.")] = False,
 ) -> None:
     if verbose:
         handler = logging.StreamHandler()

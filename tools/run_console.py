@@ -136,7 +136,7 @@ def _print_stream(console: Console, stream: Stream, config: RunConfig) -> None:
     _print_reasons(console, counts.failures, "failed")
     for name, count in stream.missed.items():
         if count:
-            console.print(f"         {count} missed by {escape(name)}, which was behind")
+            console.print(f"         {count} missed by {escape(name)}, which was too slow")
     if stream.world is not None:
         console.print(f"world    {escape(told_world(stream.world))}")
     troubles = Counter((each.state, each.cause) for each in stream.states if each.state in (STALLED, LOST))
@@ -150,15 +150,15 @@ def _print_stream(console: Console, stream: Stream, config: RunConfig) -> None:
             f"         person {person.track_id}: {person.first_s:.2f} to {person.last_s:.2f} s, {person.poses} poses{gaps}"
         )
     if len(people) > _SHOWN_PEOPLE:
-        console.print(f"         {len(people) - _SHOWN_PEOPLE} people more: see {SUMMARY_NAME}")
+        console.print(f"         {len(people) - _SHOWN_PEOPLE} more people: see {SUMMARY_NAME}")
     _print_reasons(console, counts.problems, "without a pose")
     if counts.posed and not counts.with_person and not counts.problems:
         if config.boxes:
             advice = f"no frame has a box in {config.boxes}: its frames count from 0"
         else:
             advice = (
-                f"nobody was found, nor when the picture was turned: give --boxes, or lower --min-score (now "
-                f"{config.min_score:g}) if someone is there"
+                f"nobody was found, not even in rotated pictures: give --boxes, or lower --min-score (now "
+                f"{config.min_score:g}) if there are people"
             )
         console.print(f"         {escape(advice)}")
 
@@ -173,7 +173,7 @@ def told_world(world: World) -> str:
     off = None if world.height_error_mm is None else f"{world.height_error_mm / 1000:.2f} m"
     return (
         f"the camera looks {abs(world.pitch_degrees):.1f}° {'down' if world.pitch_degrees >= 0 else 'up'}, roll "
-        f"{world.roll_degrees:.1f}° ({known(world.origin, tilt)}); {world.height_mm / 1000:.2f} m over the floor "
+        f"{world.roll_degrees:.1f}° ({known(world.origin, tilt)}); {world.height_mm / 1000:.2f} m above the floor "
         f"({known(world.height_origin, off)})"
     )
 
@@ -182,4 +182,4 @@ def _print_reasons(console: Console, reasons: Reasons, what: str) -> None:
     for reason, count in reasons[:_SHOWN_REASONS]:
         console.print(f"         {count} {what}: {escape(reason)}")
     if rest := reasons[_SHOWN_REASONS:]:
-        console.print(f"         {sum(count for _, count in rest)} {what} for {len(rest)} reasons more: see {SUMMARY_NAME}")
+        console.print(f"         {sum(count for _, count in rest)} {what} for {len(rest)} more reasons: see {SUMMARY_NAME}")

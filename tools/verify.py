@@ -45,7 +45,7 @@ def verify_command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array, one object for each file.")] = False,
 ) -> None:
-    """Check checkpoints: which variant their tensors make, and that none is missing, foreign or broken.
+    """Check checkpoints: which variant their tensors belong to, and that none is missing, unknown or broken.
 
     Exit codes: 0 every file is verified; 1 one of them is not; 2 wrong use.
     """

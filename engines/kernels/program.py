@@ -1,4 +1,4 @@
-"""The kernels, compiled by NVRTC for the GPU at hand and launched through cuda-python, inside a stream's capture or outside.
+"""The kernels, compiled by NVRTC for the local GPU and launched through cuda-python, inside a stream's capture or outside.
 
 NVRTC is a library of CUDA's own: torch for CUDA and the CUDA toolkit have it, and the wheel `nvidia-cuda-nvrtc`.
 """

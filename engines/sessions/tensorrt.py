@@ -281,8 +281,8 @@ class TensorRTSession:
                     break
                 if len(buckets) == 1:
                     raise RuntimeUnavailableError(
-                        f"the GPU's memory does not suffice for a batch of {limit}: {error}; end what else uses it, or take a "
-                        "smaller model"
+                        f"the GPU's memory does not suffice for a batch of {limit}: {error}; stop other programs that use "
+                        "it, or choose a smaller model"
                     ) from error
                 limit = buckets[-2]
             except BaseException:
@@ -302,7 +302,7 @@ class TensorRTSession:
             sizes = ", ".join(map(str, sorted(self._unrecorded)))
             reason = next(iter(self._unrecorded.values()))
             warnings.warn(
-                f"batches of {sizes} run without a CUDA graph, which costs launches: {reason}", RuntimeWarning, stacklevel=4
+                f"batches of {sizes} run without a CUDA graph, which is slower: {reason}", RuntimeWarning, stacklevel=4
             )
         return slots
 

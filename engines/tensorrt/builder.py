@@ -143,7 +143,7 @@ def build_engine(
         onnx: a typed graph, in which the batch alone may be free.
         library: what builds it.
         compute_capability: that of the GPU that it is for, such as `8.9`, where the library builds for absent GPUs; None for
-            the GPU at hand.
+            the local GPU.
         options: what it is built with.
         timing_cache: what an earlier build gave as such; anything else is not used.
 
@@ -153,7 +153,7 @@ def build_engine(
     """
     gpu = None if compute_capability is not None and library.builds_for_absent_gpus else find_gpu()
     if gpu is None and compute_capability is None:
-        raise RuntimeUnavailableError(f"{library.name} {library.version} builds for the GPU at hand, and there is none")
+        raise RuntimeUnavailableError(f"{library.name} {library.version} builds for the local GPU, and there is none")
     found = compute_capability or (gpu.compute_capability if gpu else "")
     return interruptible(library, lambda cancelled: _build(onnx, library, found, gpu, options, timing_cache, cancelled))
 
@@ -240,7 +240,7 @@ def _inputs_of_free_batch(network: Any, batch: BatchRange) -> dict[str, tuple[in
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
     for tensor in (*inputs, *outputs):
         if min(tuple(tensor.shape)[1:], default=1) < 0:
-            raise EngineError(f"expected a graph in which the batch alone is free, received {tensor.name} {list(tensor.shape)}")
+            raise EngineError(f"expected a graph in which only the batch varies, received {tensor.name} {list(tensor.shape)}")
     fixed = {int(tensor.shape[0]) for tensor in inputs} - {-1}
     if fixed and fixed != {batch.min, batch.max}:
         raise EngineError(

@@ -45,7 +45,7 @@ def board_name(gpu: str) -> str:
 
 @dataclass(frozen=True)
 class Gpu:
-    """The GPU at hand.
+    """The local GPU.
 
     Attributes:
         name: as the driver gives it.

@@ -104,7 +104,7 @@ class Engine:
         try:
             self._runtime = self._module.Runtime(self._logger)
         except TypeError as error:  # its constructor gave nothing: no driver, or one that is too old
-            raise RuntimeUnavailableError(f"{self._called} does not start: {error}; it printed why above") from error
+            raise RuntimeUnavailableError(f"{self._called} does not start: {error}; it printed the reason above") from error
         if manifest.options.get(manifests.VERSION_COMPATIBLE):
             # Any engine is native code: the manifest shows that the file is whole, not whose it is (docs/tensorrt.md).
             self._runtime.engine_host_code_allowed = True
@@ -202,7 +202,7 @@ class Engine:
         free = self._free_bytes()
         if free < LOW_MEMORY:
             return DeviceMemoryError(f"{self._called} {what}, with {free / 2**20:.0f} MiB free on the GPU")
-        return EngineError(f"{self._called} {what}: it printed why above{advice}")
+        return EngineError(f"{self._called} {what}: it printed the reason above{advice}")
 
     def _runtime_config(self) -> Any:  # noqa: ANN401
         """What RTX makes contexts with; None where there is no such thing."""
@@ -239,7 +239,7 @@ class Engine:
             kind, shape = engine.get_tensor_dtype(name).name, tuple(engine.get_tensor_shape(name))
             if kind not in _TYPES or not shape or min(shape[1:], default=1) < 1:
                 raise EngineError(
-                    f"expected tensors of types {', '.join(_TYPES)} in which the batch alone is free, received {name} {kind} "
+                    f"expected tensors of types {', '.join(_TYPES)} in which only the batch varies, received {name} {kind} "
                     f"{list(shape)}; build the engine again"
                 )
             found.append(Tensor(name, _TYPES[kind], shape[1:]))

@@ -47,7 +47,7 @@ class Library:
 
     @property
     def compute_capabilities(self) -> tuple[str, ...]:
-        """The compute capabilities that it builds for where no such GPU is; empty where it only builds for the GPU at hand."""
+        """The compute capabilities that it builds for where no such GPU is; empty where it only builds for the local GPU."""
         if not self.builds_for_absent_gpus:
             return ()
         numbers = [name[2:] for name in self.module.ComputeCapability.__members__ if name.startswith("SM")]

@@ -39,10 +39,10 @@ def read(path: Path, engine: Engine) -> bytes | None:
         return None
     digest, payload = kept[len(_HEADER) : len(_HEADER) + 32], kept[len(_HEADER) + 32 :]
     if not kept.startswith(_HEADER) or hashlib.sha256(payload).digest() != digest:
-        _tell(f"{path} is damaged or something else: thrown away, the engine's kernels are compiled again")
+        _tell(f"{path} is damaged or something else: discarded, the engine's kernels are compiled again")
         return None
     if not engine.take_compiled(payload):
-        _tell(f"{path} is of another GPU, driver or version: thrown away, the engine's kernels are compiled again")
+        _tell(f"{path} is of another GPU, driver or version: discarded, the engine's kernels are compiled again")
         return None
     return payload
 

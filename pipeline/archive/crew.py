@@ -173,13 +173,13 @@ class LocalCrew:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
             reason = f"its worker was killed by {name}"
             if name == "SIGKILL":
-                reason += ", as the system does for want of memory"
+                reason += ", as the system does when memory runs out"
         member.connection.close()
         job = member.job
         if job is None:
             self._idle_deaths += 1
             if self._idle_deaths > MOST_IDLE_DEATHS:
-                raise RuntimeUnavailableError(f"expected workers that wait for a file to live, but {reason}, again and again")
+                raise RuntimeUnavailableError(f"expected idle workers to stay alive, but again and again {reason}")
         fresh = self._hire()
         member.process, member.connection, member.job, member.share = fresh.process, fresh.connection, None, 0.0
         return None if job is None else Lost(job, reason)

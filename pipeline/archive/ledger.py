@@ -163,8 +163,8 @@ class JobLedger:
                 self._keep(_parse(json.loads(line)))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise SinkError(
-                f"expected a ledger of jobs that this project wrote, but line {number} of {self.path} is none: {error}; choose "
-                "another folder for the results"
+                f"expected a ledger of jobs that this project wrote, but line {number} of {self.path} is another: {error}; "
+                "choose another folder for the results"
             ) from error
         self._compare(found, head, defaults)
 

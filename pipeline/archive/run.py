@@ -54,7 +54,7 @@ class Progress:
 
     Attributes:
         files: how many there are.
-        before: how many were settled by earlier runs.
+        before: how many were finished by earlier runs.
         counts: how many files this run has settled, by status.
         frames: frames with results of this run.
         left_bytes: sizes of the files that are not settled, together.
@@ -288,7 +288,7 @@ class ArchiveRun:
         self.progress.frames += outcome.frames if has_results else 0
 
     def _settle_same(self, video: Video, known: JobRecord) -> None:
-        told = f"the same bytes as {known.file}"
+        told = f"the same content as {known.file}"
         self._add(video, JobRecord(str(video.path), video.size_bytes, video.mtime_ns, known.sha256, SAME, known.place, told))
 
     def _add(self, video: Video, record: JobRecord) -> None:

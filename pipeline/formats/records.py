@@ -90,7 +90,7 @@ def header_record(header: RunHeader) -> dict[str, Any]:
     """
     joints = header.joint_set
     if header.camera is None:
-        raise ValueError("expected the header of a run whose first frame has come, received one without a camera")
+        raise ValueError("expected the header of a run whose first frame has arrived, received one without a camera")
     return {
         "type": "header",
         "format": FORMAT,
@@ -203,7 +203,7 @@ def read_poses(path: str | Path) -> PoseFile:
             frames.append(_parse_frame(json.loads(line), header, frames[-1].world if frames else None))
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise SourceError(f"expected the lines of a poses.ndjson, but line {number} of {path} is none: {what}") from error
+        raise SourceError(f"expected a poses.ndjson, but line {number} of {path} is not one of its lines: {what}") from error
     return PoseFile(header, tuple(frames), cut_off=bool(rest) and bool(lines))
 
 

@@ -61,8 +61,8 @@ FORMATS = {
     "npz": Format("poses.npz", NpzRecorder, "the poses as NumPy arrays, written at the end"),
     "trc": Format("poses.trc", TrcRecorder, "markers for OpenSim, a file for each person"),
     "c3d": Format("poses.c3d", C3dRecorder, "markers for biomechanics programs, a file for each person"),
-    "bvh": Format("poses.bvh", BvhRecorder, "moving bones for animation programs, a file for each person"),
-    "glb": Format("poses.glb", GlbRecorder, "everybody as moving bones, for Blender and browsers (glTF)"),
+    "bvh": Format("poses.bvh", BvhRecorder, "animated bones for animation programs, a file for each person"),
+    "glb": Format("poses.glb", GlbRecorder, "everybody as animated bones, for Blender and browsers (glTF)"),
     "csv": Format("poses.csv", CsvRecorder, "one long table of joints"),
     "parquet": Format("poses.parquet", ParquetRecorder, "the same table, with types and compressed"),
 }

@@ -56,8 +56,8 @@ class GivenBoxes:
         corners = all(b.x < b.width <= 1.02 * width and b.y < b.height <= 1.02 * height for b in boxes)
         if len(outside) > _CORNERS_SHARE * len(boxes) and corners:
             raise SourceError(
-                f"expected boxes as x,y,width,height, but {len(outside)} of the {len(boxes)} in {path} leave the "
-                f"{width}x{height} px picture as such and none does as x1,y1,x2,y2: corners belong in a table with the columns "
+                f"expected boxes as x,y,width,height, but {len(outside)} of the {len(boxes)} in {path} extend "
+                f"beyond the {width}x{height} px picture, and none does as x1,y1,x2,y2: give corners in the columns "
                 "frame,x1,y1,x2,y2"
             )
 
@@ -135,7 +135,7 @@ def _mot_boxes(file: Iterator[str]) -> Iterator[tuple[int, int, TrackedBox]]:
         if not row:
             continue
         if len(row) < 6:
-            raise ValueError(f"line {number} has {len(row)} columns in place of frame,id,left,top,width,height")
+            raise ValueError(f"line {number} has {len(row)} columns instead of frame,id,left,top,width,height")
         frame = int(row[0]) - 1
         taken = ids.setdefault(frame, set())
         given = _track_id(row[1])

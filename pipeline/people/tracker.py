@@ -307,9 +307,9 @@ class PeopleTracker:
             return "out of the picture"
         for other, observation in matches.items():
             if other.track_id is not None and (observation is seen or observation.box.iou(expected) > 0.3):
-                return f"where person {other.track_id} is"
+                return f"person {other.track_id} is there"
         if seen is not None and now - track.confirmed_s > UNSURE_S:
-            return f"no sure pose for {UNSURE_S:g} s"
+            return f"no confident pose for {UNSURE_S:g} s"
         return "nobody is seen there"
 
     def _is_apart(self, observation: Observation, matches: Mapping[Track, Observation], now: float) -> bool:

@@ -63,7 +63,7 @@ class TurnedPeople:
         for name in TURNS:
             image = np.ascontiguousarray(FLIPS[name].apply(frame.image))
             if self._finds(replace(frame, image=image)):
-                return f"somebody shows when the picture is turned by {name} degrees: turn it with --flip {name}"
+                return f"people were found in the picture rotated by {name} degrees: use --flip {name}"
         return None
 
     def _finds(self, frame: Frame) -> bool:

@@ -97,7 +97,7 @@ def _of_device(error: av.FFmpegError, device: str) -> str:
     if code == errno.EINVAL:
         return f"{device} has no such size, rate or format, or is no camera: `convnextpose cameras` lists what it has"
     reason = os.strerror(code) if code and code > 0 else "its driver reports a fault"
-    return f"{device} cannot be opened ({reason}): plug it in anew"
+    return f"{device} cannot be opened ({reason}): plug it in again"
 
 
 def _of_network(host: str, port: int) -> str | None:
@@ -105,7 +105,7 @@ def _of_network(host: str, port: int) -> str | None:
     try:
         socket.create_connection((host, port), timeout=_PROBE_S).close()
     except socket.gaierror:
-        return f"its name is unknown: the network knows no {host}: check the spelling, or give the camera's address in numbers"
+        return f"its name is unknown: no host {host} was found: check the spelling, or give the camera's IP address"
     except ConnectionRefusedError:
         return f"refused: nothing listens at port {port} of {host}: check the port, and that the camera is on"
     except TimeoutError:
@@ -134,4 +134,4 @@ def _of_tls(host: str, port: int, ca: str | None) -> str | None:
     except TimeoutError:
         return None  # mute
     except OSError:
-        return "TLS: no encrypted connection can be made: check that this port speaks TLS"
+        return "TLS: no encrypted connection can be made: check that this port uses TLS"

@@ -250,7 +250,7 @@ def _items(data: bytes) -> tuple[dict[int, _Item], int, tuple[int, int]]:
         base = numbers.take(base_size)
         count = numbers.take(2)
         if count > 1 and not offset_size + length_size + index_size:
-            raise ValueError("its pieces have no place")
+            raise ValueError("its pieces have no position")
         for _ in range(count):
             numbers.take(index_size)
             place = base + numbers.take(offset_size)

@@ -206,7 +206,7 @@ class LiveSource(Source):
         silent = time.monotonic() - worker.since
         reading = worker.doing == "reading"
         if reading and self._state[0] == LIVE and silent > patience.stalled_s:
-            self._say(STALLED, f"connected, but no picture has come for {patience.stalled_s:g} s: look whether it is frozen")
+            self._say(STALLED, f"connected, but no picture has come for {patience.stalled_s:g} s: check whether it is frozen")
         limit = HANGS_AFTER_S + (patience.read_s if reading else 2 * patience.open_s)
         if silent > limit:
             what = "reading" if reading else "opening"
@@ -280,7 +280,7 @@ class LiveSource(Source):
             finally:
                 worker.connection = None
                 connection.close()
-            raise Lost("the connection ended without a word")
+            raise Lost("the connection ended without a reason")
         except Lost as lost:
             with self._changed:
                 self._check(worker)

@@ -469,7 +469,7 @@ def test_another_variant_than_the_caller_named_is_refused():
     state = random_state(Variant.S)
     assert verify_state(state, source="ConvNeXtPose_L.tar", variant=Variant.S).name_claims is Variant.L
     message = refused(state, variant=Variant.M)
-    assert "expected M, as was asked for, received S with 18 joints" in message
+    assert "expected M, as requested, received S with 18 joints" in message
     assert f"{FINAL} (expected [1152, 256, 1, 1], received [576, 256, 1, 1])" in message
 
 

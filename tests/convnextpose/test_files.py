@@ -48,7 +48,7 @@ def test_a_file_is_written_and_nothing_beside_it(tmp_path):
 @pytest.mark.usefixtures("any_file_system")
 def test_a_file_is_replaced_only_where_that_is_allowed(tmp_path):
     (tmp_path / "a").write_bytes(b"old")
-    with pytest.raises(OutputExistsError, match=r"is there already: .*--overwrite"):
+    with pytest.raises(OutputExistsError, match=r"exists already: .*--overwrite"):
         write_file(tmp_path / "a", b"new")
     assert (tmp_path / "a").read_bytes() == b"old"
     write_file(tmp_path / "a", b"new", overwrite=True)

@@ -284,7 +284,7 @@ def test_an_engine_without_its_manifest_is_never_left(bundle, tmp_path, monkeypa
 def test_a_file_that_is_no_manifest_is_not_replaced_by_one(bundle, tmp_path):
     mine = tmp_path / "xs-fp16-rtx40.engine.json"
     mine.write_text("mine")
-    with pytest.raises(OutputExistsError, match="is there and is no manifest"):
+    with pytest.raises(OutputExistsError, match="exists and is not a manifest"):
         rebuild(bundle, tmp_path)
     assert mine.read_text() == "mine"
     assert names(tmp_path) == [mine.name]

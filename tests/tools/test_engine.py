@@ -68,7 +68,7 @@ def test_inspecting_without_a_gpu_prints_the_manifest_and_says_why_that_is_all(c
     assert error == ""
     assert manifests.read(engine).command in text
     assert "does not run" in text
-    assert "layers   and memory are told by TensorRT" in text
+    assert "layers   and memory: TensorRT reports them" in text
 
 
 def test_inspecting_a_damaged_engine_fails_after_its_manifest_was_printed(cli, engine):
