@@ -1,8 +1,8 @@
-"""Verified checkpoints: which variant the tensors make, and the proof that nothing is missing, foreign or broken.
+"""Verified checkpoints: which variant the tensors belong to, and the proof that none is missing, unknown or broken.
 
-The shapes decide what a checkpoint is, never its name. Canonical names are those of `network.PoseNetwork`: without
-prefix, head layers as `head.deconv_layers_1.dwconv.weight`. Published files call the same tensors either that
-("named", XS and S) or `head.deconv_layers_1.0.weight` ("numbered", M and L).
+The shapes decide what a checkpoint is, never its file name. Canonical tensor names are those of `network.PoseNetwork`: without
+prefix, head layers as `head.deconv_layers_1.dwconv.weight`. Published files use either these names ("named", XS and S) or
+`head.deconv_layers_1.0.weight` ("numbered", M and L).
 """
 
 from __future__ import annotations

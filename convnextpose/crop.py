@@ -1,4 +1,4 @@
-"""From a person's box to the network's square crop and back, and from heat-map bins to px and mm.
+"""From a person's box to the network's square crop and back, and from heat map bins to px and mm.
 
 Transforms are named target_from_source; each is a 2x3 affine matrix for points (x, y) in px with pixel centres at whole
 numbers, as OpenCV's warpAffine takes them. Source of the geometry: the authors' public code.

@@ -1,6 +1,6 @@
-"""Files: read up to a bound, and written whole or not at all; names and JSON that come out of foreign files.
+"""Files: read up to a limit, and written completely or not at all; names and JSON from untrusted files.
 
-Nothing that a file says is believed before it was looked at: a size may be a lie, a name may lead elsewhere.
+Nothing in a file is trusted before it was checked: a size may be wrong, and a name may lead elsewhere.
 """
 
 from __future__ import annotations

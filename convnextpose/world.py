@@ -1,4 +1,4 @@
-"""The world that people stand in: y up, the floor at 0, and how the camera is placed in it.
+"""World coordinates: y up, the floor at 0, and the position of the camera.
 
 World axes: right-handed, x level to the camera's right, y up, z level and towards the camera's back; millimetres. Unless the
 caller gives the camera's place, the origin is the point of the floor below the camera.

@@ -1,8 +1,8 @@
-"""Many callers, one session: what they ask for at the same time runs in shared batches.
+"""Many callers share one session: requests that arrive at the same time run in shared batches.
 
-It has no thread of its own and no timer. The caller that finds the session free takes what waits, up to the largest batch, and
-gives it to the session; one of the callers that have items in that batch waits for it and hands each its part. So a caller
-alone never waits, and the busier the session is, the fuller are its batches. A `TicketSession` has several batches in flight:
+It has no thread and no timer. The caller that finds the session free takes all waiting requests, up to the largest batch, and
+gives them to the session. One of the callers with items in that batch waits for it and gives each caller its part. So a single
+caller never waits, and the busier the session is, the fuller are its batches. A `TicketSession` has several batches in flight:
 one is filled while another runs.
 """
 

@@ -1,13 +1,13 @@
-"""From a verified checkpoint or a people detector to engines: export, typing, proof, build, manifest, and files that are whole
-or not there.
+"""From a verified checkpoint or a people detector to engines: export, typing, proof, build, manifest. Files are written
+completely or not at all.
 
-For a target that cannot be built here, a bundle takes an engine's place: a ZIP file with the typed graph and a draft of the
-manifest, from which the same command builds the engine on the target.
+For a target that cannot be built on this machine, a bundle is written instead of an engine: a ZIP file with the typed graph and
+a draft of the manifest, from which the same command builds the engine on the target.
 
-    build_request.py    what is to be built, and what came of it
-    build_sources.py    where its graphs come from
-    build_job.py        one engine
-    fastest.py          the precision that is fastest on the local GPU
+    build_request.py    what to build, and the outcome
+    build_sources.py    the graphs to build from
+    build_job.py        the build of one engine
+    fastest.py          the fastest precision on the local GPU
 """
 
 from __future__ import annotations

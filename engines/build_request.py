@@ -1,4 +1,4 @@
-"""What is to be built, how it is made on this machine, and what came of it."""
+"""What to build, how it is built on this machine, and the outcome."""
 
 from __future__ import annotations
 

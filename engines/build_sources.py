@@ -1,5 +1,5 @@
-"""Where graphs to build come from: a checkpoint, which is exported, typed and proven here; a people detector's ONNX file, whose
-frames are fixed and which is proven here; or a bundle, with which that was done elsewhere."""
+"""The graphs that engines are built from: a checkpoint, which is exported, typed and proven here; a people detector's ONNX
+file, which gets a fixed frame size and is proven here; or a bundle, which was made and proven on another machine."""
 
 from __future__ import annotations
 

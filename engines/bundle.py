@@ -1,8 +1,8 @@
-"""What an engine is proven against, and the bundle that takes an engine's place where its target cannot be built here.
+"""The reference that an engine is compared with, and the bundle for targets that cannot be built on this machine.
 
 A bundle is a ZIP file with the typed graph, a draft of the manifest, and crops with FP32 PyTorch's predictions for them: the
-target builds and proves its engine from that, without torch and without the checkpoint (docs/decisions/0006). A detector's has
-its boxes in their place.
+target builds and proves its engine from it, without torch and without the checkpoint (docs/decisions/0006). A detector's
+bundle has boxes instead of predictions.
 """
 
 from __future__ import annotations

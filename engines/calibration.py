@@ -1,4 +1,4 @@
-"""Calibration sets: the crops of people that show which values a network meets, so that INT8 can be scaled to them."""
+"""Calibration sets: crops of people that show the range of values in a network, so that INT8 can be scaled to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model's precisions on the CPU are worth: how far each strays, for its card, and how fast each is on this machine."""
+"""The precisions of a model on the CPU: how far each deviates, for its card, and how fast each is on this machine."""
 
 from __future__ import annotations
 

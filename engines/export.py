@@ -1,4 +1,4 @@
-"""Networks become ONNX files: compared with PyTorch first, then put in place at once."""
+"""Exports networks as ONNX files: they are compared with PyTorch first, and then put in place in one step."""
 
 from __future__ import annotations
 

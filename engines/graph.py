@@ -1,4 +1,4 @@
-"""Networks as ONNX graphs in memory: the contract's inputs and outputs, batch norms folded, nothing foreign in the file.
+"""Networks as ONNX graphs in memory: the contract's inputs and outputs, batch norms folded, only ONNX's own operators.
 
 The graphs here are not compared with anything: `engines.export` does that before a file is put in place.
 """

@@ -1,10 +1,10 @@
-"""The layouts of people detectors: how each kind takes a picture, and what its outputs say.
+"""The layouts of people detectors: the frames that each kind takes, and the meaning of its outputs.
 
-`LAYOUTS` is the table. A network is recognised by the shapes of its inputs and of the outputs of a first run; where two kinds
-share them, by names and by what the file says about itself. What could be two kinds is refused: frames in the wrong colour
-order or scale give boxes that look right and are not.
+`LAYOUTS` is the table. A network is recognised by the shapes of its inputs and of the outputs of a first run. If two kinds
+have the same shapes, names and the file's metadata decide. A file that could be of two kinds is refused, because frames in the
+wrong colour order or scale give boxes that look right and are not.
 
-Everywhere a box is x, y, width and height in px of the frame, with pixel centres at whole numbers.
+A box is always x, y, width and height in px of the frame, with pixel centres at whole numbers.
 """
 
 from __future__ import annotations

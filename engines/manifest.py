@@ -1,9 +1,9 @@
-"""The manifest beside an engine: what it was made from, on what it runs, how it was proven, and how to make it again.
+"""The manifest beside an engine: what it was made from, where it runs, how it was proven, and how to build it again.
 
-It is of a pose model or of a people detector.
+The engine is that of a pose model or of a people detector.
 
-An engine is bound to the library's version and to the GPU that it was built for. Loaded elsewhere it fails in words that help
-nobody, or not at all: so it is refused before that, with the reason and the command that rebuilds it.
+An engine is bound to the library's version and to the GPU that it was built for. Elsewhere the library fails with an unhelpful
+message, or not at all. So the engine is refused before it is loaded, with the reason and the command that rebuilds it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an exported model says about itself: written into the ONNX file's metadata, and read back without any ONNX library.
+"""An exported model's description of itself: written into the ONNX file's metadata, and read without an ONNX library.
 
 OpenVINO does not show a model's metadata and the base install has no `onnx`: `engines.onnx_parser` reads it.
 """

@@ -1,7 +1,7 @@
-"""ONNX files, looked at before any library opens them: what they hold, whether it is safe, and whether it keeps a contract.
+"""Checks of ONNX files before a library opens them: what they contain, whether it is safe, and whether it fits a contract.
 
-The libraries that run models believe what a file says: they follow addresses and paths in it, and take the memory that it asks
-for. So each file is read first (`engines.onnx_parser`), and looked at here.
+The libraries that run models trust a file: they follow addresses and paths in it, and allocate the memory that it declares. So
+each file is parsed first (`engines.onnx_parser`) and checked here.
 """
 
 from __future__ import annotations

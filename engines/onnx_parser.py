@@ -1,8 +1,8 @@
-"""ONNX files as they are read here: protobuf's wire format (https://protobuf.dev/programming-guides/encoding/) with the field
-numbers of onnx.proto (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto).
+"""A parser of ONNX files: protobuf's wire format (https://protobuf.dev/programming-guides/encoding/) with the field numbers of
+onnx.proto (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto).
 
-The base install has no `onnx`. Weights are not read, only what is said about them; what two readers could understand
-differently is refused. Whether a file is safe, `engines.onnx_file` decides.
+The base install has no `onnx`. Of weights only types, shapes and sizes are read. A file that two parsers could understand
+differently is refused. `engines.onnx_file` decides whether a file is safe.
 """
 
 from __future__ import annotations

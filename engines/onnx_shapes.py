@@ -1,7 +1,7 @@
-"""How large the results of an ONNX graph's operators are: told from shapes alone, before anything is computed.
+"""How large the results of an ONNX graph's operators are: computed from shapes alone, before anything runs.
 
-Only as much of ONNX's operators (https://onnx.ai/onnx/operators/) as pose models and detectors have; of others the size is not
-known.
+It knows the operators (https://onnx.ai/onnx/operators/) that pose models and detectors have; the result of any other operator
+has an unknown size.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From a file to a model that runs: which runtime, which precision, and the face of the network that it is."""
+"""From a file to a model that runs: the choice of runtime and precision, and a `PoseModel` or `PeopleDetector` around it."""
 
 from __future__ import annotations
 

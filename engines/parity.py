@@ -1,6 +1,6 @@
-"""The proof that a model agrees with the reference: the same crops through both, compared in px and mm; detectors alike.
+"""The proof that a model agrees with the reference: both read the same crops, and are compared in px and mm; so are detectors.
 
-Per joint, `px` is the distance in the crop between the two predictions, px, and `mm` the difference of their depths, mm.
+For each joint, `px` is the distance between the two predictions in the crop, px, and `mm` the difference of their depths, mm.
 """
 
 from __future__ import annotations

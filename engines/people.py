@@ -1,9 +1,9 @@
-"""The people detector's face over any session: frames in, boxes with scores out.
+"""The people detector on any session: frames in, boxes with scores out.
 
-What this project exports has the layout `boxes and scores`: input `frames` uint8 [N, H, W, 3] in OpenCV's BGR order, H and W in
-16s; outputs `boxes` float32 [N, K, 4] = (x, y, width, height, px of the frame) and `scores` float32 [N, K] in 0..1, the best
-first. Several boxes of one person are possible: `non_maximum_suppression` leaves the best of them. The layouts of other
-detectors are those of `engines.layouts`.
+This project's detectors have the layout `boxes and scores`: input `frames` uint8 [N, H, W, 3] in OpenCV's BGR order, H and W
+multiples of 16; outputs `boxes` float32 [N, K, 4] = (x, y, width, height, px of the frame) and `scores` float32 [N, K] in 0..1,
+the best first. A person may have several boxes: `non_maximum_suppression` keeps the best. `engines.layouts` has the layouts of
+other detectors.
 """
 
 from __future__ import annotations

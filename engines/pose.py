@@ -1,4 +1,4 @@
-"""The pose network's contract, and its face over any session: crops in, joints and scores out.
+"""The pose network's contract, and the pose model on any session: crops in, joints and scores out.
 
 Every exported pose network has one contract: input `crops` uint8 [N, 256, 256, 3] in OpenCV's BGR order; outputs `joints`
 float32 [N, J, 3] = (x px in the crop, y px in the crop, z mm relative to the pelvis) and `scores` float32 [N, J] in 0..1.

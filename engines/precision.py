@@ -1,7 +1,7 @@
 """Precision in the graph: an exported FP32 model becomes a strongly typed FP16 or INT8 graph, and is proven on the CPU.
 
-TensorRT takes a strongly typed graph's types as they stand, so what is proven here is what runs there. In all of them the crops
-stay uint8, and everything after the last convolution, `head.final_layer`, computes in FP32.
+TensorRT uses a strongly typed graph's types unchanged, so the graph that is proven here is the one that runs there. In every
+graph the crops stay uint8, and everything after the last convolution, `head.final_layer`, computes in FP32.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How fast a GPU could run a network at best: its work, counted in the ONNX graph, against what the GPU computes and moves.
+"""The roofline: how fast a GPU could run a network at best, from the work in the ONNX graph and the GPU's peak rates.
 
-No run is faster than its multiply-adds at the tensor cores' peak, nor than its bytes at the memory's. Two numbers of bytes are
-told: weights, crops and results once, which every run moves; and what moves if, besides, each convolution reads its input from
-memory and writes its result there. Between the two lies how much the caches hold.
+No run is faster than its multiply-adds at the tensor cores' peak rate, nor than its bytes at the memory's. There are two
+numbers of bytes: weights, crops and results once, which every run moves; and the bytes if, in addition, each convolution reads
+its input from memory and writes its result there. The truth is between the two, depending on the caches.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a session is: one network on one device, named arrays in, named arrays out."""
+"""The session interface: one network on one device, named arrays in, named arrays out."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""TensorRT 8 and 10 by their builder flags: a verified checkpoint becomes an engine through torch2trt.
+"""Builds an engine from a verified checkpoint through torch2trt, with the builder flags of TensorRT 8 and 10.
 
-TensorRT 8 has no strongly typed networks, so the precision is asked for here: FP16 by a flag, INT8 by a flag and by the ranges
-of what each convolution reads and gives, FP32 for all that follows the last convolution by constraints on those layers.
+TensorRT 8 has no strongly typed networks, so the precision is requested here: FP16 by a flag, INT8 by a flag and by the ranges
+of each convolution's input and output, FP32 after the last convolution by constraints on those layers.
 
 torch2trt (github.com/NVIDIA-AI-IOT/torch2trt, not on PyPI) makes the network, layer by layer, while PyTorch runs it. Its
-function of that name neither takes uint8 nor lets anyone at the layers before it builds; so this file uses the conversion
-context that the function is made of, and builds itself. What torch2trt has no converter for it takes for a constant, without a
-word: the engine's parity with PyTorch is what proves the conversion.
+function `torch2trt` neither takes uint8 nor gives access to the layers before it builds. So this file uses torch2trt's
+conversion context, and builds by itself. If torch2trt has no converter for a function, it silently makes the result a constant:
+only the engine's parity with PyTorch proves the conversion.
 
 Never run: that takes TensorRT 8.5 to 10, a GPU and torch2trt. Written from torch2trt's source at commit 4e820ae.
 """

@@ -1,4 +1,4 @@
-"""Crops of people from videos and pictures, found as a run finds them: what an INT8 model is calibrated on."""
+"""Crops of people from videos and pictures, found in the same way as in a run: the data for calibrating an INT8 model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results that are there, written as files for other programs."""
+"""Converts the results of an earlier run to files for other programs."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""The picture that people see: the skeleton over the frame, and beside it the same pose in 3D on a floor that turns slowly.
+"""Draws the result: the skeletons over the frame, and beside it the same poses in 3D on a floor that rotates slowly.
 
-One person's left is blue, the right orange, the middle white: a pair that colour-blind people tell apart too. Of several people
-each has a colour of its own, by the track id, lighter on the left and darker on the right. Joints below `LOW_SCORE` are hollow,
-and bones that end at one are thin and dashed. Line widths and text follow the picture's shorter side, so that 360p and 4K look
-alike. The 3D view turns with the frame's time stamp, never the wall clock: the same frames always give the same pictures.
+A single person's left is blue, the right orange, the middle white: colour-blind people can distinguish this pair, too. With
+several people, each has a colour that depends on the track id, lighter on the left and darker on the right. Joints below
+`LOW_SCORE` are hollow, and bones that end at one are thin and dashed. Line widths and text scale with the picture's shorter
+side, so that 360p and 4K look alike. The 3D view rotates with the frame's time stamp, not with the wall clock: the same frames
+always give the same pictures.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""One source's frames to poses, one plain function after another: boxes, crops, predictions, ids, lift, world, smoothing.
+"""From one source's frames to poses, in a sequence of plain calls: boxes, crops, predictions, ids, lift, world, smoothing.
 
-It knows no thread. A run, the calibration, the benchmarks and the tests call the very same `Estimator.step`. All that is
-remembered from frame to frame of a source lives in its people finder, its world and its smoother.
+It uses no threads. Runs, calibration, benchmarks and tests call the same `Estimator.step`. The state of a source between its
+frames is in its people finder, its world and its smoother.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Inboxes between threads, a board of the newest, and the bound on what is in flight from a source to its last subscriber."""
+"""Inboxes between threads, a board with the newest frames, and the limit of frames in flight from a source."""
 
 from __future__ import annotations
 

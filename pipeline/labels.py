@@ -1,4 +1,4 @@
-"""Telling people apart in a picture: a colour for each track id, and labels that keep out of each other's way."""
+"""A colour for each track id, and labels in a picture that do not overlap."""
 
 from __future__ import annotations
 

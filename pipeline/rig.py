@@ -1,6 +1,6 @@
-"""A humanoid of bones that turn: what avatars and animation files move, from joints that are points.
+"""A humanoid of rotating bones, computed from joint positions, for avatars and animation files.
 
-Everything here is in Unity's axes: left-handed, y up; somebody who faces z has the right hand at +x.
+Everything is in Unity's axes: left-handed, y up; a person who faces z has the right hand at +x.
 """
 
 from __future__ import annotations

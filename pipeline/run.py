@@ -1,4 +1,4 @@
-"""From a config to a running pipeline: which model, which sources, which people, which results."""
+"""From a config to a running pipeline: opens the models, the sources, the people finder and the results."""
 
 from __future__ import annotations
 

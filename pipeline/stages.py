@@ -1,4 +1,4 @@
-"""What happens to a frame's people, as plain functions that know no thread: crops, predictions, the lift to camera space."""
+"""The steps for a frame's people, as plain functions without threads: crops, predictions, the lift to camera space."""
 
 from __future__ import annotations
 

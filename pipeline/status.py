@@ -1,4 +1,4 @@
-"""What a run is doing at this moment: the live form of `summary.json`, and the numbers that a terminal shows."""
+"""The present state of a run: the live form of `summary.json`, and the numbers that a terminal shows."""
 
 from __future__ import annotations
 

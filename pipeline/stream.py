@@ -1,16 +1,15 @@
-"""One source on its way to its recorders: a reader, an estimator and subscribers, each in a thread of its own.
+"""The threads of one source: a reader, an estimator and subscribers, each in its own thread.
 
     reader --frame--> estimator --posed frame--> recorders, each in a thread of its own --> the caller
                                       |\\--> renderer --drawn frame--> recorders that want the picture
                                        \\--> views
 
-A recorded source waits: the next frame is taken from it when what is in flight leaves room, in frames and in bytes, so that
-every recorder has every frame. A live source never waits: only its newest frame is kept for the estimator, and a recorder that
-falls behind misses frames, which are counted. So does one that cannot write, as on a full disk: the live part goes on.
+A recording waits: its next frame is read only if the frames in flight leave room, in frames and in bytes, so that every
+recorder gets every frame. A live source never waits: only its newest frame is kept for the estimator, and a recorder that falls
+behind misses frames, which are counted. A recorder that cannot write, as on a full disk, misses frames, too; the run goes on.
 
-An exception in a thread ends the stream. A source that breaks off half way is gentler: what came before it goes through every
-stage first. A GeometryError concerns one frame or one person in it: that frame fails, or that person has no pose, and the
-stream goes on.
+An exception in a thread ends the stream. If a source breaks off, the frames before that are finished first. A GeometryError
+concerns one frame or one person in it: that frame fails, or that person has no pose, and the stream goes on.
 """
 
 from __future__ import annotations

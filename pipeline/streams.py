@@ -1,7 +1,7 @@
-"""A run: streams side by side, each with threads of its own, and a thread for each view.
+"""A run: parallel streams, each with its own threads, and a thread for each view.
 
-A view never holds anything up: it sees the newest frame of each source when it has time for one. A view that fails is closed
-and its error told, while everything else goes on. A stream that fails ends alone: its error reaches the caller as a StageError
+A view never blocks anything: it reads the newest frame of each source when it has time. A view that fails is closed and its
+error is reported, while everything else goes on. If a stream fails, the others go on: the caller gets its error as a StageError
 when all streams have ended.
 """
 

@@ -1,6 +1,6 @@
-"""How lines, words and colours get onto a picture: round-ended strokes with outlines, text that blends, what both measure in.
+"""Draws lines and text on a picture: strokes with round ends and outlines, blended text, and their units.
 
-Everything is antialiased and placed to a sixteenth of a pixel; whatever lies outside the picture is left out.
+Everything is antialiased and placed to a sixteenth of a pixel; anything outside the picture is left out.
 """
 
 from __future__ import annotations

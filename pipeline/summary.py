@@ -1,4 +1,4 @@
-"""What a run came to, for programs: `summary.json` beside the results says what the console says at the end."""
+"""The outcome of a run, for programs: `summary.json` contains what the console prints at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where each frame's time went: spans and their percentiles."""
+"""The time that each frame spent in each stage: spans and their percentiles."""
 
 from __future__ import annotations
 

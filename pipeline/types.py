@@ -1,4 +1,4 @@
-"""The named types that cross the pipeline's stages: a frame, a pose, a posed frame, and what a run is."""
+"""The types that the pipeline's stages exchange: a frame, a pose, a posed frame, and the header of a run."""
 
 from __future__ import annotations
 

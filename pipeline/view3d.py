@@ -1,6 +1,7 @@
-"""The 3D view's floor: a round floor that turns slowly, where the people stand on it, the real camera's place, the shadows.
+"""The 3D view's floor: a round floor that rotates slowly, the people's positions on it, the real camera's position, the
+shadows.
 
-Its axes are those of a level camera on the floor: x right, y down, z forward, mm; the world's, half a turn about x.
+Its axes are those of a level camera on the floor: x right, y down, z forward, mm; the world's rotated by 180 degrees about x.
 """
 
 from __future__ import annotations

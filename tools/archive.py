@@ -1,4 +1,4 @@
-"""`convnextpose archive`: every video below some folders becomes poses, resumed by the same command after whatever stops it."""
+"""`convnextpose archive`: turns every video in some folders into poses; the same command resumes after an interruption."""
 
 from __future__ import annotations
 

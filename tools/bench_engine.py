@@ -1,4 +1,4 @@
-"""`convnextpose bench-engine`: how fast an engine is, beside the same network in PyTorch on the same GPU in the same run."""
+"""`convnextpose bench-engine`: the speed of an engine, compared with the same network in PyTorch on the same GPU."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""`convnextpose build`: checkpoints and people detectors become TensorRT engines, each with its proof and its manifest.
+"""`convnextpose build`: builds TensorRT engines from checkpoints and people detectors, each with its proof and its manifest.
 
-Exit code: 0 where everything is built (or bundled, or was there), 1 where something is not, 2 for wrong use, 130 after Ctrl-C.
+Exit code: 0 if everything is built (or bundled, or exists already), 1 if something is not, 2 for wrong use, 130 after Ctrl-C.
 """
 
 from __future__ import annotations

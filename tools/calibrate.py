@@ -1,6 +1,6 @@
 """`convnextpose calibrate`: crops of people from clips, for INT8 models.
 
-Exit code: 0 where the set is written, 1 where it is not, 2 for wrong use.
+Exit code: 0 if the set is written, 1 if it is not, 2 for wrong use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`convnextpose cameras`: the cameras of this computer, what each can send, and for `doctor --camera` how one fares."""
+"""`convnextpose cameras`: the cameras of this computer with their formats, and the test of a camera for `doctor --camera`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one place where consoles are made: what is only for the eye never ends a run, whatever a name has in it."""
+"""Makes all consoles: printing never ends a run, whatever characters a name contains."""
 
 from __future__ import annotations
 

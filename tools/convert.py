@@ -1,4 +1,4 @@
-"""`convnextpose convert`: poses that are there into files for other programs."""
+"""`convnextpose convert`: converts the poses of an earlier run to files for other programs."""
 
 from __future__ import annotations
 

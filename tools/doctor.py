@@ -1,4 +1,4 @@
-"""`convnextpose doctor`: what this machine has, what is missing for what, and the command that mends it."""
+"""`convnextpose doctor`: what this machine has, what is missing, and the command that installs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`convnextpose engine inspect`: what an engine is, whether it fits this machine, and what is in it."""
+"""`convnextpose engine inspect`: describes an engine, and says whether it fits this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`convnextpose evaluate`: the paper's protocols on a data set that you have, beside the paper's figures."""
+"""`convnextpose evaluate`: the paper's protocols on your copy of a data set, beside the paper's figures."""
 
 from __future__ import annotations
 

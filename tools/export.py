@@ -1,6 +1,6 @@
-"""`convnextpose export`: a checkpoint becomes an ONNX file that every runtime runs.
+"""`convnextpose export`: exports a checkpoint as an ONNX file for all runtimes.
 
-Exit code: 0 where the file is written and proven, 1 where it is not, 2 for wrong use.
+Exit code: 0 if the file is written and proven, 1 if it is not, 2 for wrong use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Libraries that cannot be loaded: which one, and the command that mends it, in one sentence."""
+"""Explains in one sentence which library cannot be loaded, and which command fixes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The console script `convnextpose` and the one place where errors become exit codes."""
+"""The console script `convnextpose`; only here do errors become exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `convnextpose run` says on the console: at the beginning, on a terminal meanwhile, and at the end."""
+"""The console output of `convnextpose run`: at the beginning, during the run on a terminal, and at the end."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""`convnextpose verify`: what checkpoints really hold, side by side.
+"""`convnextpose verify`: what checkpoints really contain, side by side.
 
-Exit code: 0 where every file is verified, 1 where one is not, 2 for wrong use.
+Exit code: 0 if every file is verified, 1 if one is not, 2 for wrong use.
 """
 
 from __future__ import annotations

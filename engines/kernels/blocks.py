@@ -1,4 +1,4 @@
-"""What the kernels are told: for each crop a frame on the GPU with its colours, and a matrix; and the shape of the logits."""
+"""The kernels' parameters: for each crop a frame on the GPU with its pixel format and a matrix; and the shape of the logits."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The kernels, compiled by NVRTC for the local GPU and launched through cuda-python, inside a stream's capture or outside.
 
-NVRTC is a library of CUDA's own: torch for CUDA and the CUDA toolkit have it, and the wheel `nvidia-cuda-nvrtc`.
+NVRTC is a library of CUDA: torch for CUDA, the CUDA toolkit and the wheel `nvidia-cuda-nvrtc` contain it.
 """
 
 from __future__ import annotations

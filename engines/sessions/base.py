@@ -1,4 +1,4 @@
-"""What all sessions share: one caller at a time, checked arrays, one kind of error, a close."""
+"""The base class of sessions: one caller at a time, checked arrays, one kind of error, a close."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Engine files become sessions, once they and their manifests were found to be whole and to fit."""
+"""Opens engine files as sessions, after checking that file and manifest are complete and fit this machine."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The registry of runtimes: what each runs, what installs it, when `auto` takes it. `doctor` and the help texts read it, too.
+"""The registry of runtimes: what each runs, what installs it, when `auto` chooses it. `doctor` and the help texts use it, too.
 
-A runtime that was asked for by name either starts or is an error: nothing is substituted silently.
+A runtime that was requested by name either starts or is an error: it is never replaced silently.
 """
 
 from __future__ import annotations

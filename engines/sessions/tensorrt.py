@@ -1,7 +1,7 @@
 """TensorRT, the full one or for RTX: batches in three slots, each filled while another runs, as CUDA graphs.
 
-All that running needs is reserved and run once when the session is opened: `engines.tensorrt.slot`. So opening finds out how
-large a batch the GPU's memory allows, and TensorRT for RTX has compiled its kernels when the first crop comes.
+Everything that running needs is allocated, and run once, when the session is opened (`engines.tensorrt.slot`). So opening finds
+out how large a batch the GPU's memory allows, and TensorRT for RTX has compiled its kernels before the first crop.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""PyTorch: modules as they are, on the CPU; or on the GPU, replayed as CUDA graphs.
+"""PyTorch: unchanged modules on the CPU, or on the GPU as CUDA graphs.
 
-The first is the reference that every other session is measured against, the second what an engine's speed is compared with.
+The first is the reference for the results of every other session, the second the reference for the speed of engines.
 """
 
 from __future__ import annotations

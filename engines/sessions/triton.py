@@ -1,7 +1,7 @@
-"""A model that a Triton server has, over HTTP: KServe's protocol, version 2, with tensors as bytes.
+"""A model on a Triton server, over HTTP: KServe's protocol, version 2, with binary tensors.
 
-Nothing but the standard library: one connection that is kept, as a session runs one call at a time. What the server says is not
-believed before it was looked at. Source of the protocol: KServe's "Open Inference Protocol" and Triton's extensions for binary
+It uses only the standard library, and keeps one connection, because a session runs one call at a time. The server's answers are
+checked before they are used. Source of the protocol: KServe's "Open Inference Protocol" and Triton's extensions for binary
 tensor data and model configuration.
 """
 

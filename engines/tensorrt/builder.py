@@ -1,7 +1,7 @@
-"""The builder: a typed ONNX graph becomes a TensorRT engine, and the build log becomes what each layer computes in.
+"""The builder: makes a TensorRT engine from a typed ONNX graph, and reads from the build log in which type each layer computes.
 
-A strongly typed graph's types are the engine's: no flag here asks for a precision. One path serves `tensorrt` 10 and 11 and
-`tensorrt_rtx`; what they differ in, `engines.tensorrt.module` asks them.
+A strongly typed graph's types are the engine's: no flag requests a precision. The same code serves `tensorrt` 10 and 11 and
+`tensorrt_rtx`; `engines.tensorrt.module` hides their differences.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""An engine that was loaded: its tensors, its profiles, its execution contexts; asked for what it has, as its families differ.
+"""A loaded engine: its tensors, its profiles and its execution contexts, with the differences between TensorRT's families.
 
-TensorRT's own logger takes its messages at run time. One in Python would be called from TensorRT's threads, which could wait
-for the interpreter's lock while a call that holds it waits for them. So the library prints its words itself, and the errors
-here say that they stand above.
+At run time TensorRT's own logger prints its messages. A logger in Python would be called from TensorRT's threads, which could
+wait for the interpreter's lock while a call that holds it waits for them. So the errors here only refer to the messages above
+them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The adapter: what a TensorRT module can do, asked of the module itself, never concluded from its version.
+"""The adapter: what a TensorRT module can do, found by looking into the module, never by its version.
 
-`tensorrt` 10 and 11 and `tensorrt_rtx` share one interface that grew and shrank over the years: flags come and go, an enum's
-values move, and only RTX builds for GPUs that are not there.
+`tensorrt` 10 and 11 and `tensorrt_rtx` share an interface that has changed over the years: flags come and go, values of enums
+move, and only RTX builds for GPUs of other machines.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The kernels that TensorRT for RTX compiled for this GPU, kept beside the engine: the next process opens it in less time.
+"""The kernels that TensorRT for RTX compiled for this GPU, stored beside the engine so that the next process opens it faster.
 
-The library itself checks that they are of this GPU, driver and version; a hash before them shows that the file is whole. Like
-an engine, the file is a program.
+The library checks that they are for this GPU, driver and version; a hash at the file's beginning shows that it is complete.
+Like an engine, the file is a program.
 """
 
 from __future__ import annotations

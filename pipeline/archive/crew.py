@@ -1,4 +1,4 @@
-"""Workers as processes of this machine: each has its models, and one that dies takes no other with it."""
+"""Workers as processes of this machine: each has its own models, and if one dies the others go on."""
 
 from __future__ import annotations
 

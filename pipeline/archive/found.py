@@ -1,4 +1,4 @@
-"""The videos below some folders, and the hash of what is in a file."""
+"""Finds the videos in some folders, and hashes the contents of a file."""
 
 from __future__ import annotations
 

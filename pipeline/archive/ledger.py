@@ -1,8 +1,8 @@
-"""The ledger of jobs: what became of each file, as lines of JSON beside the results.
+"""The ledger of jobs: the outcome of each file, as lines of JSON beside the results.
 
-Its head says which model and settings the results are of; every other line is the outcome of one file, and of several lines
-for a file the last one counts. Only the coordinator writes it, a whole line at a time, and holds a lock on it meanwhile. A line
-that a killed process left half is cut off when the ledger is opened again.
+The first line has the model and the settings of the results. Every other line is the outcome of one file; if a file has several
+lines, the last one counts. Only the coordinator writes the ledger, in complete lines, and holds a lock on it. An incomplete
+line of a killed process is cut off when the ledger is opened again.
 """
 
 from __future__ import annotations

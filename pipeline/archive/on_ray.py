@@ -1,8 +1,8 @@
-"""Workers as actors of a Ray cluster. Ray places them and starts them; which file is done, the ledger alone knows.
+"""Workers as actors of a Ray cluster. Ray places them and starts them; only the ledger records which files are done.
 
 The nodes need this project, installed with the `ray` extra, and the folders of videos and results under the same paths. An
-actor asks for as many CPUs as it has threads, for one GPU if the model or the detector is an engine, and for WORKER_BYTES of
-memory, so that Ray puts no more of them on a node than it holds.
+actor requests as many CPUs as it has threads, one GPU if the model or the detector is an engine, and WORKER_BYTES of memory, so
+that Ray does not put too many of them on a node.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""The coordinator of an archive: it hands out jobs, puts whole results in place, and alone writes the ledger.
+"""The coordinator of an archive: it assigns jobs, puts complete results in place, and is the only writer of the ledger.
 
-A file's results are made in a folder of their own in `.partial`, and moved to their place in one step when they are whole; then
-comes the line in the ledger. Killed before the move, the job is done again; killed between move and line, the results are found
-in their place, with what they were made from beside them, and only the line is added. So nothing is lost and nothing twice.
+A file's results are made in a folder in `.partial`, and moved to their place in one step when they are complete. Then the line
+is written to the ledger. If the run is killed before the move, the job is done again. If it is killed between move and line,
+the results are found in their place, with a description of their input, and only the line is added. So nothing is lost and
+nothing is done twice.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One worker: it opens its models once, and makes one file after another into results in a partial folder."""
+"""One worker: it opens its models once, then processes one file after another into a partial folder."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What every recorder shares: when it touches its file, what it refuses, and one kind of error.
+"""The base class of recorders: when it touches its file, what it refuses, and one kind of error.
 
-A recorder touches its file with the first frame that it is given, not before: a run that cannot start leaves no file, and
-leaves old results as they were. Nothing that is there already is replaced without permission, and nothing that appears
-meanwhile. From the first frame on an old file is gone. A file without a single whole frame is removed.
+A recorder touches its file only when it gets the first frame. So a run that cannot start leaves no file, and leaves old results
+unchanged. An existing file, or one that appears during the run, is replaced only with permission. With the first frame the old
+file is gone. A file without a single complete frame is removed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""BVH: a figure and its turns, for animation programs; a file for each person, and for each stretch without a gap.
+"""BVH: a skeleton and its rotations, for animation programs; a file for each person, and for each part without a gap.
 
 y up, cm; the hips have six channels, other bones `Zrotation Xrotation Yrotation`, degrees, which multiply in that order.
 Source: the format of Biovision as described by Meredith and Maddock, "Motion Capture File Formats Explained" (2001).

@@ -1,9 +1,9 @@
-"""A person's motion as a figure of bones that turn and never change their lengths: what BVH and glTF move.
+"""A person's motion as a figure of rotating bones of constant length, for BVH and glTF.
 
-A bone's length is its median over the track. Turns come from the directions of bones (`pipeline/rig.py`): hips and spine have
-all three angles, by the line of the hips and that of the shoulders; of a limb only the direction is seen, so it is turned the
-shortest way from its parent, and its twist about its own axis is a choice. Hands, feet and head follow what they hang on. The
-T-pose at rest looks along z, the left hand at x.
+A bone's length is its median over the track. Rotations come from the directions of bones (`pipeline/rig.py`). Hips and spine
+have all three angles, from the lines through the hips and through the shoulders. Of a limb only the direction is known: it is
+rotated the shortest way from its parent, and its twist about its own axis is a convention. Hands, feet and head follow their
+parent bones. The rest pose is a T-pose that looks along z, with the left hand at x.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files that hold whole parts at every moment, and that replace nothing without permission."""
+"""Files that contain only complete parts at every moment, and that replace nothing without permission."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """glTF 2.0 in one binary file: everybody as a skinned figure of bones, moving in one animation; m, y up.
 
-A person who is not seen has the scale 0, so that a gap shows nobody and no key is made up. Source: the glTF 2.0 specification,
-Khronos Group.
+While a person is not seen, the figure has the scale 0, so that a gap shows nobody and no key is invented. Source: the glTF 2.0
+specification, Khronos Group.
 """
 
 from __future__ import annotations

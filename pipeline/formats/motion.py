@@ -1,9 +1,8 @@
-"""What the files of motion share: people's joints in the world, one by one, at a constant rate, with gaps that stay gaps.
+"""The base of motion formats: each person's joints in the world, at a constant frame rate; gaps stay gaps.
 
-Poses come in camera space and lie in an unnamed file on the results' disk until the end, about half a kilobyte a pose: only
-then the world is known as well as it will be. Then one person after another is read from it, so that memory holds the poses of
-one person (TRC, C3D, BVH) or of all (glTF). What is written goes under a partial name, is read back and compared, and is then
-put in place.
+Poses arrive in camera space and are kept in an unnamed file on the results' disk until the end, about half a kilobyte each,
+because the world is known best at the end. Then they are read one person at a time, so that memory holds the poses of one
+person (TRC, C3D, BVH) or of all (glTF). A file is written under a partial name, read back, compared, and then put in place.
 """
 
 from __future__ import annotations

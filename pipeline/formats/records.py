@@ -1,7 +1,7 @@
-"""Poses as JSON: what each line of `poses.ndjson` holds, and how to read such a file again.
+"""Poses as JSON: the lines of `poses.ndjson`, and a reader for such files.
 
-The first line is the run's header, every other line one frame. Numbers are rounded to what they are worth: px to 3 decimals,
-mm to 2, scores to 4, seconds to 6.
+The first line is the run's header, every other line is one frame. Numbers are rounded: px to 3 decimals, mm to 2, scores to 4,
+seconds to 6.
 """
 
 from __future__ import annotations

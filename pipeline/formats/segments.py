@@ -1,4 +1,4 @@
-"""Recordings of live sources in segments: a folder for each stretch of time, each as whole as a run's results."""
+"""Recordings of live sources in segments: a folder for each period of time, with complete files as in the results of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The formats by name: to add one, write its recorder and give it a line here."""
+"""The formats by name. To add one, write its recorder and add a line here."""
 
 from __future__ import annotations
 

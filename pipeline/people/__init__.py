@@ -1,8 +1,8 @@
-"""Who is where in a frame: boxes from the people detector, from the last poses, or given. May import numpy, cv2 and the
-packages to the left.
+"""People in a frame: their boxes, from the people detector, from the last poses, or given, and their track ids. May import
+numpy, cv2 and the packages to the left.
 
-A `PeopleFinder` is the seam for detectors and trackers: it names the boxes of a frame before the network reads them, and says
-afterwards who the people are that the network saw there.
+A `PeopleFinder` is the interface for detectors and trackers. Before the network runs it proposes the boxes of a frame.
+Afterwards it assigns the poses that the network found there to people.
 """
 
 from __future__ import annotations

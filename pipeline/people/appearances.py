@@ -1,4 +1,4 @@
-"""Who was there, from when to when, and how often out of sight in between: what a run's summary says of its people."""
+"""The people of a run for its summary: from when to when each was seen, and with how many gaps."""
 
 from __future__ import annotations
 

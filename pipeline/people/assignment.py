@@ -1,4 +1,4 @@
-"""Which of one set belongs to which of another, so that all pairs together cost least. Own code: docs/decisions/0007."""
+"""The assignment problem: pairs of two sets with the smallest total cost. Own code: docs/decisions/0007."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people wear, as a few colours: two people who meet are told apart by it where places and poses are alike."""
+"""The colours of people's clothes: they distinguish two people who meet, if positions and poses are alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a stream stops being one take: a hard cut, or a jump in time. Whoever was followed before it is not known behind it."""
+"""The end of a take: a hard cut, or a jump in time. Tracks do not continue across it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The people whom the detector sees in a frame."""
+"""The people that the detector finds in a frame."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When the people detector looks at a frame, and which of its boxes are worth a pose: docs/decisions/0014."""
+"""Which frames the people detector runs on, and which of its boxes the pose network reads: docs/decisions/0014."""
 
 from __future__ import annotations
 

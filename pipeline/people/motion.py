@@ -1,4 +1,4 @@
-"""Where a person who was followed will be: constant velocity, as sure as the time since the last look allows."""
+"""Predicts a tracked person's position: a Kalman filter with constant velocity, less certain with time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How alike two poses are: whether they are the same person's, seen twice."""
+"""The similarity of two poses, to decide whether they are of the same person."""
 
 from __future__ import annotations
 

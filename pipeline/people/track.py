@@ -1,4 +1,4 @@
-"""Somebody who is followed: where they are, how they look, and how likely it is that a pose is theirs."""
+"""A tracked person: position, appearance, and the likelihood that a pose is theirs."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Everybody in the picture, each with an identity that lasts.
+"""The tracker: finds everybody in the picture and gives each person a lasting id.
 
-Where somebody may be comes from the people detector, a few times a second, and in every frame from the people who are followed:
-constant velocity says where each is now. The pose network reads all these places in one batch, and the poses are matched with
-the people followed so far. All times are those of the stream, in seconds: how many frames lie between them does not matter.
+Boxes come from the people detector, a few times a second, and in every frame from the tracked people, whose positions are
+predicted with constant velocity. The pose network reads all these boxes in one batch, and the poses are matched with the
+tracked people. All times are those of the stream, in seconds: the number of frames between them does not matter.
 """
 
 from __future__ import annotations

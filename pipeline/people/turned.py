@@ -1,4 +1,4 @@
-"""People who show only when the picture is turned: a camera that hangs upside down, a clip that was turned by mistake."""
+"""Finds out whether people appear only in the rotated picture, as with a camera that hangs upside down."""
 
 from __future__ import annotations
 

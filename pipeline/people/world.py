@@ -1,14 +1,14 @@
-"""Where down is and where the floor is, from the people themselves, refined while a camera that stands still watches them.
+"""Estimates the up direction and the floor from the people themselves, for a camera that does not move.
 
-Two things tell where up is. A body that stands or walks is upright on average: from the ankles to the neck. And feet that
-stand on one floor are smaller in the picture the nearer they are to the horizon: with each person's depth from the lengths of
-the bones, the feet of people who walk about lie in a plane. Both are weighed by what they are worth and fitted together
-(iteratively reweighted least squares with Cauchy's weights), so that who sits, bends, lies or jumps is outvoted. How high the
-camera is follows from the size in the picture of bodies that stand along that direction. It is a height in sizes of adults:
-each person's own size is an unknown of the fit, and its spread among adults is a part of the height's error.
+The up direction follows from two facts. People who stand or walk are upright on average, from the ankles to the neck. And
+people on one floor look smaller the nearer their feet are to the horizon: with each person's depth from the lengths of the
+bones, the feet of people who walk around lie in a plane. Both are weighted by their standard deviations and fitted together
+(iteratively reweighted least squares with Cauchy's weights), so that people who sit, bend, lie or jump are outvoted. The
+camera's height follows from the size in the picture of people who stand. It assumes adults of usual height: each person's size
+is an unknown of the fit, and the spread of adults' sizes is part of the height's error.
 
-Sources: the relation of a foot's place in the picture to its distance is the horizon geometry of Criminisi, Reid and Zisserman,
-"Single view metrology" (IJCV 2000); the weights are Cauchy's as in Huber's "Robust Statistics".
+Sources: the relation of a foot's position in the picture to its distance is the horizon geometry of Criminisi, Reid and
+Zisserman, "Single view metrology" (IJCV 2000); the weights are Cauchy's as in Huber's "Robust Statistics".
 """
 
 from __future__ import annotations

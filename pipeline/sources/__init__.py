@@ -1,26 +1,26 @@
 """Where frames come from: files and cameras, all through `open_source`.
 
-Pictures arrive upright: a video's display matrix and a photograph's orientation are applied. Pixels that are not square stay as
-they are stored. What cannot be read is refused with one sentence, when it is opened where that can be known; a camera is opened
-when its frames are asked for, and is waited for. It imports numpy, av, cv2, `convnextpose` and `pipeline.types`.
+Pictures arrive upright: a video's display matrix and a photograph's orientation are applied. Pixels that are not square stay
+unchanged. A source that cannot be read is refused with one sentence, if possible when it is opened. A camera is opened when its
+first frame is requested, and is waited for. It imports numpy, av, cv2, `convnextpose` and `pipeline.types`.
 
-    uri.py         what a URI is, its parts, and how to name it without its password
-    source.py      what every source is
-    files.py       a path: what kind of file it is
+    uri.py         the parts of a URI, and how to show it without its password
+    source.py      the base class of sources
+    files.py       finds out what kind of file a path is
     pictures.py    pictures and folders of pictures; their formats are in formats.py, heif.py and webp.py
-    video.py       video files; their times are in stamps.py, what is lost of them in gaps.py
-    decoding.py    who decodes them
-    turned.py      turned as the user asks; orientation.py
+    video.py       video files; their times are in stamps.py, lost frames in gaps.py
+    decoding.py    the decoder: CPU or GPU
+    turned.py      rotation on request (`--flip`); orientation.py
     truncation.py  whether a file was cut short
-    limits.py      how large a picture may be
-    live.py        what every live source is: states, reconnecting; patience.py, clocks.py
-    ffmpeg.py      a camera that FFmpeg reads; options.py, failures.py, tls.py
-    v4l2.py        cameras of this computer, and which there are
+    limits.py      the largest picture that is read
+    live.py        the base class of live sources: states, reconnecting; patience.py, clocks.py
+    ffmpeg.py      cameras that FFmpeg reads; options.py, failures.py, tls.py
+    v4l2.py        cameras of this computer
     csi.py         a Jetson's cameras
-    rtsp.py, http.py, udp.py   what comes through a network
+    rtsp.py, http.py, udp.py   network cameras and streams
     replay.py      a recording that plays as a camera
 
-Another transport is one more file here and one more line in SCHEMES.
+To add a transport, add one file here and one line in SCHEMES.
 """
 
 from __future__ import annotations

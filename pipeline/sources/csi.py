@@ -1,7 +1,7 @@
 """Cameras on a Jetson's ribbon cable: `csi://0`, read from a GStreamer process through a pipe.
 
-NVIDIA's camera service is reached by GStreamer's `nvarguscamerasrc` only. A process of its own needs no Python bindings, and
-one that hangs in the service is killed and started again.
+NVIDIA's camera service can be used only through GStreamer's `nvarguscamerasrc`. A separate process needs no Python bindings,
+and if it hangs in the service it is killed and started again.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Who decodes a video: the CPU, or NVDEC, the decoder of an NVIDIA GPU, through the FFmpeg that is in PyAV's wheel.
+"""The decoder of a video: the CPU, or NVDEC, the decoder of an NVIDIA GPU, through the FFmpeg in PyAV's wheel.
 
-With NVDEC pictures come back to the CPU's memory as NV12, and all that follows is the same. Where it cannot be had, the CPU
+With NVDEC pictures come back to the CPU's memory as NV12, and everything else is the same. If NVDEC is not available, the CPU
 decodes, and the source's notes say why.
 """
 

@@ -1,8 +1,8 @@
 """Why a camera cannot be opened or is lost, in one sentence with what to do.
 
-The type of a library's error says little: a mute server raises `invalid data`, `exit` or `timeout`, and a name that nobody
-knows is an `input/output error`. So the clock counts first, and what was being done; where that leaves a choice, the network
-is asked with a connection of our own. No message repeats a library's, which may hold the address with its password.
+The type of a library's error says little: a mute server raises `invalid data`, `exit` or `timeout`, and an unknown host name is
+an `input/output error`. So the elapsed time and the current step are used first. If these are not enough, a test connection
+decides. No message repeats a library's message, which may contain the address with its password.
 """
 
 from __future__ import annotations

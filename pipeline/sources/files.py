@@ -1,4 +1,4 @@
-"""A path: what kind of file it is, by its content."""
+"""Finds out what kind of file a path is, by its content."""
 
 from __future__ import annotations
 

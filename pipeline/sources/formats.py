@@ -1,4 +1,4 @@
-"""What kind of picture a file holds and how large it says that it is, from its first bytes: nothing is decoded.
+"""The format of a picture file and its declared size, from its first bytes: nothing is decoded.
 
 Sources: PNG and APNG (W3C, third edition), JPEG (ITU-T T.81), WebP (RFC 9649), TIFF 6.0 and BigTIFF, BMP (Microsoft's
 BITMAPFILEHEADER and BITMAPINFOHEADER), GIF89a (CompuServe), JPEG 2000 (ITU-T T.800), Netpbm's manual pages.

@@ -1,4 +1,4 @@
-"""What is lost where a video's data is damaged or missing: in stretches, each with its reason and, where known, its length."""
+"""The frames that are lost where a video's data is damaged or missing: gaps, each with its reason and, if known, its length."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """HEIF pictures, which HEIC and AVIF are: size, orientation, and the tiles that large ones are made of.
 
-A phone's HEIC is a grid of HEVC pictures; read one by one they would pass for whole pictures. OpenCV reads no HEIC, and no AVIF
-whose EXIF data stands behind the picture.
+A phone's HEIC is a grid of HEVC pictures; FFmpeg would read each tile as a complete picture. OpenCV reads no HEIC, and no AVIF
+whose EXIF data follows the picture.
 
 Sources: ISO/IEC 23008-12 (HEIF: items, properties, grids), ISO/IEC 14496-12 (boxes, `iloc`), ISO/IEC 23000-22 (MIAF).
 """

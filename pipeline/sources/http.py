@@ -1,4 +1,4 @@
-"""What a web server sends: MJPEG, HLS, and files, which play as a camera would."""
+"""Sources over HTTP: MJPEG, HLS, and files, which play as a camera would."""
 
 from __future__ import annotations
 

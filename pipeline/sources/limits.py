@@ -1,4 +1,4 @@
-"""How large a picture may be: looked at before anything is decoded, since a few kilobytes can claim gigabytes."""
+"""The largest picture that is read: checked before anything is decoded, because a few kilobytes can declare gigabytes."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What every live source shares: it connects, tells what it does, notices silence, and comes back by itself.
+"""The base class of live sources: it connects, reports its state, notices silence, and reconnects by itself.
 
-A worker thread opens the camera and reads it; whoever iterates watches the worker by the clock. A call into a library or a
-driver may hang for ever and cannot be ended from outside: such a worker is given up and another one takes its place. So no
-camera holds up whoever iterates, and closing takes no time.
+A worker thread opens the camera and reads it; the thread that iterates over the source watches the worker's time. A call into a
+library or a driver may hang for ever and cannot be ended from outside. Such a worker is abandoned and replaced by another one.
+So no camera blocks the iteration, and closing takes no time.
 """
 
 from __future__ import annotations

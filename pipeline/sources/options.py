@@ -1,4 +1,4 @@
-"""The options of a live source: behind a `?` for devices, behind a `#` where the query belongs to a server."""
+"""The options of a live source: after a `?` for devices, after a `#` for network sources, whose query belongs to the server."""
 
 from __future__ import annotations
 

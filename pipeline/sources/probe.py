@@ -1,4 +1,4 @@
-"""How a camera fares over some seconds: how soon it is open, how evenly its frames come, and how old they are."""
+"""A test of a camera over some seconds: the time to open it, the jitter of its frames, and their age."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every source is."""
+"""The base classes of sources."""
 
 from __future__ import annotations
 

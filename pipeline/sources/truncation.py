@@ -1,4 +1,4 @@
-"""Whether a video file was cut short, and what of it is whole: read from the sizes that its outermost parts state.
+"""Whether a video file was cut short, and how much of it is complete, from the declared sizes of its outermost parts.
 
 Sources: ISO/IEC 14496-12 (the boxes of MP4 and its relatives), RFC 8794 (EBML: Matroska, WebM), Microsoft's description of RIFF
 (AVI). Other formats don't state their size.

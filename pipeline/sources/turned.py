@@ -1,4 +1,4 @@
-"""A source whose pictures are turned, as a user asks."""
+"""A source whose pictures are rotated or mirrored on request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is sent without a connection: MPEG transport streams by `udp://`, and `rtp://`."""
+"""Streams without a connection: MPEG transport streams by `udp://`, and `rtp://`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Video files: which stream, which pictures, when each is shown, and what happens where the data is damaged.
+"""Video files: the choice of stream, the pictures, their time stamps, and the behaviour at damaged data.
 
-Damage ends a video: every frame before it comes, then a SourceError says at which frame it broke. Where damage is skipped, the
-video goes on at the next picture that needs no other, and what was lost in between comes as UnreadableFrame.
+By default damage ends a video: every frame before it is given, then a SourceError says at which frame it broke. If damage is
+skipped, the video goes on at the next picture that needs no other, and each frame lost in between is an UnreadableFrame.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Animated WebP, which neither FFmpeg nor older OpenCV reads: each frame as a picture of its own, put on the canvas.
+"""Animated WebP, which neither FFmpeg nor older OpenCV reads: each frame is decoded as a picture and drawn on the canvas.
 
 Source: RFC 9649 (WebP): chunks, frames (`ANMF`), blending and disposal.
 """

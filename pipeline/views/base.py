@@ -1,4 +1,4 @@
-"""What every view is, and where it stands."""
+"""The interface of views, and their addresses."""
 
 from __future__ import annotations
 

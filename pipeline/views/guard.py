@@ -1,7 +1,7 @@
-"""Who may see the page: the token beyond loopback, and the checks of Host and Origin that keep other web pages out.
+"""Access control of the page: the token beyond loopback, and the checks of Host and Origin that keep other web pages out.
 
-A browser sends what any web page asks it to. Host is checked so that a foreign name that was pointed at this machine (DNS
-rebinding) is refused; Origin so that a foreign page can open no socket here. Programs send no Origin, and need none.
+Any web page can make a browser send requests here. Host is checked so that another host name that points to this machine (DNS
+rebinding) is refused, and Origin so that another page cannot open a socket here. Programs send no Origin, and need none.
 """
 
 from __future__ import annotations

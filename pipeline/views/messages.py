@@ -1,7 +1,7 @@
-"""What leaves a running pipeline: messages for the page, and lines of JSON for programs.
+"""The live output of a pipeline: messages for the page, and lines of JSON for programs.
 
 A message for the page is 4 bytes with the length of its head (big-endian), the head as JSON, and the JPEG of each frame that
-the head lists, in that order: a picture and its poses travel together and cannot come apart.
+the head lists, in that order. So a picture and its poses always arrive together.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@ Space: metres, upright in the world (`convnextpose/world.py`), the floor at heig
 
 - `plain`: the world's axes: right-handed, x to the camera's right, y up, z towards the camera and behind it; the origin is the
   floor below the camera. All people.
-- `vmc` and `vrchat`: Unity's left-handed axes, y up. Somebody who faces the camera looks along +z, the right hand at +x; the
-  origin is where the person was first seen. An avatar follows one person: of the first source, the one seen longest.
+- `vmc` and `vrchat`: Unity's left-handed axes, y up. A person who faces the camera looks along +z, with the right hand at +x;
+the
+  origin is where the person was first seen. An avatar follows one person of the first source: the one seen longest.
 
 Sources: VMC protocol 2.0, https://protocol.vmc.info/english; VRChat's OSC trackers,
 https://docs.vrchat.com/docs/osc-trackers.

@@ -1,4 +1,4 @@
-"""What the servers of views share: a thread for each connection, a bound on them, and an end that waits for none for ever."""
+"""The base class of the views' servers: a thread for each connection, a limit of connections, and a close that never hangs."""
 
 from __future__ import annotations
 

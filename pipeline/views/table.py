@@ -1,4 +1,4 @@
-"""The views by name: to add one, write it and give it a line here."""
+"""The views by name. To add one, write it and add a line here."""
 
 from __future__ import annotations
 

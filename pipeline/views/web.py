@@ -1,9 +1,9 @@
-"""The page and what stands beside it, on one port: `/`, its socket, `/poses`, `/status` and `/metrics`.
+"""The page and its other paths, on one port: `/`, its socket, `/poses`, `/status` and `/metrics`.
 
-Each connection has a thread of its own, so that a slow one holds up nobody else. The standard library's server speaks HTTP;
-a socket is spoken by `websockets`, in its form without I/O: with it, a page, a socket and the endless lines of `/poses` can
-share a port. The next message goes to a page only after it has acknowledged the last: what was sent and not read would grow
-old in buffers on the way, and be shown late.
+Each connection has its own thread, so that a slow one does not block the others. The standard library's server handles HTTP.
+Sockets are handled by `websockets` in its form without I/O, so that the page, its socket and the endless lines of `/poses` can
+share a port. A page gets the next message only after it has acknowledged the last one: otherwise messages would wait in
+buffers on the way and be shown late.
 """
 
 from __future__ import annotations
