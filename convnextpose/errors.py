@@ -65,15 +65,15 @@ class CalibrationError(PoseError, ValueError):
 
 
 class RuntimeUnavailableError(PoseError, RuntimeError):
-    """A runtime was asked for by name and cannot start on this machine."""
+    """A runtime that was requested by name cannot start on this machine."""
 
 
 class DeviceError(RuntimeUnavailableError):
-    """CUDA refused or failed at something. What fails within the GPU leaves it unusable for this process."""
+    """A CUDA call failed. After a failure within the GPU this process cannot use it any more."""
 
 
 class DeviceMemoryError(DeviceError, MemoryError):
-    """The GPU's memory, or memory of the host that it can read, does not suffice."""
+    """The GPU's memory, or the host's memory that the GPU can read, does not suffice."""
 
 
 class ParityError(PoseError, RuntimeError):
@@ -89,7 +89,7 @@ class SinkError(PoseError, OSError):
 
 
 class OutputExistsError(SinkError, FileExistsError):
-    """A result is already there and nobody allowed it to be replaced."""
+    """A result exists already and may not be replaced."""
 
 
 class StageError(PoseError, RuntimeError):

@@ -135,7 +135,7 @@ def check_free(path: Path, *, overwrite: bool) -> None:
     A symbolic link counts as a file: it is replaced, never followed.
 
     Raises:
-        OutputExistsError: a file is there already and may not be replaced.
+        OutputExistsError: a file exists already and may not be replaced.
         SinkError: what is there is no file: a folder, a pipe, a device.
         OSError: it cannot be looked at.
     """
@@ -159,7 +159,7 @@ def check_place(out: Path, *, overwrite: bool) -> None:
     """Refuse early what `write_files` would refuse: before the work whose result goes there.
 
     Raises:
-        OutputExistsError: a file is there already and may not be replaced.
+        OutputExistsError: a file exists already and may not be replaced.
         SinkError: it is not a place for a file in a folder that exists.
     """
     try:

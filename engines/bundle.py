@@ -154,7 +154,7 @@ def write_bundle(bundle: Bundle, path: Path, *, overwrite: bool = False) -> None
 
     Raises:
         EngineError: its graph is larger than what is read of one.
-        OutputExistsError: the file is there and may not be replaced.
+        OutputExistsError: the file exists and may not be replaced.
         SinkError: it cannot be written.
     """
     if (size := len(bundle.model.onnx)) > MAX_GRAPH_BYTES:

@@ -123,7 +123,7 @@ class CalibrationSet:
         """Write it as a compressed .npz with a header, in one step.
 
         Raises:
-            OutputExistsError: the file is there and may not be replaced.
+            OutputExistsError: the file exists and may not be replaced.
             SinkError: it cannot be written.
         """
         check_place(out, overwrite=overwrite)

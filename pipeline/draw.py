@@ -47,10 +47,10 @@ LOW_SCORE = 0.3
 """Below this score a joint is drawn hollow, and the bones that end at it thin and dashed."""
 
 TURN_DEGREES_PER_S = 15.0
-"""How fast the 3D view turns: once round in 24 s."""
+"""Angular speed of the 3D view: one rotation in 24 s."""
 
 START_DEGREES = 30.0
-"""The 3D view's turn at time 0, so that a single picture shows depth too."""
+"""The 3D view's angle at time 0, so that a single picture shows depth, too."""
 
 _SIDES = ("left", "right", "middle")
 _ALONE_BGR = np.array([LEFT_BGR, RIGHT_BGR, MIDDLE_BGR], np.float64)
@@ -62,9 +62,8 @@ _SHADOW_RADIUS_MM = 60.0
 class PoseRenderer:
     """Draws the frames of one source, in order.
 
-    It remembers where the people were, so that noise in the root depth doesn't shake the 3D view: a person's place on the
-    floor is smoothed over time. A frame of another source, or of an earlier time, starts afresh. Poses that are
-    smoothed over time are shown so. One thread at a time.
+    A person's position on the floor is smoothed over time, so that noise in the root depth does not shake the 3D view. A frame
+    of another source, or of an earlier time, resets this. If poses have smoothed joints, these are drawn. One thread at a time.
     """
 
     def __init__(self, joint_set: JointSet) -> None:
@@ -90,11 +89,11 @@ class PoseRenderer:
             frame: the picture [H, W]; it is not modified.
             poses: the people in it.
             camera: the intrinsics that the poses were lifted with.
-            world: in which people stand in the 3D view; None takes the camera to be level.
-            caption: a warning to stamp on the picture.
+            world: the world of the 3D view; None assumes a level camera.
+            caption: a warning to write on the picture.
 
         Returns:
-            BGR uint8 [H, W + min(H, W), 3], one row or column larger where that would be odd: video wants even sides.
+            BGR uint8 [H, W + min(H, W), 3], with odd sides made one px larger: video needs even sides.
 
         Raises:
             GeometryError: a pose has another number of joints than the joint set.
@@ -273,7 +272,7 @@ def _draw_corners(picture: Picture, box: Box, unit: float, bgr: Colour) -> None:
 
 
 def as_shown(pose: Pose, camera: Intrinsics) -> Pose:
-    """The pose as people see it, in pictures and views: smoothed over time, where it is."""
+    """The pose that pictures and views show: smoothed over time, if it has smoothed joints."""
     if pose.smoothed_mm is None or pose.smoothed_mm[:, 2].min() <= 0:
         return pose
     return replace(pose, joints_mm=pose.smoothed_mm, joints_px=camera.project(pose.smoothed_mm)[:, :2])

@@ -35,7 +35,7 @@ class TrackedBox:
     """Where a person is to be read from a frame.
 
     Attributes:
-        track_id: the same number for the same person in the frames of a run.
+        track_id: the person's number, the same in all frames of a run.
         box: the person's box, px.
     """
 

@@ -186,7 +186,7 @@ class Stream:
         return self.threads[0].ident is not None
 
     def stop(self) -> None:
-        """Take no more frames; those on their way are still finished. Safe to call from a signal handler."""
+        """Read no more frames; frames in flight are still finished. Safe to call from a signal handler."""
         self._stopping.set()
         if self._live:  # its reader may be waiting for a camera that is not there
             self.source.close()

@@ -39,7 +39,7 @@ def check_summary(out: Path, *, overwrite: bool) -> None:
     """Refuse a summary that could not be written at the end of a run.
 
     Raises:
-        OutputExistsError: one is there already and may not be replaced.
+        OutputExistsError: one exists already and may not be replaced.
     """
     if not overwrite and os.path.lexists(out / NAME):
         raise OutputExistsError(f"{out / NAME} exists already: choose another folder, or replace it with --overwrite")
@@ -50,7 +50,7 @@ def write_summary(pipeline: Pipeline, out: Path, *, overwrite: bool) -> Path:
 
     Raises:
         SinkError: it cannot be written.
-        OutputExistsError: it is there already and may not be replaced.
+        OutputExistsError: it exists already and may not be replaced.
     """
     text = json.dumps(summary_record(pipeline, out), indent=2, allow_nan=False) + "\n"
     write_file(out / NAME, text.encode(), overwrite=overwrite)

@@ -20,13 +20,14 @@ from pipeline.archive.worker import Job, Outcome, Worker
 from pipeline.run import RunConfig
 
 WORKER_BYTES = 1 << 30
-"""Memory that a worker asks the cluster for. One with the default weights holds 0.4 GB at 640x480 px (docs/archives.md)."""
+"""Memory that a worker requests from the cluster, bytes. With the default weights it needs 0.4 GB at 640x480 px
+(docs/archives.md)."""
 
 THREADS = 2
-"""Threads of a worker's runtime, and CPUs that it asks for, where nobody says how many."""
+"""Default number of threads of a worker's runtime, and of CPUs that it requests."""
 
 LOCAL = "local"
-"""The address of a cluster of this machine alone, which is started for the run."""
+"""The address that starts a cluster on this machine only, for this run."""
 
 KNOCK_TIME_S = 5.0
 _OPENED = "opened"
@@ -70,7 +71,7 @@ def _knock(address: str) -> None:
 
 
 def ray_crew(address: str, workers: int | None = None) -> Callable[[RunConfig, int], Crew]:
-    """What opens a crew on a cluster, for `ArchiveRun`.
+    """A function that opens a crew on a cluster, for `ArchiveRun`.
 
     Args:
         address: as `ray.init` takes it, or LOCAL.
@@ -89,7 +90,7 @@ class RayCrew:
     Args:
         config: what is done with each file.
         address: as `ray.init` takes it, or LOCAL; a Ray that this process has joined already is used as it is.
-        most: how many at most: there are no more files.
+        most: the largest number of workers: that of the files.
         workers: how many; None for as many as the cluster has room for.
 
     Raises:
@@ -139,7 +140,7 @@ class RayCrew:
         member.job, member.task = job, member.actor.do.remote(job)
 
     def wait(self, timeout_s: float) -> list[Outcome | Lost]:
-        """What came of jobs, as soon as there is something to tell, or an empty list after some time.
+        """The outcomes of finished jobs, as soon as there are any, or an empty list after some time.
 
         Raises:
             PoseError: the models cannot be opened.

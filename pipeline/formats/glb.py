@@ -234,7 +234,7 @@ def read_glb(path: Path) -> tuple[dict[str, Any], bytes]:
     """The document and the binary part of a .glb file.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not such a file.
     """
     data = path.read_bytes()
     magic, version, size = struct.unpack_from("<4sII", data)

@@ -69,7 +69,7 @@ FORMATS = {
 """Every format that results can be written in."""
 
 DEFAULT_FORMATS = ("mp4", "ndjson", "npz")
-"""What a run writes unless it is told otherwise."""
+"""The formats that a run writes by default."""
 
 
 def open_recorders(
@@ -86,7 +86,7 @@ def open_recorders(
     With `segments` they write into a folder of its own for each of them. `export` says how files of motion are written.
 
     Raises:
-        OutputExistsError: one of the files is there already and may not be replaced; nothing was touched.
+        OutputExistsError: one of the files exists already and may not be replaced; nothing was touched.
         SinkError: a format is not known, or the folder cannot be made or written to.
     """
     unknown = [name for name in formats if name not in FORMATS]

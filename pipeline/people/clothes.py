@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from convnextpose.skeleton import JointSet
 
 PATCH = 0.04
-"""Half the side of the squares whose colours are taken, in the person's sizes."""
+"""Half the side of the squares whose colours are read, in units of the person's size."""
 
 
 class Clothes:

@@ -63,7 +63,7 @@ SCHEMES: dict[str, Callable[[str, Opening], Source]] = {
     "rtp": open_rtp,
     "test": open_test,
 }
-"""What opens the URIs of a scheme."""
+"""A function that opens the URIs of a scheme."""
 
 
 def open_source(
@@ -80,26 +80,27 @@ def open_source(
     """Open a video file, a picture or a folder of pictures, by its path or as `file://`; or a camera by its URI.
 
     A camera is `0`, `usb:0` or `/dev/video0` on this computer, `csi://0` on a Jetson, and `rtsp://`, `rtsps://`, `http://`,
-    `https://`, `udp://` or `rtp://` in a network; `test://` plays the demo clip for ever. It need not be there yet when this
-    returns: its states, which come among its frames, say how it fares.
+    `https://`, `udp://` or `rtp://` in a network; `test://` plays the demo clip in a loop. A camera need not be connected when
+    this returns: it gives its changes of state between its frames.
 
-    A folder gives its pictures in natural order (`img2` before `img10`); files of other kinds, hidden files and folders inside
-    are left out, and the source's notes say so. Pictures have no time of their own: time_s is their index.
+    A folder gives its pictures in natural order (`img2` before `img10`). Other files, hidden files and subfolders are left out,
+    and the source's notes say so. Pictures have no time of their own: time_s is their index.
 
     Args:
-        uri: a `Path` is always a file's; a string is one too unless it begins with a scheme and `://`.
+        uri: a `Path` is always a file or folder; so is a string, unless it begins with a scheme and `://`.
         stream: which of a file's video streams, from 0 in the file's own order; None: the default one, then the largest.
-        on_damage: whether a video ends at damage (`stop`) or goes on behind it (`skip`).
-        live: play a file as a camera: in real time, and what nobody takes in time is lost.
-        loop: a file that plays as a camera goes on from its beginning for ever.
-        patience: how long a live source waits for what.
-        options: what is asked of a camera, as in its address: pairs of a name and a value, such as ("size", "1280x720"). Of a
-            file `flip` may be asked: how its pictures are turned beyond what the file says.
-        decode: who decodes video: `cpu`; or `nvdec`, an NVIDIA GPU. Where that cannot be, the CPU does, and the source's notes
-            say why.
+        on_damage: whether a video ends at damage (`stop`) or goes on after it (`skip`).
+        live: play a file as a camera: in real time, and frames that are not taken in time are lost.
+        loop: play a file as a camera in a loop.
+        patience: the timeouts of a live source.
+        options: options of a camera, as in its address: pairs of a name and a value, such as ("size", "1280x720"). For a file
+            only `flip` is allowed: a rotation or mirroring in addition to the file's own orientation.
+        decode: what decodes video: `cpu`; or `nvdec`, an NVIDIA GPU. If that is not available, the CPU decodes, and the
+        source's
+            notes say why.
 
     Raises:
-        SourceError: it isn't there, nothing in it can be read, its scheme is unknown, or an option has no meaning.
+        SourceError: it does not exist, nothing in it can be read, its scheme is unknown, or an option is not valid.
     """
     asked, flip = tuple(options), UPRIGHT
     recorded = isinstance(uri, Path) or (device_of(uri) is None and scheme_of(uri) in (None, "file", "test"))

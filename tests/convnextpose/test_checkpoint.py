@@ -475,7 +475,7 @@ def test_another_variant_than_the_caller_named_is_refused():
 
 def test_a_broken_file_is_held_against_the_variant_that_the_caller_named(xs_state):
     state = {name: tensor for name, tensor in xs_state.items() if name != FINAL}
-    assert "expected a ConvNeXtPose L, as was asked for" in refused(state, variant=Variant.L)
+    assert "expected a ConvNeXtPose L, as requested" in refused(state, variant=Variant.L)
 
 
 # The base install
