@@ -58,12 +58,12 @@ def write_summary(pipeline: Pipeline, out: Path, *, overwrite: bool) -> Path:
 
 
 def source_record(stream: Stream, counts: LedgerCounts, timing: TimingTable) -> dict[str, Any]:
-    """What became of one source's frames, as plain JSON values; also while it runs.
+    """The outcome of one source's frames, as plain JSON values; also during the run.
 
     Args:
-        stream: the source's.
-        counts: what became of its frames, at one moment.
-        timing: the frames that times are told of: all of the stream's, or the newest.
+        stream: the source's stream.
+        counts: the counts of its frames, at one moment.
+        timing: the times of all frames, or of the newest.
     """
     ages_ns = list(stream.ages_ns)
     return {

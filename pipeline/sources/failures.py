@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import av
 
 _PROBE_S = 1.5
-"""How long the network is asked why a server does not answer, s."""
+"""Timeout of the test connection that finds out why a server does not answer, s."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Place:
 
     Attributes:
         name: as it is shown.
-        host, port: of its server, or None for what has none.
-        tls: whether it is spoken to through TLS.
-        ca: file of certificates that are trusted beside the system's, or None.
+        host, port: of its server, or None without one.
+        tls: whether it uses TLS.
+        ca: file of certificates that are trusted in addition to the system's, or None.
         device: path of its device, or None.
     """
 
@@ -61,7 +61,7 @@ def why_not_opened(error: av.FFmpegError, place: Place, took_s: float, open_s: f
 
 
 def why_broken(error: av.FFmpegError | None, place: Place, silent_s: float, read_s: float) -> str:
-    """Why reading ended, with an error or without one, after `silent_s` seconds in which nothing came."""
+    """Why reading ended, with or without an error, after `silent_s` seconds without data."""
     if place.device is not None and error is not None and error.errno in (errno.ENODEV, errno.EIO, errno.ENXIO):
         return "unplugged: the device has gone: plug it in again"
     if silent_s >= 0.9 * read_s:

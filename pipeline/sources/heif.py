@@ -26,7 +26,7 @@ _CODERS = {b"hvc1": ("hevc", b"hvcC"), b"av01": ("libdav1d", b"av1C")}
 """By the kind of an item: FFmpeg's decoder, and the property that configures it."""
 
 _SMALLEST_TILE = 64
-"""Side of a grid's tiles at least, px (MIAF, 7.3.11.4.2): fewer would let a small file claim many thousands."""
+"""Smallest side of a grid's tiles, px (MIAF, 7.3.11.4.2): with smaller ones a small file could declare many thousands."""
 
 
 def _brands(head: bytes) -> list[bytes]:
@@ -68,8 +68,8 @@ class HeifPicture:
         size: width and height as it is stored, px.
         turns: quarters of a turn anticlockwise (`irot`) and flips (`imir`; OpenCV's code), in the order of the file: pairs of a
             name and a number.
-        exif: its EXIF data from the TIFF header on, or None. Where `turns` is empty its orientation holds.
-        rows, columns: of its tiles; one each where it is one picture.
+        exif: its EXIF data, beginning with the TIFF header, or None. If `turns` is empty its orientation applies.
+        rows, columns: of its tiles; one each if it is a single picture.
         decoder: FFmpeg's name of what decodes them.
         tiles: their decoder's configuration and data, row by row.
         full_range: whether its luma uses 0..255, None where the file doesn't say.
@@ -86,7 +86,7 @@ class HeifPicture:
 
 
 def read(data: bytes) -> HeifPicture:
-    """What a file says of its primary picture.
+    """Read the description of a file's primary picture.
 
     Raises:
         ValueError, IndexError, KeyError, struct.error: it is damaged, or of a kind that isn't read here; a ValueError says so.
@@ -143,7 +143,7 @@ def read(data: bytes) -> HeifPicture:
 
 
 def decode(picture: HeifPicture) -> NDArray[np.uint8]:
-    """The picture BGR uint8 [H, W, 3] as it is stored, put together from its tiles.
+    """The picture BGR uint8 [H, W, 3] as it is stored, assembled from its tiles.
 
     Raises:
         ValueError: a tile does not decode, or is smaller than it has to be.
