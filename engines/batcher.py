@@ -56,7 +56,7 @@ class _Request:
 
     @property
     def settled(self) -> bool:
-        """Whether its caller may go."""
+        """Whether its caller can return."""
         return self.error is not None or self.done == self.count
 
 
@@ -87,15 +87,15 @@ class _Flight:
 class Batcher:
     """A `Session` in front of another one, which it closes, for any number of threads that call it at the same time.
 
-    Batches are shared out item by item, to one caller after the other: while two callers wait, neither gets ahead of the other
-    by more than one item. If running a batch fails, the callers that have items in it get the error, and no others.
+    Batches are filled item by item, one caller after the other: while two callers wait, neither gets ahead of the other by more
+    than one item. If a batch fails, only the callers with items in it get the error.
 
     Args:
         session: runs the network.
-        max_batch: the most items in a batch; one or more. A `TicketSession` may have a limit below it.
+        max_batch: largest number of items in a batch; one or more. A `TicketSession` may have a smaller limit.
 
     Raises:
-        ModelError: the network does not take any number of items along axis 0, or something else in its shapes is free.
+        ModelError: the network does not take any number of items along axis 0, or another axis has a variable length.
     """
 
     def __init__(self, session: Session, max_batch: int) -> None:
@@ -167,7 +167,7 @@ class Batcher:
         return request.results
 
     def close(self) -> None:
-        """Close the session, once batches in progress have ended; who waits gets an error. Calling it again does nothing."""
+        """Close the session when running batches have ended; waiting callers get an error. Calling it again does nothing."""
         with self._changed:
             self._open = False
             for request in self._waiting:
@@ -324,7 +324,7 @@ class Batcher:
 
 
 def can_batch(session: Session) -> bool:
-    """Whether a network takes any number of items of one shape, so that a `Batcher` may stand in front of it."""
+    """Whether a network takes any number of items of one shape, so that it can be used with a `Batcher`."""
     return not _unfit(session)
 
 

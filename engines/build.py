@@ -25,14 +25,14 @@ from engines.tensorrt.gpu import open_device
 from engines.tensorrt.module import load_library
 
 CHECKPOINT_SUFFIXES = (".tar", ".pth", ".pt", ".ckpt", ".zip", ".safetensors")
-"""What a folder is searched for; a checkpoint that is named by itself may be called anything."""
+"""Suffixes of checkpoints in a folder; a checkpoint that is given by its path may have any name."""
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, by their names' ends, and unpacked ones; what they really are, `verify` decides.
+    """The checkpoints in a folder, by their suffixes, and unpacked ones; `verify` decides what they really are.
 
     Raises:
-        EngineError: it is no folder, or has none.
+        EngineError: it is not a folder, or has no checkpoints.
     """
     if not folder.is_dir():
         raise EngineError(f"expected a folder of checkpoints, received {folder}")
@@ -49,11 +49,11 @@ def find_checkpoints(folder: Path) -> list[Path]:
 
 
 def plan(target: Target, library: str | None = None) -> Plan:
-    """How an engine for a target is made here: by the first of its libraries that is installed and can, or not at all.
+    """Decide how to build an engine for a target: with the first suitable library that is installed, or not on this machine.
 
     Args:
         target: the target.
-        library: the one library that may build it, None for those that the target prefers.
+        library: the library to use; None for those that the target prefers.
 
     Raises:
         RuntimeUnavailableError: the target is the local GPU, and there is none, or no library for it.
@@ -91,16 +91,16 @@ def plan(target: Target, library: str | None = None) -> Plan:
 
 
 def build(request: BuildRequest, progress: Progress) -> BuildReport:
-    """Build every combination of a model's precisions and targets; what is there already and fits is kept.
+    """Build every combination of a model's precisions and targets; existing engines that fit are kept.
 
-    One that fails costs the others nothing, and nothing half is left of it.
+    If one fails, the others are still built, and no incomplete file is left.
 
     Args:
         request: what to build.
         progress: called at each step's begin and end.
 
     Raises:
-        PoseError: the model, the calibration set, a target or the folder is of no use; nothing was built.
+        PoseError: the model, the calibration set, a target or the folder cannot be used; nothing was built.
     """
     try:
         request.out.mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,7 @@ from engines.tensorrt.gpu import find_gpu
 from engines.tensorrt.module import Library
 
 UNTOLD = "an unknown type"
-"""In a count of convolutions: those that the library's log leaves out."""
+"""In a count of convolutions: those that are missing in the library's log."""
 
 MAX_TIMING_BYTES = 256 * 1024**2
 """The largest timing cache that is read; one has some MB."""
@@ -66,10 +66,10 @@ class Job:
         self._options: dict[str, OptionValue] = {**request.options.named(), "via": request.via}
 
     def kept(self) -> BuildResult | None:
-        """What is there already, where it is what was asked for.
+        """The existing engine, if it fits the request.
 
         Raises:
-            OutputExistsError: something else is there, and may not be replaced.
+            OutputExistsError: another file exists and may not be replaced.
         """
         self._replacing = (self._path, manifest.path_of(self._path)) if self._request.overwrite else ()
         if self._request.overwrite:
@@ -126,7 +126,7 @@ class Job:
         )
 
     def make(self) -> BuildResult:
-        """Build the engine, or write its bundle; one at a time in one folder, so that an engine and its manifest fit."""
+        """Build the engine, or write its bundle; one at a time in a folder, so that an engine and its manifest match."""
         typed = self._source.typed(self.precision)
         with folder_lock(self._request.out, lambda: self._tell(f"waiting for another build in {self._request.out}")):
             if kept := self.kept():
@@ -271,10 +271,10 @@ def _count_types(built: BuiltEngine, typed: TypedModel) -> Counter[str]:
 
 @contextmanager
 def folder_lock(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Keep other builds out of a folder meanwhile, in this process and others; the system lifts it if the process dies.
+    """Lock a folder against other builds in this and other processes; the system releases the lock if the process dies.
 
-    Where there are no such locks nothing is locked: an engine and a manifest of two builds are then found not to fit when
-    they are loaded.
+    If the file system has no locks, nothing is locked: an engine and a manifest of two builds are then refused when they are
+    loaded.
     """
     try:
         import fcntl

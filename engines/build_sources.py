@@ -54,7 +54,7 @@ class CheckpointSource:
 
     @cached_property
     def crops(self) -> SplitCrops:
-        """What graphs are calibrated and proven on."""
+        """The crops that graphs are calibrated and proven on."""
         crops, which, yours = _crops(self._calibration)
         told = f"crops {which}: {len(crops.calibration)} to calibrate INT8, {len(crops.proof)} others to prove{yours}"
         self._progress(Step(self.name, told, done=True))
@@ -73,7 +73,7 @@ class CheckpointSource:
             return Proof(self.crops.proof, reference.run(self.crops.proof), reference.describe())
 
     def info(self, precision: str) -> ModelInfo:
-        """What the graph in a precision will say about itself."""
+        """The metadata of the graph in a precision."""
         calibrated = hash_crops(self.crops.calibration) if precision == "int8" else None
         checkpoint = self.checkpoint
         return ModelInfo(self.name, checkpoint.variant, checkpoint.joint_set, checkpoint.sha256, False, precision, calibrated)
@@ -82,7 +82,7 @@ class CheckpointSource:
         """The graph in a precision.
 
         Raises:
-            ParityError: it strays past its limits; names the worst joints. It is then `refused`, as after any other error.
+            ParityError: it exceeds its limits; names the worst joints. It is then `refused`, as after any other error.
         """
         if precision not in self._typed:
             try:
@@ -158,7 +158,7 @@ class DetectorSource:
         """The graph.
 
         Raises:
-            ParityError: it strays past its limits. It is then `refused`, as after any other error.
+            ParityError: it exceeds its limits. It is then `refused`, as after any other error.
         """
         if self._typed is None:
             try:

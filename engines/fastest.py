@@ -20,10 +20,10 @@ from engines.tensorrt import runtime_cache
 from engines.timing import measure
 
 FASTEST = "fastest"
-"""What `--precision` calls it."""
+"""Its name in `--precision`."""
 
 CANDIDATES = (("fp16", INT8_SCHEMES[0].key), *(("int8", scheme.key) for scheme in INT8_SCHEMES))
-"""Precision and INT8 scheme of what is compared. FP16 stays unless another is faster."""
+"""Precision and INT8 scheme of each candidate. FP16 is kept unless another is faster."""
 
 ROUNDS, WARM_UP = 200, 20
 
@@ -31,16 +31,16 @@ ROUNDS, WARM_UP = 200, 20
 def build_fastest(request: BuildRequest, progress: Progress) -> BuildReport:
     """Build a model in FP16 and in every INT8 scheme for the local GPU, and keep the one that is fastest there.
 
-    Those that stray past their limits, or that the library or a DLA does not take, are told of and take no part. They are timed
-    in turn, with the typical number of crops. What was there before stays.
+    Candidates that exceed their limits, or that the library or a DLA does not support, are reported and excluded. The others
+    are timed alternately, with the typical number of crops. Engines that existed before are kept.
 
     Args:
-        request: what to build; its precisions and its scheme count for nothing.
+        request: what to build; its precisions and its scheme are ignored.
         progress: called at each step's begin and end.
 
     Raises:
         RuntimeUnavailableError: a target is not the local GPU, so that nothing can be timed.
-        PoseError: the model, the calibration set or the folder is of no use; nothing was built.
+        PoseError: the model, the calibration set or the folder cannot be used; nothing was built.
     """
     if request.source.endswith(BUNDLE_SUFFIX) or is_detector(request.source):
         what = "people detector" if is_detector(request.source) else "bundle"

@@ -22,19 +22,19 @@ class JetPack:
 
     @property
     def strongly_typed(self) -> bool:
-        """Whether its TensorRT takes a graph's types as they stand."""
+        """Whether its TensorRT supports strongly typed graphs."""
         return int(self.tensorrt.split(".")[0]) >= 10
 
 
 @dataclass(frozen=True)
 class Target:
-    """What an engine is built for.
+    """A target that engines are built for.
 
     Attributes:
-        name: as it is asked for, and as it stands in an engine's name.
-        title: what it is.
+        name: its name on the command line and in an engine's file name.
+        title: its description.
         compute_capabilities: of its GPUs, such as `8.9`; several where CUDA changed the number. Empty: the local GPU.
-        libraries: what builds for it, the module that is tried first first.
+        libraries: the modules that can build for it, tried in this order.
         jetpacks: a Jetson's systems.
         dla: whether it has a deep-learning accelerator.
     """

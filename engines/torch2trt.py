@@ -164,7 +164,7 @@ def convolution_ranges(network: nn.Module, crops: NDArray[np.uint8]) -> dict[str
         crops: uint8 [N, 256, 256, 3] of people.
 
     Raises:
-        GeometryError, CalibrationError: the crops are of no use.
+        GeometryError, CalibrationError: the crops cannot be used.
     """
     import torch
 

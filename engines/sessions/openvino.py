@@ -15,10 +15,10 @@ from engines.sessions.base import LockedSession, cannot_run
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 _RUN_TYPES = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
-"""Its names for what a layer computes in, and ours."""
+"""OpenVINO's names of precisions, and ours."""
 
 FAILURES = (RuntimeError, KeyError)
-"""What OpenVINO raises for a network that it cannot run."""
+"""The exceptions that OpenVINO raises for a network that it cannot run."""
 
 
 class OpenVinoSession(LockedSession):

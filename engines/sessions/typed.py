@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 BATCH = 4
-"""Items that are computed at once: every node's result of a batch is held."""
+"""Number of items that are computed at once: all results of a batch are kept in memory."""
 
 
 class TypedSession(LockedSession):
@@ -34,8 +34,8 @@ class TypedSession(LockedSession):
     Args:
         onnx: the file.
         name: what error messages call the network.
-        precision: what the file's types are called.
-        device: torch's name of what computes, `cpu` or `cuda`.
+        precision: the name of the file's types.
+        device: torch's name of the device, `cpu` or `cuda`.
 
     Raises:
         ModelError: the file is damaged.

@@ -295,7 +295,7 @@ def deviating(mean_mm, runtime="openvino"):
         ({"bf16": deviating(0.3, "torch")}, ["fp32", "bf16"], "openvino", "fp32", "bf16", "in BF16 of torch, in which it"),
         ({"bf16": deviating(0.3, "torch")}, ["fp32"], "openvino", "fp32", "fp32", "this CPU does not compute BF16 natively"),
         ({"bf16": deviating(30.0)}, ["fp32", "bf16"], "openvino", "fp32", "fp32", "differs from FP32 by .* 30 mm .* beyond"),
-        ({"bf16": deviating(float("nan"))}, ["fp32", "bf16"], "openvino", "fp32", "fp32", "past the limits"),
+        ({"bf16": deviating(float("nan"))}, ["fp32", "bf16"], "openvino", "fp32", "fp32", "beyond the limits"),
         ({}, ["fp32", "bf16"], "openvino", "fp32", "fp32", "not proven in BF16"),
         (None, ["fp32", "bf16"], "openvino", "fp32", "fp32", "not proven in BF16"),
         ({"bf16": deviating(0.3)}, ["fp32", "bf16"], "openvino", "fp16", "fp32", "only FP32 models are proven"),
