@@ -30,7 +30,7 @@ from tools.console import make_console
 from tools.run import DetectorClassOption, DetectorOption, FlipOption, MinScoreOption, given_options, parse_camera
 
 _LINE_EVERY_S = 60.0
-"""How often a line tells how far it is where there is no terminal."""
+"""Time between two lines of progress without a terminal, s."""
 
 _SHOWN_TROUBLES = 10
 _SHOWN_SUFFIXES = 8
@@ -90,7 +90,7 @@ def archive_command(
 ) -> None:
     """Turn every video in some folders into poses; run the same command again to continue after an interruption.
 
-    A video FOLDER/a/b.mp4 has its results in OUT/FOLDER/a/b.mp4/. OUT/ledger.ndjson says what became of each file.
+    The results of FOLDER/a/b.mp4 are in OUT/FOLDER/a/b.mp4/. OUT/ledger.ndjson has the outcome of each file.
 
     Exit codes: 0 no file failed (damaged and unreadable files are reported); 1 some failed for another reason and are tried
     again by the next run; 2 wrong use; 130 stopped by Ctrl-C.
@@ -132,7 +132,7 @@ def archive_command(
 
 
 def _follow(run: ArchiveRun) -> ArchiveSummary:
-    """Run it. On a terminal a line tells how far it is; elsewhere one line a minute does."""
+    """Run it with a progress bar on a terminal, or with one line a minute elsewhere."""
     screen = make_console(stderr=True, soft_wrap=False)
     if screen.is_terminal:
         with Live(get_renderable=lambda: _line(run.progress), console=screen, refresh_per_second=2, transient=True):

@@ -31,7 +31,7 @@ from engines.tensorrt.builder import BuildOptions
 from tools.console import make_console
 
 TABLE_WIDTH = 110
-"""Characters that the table may have on any terminal: a long name must not cost the figures their digits."""
+"""Smallest width of the table, characters: a long name must not hide digits of the figures."""
 
 
 def _batch(text: str) -> BatchRange:
@@ -133,10 +133,10 @@ def build_command(
 ) -> None:
     """Turn checkpoints and people detectors into TensorRT engines: verify, export, prove, build, write the manifest.
 
-    A target that cannot be built here gets a bundle to take there. What is there already and fits is kept.
+    For a target that cannot be built here, a bundle is written, to build from on the target. Existing engines that fit are
+    kept.
 
-    Exit codes: 0 done; 1 something failed (nothing half is left, what was finished is kept); 2 wrong use; 130 stopped by
-    Ctrl-C.
+    Exit codes: 0 done; 1 something failed (only complete files are left); 2 wrong use; 130 stopped by Ctrl-C.
     """
     console = make_console()
     sources, sides = _sources(models or [], everything), _sides(frame)
@@ -191,9 +191,9 @@ def build_command(
 
 @contextmanager
 def _ctrl_c() -> Iterator[Callable[[], None]]:
-    """Give a function that raises KeyboardInterrupt if Ctrl-C came: a library may have made an error of its own of the first.
+    """Yield a function that raises KeyboardInterrupt if Ctrl-C was pressed, even if a library turned it into another error.
 
-    PyTorch's exporter does where Ctrl-C comes while it imports parts of itself.
+    PyTorch's exporter does this if Ctrl-C is pressed while it imports its own parts.
     """
     came = threading.Event()
 
@@ -238,7 +238,7 @@ def _sides(text: str | None) -> tuple[int, int] | None:
 
 
 def _split(values: list[str]) -> list[str]:
-    """Values that were given by commas or by naming the option again, each once."""
+    """Values that were separated by commas or given by repeating the option, each once."""
     return list(dict.fromkeys(part.strip().lower() for value in values for part in value.split(",")))
 
 

@@ -34,7 +34,7 @@ def calibrate_command(
 ) -> None:
     """Collect crops of people to calibrate INT8 models on, with a preview sheet FILE.png.
 
-    Take clips of what the model will see: its camera, its light, its people.
+    Use clips that are typical of the model's later use: the same camera, light and people.
 
     Exit codes: 0 done; 1 nobody was found, or a file cannot be read or written; 2 wrong use.
     """

@@ -40,7 +40,7 @@ def convert_command(
 ) -> None:
     """Write poses.ndjson as files for other programs: TRC, C3D, BVH, glTF, CSV, Parquet.
 
-    They stand upright in the world. What is not given of the camera's place is estimated from all the poses together.
+    Positions are in upright world coordinates. If the camera's position is not given, it is estimated from all poses together.
 
     Exit codes: 0 done; 1 the file cannot be read or a result cannot be written; 2 wrong use.
     """

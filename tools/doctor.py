@@ -30,14 +30,14 @@ EXPERIMENTAL = "experimental: this project has not been run with it yet"
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked for.
+    """The result of one check.
 
     Attributes:
-        what: its name.
-        state: `ok`, `missing` (something optional is not there) or `broken` (the base job cannot run).
-        found: what is there.
+        what: the name of what was checked.
+        state: `ok`, `missing` (something optional is not installed) or `broken` (the default job cannot run).
+        found: what was found.
         needed_for: what it is for.
-        mend: the command that mends it, empty where nothing is to be mended.
+        mend: the command that fixes it; empty if there is nothing to fix.
     """
 
     what: str
@@ -56,7 +56,7 @@ def doctor_command(
 ) -> None:
     """Check this machine: Python, runtimes, GPU, weights, speed; say what is missing and how to install it.
 
-    Exit codes: 0 the default job can run here (something optional may be missing), or the camera gives frames; 1 not.
+    Exit codes: 0 the default job can run (something optional may be missing), or the camera gives frames; 1 otherwise.
     """
     if camera is not None:
         from tools.cameras import look_at  # a doctor must come also where a library is missing
@@ -71,7 +71,7 @@ def doctor_command(
 
 
 def examine() -> list[Finding]:
-    """Everything that is looked at, in the order in which it is told."""
+    """All checks, in the order in which they are printed."""
     findings = [_python(), _processor()]
     findings += [_module(name, package) for name, package in (("numpy", "numpy"), ("av", "av"), ("cv2", "OpenCV"))]
     extra = install_command("build")
@@ -115,7 +115,7 @@ def _processor() -> Finding:
 
 
 def _package(name: str, needed_for: str, how_to_install: str) -> Finding:
-    """Something optional that is looked for and not loaded."""
+    """Check for something optional, without loading it."""
     try:
         return Finding(name, "ok", metadata.version(name), needed_for)
     except metadata.PackageNotFoundError:
@@ -123,7 +123,7 @@ def _package(name: str, needed_for: str, how_to_install: str) -> Finding:
 
 
 def _module(name: str, what: str) -> Finding:
-    """Something that every run needs, loaded: of OpenCV PyPI's serves, its headless twin, and a Jetson's own."""
+    """Check something that every run needs by loading it. Any build of OpenCV will do."""
     needed_for = "capture, drawing and results"
     try:
         with redirect_stdout(io.StringIO()):  # OpenCV tells there what it misses
@@ -161,7 +161,7 @@ def _driver() -> Finding:
 
 
 def _bindings() -> list[Finding]:
-    """The bindings to CUDA; with one of them the other is not missing."""
+    """The bindings to CUDA; one of them is enough."""
     from engines.tensorrt.gpu import BINDINGS, binding_installed, binding_version
 
     found = [name for name in BINDINGS if binding_installed(name)]
@@ -176,7 +176,7 @@ def _bindings() -> list[Finding]:
 
 
 def _torch2trt() -> list[Finding]:
-    """The builder for TensorRT 8, told where it is installed."""
+    """The builder for TensorRT 8, listed only if it is installed."""
     if importlib.util.find_spec("torch2trt") is None:
         return []
     return [Finding("torch2trt", "ok", f"installed ({EXPERIMENTAL})", "--via torch2trt, TensorRT 8")]
@@ -196,7 +196,7 @@ def _gpu() -> Finding:
 
 
 def _tensorrt() -> list[Finding]:
-    """The TensorRT modules, loaded: one that is installed may still lack a library. With one the other is not missing."""
+    """The TensorRT modules, checked by loading them, since a library may be missing. One of them is enough."""
     from engines.tensorrt.module import LIBRARIES, load_library
 
     findings = []
@@ -244,7 +244,7 @@ def _model_files(name: str) -> list[Path]:
 
 
 def _shipped(what: str, needed_for: str, look: Callable[[], list[Path]]) -> Finding:
-    """Files of the package, whose hashes are checked when they are looked for."""
+    """The package's weights, whose hashes are checked."""
     try:
         files = look()
     except CheckpointError as error:
@@ -254,7 +254,7 @@ def _shipped(what: str, needed_for: str, look: Callable[[], list[Path]]) -> Find
 
 
 def _speed() -> list[Finding]:
-    """How fast the default weights are here, in each precision that this CPU has; what hinders it was told before."""
+    """The speed of the default weights in each precision of this CPU; earlier checks report what prevents it."""
     from engines.cpu_precision import BATCH, measure_precisions
 
     try:

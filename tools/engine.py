@@ -36,9 +36,9 @@ def inspect_command(
         bool, typer.Option("--layers", help="List every layer, instead of the number of each kind.")
     ] = False,
 ) -> None:
-    """Print an engine's manifest, and, where a GPU runs it, its layers with their types and its memory.
+    """Print an engine's manifest and, if the local GPU can run it, its layers with their types and its memory.
 
-    Exit codes: 0 the engine is whole (whether or not this machine can run it); 1 it is not.
+    Exit codes: 0 the engine is complete (whether or not this machine can run it); 1 it is not.
     """
     console = make_console(soft_wrap=True)
     manifest = manifests.read(path)

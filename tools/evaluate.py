@@ -57,7 +57,7 @@ def human36m_command(
 ) -> None:
     """Score a model by Human3.6M's protocols, by action, beside the paper's figure.
 
-    Every 64th frame counts, 17 joints without Thorax. Exit codes: 0 done; 1 data or model cannot be had; 2 wrong use.
+    Every 64th frame counts, 17 joints without Thorax. Exit codes: 0 done; 1 data or model is not available; 2 wrong use.
     """
     if protocol not in ("1", "2", "both"):
         raise typer.BadParameter(f"expected 1, 2 or both, received {protocol!r}", param_hint="--protocol")
@@ -95,7 +95,7 @@ _NAMES = {2: "protocol 2: MPJPE, mm", 1: "protocol 1: PA-MPJPE, mm"}
 
 
 def _paper(protocol: int, info: ModelInfo) -> float | None:
-    """The paper's figure for a model of this variant; of protocol 1 it is not known here."""
+    """The paper's figure for a model of this variant; for protocol 1 it is not known."""
     return info.variant.spec.paper_mpjpe_mm if protocol == 2 else None
 
 

@@ -34,13 +34,13 @@ COMMANDS = {
     "cameras": "List the cameras of this computer with their sizes and frame rates; `convnextpose run` takes their paths.",
     "doctor": "Check this machine: Python, runtimes, GPU, weights, speed; say what is missing and how to install it.",
 }
-"""The subcommands, and what each does. `bench-engine` is `bench_engine_command` in `tools/bench_engine.py`, and so on."""
+"""The subcommands with their help. `bench-engine` is `bench_engine_command` in `tools/bench_engine.py`, and so on."""
 
 
 def build_app(arguments: Sequence[str]) -> typer.Typer:
-    """The command line with the one subcommand that the arguments name; of the others only name and help are known.
+    """The command line with the subcommand in the arguments; of the others only name and help are known.
 
-    So a library that one subcommand needs and that cannot be loaded costs the others nothing.
+    So if a library of one subcommand cannot be loaded, the others still work.
 
     Raises:
         ImportError: a library that the subcommand needs cannot be loaded.
@@ -79,12 +79,12 @@ def _options(
 
 
 def _not_loaded() -> None:
-    """Stands for a subcommand in the list of them: the one that runs is another."""
+    """Placeholder for a subcommand that is only listed, not run."""
     raise typer.BadParameter(f"expected the subcommand first: one of {', '.join(COMMANDS)}")
 
 
 def main() -> None:
-    """Run the command line; an error of the project's own is one line on stderr and exit code 1."""
+    """Run the command line; an error of this project becomes one line on stderr and exit code 1."""
     forgive(sys.stdout)
     forgive(sys.stderr)
     try:

@@ -49,7 +49,7 @@ _CAMERA_HELP = {
     "transport": "Transport of an RTSP camera: tcp or udp.",
     "latency": "How long to wait for a network camera's packets that arrive out of order, ms.",
 }
-"""Options that may stand in a camera's address, too (docs/live.md)."""
+"""Options that can also be part of a camera's address (docs/live.md)."""
 
 DetectorOption = Annotated[
     str,
@@ -104,14 +104,14 @@ def _duration(text: str) -> float:
 
 
 def given_options(**options: str | float | None) -> tuple[tuple[str, str], ...]:
-    """The options that were given, as a camera's address has them."""
+    """The given options, in the form of a camera's address."""
     return tuple(
         (name, f"{value:g}" if isinstance(value, float) else value) for name, value in options.items() if value is not None
     )
 
 
 def given_world(camera_pose: Path | None, pitch: float | None, roll: float | None, height_m: float | None) -> GivenWorld:
-    """What the command line tells of the camera's place."""
+    """The camera's position, as given on the command line."""
     if camera_pose is None:
         try:
             return GivenWorld.of_angles(pitch, roll, height_m)
@@ -380,7 +380,7 @@ def run_command(
 
 
 def _open_browser(address: str) -> None:
-    """Open the page, where there is a display: a browser of the terminal's would take that over."""
+    """Open the page if there is a display: otherwise a text browser might take over the terminal."""
     with contextlib.suppress(webbrowser.Error):
         browser = webbrowser.get()
         if type(browser) is not webbrowser.GenericBrowser:
@@ -388,7 +388,7 @@ def _open_browser(address: str) -> None:
 
 
 def _follow(pipeline: Pipeline) -> None:
-    """Run it. On a terminal a line for each source tells meanwhile what it is doing; elsewhere it is quiet."""
+    """Run it, on a terminal with a status line for each source, elsewhere silently."""
     screen = make_console(stderr=True, soft_wrap=False)
     if not screen.is_terminal:
         pipeline.run()

@@ -30,14 +30,14 @@ _TONES = {"running": "green", "live": "green", "connecting": "yellow", "stalled"
 """Colours of states on a terminal."""
 
 _SHOWN_PEOPLE = 10
-"""People whom the console lists."""
+"""Number of people that the console lists."""
 
 _SHOWN_REASONS = 5
-"""Reasons of a kind that the console lists."""
+"""Number of reasons of a kind that the console lists."""
 
 
 def status_lines(status: RunStatus) -> Table:
-    """A line for each source: its name, its state with the cause, how far it is, speed, age and drops."""
+    """A line for each source: its name, its state with the cause, progress, speed, age and drops."""
     table = Table.grid(padding=(0, 2))
     for source in status.sources():
         state, counts = source.state, source.counts
@@ -61,7 +61,7 @@ def status_lines(status: RunStatus) -> Table:
 
 
 def print_head(console: Console, pipeline: Pipeline, config: RunConfig) -> None:
-    """What the run is going to do: sources, weights, runtime, where depth comes from, views."""
+    """Print the head of a run: sources, weights, runtime, where depth comes from, views."""
     for stream in pipeline.streams:
         header = stream.header
         size = f"{header.width}x{header.height}" if header.width else "live"
@@ -101,7 +101,7 @@ def _because(asked: str, choice: Choice) -> str:
 
 
 def print_end(console: Console, pipeline: Pipeline, config: RunConfig) -> None:
-    """What became of the frames of each source, and which files were written."""
+    """Print the outcome of a run: the counts of each source's frames, and the files that were written."""
     for stream in pipeline.streams:
         console.print()
         if len(pipeline.streams) > 1:
@@ -164,7 +164,7 @@ def _print_stream(console: Console, stream: Stream, config: RunConfig) -> None:
 
 
 def told_world(world: World) -> str:
-    """Where the camera is, in words, and how it is known."""
+    """A sentence on the camera's position, and how it is known."""
 
     def known(origin: WorldOrigin, error: str | None) -> str:
         return f"estimated{'' if error is None else f', ±{error}'}" if origin is WorldOrigin.ESTIMATED else origin.value

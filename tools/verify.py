@@ -24,7 +24,7 @@ from tools.console import make_console, visible
 
 LABEL_WIDTH = 12
 COLUMN_WIDTH = 14
-"""Widths of the labels and of a file's column, characters: four files fit in 80, the rest go into a table below."""
+"""Widths of the labels and of a file's column, characters: four files fit in 80; the others go into another table below."""
 
 
 def _variant(text: str) -> Variant:
