@@ -210,7 +210,7 @@ def test_what_does_not_fit_is_replaced(engine, bundle, tmp_path):
 def test_what_is_of_another_origin_is_kept(bundle, tmp_path):
     engine = tmp_path / "xs-fp16-rtx40.engine"
     engine.write_text("mine")
-    with pytest.raises(OutputExistsError, match=r"does not tell what it is .*--overwrite"):
+    with pytest.raises(OutputExistsError, match=r"does not say what it is .*--overwrite"):
         rebuild(bundle, tmp_path)
     assert engine.read_text() == "mine"
     assert rebuild(bundle, tmp_path, overwrite=True).outcome == "built"

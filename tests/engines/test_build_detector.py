@@ -135,7 +135,7 @@ def test_what_is_there_is_kept_and_another_size_is_another_engine(made, tmp_path
     assert made_of("detector", tmp_path).outcome == "kept"
     found = manifest.read(wide.path)
     manifest.path_of(wide.path).write_text(replace(found, model=replace(found.model, file_sha256="00" * 32)).to_json())
-    with pytest.raises(OutputExistsError, match="of another checkpoint or file"):
+    with pytest.raises(OutputExistsError, match="from another checkpoint or file"):
         made_of("detector", tmp_path, frame=(384, 224))
 
 
