@@ -125,7 +125,7 @@ class OnnxModel:
         everywhere: every node, including those of nested graphs.
         tensors: every constant in the file, wherever it is.
         oddities: descriptions of features that no pose model and no detector needs: functions, sparse constants, training
-        graphs.
+            graphs.
     """
 
     inputs: dict[str, TensorType] = field(default_factory=dict)

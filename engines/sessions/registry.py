@@ -39,7 +39,7 @@ class Runtime:
         packages: the package that installs each module, any one of which is enough.
         extra: the extra of this project that installs it; None if `pip install` with the package's name is enough.
         x86_rank, other_rank: its rank in the order in which `auto` tries runtimes, on x86-64 CPUs and on others; None for
-        never.
+            never.
     """
 
     name: str

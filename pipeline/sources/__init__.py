@@ -96,8 +96,7 @@ def open_source(
         options: options of a camera, as in its address: pairs of a name and a value, such as ("size", "1280x720"). For a file
             only `flip` is allowed: a rotation or mirroring in addition to the file's own orientation.
         decode: what decodes video: `cpu`; or `nvdec`, an NVIDIA GPU. If that is not available, the CPU decodes, and the
-        source's
-            notes say why.
+            source's notes say why.
 
     Raises:
         SourceError: it does not exist, nothing in it can be read, its scheme is unknown, or an option is not valid.
