@@ -173,7 +173,7 @@ class Batcher:
             for request in self._waiting:
                 request.error = _closed()
             self._waiting.clear()
-            self._rouse()
+            self._wake_waiting()
             self._changed.wait_for(lambda: not any(map(self._is_wanted, self._flights)))
         self._session.close()
 
@@ -182,7 +182,7 @@ class Batcher:
         with self._lock:
             while True:
                 if found := self._job(request):
-                    self._rouse()  # there may be room for another batch
+                    self._wake_waiting()  # there may be room for another batch
                     return found
                 if request.settled:
                     return None
@@ -217,7 +217,7 @@ class Batcher:
             return True
         return not any(share.request in self._requests and not share.request.settled for share in flight.shares)
 
-    def _rouse(self) -> None:
+    def _wake_waiting(self) -> None:
         """Wake the callers that have something to do: of several that could do the same thing, one. Under the lock."""
         for request in self._requests:
             if request.settled:
@@ -246,22 +246,22 @@ class Batcher:
                 flight.ticket = self._tickets.submit(self._gather(flight))
                 with self._lock:
                     flight.taken = False
-                    self._rouse()
+                    self._wake_waiting()
                 return
             outputs = self._session.run(self._gather(flight)) if self._tickets is None else self._tickets.collect(flight.ticket)
             with self._lock:
                 self._hand_out(flight.shares, outputs)
                 self._flights.remove(flight)
-                self._rouse()
+                self._wake_waiting()
         except Exception as error:  # noqa: BLE001 - whatever it is, those who wait for this batch must hear of it
             with self._lock:
                 self._fail(flight.shares, error)
                 self._flights.remove(flight)
-                self._rouse()
+                self._wake_waiting()
         except BaseException:
             with self._lock:  # its caller was interrupted: another one goes on with it
                 flight.taken = False
-                self._rouse()
+                self._wake_waiting()
             raise
 
     def _take(self) -> list[_Share]:
@@ -320,7 +320,7 @@ class Batcher:
                 self._requests.remove(request)
             if request in self._waiting:
                 self._waiting.remove(request)
-            self._rouse()
+            self._wake_waiting()
 
 
 def can_batch(session: Session) -> bool:

@@ -75,7 +75,7 @@ class Job:
         if self._request.overwrite:
             return None
         if not self._path.exists():
-            self._look_at_lone_manifest()
+            self._check_lone_manifest()
             return None
         try:
             found = manifest.read(self._path) if self._plan.library else read_bundle(self._path).draft
@@ -98,7 +98,7 @@ class Job:
         self._progress(Step(self.subject, f"{self._path.name} exists already and fits: nothing to do", done=True))
         return BuildResult(self._path, "kept", found)
 
-    def _look_at_lone_manifest(self) -> None:
+    def _check_lone_manifest(self) -> None:
         """Let a manifest be replaced whose engine is not there: a build that was killed between the two leaves one."""
         lone = manifest.path_of(self._path)
         if self._plan.library and lone.exists():

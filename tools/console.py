@@ -34,13 +34,13 @@ def make_console(*, stderr: bool = False, soft_wrap: bool | None = None, width: 
         soft_wrap: whether long lines are left to the terminal; None for yes without a terminal, as for a pipe.
         width: characters in a line; None for the terminal's width.
     """
-    forgive(sys.stderr if stderr else sys.stdout)
+    replace_unencodable(sys.stderr if stderr else sys.stdout)
     console = _VisibleConsole(stderr=stderr, highlight=False, emoji=False, width=width)
     console.soft_wrap = not console.is_terminal if soft_wrap is None else soft_wrap
     return console
 
 
-def forgive(stream: object) -> None:
+def replace_unencodable(stream: object) -> None:
     """Let a stream replace characters that its encoding lacks, instead of raising an error."""
     if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
         stream.reconfigure(errors="replace")

@@ -13,7 +13,7 @@ from pipeline.formats.motion import Export
 from pipeline.formats.table import FORMATS
 from tools.console import make_console
 from tools.run import NAMES_HELP, given_world
-from tools.run_console import told_world
+from tools.run_console import world_text
 
 _MOTION = [name for name, kind in FORMATS.items() if kind.is_motion]
 
@@ -56,7 +56,7 @@ def convert_command(
     done = convert(poses, out, chosen, export=export, given=world, raw=raw, overwrite=overwrite)
     console = make_console()
     for each in done.worlds:
-        console.print(f"world    {escape(told_world(each))}")
+        console.print(f"world    {escape(world_text(each))}")
     for file in done.files:
         console.print(f"wrote    {escape(str(file.path))} ({file.size_bytes} bytes)")
     if done.cut_off:

@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from convnextpose.errors import PoseError
-from tools.console import forgive, make_console
+from tools.console import make_console, replace_unencodable
 from tools.loading import explain
 
 HELP = """Raw video in, 3D human poses out. Start with: convnextpose run CLIP
@@ -85,8 +85,8 @@ def _not_loaded() -> None:
 
 def main() -> None:
     """Run the command line; an error of this project becomes one line on stderr and exit code 1."""
-    forgive(sys.stdout)
-    forgive(sys.stderr)
+    replace_unencodable(sys.stdout)
+    replace_unencodable(sys.stderr)
     try:
         build_app(sys.argv[1:])()
     except PoseError as error:

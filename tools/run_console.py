@@ -138,7 +138,7 @@ def _print_stream(console: Console, stream: Stream, config: RunConfig) -> None:
         if count:
             console.print(f"         {count} missed by {escape(name)}, which was too slow")
     if stream.world is not None:
-        console.print(f"world    {escape(told_world(stream.world))}")
+        console.print(f"world    {escape(world_text(stream.world))}")
     troubles = Counter((each.state, each.cause) for each in stream.states if each.state in (STALLED, LOST))
     for (state, cause), count in troubles.most_common(_SHOWN_REASONS):
         console.print(f"camera   {count} times {state}: {escape(cause)}")
@@ -163,7 +163,7 @@ def _print_stream(console: Console, stream: Stream, config: RunConfig) -> None:
         console.print(f"         {escape(advice)}")
 
 
-def told_world(world: World) -> str:
+def world_text(world: World) -> str:
     """A sentence on the camera's position, and how it is known."""
 
     def known(origin: WorldOrigin, error: str | None) -> str:

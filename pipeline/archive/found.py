@@ -79,7 +79,7 @@ def find_videos(folders: Sequence[Path], apart: Path | None = None) -> Found:
             return
         videos.setdefault(real, Video(real, place, state.st_size, state.st_mtime_ns))
 
-    def cannot_look(error: OSError) -> None:
+    def on_error(error: OSError) -> None:
         closed.append(f"{error.filename}: {error.strerror}")
 
     for folder in folders:
@@ -95,7 +95,7 @@ def find_videos(folders: Sequence[Path], apart: Path | None = None) -> Found:
             continue
         if not root.is_dir():
             raise SourceError(f"expected a folder with videos in it, but there is no {folder}")
-        for inside, names, files in os.walk(root, onerror=cannot_look):
+        for inside, names, files in os.walk(root, onerror=on_error):
             here = Path(inside)
             names[:] = sorted(n for n in names if not n.startswith(".") and (here / n).resolve() != left_out)
             for file in sorted((here / f for f in files if not f.startswith(".")), key=natural_key):

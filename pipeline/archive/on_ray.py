@@ -29,7 +29,7 @@ THREADS = 2
 LOCAL = "local"
 """The address that starts a cluster on this machine only, for this run."""
 
-KNOCK_TIME_S = 5.0
+REACHABLE_TIMEOUT_S = 5.0
 _OPENED = "opened"
 
 
@@ -59,7 +59,7 @@ class _Member:
     job: Job | None = None
 
 
-def _knock(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """See whether anybody listens at HOST:PORT: Ray itself would try for minutes.
 
     Raises:
@@ -67,7 +67,7 @@ def _knock(address: str) -> None:
     """
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), KNOCK_TIME_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), REACHABLE_TIMEOUT_S).close()
 
 
 def ray_crew(address: str, workers: int | None = None) -> Callable[[RunConfig, int], Crew]:
@@ -106,7 +106,7 @@ class RayCrew:
         self._began_ray = not ray.is_initialized()
         if self._began_ray:
             try:
-                _knock(address)
+                _check_reachable(address)
                 ray.init(address=None if address == LOCAL else address, log_to_driver=False, include_dashboard=False)
             except (OSError, ValueError, RuntimeError) as error:
                 reason = " ".join(str(error).split())

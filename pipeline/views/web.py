@@ -242,7 +242,7 @@ class _PageSocket:
         status_at = -STATUS_EVERY_S
         while self._protocol.state is State.OPEN:
             self._listen(LISTEN_S if self._unacknowledged or self._paused else 0.0)
-            self._ask_whether_it_is_there()
+            self._send_ping_if_silent()
             try:
                 if self._unacknowledged:
                     self._site.board.read(seen, 0.0)  # only to see whether it is closed
@@ -282,7 +282,7 @@ class _PageSocket:
                 self._paused = word == b"pause" if word in (b"pause", b"resume") else self._paused
         self._flush()
 
-    def _ask_whether_it_is_there(self) -> None:
+    def _send_ping_if_silent(self) -> None:
         now = time.monotonic()
         if now - self._heard_at > LOST_AFTER_S:
             raise TimeoutError("the client has gone silent")
