@@ -217,7 +217,7 @@ def test_what_is_of_another_origin_is_kept(bundle, tmp_path):
     found = manifest.load(engine)
     other = replace(found, model=replace(found.model, checkpoint_sha256="00" * 32))
     manifest.path_of(engine).write_text(other.to_json())
-    with pytest.raises(OutputExistsError, match="of another checkpoint"):
+    with pytest.raises(OutputExistsError, match="from another checkpoint"):
         rebuild(bundle, tmp_path)
 
 
