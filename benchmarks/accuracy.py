@@ -1,8 +1,8 @@
 """How good the poses are: against true poses, on synthetic sets, on labelled real pictures, and on footage without truth.
 
     python benchmarks/accuracy.py RESULTS/poses.npz TRUTH.json             a run against the true poses of its clip
-    python benchmarks/accuracy.py real2d FOLDER [--model xs]               labelled people whom no training reads
-    python benchmarks/accuracy.py real3d FOLDER [--model xs]               one person before calibrated cameras
+    python benchmarks/accuracy.py real2d FOLDER [--model xs]               labelled people who are not used for training
+    python benchmarks/accuracy.py real3d FOLDER [--model xs]               one person in front of calibrated cameras
     python benchmarks/accuracy.py pictures [--model xs]                    real pictures with labels (benchmarks/labels)
     python benchmarks/accuracy.py synthetic [--model xs] [--count 128]     training's held-out sets; needs the extra `build`
     python benchmarks/accuracy.py depth CLIP TRUTH.json | FOLDER           how far away people are: by the box, and by the bones

@@ -1,12 +1,12 @@
-"""What an archive costs beside the poses: time for each clip beyond finding and posing its people.
+"""The overhead of an archive: the time for each clip in addition to finding and posing its people.
 
     python benchmarks/archive.py [--clips 1000] [--frames 2]
 
-Short grey clips of 64x48 px are made, no two files alike. Nobody is in them, so that the networks take little of the time: the
-people detector looks at the first frame, upright and in three turns, and not at the second, so soon after. The poses alone:
-`open_source` and the `Estimator.step` of a run for every frame of every clip, in one thread of one process, with models that
-are open; so both sides make the same inferences. The archive: `convnextpose archive` with one worker of one thread, less what a
-run over a single clip takes, which is its start. Wall time and CPU time of all its processes are told.
+It makes short grey clips of 64x48 px, all with different contents. There are no people in them, so the networks take little of
+the time: the people detector runs on the first frame, upright and in three rotations, and not on the second. The poses alone
+are `open_source` and the `Estimator.step` of a run for every frame of every clip, in one thread of one process, with open
+models, so both sides make the same inferences. The archive is `convnextpose archive` with one worker of one thread, minus the
+time of a run over a single clip, which is its start. Wall time and CPU time of all its processes are printed.
 """
 
 from __future__ import annotations

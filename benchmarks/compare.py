@@ -1,15 +1,15 @@
-"""This commit against another one of this project, by turns on one machine: how fast they are, and whether their poses agree.
+"""Compares this commit with another one, alternating on one machine: how fast they are, and whether their poses agree.
 
     python benchmarks/compare.py COMMIT [--clip CLIP] [--rounds 5] [--same-weights] [--this=OPTION]... [-- OPTION...]
 
-The other commit is checked out into a temporary folder; this one is the working tree as it is. Each round runs
-`python -m tools.main run CLIP --out FOLDER` of both, each in a process of its own, with this interpreter and what is installed
-in it. Options behind `--` go to both; `--this=OPTION`, once for each word, to this commit alone (`--this=--precision=fp32`).
-With `--same-weights` both run the other commit's default weights.
+The other commit is checked out into a temporary folder; this one is the working tree. Each round runs
+`python -m tools.main run CLIP --out FOLDER` of both, each in its own process, with this interpreter and its packages. Options
+after `--` are for both; `--this=OPTION`, once for each word, is for this commit only (`--this=--precision=fp32`). With
+`--same-weights` both run the other commit's default weights.
 
-Both trees are compiled to byte code first, as an installed package is. Wall time and CPU time are of the whole process, from
-its start to its end. The speed is what the run itself says: from its first frame's capture to its last frame's end. Poses are
-compared in the last round's `poses.ndjson`.
+Both trees are compiled to byte code first, like an installed package. Wall time and CPU time are those of the whole process.
+The speed is the one that the run reports: from its first frame's capture to its last frame's end. Poses are compared in the
+last round's `poses.ndjson`.
 """
 
 from __future__ import annotations

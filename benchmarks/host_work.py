@@ -1,10 +1,10 @@
-"""What a frame costs the host outside inference, and whether memory stays flat.
+"""The host's work for a frame outside inference, and whether memory stays constant.
 
     python benchmarks/host_work.py [--frames 250] [--flat 10000]
 
-The demo clip is enlarged to 1280x720 first. Times are the median over frames of each stage, and of each format that is written,
-called one after another in one thread, as in `pipeline_speed.py`. Memory: a video of the demo clip over and over goes through
-the whole pipeline with everything on, the process's resident memory noted on the way.
+The demo clip is enlarged to 1280x720 first. Times are medians over frames of each stage, and of each format that is written,
+called one after another in one thread, as in `pipeline_speed.py`. For memory, a video that repeats the demo clip goes through
+the whole pipeline with everything on, and the resident memory of the process is printed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What each way to INT8 costs in mm and gains in time: `python benchmarks/int8_schemes.py [MODEL]`.
+"""The error, mm, and the time of each INT8 scheme: `python benchmarks/int8_schemes.py [MODEL]`.
 
-Each graph is calibrated on the package's crops and proven on others of them, computed as its types say, with every layer of its
-scheme in INT8; and timed in OpenVINO on this CPU: one crop and eight, all of them in turn. Where TensorRT for RTX is installed
-an RTX 40 engine is built of each.
+Each graph is calibrated on some of the package's crops and proven on the others, computed as its types say, with every layer of
+its scheme in INT8. It is timed in OpenVINO on this CPU, with one crop and eight, all graphs alternating. If TensorRT for RTX is
+installed, an RTX 40 engine is built from each.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
-"""Where a network's joints lie beside those of people who marked COCO's pictures, and of MediaPipe: its bias, joint by joint.
+"""The bias of a network's joints: their offsets from the marks in COCO's pictures, and from MediaPipe's joints.
 
     python benchmarks/joint_offsets.py FOLDER [--model xs] [--held-out]
 
-What a "hip" is differs from one set of labels to the next. An error of this kind is the same for everybody, so it shows in the
-median over many people, in axes that turn with the body: up the torso (from the middle of the hips to the middle of the
-shoulders), outward (from the body's middle to the joint's own side; the nose: to the person's left) and, in space, forward.
+Sets of labels differ in their definition of, for example, a hip. Such a difference is the same for everybody, so it shows in
+the median over many people, in axes that rotate with the body: up the torso (from the middle of the hips to the middle of the
+shoulders), outward (from the body's middle to the joint's own side; for the nose to the person's left) and, in 3D, forward.
 
-In pictures (FOLDER/real, see training/README.md) those count whose torso is whole, 0.5 of the box's longer side at most, and
-whose shoulders are at least 0.4 torso lengths apart, so that outward can be told. All marked people count, unless --held-out:
-weights that were trained on some of them have learned the labels' bias from them. In space (FOLDER/eval3d) it is one person,
-and both roots, the middle of the hips, are at the origin. Joints farther than 0.3 torso lengths from their label, or 200 mm,
-are mistaken and do not count. The 95 % interval draws the pictures, or the cameras' frames, again with replacement.
+In pictures (FOLDER/real, see training/README.md) people count if their torso is complete, at most 0.5 of the box's longer side,
+and their shoulders are at least 0.4 torso lengths apart, so that outward is defined. All marked people count, unless
+--held-out: weights that were trained on some of them have learned the labels' bias. In 3D (FOLDER/eval3d) there is one person,
+and both roots, the middle of the hips, are at the origin. Joints farther than 0.3 torso lengths, or 200 mm, from their label
+are wrong and do not count. The 95 % interval is a bootstrap over pictures, or over the cameras' frames.
 
-Where a network is unsure, it draws joints towards a middle pose, which is no bias of the labels. The same figures on rendered
-people, whose joints are known exactly, show how much that is: what is left of the difference is the labels'.
+An uncertain network draws joints towards a mean pose, which is not a bias of the labels. The same figures for rendered people,
+whose joints are known exactly, show how large this effect is; the rest of the difference comes from the labels.
 """
 
 from __future__ import annotations

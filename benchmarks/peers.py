@@ -1,12 +1,12 @@
-"""This project and MediaPipe's full pose model by turns, each from a video file to poses in memory.
+"""Compares this project with MediaPipe's full pose model, alternating, each from a video file to poses in memory.
 
     python benchmarks/peers.py [CLIP...] [--rounds 5] [--max-people 1] [--precision auto]
         [--mediapipe reference-env/bin/python] [--json FILE]
 
-Without clips it takes the demo clip; `vtest.avi` is in Debian's package `opencv-doc`. MediaPipe is in an environment of its
-own, as the top of `benchmarks/reference.py` says how. Each round runs both on each clip, each in a process of its own.
-MediaPipe runs as for videos: it follows one person and smooths the pose; its video is decoded in threads of its own. So this
-project follows one person here, too, unless `--max-people` says otherwise.
+Without clips it uses the demo clip; `vtest.avi` is in Debian's package `opencv-doc`. MediaPipe has its own environment, see
+`benchmarks/reference.py`. Each round runs both on each clip, each in its own process. MediaPipe runs in its video mode: it
+tracks one person and smooths the pose; its video is decoded in threads of its own. So this project also tracks one person,
+unless `--max-people` says otherwise.
 
 Start-up is from the start of the process to the first frame's poses; the speed is that of the frames after it. CPU time is that
 of all threads of the process, for the same frames.

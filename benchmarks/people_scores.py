@@ -1,15 +1,16 @@
-"""Who is found in pictures and in frames of videos: the best pose in each, or counts of known people and of other things.
+"""Which people are found in pictures and in frames of videos: the best pose in each, or counts of found people and false
+alarms.
 
     python benchmarks/people_scores.py [--model xs] [--every 50] [--detector FILE.onnx] PICTURE_OR_VIDEO...
     python benchmarks/people_scores.py [...] --people FOLDER [--without PICTURE_OR_VIDEO...]
 
-The first prints a line for each picture. The second counts, for several values of --min-score, how many of the known people are
-found, and how much else. FOLDER is that of the training's data, which training/README.md describes: the pictures that are held
+The first command prints a line for each picture. The second counts, for several values of --min-score, how many of the labelled
+people are found, and how many other poses. FOLDER is that of the training data (training/README.md): the pictures that are held
 out from the detector, the frames in `real/more` with people, and the backgrounds there.
 
-Every picture, and every frame of a video, is searched as a run searches a single picture, by the people detector and the pose
-network. The figures behind MIN_SCORE and SURE_DETECTION (pipeline/people, docs/people.md) are from here; run it on footage of
-your own, with and without people, to choose --min-score for other weights.
+Every picture, and every frame of a video, is searched like a single picture in a run, by the people detector and the pose
+network. MIN_SCORE and SURE_DETECTION (pipeline/people, docs/people.md) were chosen with this benchmark. To choose --min-score
+for other weights, run it on your own footage, with and without people.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Real pictures with joints that a person marked: the labels, and how near a network's joints come to them.
+"""Real pictures with joints that were marked by hand: the labels, and how close a network's joints are to them.
 
 The pictures are not in this repository: `benchmarks/labels/people.json` names each file, its SHA-256, its licence and where to
 get it. Left and right are the labelled person's own.

@@ -1,16 +1,16 @@
-"""How near the threaded pipeline comes to what the machine's cores allow, and what the threads gain.
+"""How close the threaded pipeline comes to the bound of the machine's cores, and the gain of the threads.
 
     python benchmarks/pipeline_speed.py [--clip CLIP] [--rounds 5] [--json FILE] [--precision fp32] [--formats mp4,ndjson,npz]
     python benchmarks/pipeline_speed.py --people 1,2,4,8,16 [--rounds 5]
 
-Everything is on: decoding, finding and following the person, the network, lifting, drawing, MP4, NDJSON and NPZ. Each round
-opens the same pipeline twice: once it runs in its threads, once its own source, estimator, renderer and recorders are called
-one after another in one thread. The bound on a frame's time is the larger of two figures of the round's run in one thread: the
-time of the work that one thread of the pipeline does, for the slowest of them, and the CPU time of the whole process over the
-number of cores. Ratios are taken in each round; the median counts.
+Everything is on: decoding, detecting and tracking the person, the network, lifting, drawing, MP4, NDJSON and NPZ. Each round
+runs the same pipeline twice: once in its threads, and once with its source, estimator, renderer and recorders called one after
+another in one thread. The bound on a frame's time is the larger of two figures from the run in one thread: the work of the
+slowest thread of the pipeline, and the CPU time of the whole process divided by the number of cores. Ratios are computed in
+each round; the result is their median.
 
-With --people it tells instead what so many people in one picture cost, by turns: their crops and the network, in one batch, and
-one look of the people detector, in wall time and in CPU time of all threads.
+With --people it measures the cost of a number of people in one picture instead, alternating: their crops and the network, in
+one batch, and one run of the people detector, in wall time and in CPU time of all threads.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Where people stand, against a camera that was surveyed: how far off are their places, and the distances between them?
+"""The errors of people's positions and of the distances between them, with a surveyed camera.
 
-    python -m benchmarks.places View_001.xml RESULTS/poses.ndjson ...      how far off the places of a run are
-    python -m benchmarks.places View_001.xml --camera-pose FILE            write the camera's place; print what a run is given
+    python -m benchmarks.places View_001.xml RESULTS/poses.ndjson ...      the errors of a run
+    python -m benchmarks.places View_001.xml --camera-pose FILE            write the camera's position; print the run's --camera
 
 View_001.xml is a calibration after Tsai (1987), as the PETS 2009 data set has it for the scene that OpenCV ships as
-`vtest.avi`. The run is to be made with its intrinsics. A person's true place is taken to be where the lower ankle's line of
-sight, the lens's distortion undone, meets the plane of standing ankles. So depths are measured, and not how well the network
-finds ankles. People who are cut by the picture's edge, or have an ankle of a score under 0.4, do not count.
+`vtest.avi`. The run must use its intrinsics. A person's true position is the point where the lower ankle's line of sight, after
+correction of the lens distortion, meets the plane of standing ankles. So this measures depths, not the accuracy of the ankles.
+People who are cut off by the picture's edge, or have an ankle with a score under 0.4, do not count.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""One person before calibrated cameras: how near poses come to the joints that all cameras together give.
+"""One person in front of calibrated cameras: how close poses are to the joints triangulated from all cameras.
 
 A recording is a folder with a video of each camera, `*/cam*.mp4` in the order of their names, which all begin at the same
-instant, and `single_triangulated.npz`:
+time, and `single_triangulated.npz`:
 
     names            [K] the joints: `nose`, `l_hip`, `r_hip` and others, as Human3.6M names them but in small letters
     joints3d_m       [F, K, 3] in the world, m

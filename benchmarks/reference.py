@@ -1,6 +1,6 @@
-"""An independent open pose detector to compare with: MediaPipe's pose landmarker (Apache-2.0), which its wheel carries.
+"""An independent open pose detector for comparison: MediaPipe's pose landmarker (Apache-2.0), which its wheel contains.
 
-It is no dependency of this project. An environment of its own runs the benchmarks that compare with it:
+It is not a dependency of this project. The benchmarks that compare with it run in a separate environment:
 
     python3.11 -m venv reference-env
     reference-env/bin/pip install mediapipe==0.10.14 'av>=17'

@@ -1,4 +1,4 @@
-"""What benchmarks share that compare things by turns: the order of rounds, ratios of figures, and processes that are timed."""
+"""Shared by benchmarks with alternating runs: the order of rounds, ratios of figures, and timed processes."""
 
 from __future__ import annotations
 

@@ -1,21 +1,21 @@
-"""Four cameras for a long time, with a fault every ten seconds: does every camera come back, does every account stay exact?
+"""A long run with four cameras and a fault every ten seconds: does every camera reconnect, and is every ledger exact?
 
     python -m benchmarks.soak [--minutes 30] [--seed 0] [--json FILE]
 
 Runs `convnextpose run` on four cameras of this machine: H.264 and MJPEG over RTSP (GStreamer's server), MJPEG over HTTP and a
-transport stream over UDP. It records in segments of a minute and serves its status. Every ten seconds one camera meets a fault:
-it is killed, frozen, mute, started again at another size, answers 404, 401 or 503, is cut off in the middle of a picture, sends
-rubbish, or sends ten times too much. Faults last 1 to 15 s, chosen by the seed, and overlap.
+transport stream over UDP. It records in segments of a minute and serves its status. Every ten seconds one camera has a fault:
+it is killed, frozen, mute, restarted with another size, answers 404, 401 or 503, is cut off in the middle of a picture, sends
+garbage, or sends ten times too much. Faults last 1 to 15 s, chosen by the seed, and overlap.
 
-Printed are, for each camera, its frames, its outages, and how long after the end of a fault it was live again; the memory, the
-open files and the threads of the run at its beginning and at its end; and what is wrong. The exit code is 1 if anything is:
+It prints for each camera its frames, its outages, and how long after the end of a fault it was live again; the memory, the
+open files and the threads of the run at its beginning and at its end; and what is wrong. The exit code is 1 after any of these:
 
-- a ledger that is not exact, asked every second: received = posed + dropped + failed + in flight;
-- a camera that is not live 40 s after the end of a fault (the longest wait between two tries is 30 s, varied by a fifth);
-- memory that grows by more than 64 MiB, or files or threads that pile up, from the tenth part of the time to the end;
-- results that do not hold as many frames as were posed, or cannot be read.
+- a ledger that is not exact, checked every second: received = posed + dropped + failed + in flight;
+- a camera that is not live 40 s after the end of a fault (the longest wait between two attempts is 30 s, varied by a fifth);
+- memory that grows by more than 64 MiB, or a growing number of files or threads, after the first tenth of the time;
+- results that do not contain as many frames as were posed, or cannot be read.
 
-Debian's packages for the RTSP server are named in docs/live.md.
+docs/live.md lists Debian's packages for the RTSP server.
 """
 
 from __future__ import annotations

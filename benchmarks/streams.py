@@ -1,15 +1,15 @@
-"""What many cameras on one model cost and how late their poses are.
+"""The cost and the latency of many cameras on one model.
 
     python benchmarks/streams.py [--sources 1,4,16] [--seconds 10] [--model xs] [--page] [--json FILE]
 
-Sources give the demo clip's pictures from memory, 30 a second each, through everything that a camera goes through but the
-decoding. One person is posed in each frame, in a box that is given. Without --model the session only waits, 2 ms a batch, in a
-GPU's place, so that the machine's cores do nothing but our own work. The first second doesn't count.
+Each source gives the demo clip's pictures from memory, 30 a second, through all steps of a camera except decoding. One person
+is posed in each frame, in a given box. Without --model the session only waits 2 ms for each batch, like a GPU, so that the
+machine's cores do only the pipeline's own work. The first second does not count.
 
-Printed are the frames that were posed and dropped; the age of a frame, from the moment at which its source gave it to the one
-at which its poses are there; the process's CPU time for each posed frame, all threads of all libraries; and the fairness: the
-fewest frames posed of one source over the most. With --page a client of the browser's page is there as well: each picture
-carries the clock of its capture, painted into it; the client reads it from the JPEG that it gets, then acknowledges.
+It prints the frames that were posed and dropped; the age of a frame, from its source to its poses; the process's CPU time for
+each posed frame, with all threads of all libraries; and the fairness: the smallest number of posed frames of a source divided
+by the largest. With --page a client of the live page runs as well: each picture contains its time of capture, which the client
+reads from the JPEG and then acknowledges.
 """
 
 from __future__ import annotations

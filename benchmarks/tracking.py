@@ -1,14 +1,13 @@
-"""Who keeps their identity: this project's tracker beside SORT and ByteTrack, on clips whose people are known.
+"""Which tracker keeps people's ids: this project's tracker, SORT and ByteTrack, on clips whose people are known.
 
     python -m training.crowd FOLDER                  # renders six clips with truth (needs the extra `train`)
-    python benchmarks/tracking.py follow FOLDER      # what the detector sees in every frame, and the poses of a run
+    python benchmarks/tracking.py follow FOLDER      # the detector's boxes in every frame, and the poses of a run
     python benchmarks/tracking.py score FOLDER       # in an environment of its own: pip install trackers==2.6.1
 
-The peers are those of Roboflow's `trackers`. They are given the boxes of the same people detector in every frame (a run asks it
-less often), and, in a second row, the boxes that this project's poses have, without their ids: there only who is who
-differs. Their thresholds fit other detectors, so the best of a grid is taken for each kind of boxes, over all clips together.
-People of whom less than a quarter shows count neither as missed nor as wrong. A box is right from an intersection over union
-of 0.5.
+The peers are those of Roboflow's `trackers`. They get the boxes of the same people detector in every frame (a run uses it less
+often), and in a second row the boxes of this project's poses without their ids, so that only the assignment of ids differs.
+Their thresholds fit other detectors, so the best of a grid is used for each kind of boxes, over all clips together. People of
+whom less than a quarter is visible are ignored. A box is right if its intersection over union is at least 0.5.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
     python -m benchmarks.world [--seeds 8]              # simulated readings: without errors, and with errors like the network's
     python -m benchmarks.world --rendered [--seeds 2]   # rendered clips through the default weights; needs the extra `train`
-    python -m benchmarks.world --bodies 14              # the lengths of bodies that the estimator takes for granted
+    python -m benchmarks.world --bodies 14              # the lengths of bodies that the estimator assumes
 
-Every seed is another pair of bodies (of the 64 that the tests draw, or of the held-out people) and other errors of reading.
-A line is a pitch: the mean and the largest error of the upward direction and of the camera's height, and how many of the runs
-keep within the goals, 3 degrees and 5 %. Rendered clips have a second table: the same frames and tracks with the true joints in
-place of the network's, which tells the network's errors from the estimator's.
+Every seed is another pair of bodies (of the 64 that the tests draw, or of the held-out people) and other errors of the joints.
+Each line is a pitch: the mean and the largest error of the up direction and of the camera's height, and how many of the runs
+are within the goals, 3 degrees and 5 %. Rendered clips have a second table: the same frames and tracks with the true joints
+instead of the network's, which separates the network's errors from the estimator's.
 """
 
 from __future__ import annotations

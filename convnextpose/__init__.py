@@ -1,7 +1,7 @@
 """The network, its checkpoints, skeletons, the camera and the crop, scores, the default weights, and the public names.
 
 May import numpy; torch only inside `network.py`, and when used inside `containers.py` and `checkpoint.py`. Imports nothing of
-`engines`, `pipeline` or `tools`: the public names below are looked up there when somebody asks for them.
+`engines`, `pipeline` or `tools`: the public names below are imported from there when they are first used.
 """
 
 from __future__ import annotations

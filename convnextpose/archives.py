@@ -1,4 +1,4 @@
-"""ZIP archives and NumPy's .npz files out of foreign hands: every declared size is held to a bound before it is unpacked."""
+"""Untrusted ZIP archives and NumPy's .npz files: every declared size is compared with a limit before it is unpacked."""
 
 from __future__ import annotations
 

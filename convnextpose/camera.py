@@ -17,10 +17,10 @@ from convnextpose.errors import GeometryError
 from convnextpose.skeleton import JointSet
 
 ASSUMED_FOV_DEGREES = 60.0
-"""Field of view across the picture's longer side where nobody gave intrinsics: typical of phones' and web cameras."""
+"""Field of view across the picture's longer side if no intrinsics are given, degrees: typical of phones and web cameras."""
 
 PERSON_EXTENT_MM = 2000.0
-"""What the side of a person's enlarged box is taken to span (3DMPPE's first estimate of the root depth), mm."""
+"""Assumed length of the side of a person's enlarged box (3DMPPE's first estimate of the root depth), mm."""
 
 
 BONE_LENGTHS_MM = {
@@ -30,23 +30,23 @@ BONE_LENGTHS_MM = {
 """Lengths between joints, mm: medians over the 2,000 adult bodies that the default weights were trained with."""
 
 LEAST_BONES = 3
-"""Bones in sight from which a root depth is taken from their lengths."""
+"""Number of visible bones that are needed to estimate a root depth from their lengths."""
 
 _PROPORTIONS_WITHIN = 0.02
-"""Pictures have the same proportions if these differ by no more: sizes are rounded to whole blocks."""
+"""Largest difference of aspect ratios that count as equal: sizes are rounded to whole blocks."""
 
 _NEAREST_MM, _FARTHEST_MM = 100.0, 1e6
 
 
 class RootDepthSource(str, Enum):
-    """Where a pose's root depth came from: how far its place in camera space can be trusted."""
+    """Where a pose's root depth came from, and so how far its position in camera space can be trusted."""
 
     INTRINSICS = "intrinsics"
     """Estimated from the box with the camera's true intrinsics."""
     ASSUMED_FOV = "assumed_fov"
-    """Estimated from the box with an assumed field of view: scale and place are a guess, the shape is not."""
+    """Estimated from the box with an assumed field of view: scale and position are a guess, the shape is not."""
     BONE_LENGTHS = "bone_lengths"
-    """Estimated from the bones in sight and an adult's bone lengths, as the picture's edge cuts the person: a guess."""
+    """Estimated from the visible bones and an adult's bone lengths, because the picture's edge cuts the person off: a guess."""
     GIVEN = "given"
     """Given by the caller."""
 
@@ -75,10 +75,10 @@ class Intrinsics:
 
     @classmethod
     def parse(cls, text: str) -> Intrinsics:
-        """Read `fx,fy,cx,cy`, as the command line gives it.
+        """Read `fx,fy,cx,cy`, px, as on the command line.
 
         Raises:
-            GeometryError: the text is not four numbers that can be a camera.
+            GeometryError: the text is not four valid numbers.
         """
         try:
             fx, fy, cx, cy = (float(part) for part in text.split(","))
@@ -90,14 +90,14 @@ class Intrinsics:
 
     @classmethod
     def assumed(cls, width: int, height: int, fov_degrees: float = ASSUMED_FOV_DEGREES) -> Intrinsics:
-        """A camera with `fov_degrees` across the longer side of a `width` x `height` px picture, looking through its middle."""
+        """A camera with `fov_degrees` across the longer side of a `width` x `height` px picture, centred on the picture."""
         focal = max(width, height) / 2 / math.tan(math.radians(fov_degrees) / 2)
         return cls(focal, focal, (width - 1) / 2, (height - 1) / 2)
 
     def resized(self, size: tuple[int, int], becomes: tuple[int, int]) -> Intrinsics | None:
-        """The intrinsics of pictures of width and height `size` (px) for the same pictures made `becomes` large (px).
+        """The intrinsics of pictures of width and height `size` (px), converted for the same pictures scaled to `becomes` (px).
 
-        None where the two have other proportions: then one is not the other made larger, and nothing is known.
+        None if the two have different aspect ratios: then one is not a scaled version of the other.
         """
         if size == becomes:
             return self
@@ -148,9 +148,9 @@ def _bones_of(joints: tuple[str, ...]) -> tuple[tuple[int, int, float], ...]:
 def root_depth_from_bones_mm(
     camera: Intrinsics, joints: NDArray[np.floating], seen: NDArray[np.bool_], joint_set: JointSet
 ) -> float | None:
-    """The root depth at which the bones in sight are together as long as an adult's, mm; None where too few are in sight.
+    """The root depth at which the visible bones have the total length of an adult's bones, mm; None if too few are visible.
 
-    The farther the pelvis, the longer are bones of the same size in the picture, so that there is at most one such depth.
+    The farther away the pelvis, the longer are bones of the same size in the picture, so there is at most one such depth.
 
     Args:
         camera: the intrinsics.

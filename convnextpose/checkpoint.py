@@ -1,8 +1,8 @@
-"""Verified checkpoints: which variant the tensors make, and the proof that nothing is missing, foreign or broken.
+"""Verified checkpoints: which variant the tensors belong to, and the proof that none is missing, unknown or broken.
 
-The shapes decide what a checkpoint is, never its name. Canonical names are those of `network.PoseNetwork`: without
-prefix, head layers as `head.deconv_layers_1.dwconv.weight`. Published files call the same tensors either that
-("named", XS and S) or `head.deconv_layers_1.0.weight` ("numbered", M and L).
+The shapes decide what a checkpoint is, never its file name. Canonical tensor names are those of `network.PoseNetwork`: without
+prefix, head layers as `head.deconv_layers_1.dwconv.weight`. Published files use either these names ("named", XS and S) or
+`head.deconv_layers_1.0.weight` ("numbered", M and L).
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ STATE_KEYS = (
     "network", "state_dict", "model", "model_state_dict", "module", "net", "params", "model_ema", "state_dict_ema",
     "ema_state_dict", "ema", "params_ema",
 )  # fmt: skip
-"""Where in a checkpoint's dictionary the state dict may stand, in this order; the first is that of the published files. Those
-with `ema` hold a running mean of the weights, which is taken where there are no others."""
+"""Keys of a checkpoint's dictionary that may hold the state dict, tried in this order; the published files have the first.
+Those with `ema` hold a moving average of the weights, which is used if there are no others."""
 
 MAX_NESTING = 4
-"""In how many dictionaries a state dict may lie."""
+"""How deeply a state dict may be nested in dictionaries."""
 
 FINAL_WEIGHT = "head.final_layer.weight"
-"""The tensor whose outputs are joints times depth bins."""
+"""The tensor whose number of outputs is joints times depth bins."""
 
 LISTED = 3
-"""How many tensors a message names before it counts the rest."""
+"""How many tensors a message names; the rest are only counted."""
 
 _COMPILED = "_orig_mod."
-"""What torch.compile puts before the names in a module that it compiled, which may be any."""
+"""The prefix that torch.compile adds to the names in a module that it compiled, at any level."""
 
 _PREFIX = re.compile(r"(?:[^.]+\.)*?(?=(?:backbone|head)\.)")
-"""What wrappers put before a network's names: `module.` of DataParallel, `_orig_mod.` of torch.compile, `model.` of others."""
+"""Prefixes that wrappers add to network names: `module.` of DataParallel, `_orig_mod.` of torch.compile, others `model.`."""
 
 _NUMBERED = re.compile(r"(head\.deconv_layers_\d+)\.([012])\.(.+)")
 _NAMED = re.compile(r"head\.deconv_layers_\d+\.(dwconv|norm|pwconv)\..+")
@@ -73,12 +73,12 @@ class VerifiedCheckpoint:
         joint_set: order and names of its joints, by their number.
         state: every tensor of the variant under its canonical name, read-only: float32, and int64 for
             `num_batches_tracked`.
-        sha256: hash, hexadecimal: of the file's bytes; `containers.Contents` says of what for a folder; for a state in memory
-            of each tensor's canonical name, type, shape and bytes in the order of the names.
+        sha256: hash, hexadecimal: of the file's bytes; for a folder see `containers.Contents`; for a state in memory of each
+            tensor's canonical name, type, shape and bytes in the order of the names.
         source: the name that was given.
-        name_claims: the variant that the source's name claims, where that is another than `variant`; otherwise None.
+        name_claims: the variant in the source's name, if it differs from `variant`; otherwise None.
         head_format: `named` or `numbered`, see the module's docstring.
-        key_prefix: what stood before every name in the source, such as `module.`; empty for nothing.
+        key_prefix: the prefix of every name in the source, such as `module.`; empty without one.
     """
 
     variant: Variant
@@ -118,9 +118,9 @@ def verify_state(
 ) -> VerifiedCheckpoint:
     """Prove which variant a state dict is; its tensors are copied.
 
-    Refused are: missing and extra tensors, wrong shapes (kernels, channels, joint counts), NaN and infinity (also what float32
-    cannot hold), weights or running variances that are zero throughout, and negative running variances. Zero biases and means
-    are sound, and so is a single variance of zero: a channel that never fires has it.
+    Refused are: missing and extra tensors, wrong shapes (kernels, channels, joint counts), NaN, infinity and numbers beyond
+    float32, weights or running variances that are all zero, and negative running variances. Zero biases and means are accepted,
+    and so is a single variance of zero, which a channel has that is never active.
 
     Args:
         state: tensors by name, with or without a prefix such as `module.`, in either head format, of any floating type.
@@ -167,7 +167,7 @@ def build_network(checkpoint: VerifiedCheckpoint) -> PoseNetwork:
 
 
 def claimed_variant(name: str) -> Variant | None:
-    """The variant that a file's name claims, e.g. M for `ConvNeXtPose_M (1).tar`; None where it claims none, or several."""
+    """The variant in a file's name, e.g. M for `ConvNeXtPose_M (1).tar`; None if it has none, or several."""
     claims = {match.upper() for match in _CLAIM.findall(name)}
     return Variant[claims.pop()] if len(claims) == 1 else None
 
@@ -253,7 +253,7 @@ def _identify(received: Shapes, source: str, wanted: Variant | None) -> tuple[Va
         if received == _expected(variant, joint_count):
             if wanted not in (None, variant):
                 raise CheckpointError(
-                    f"{source}: expected {wanted.name}, as was asked for, received {variant.name} with {joint_count} joints: "
+                    f"{source}: expected {wanted.name}, as requested, received {variant.name} with {joint_count} joints: "
                     + _difference(received, _expected(wanted, joint_count))
                 )
             return variant, joint_set_of_size(joint_count)
@@ -274,8 +274,8 @@ def _identify(received: Shapes, source: str, wanted: Variant | None) -> tuple[Va
         )
     variant, joint_count = known.get(outputs or 0, nearest[0])
     raise CheckpointError(
-        f"{source}: expected a ConvNeXtPose{f' {wanted.name}, as was asked for' if wanted else ''}, received something else. "
-        f"Against the nearest ({variant.name} with {joint_count} joints) there are "
+        f"{source}: expected a ConvNeXtPose{f' {wanted.name}, as requested' if wanted else ''}, received something else. "
+        f"Compared with the nearest ({variant.name} with {joint_count} joints) there are "
         + _difference(received, _expected(variant, joint_count))
     )
 

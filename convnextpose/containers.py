@@ -1,14 +1,14 @@
-"""Checkpoint containers: from a file or a folder, whatever it is called, to the objects that it holds.
+"""Checkpoint containers: from a file or a folder to the objects in it. The content decides the kind, never the name.
 
-    torch.save's ZIP    under any name: the content decides, never the name
+    torch.save's ZIP    under any file name
     re-zipped folder    an archive with one `data.pkl` somewhere in it
     unpacked folder     the same, as files (`data.pkl`, `data/0`, ...)
     tar                 with either of these, or with one checkpoint file, inside
     legacy              the format of torch.save before its ZIP
     safetensors         no pickle at all
 
-Everything happens in memory, nothing is unpacked to disk. Declared sizes are looked at before anything is made of them, and a
-tensor's numbers are read when they are asked for. No pickle is run: `convnextpose.pickles` reads them.
+Everything happens in memory; nothing is unpacked to disk. Declared sizes are checked before anything is allocated, and a
+tensor's numbers are read only when they are needed. No pickle is executed: `convnextpose.pickles` parses it.
 """
 
 from __future__ import annotations
@@ -314,7 +314,7 @@ class _Reader:
                 tree[name] = _safetensor(told, memoryview(data)[begin:])
                 end = max(end, begin + told["data_offsets"][1])
             if end != len(data):
-                raise ValueError(f"{len(data)} bytes where its header tells of {end}")
+                raise ValueError(f"{len(data)} bytes where its header says {end}")
             return tree
 
     @contextmanager

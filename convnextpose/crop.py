@@ -1,4 +1,4 @@
-"""From a person's box to the network's square crop and back, and from heat-map bins to px and mm.
+"""From a person's box to the network's square crop and back, and from heat map bins to px and mm.
 
 Transforms are named target_from_source; each is a 2x3 affine matrix for points (x, y) in px with pixel centres at whole
 numbers, as OpenCV's warpAffine takes them. Source of the geometry: the authors' public code.
@@ -16,14 +16,14 @@ from convnextpose.errors import GeometryError
 from convnextpose.variants import DEPTH_EXTENT_MM, INPUT_SIZE, Variant
 
 ENLARGEMENT = 1.25
-"""How much larger than the person's box, made square, the crop's region is."""
+"""Factor from the person's square box to the crop's region."""
 
 RGB_MEAN = (0.485, 0.456, 0.406)
 RGB_STD = (0.229, 0.224, 0.225)
 """ImageNet's channel statistics, for pixels in 0..1."""
 
 SCORE_SPREAD_PX = 24.0
-"""Spread of a joint's heat-map, in px of the crop, at which its score has fallen to exp(-1/2)."""
+"""Standard deviation of a joint's heat map at which its score is exp(-1/2), px of the crop."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Box:
         return Box(cx - side / 2, cy - side / 2, side, side)
 
     def iou(self, other: Box) -> float:
-        """Area shared with `other` over the area of both together, 0..1."""
+        """Intersection over union with `other`, 0..1."""
         w = min(self.x + self.width, other.x + other.width) - max(self.x, other.x)
         h = min(self.y + self.height, other.y + other.height) - max(self.y, other.y)
         shared = max(0.0, w) * max(0.0, h)
@@ -145,14 +145,14 @@ def normalise(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def crop_from_bins(variant: Variant) -> NDArray[np.float64]:
-    """[3, 2]: for x, y (px of the crop) and z (mm from the pelvis) the factor and the offset that make them from bins."""
+    """[3, 2]: factor and offset that convert bins to x, y (px of the crop) and z (mm from the pelvis)."""
     spec = variant.spec
     px = INPUT_SIZE / spec.heatmap_size
     return np.array([[px, 0.0], [px, 0.0], [DEPTH_EXTENT_MM / spec.depth_bins, -DEPTH_EXTENT_MM / 2]])
 
 
 def decode_bins(bins: NDArray[np.floating], variant: Variant) -> NDArray[np.float64]:
-    """Heat-map coordinates [..., 3] (bins of W, H, D) to (x px, y px of the crop, z mm from the pelvis) [..., 3]."""
+    """Heat map coordinates [..., 3] (bins of W, H, D) to (x px, y px of the crop, z mm from the pelvis) [..., 3]."""
     factor, offset = crop_from_bins(variant).T
     return np.asarray(bins, np.float64) * factor + offset
 

@@ -1,7 +1,7 @@
-"""A small detector of people in whole frames, in PyTorch: a heat-map of people's middles, and a box at each of its cells.
+"""A small people detector for whole frames, in PyTorch: a heat map of people's centres, and a box for each of its cells.
 
-The backbone is the beginning of the XS variant's, a neck adds its maps of strides 16 and 8, and one convolution gives five
-maps of stride 8. Source of the idea: CenterNet (objects as points).
+The backbone consists of the first layers of XS. A neck combines its maps of strides 16 and 8, and a last convolution gives five
+maps of stride 8. Source of the idea: CenterNet ("Objects as Points").
 """
 
 from __future__ import annotations

@@ -10,20 +10,20 @@
     ├── RuntimeUnavailableError(RuntimeError)  a runtime that was asked for and cannot start
     │   └── DeviceError                    CUDA refused or failed at something
     │       └── DeviceMemoryError(MemoryError)  the GPU's memory does not suffice
-    ├── ParityError(RuntimeError)          a runtime that strays from the reference past its limit
+    ├── ParityError(RuntimeError)          a runtime that differs from the reference by more than its limit
     ├── SourceError(OSError)               a video, picture or folder that cannot be read
     ├── SinkError(OSError)                 a result that cannot be written, or a view that cannot be opened
     │   └── OutputExistsError(FileExistsError)  a result that is already there
     └── StageError(RuntimeError)           a pipeline stage that failed; `stage` names it
 
-Each is also the built-in error that it is, so code that knows nothing of this project catches it too. Every message is
-one sentence or two on one line: what was expected, what came, what to do.
+Each is also a subclass of a built-in error, so code that does not know this project can catch it, too. Every message is
+one or two sentences on one line: what was expected, what was received, what to do.
 """
 
 from __future__ import annotations
 
 LONGEST = 1200
-"""The longest message, characters: of longer ones the middle is left out."""
+"""Limit of a message's length, characters: the middle of longer messages is left out."""
 
 
 class PoseError(Exception):
@@ -65,19 +65,19 @@ class CalibrationError(PoseError, ValueError):
 
 
 class RuntimeUnavailableError(PoseError, RuntimeError):
-    """A runtime was asked for by name and cannot start on this machine."""
+    """A runtime that was requested by name cannot start on this machine."""
 
 
 class DeviceError(RuntimeUnavailableError):
-    """CUDA refused or failed at something. What fails within the GPU leaves it unusable for this process."""
+    """A CUDA call failed. After a failure within the GPU this process cannot use it any more."""
 
 
 class DeviceMemoryError(DeviceError, MemoryError):
-    """The GPU's memory, or memory of the host that it can read, does not suffice."""
+    """The GPU's memory, or the host's memory that the GPU can read, does not suffice."""
 
 
 class ParityError(PoseError, RuntimeError):
-    """A runtime's predictions stray from the reference by more than the limit."""
+    """A runtime's predictions differ from the reference by more than the limit."""
 
 
 class SourceError(PoseError, OSError):
@@ -89,7 +89,7 @@ class SinkError(PoseError, OSError):
 
 
 class OutputExistsError(SinkError, FileExistsError):
-    """A result is already there and nobody allowed it to be replaced."""
+    """A result exists already and may not be replaced."""
 
 
 class StageError(PoseError, RuntimeError):

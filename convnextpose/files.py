@@ -1,6 +1,6 @@
-"""Files: read up to a bound, and written whole or not at all; names and JSON that come out of foreign files.
+"""Files: read up to a limit, and written completely or not at all; names and JSON from untrusted files.
 
-Nothing that a file says is believed before it was looked at: a size may be a lie, a name may lead elsewhere.
+Nothing in a file is trusted before it was checked: a size may be wrong, and a name may lead elsewhere.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def check_free(path: Path, *, overwrite: bool) -> None:
     A symbolic link counts as a file: it is replaced, never followed.
 
     Raises:
-        OutputExistsError: a file is there already and may not be replaced.
+        OutputExistsError: a file exists already and may not be replaced.
         SinkError: what is there is no file: a folder, a pipe, a device.
         OSError: it cannot be looked at.
     """
@@ -152,14 +152,14 @@ def check_free(path: Path, *, overwrite: bool) -> None:
 
 def already_there(path: Path) -> OutputExistsError:
     """The error for a file that may not be replaced."""
-    return OutputExistsError(f"{path} is there already: choose another place, or allow it with --overwrite")
+    return OutputExistsError(f"{path} exists already: choose another place, or replace it with --overwrite")
 
 
 def check_place(out: Path, *, overwrite: bool) -> None:
     """Refuse early what `write_files` would refuse: before the work whose result goes there.
 
     Raises:
-        OutputExistsError: a file is there already and may not be replaced.
+        OutputExistsError: a file exists already and may not be replaced.
         SinkError: it is not a place for a file in a folder that exists.
     """
     try:

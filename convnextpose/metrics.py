@@ -1,6 +1,6 @@
 """Scores of poses against the truth: MPJPE, PA-MPJPE, PCK and left-right swaps.
 
-Joints are arrays [..., J, 3] in mm, in the same axes; every score takes the mean over all leading axes.
+Joints are arrays [..., J, 3] in mm, in the same axes; every score is the mean over all leading axes.
 """
 
 from __future__ import annotations

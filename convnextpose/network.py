@@ -1,4 +1,4 @@
-"""The ConvNeXtPose network in PyTorch: the reference that every engine is measured against.
+"""The ConvNeXtPose network in PyTorch: the reference that every engine is compared with.
 
 Module names follow the published checkpoints' keys, without `module.`; see `checkpoint.py` for the two head formats.
 Source: the authors' public code (ConvNeXt with batch norm and ReLU, no layer scale; a head of three depthwise-separable

@@ -1,10 +1,10 @@
-"""The pickles of torch.save, read without running them: by a small machine that knows data and calls nothing.
+"""Parses the pickles of torch.save without executing them: a small interpreter that builds data and calls nothing.
 
-Python's `pickle` calls what a file names; even with an allow-list, what is allowed may fill the memory or never end. This one
-makes dictionaries, lists, numbers and text, and tensors as descriptions of where their numbers lie, of which nothing is read
-until it is asked for. A file that names anything else is refused by that name.
+Python's `pickle` calls the functions that a file names. Even with an allow-list, allowed calls may fill the memory or never
+end. This parser makes only dictionaries, lists, numbers and text, and descriptions of tensors: where their numbers are, which
+are read only when they are needed. A file that names anything else is refused, with that name in the message.
 
-The operations are those of Python's own documentation of them, the module `pickletools`; what the names mean is in PyTorch's
+The operations are documented in Python's module `pickletools`; the meaning of the names is in PyTorch's
 `torch/_utils.py` and `torch/storage.py`.
 """
 
@@ -79,7 +79,7 @@ class Storage:
         """The bytes; ValueError where they are fewer than was said."""
         data = self._read()
         if len(data) < self.size:
-            raise ValueError(f"{self.size} bytes that should be there, and {len(data)} are")
+            raise ValueError(f"{len(data)} of {self.size} bytes")
         return data
 
 

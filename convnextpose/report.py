@@ -1,4 +1,4 @@
-"""What a verified checkpoint holds, as people and programs read it."""
+"""What a verified checkpoint contains, as a table for people and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class HeadLayerReport:
 
 @dataclass(frozen=True)
 class VerificationReport:
-    """What a verified checkpoint holds, as people and programs read it.
+    """What a verified checkpoint contains, as a table for people and as JSON for programs.
 
     Attributes:
         file: the name that was given.

@@ -1,7 +1,7 @@
-"""The four ConvNeXtPose variants: the one table where their numbers stand.
+"""The four ConvNeXtPose variants: the only table with their numbers.
 
 Sources: kernel sizes, depths and widths were read from the authors' four published checkpoints; the errors are those of
-the paper's table (Human3.6M, protocol 2). S, M and L share a backbone, only their heads tell them apart.
+the paper's table (Human3.6M, protocol 2). S, M and L have the same backbone and differ only in their heads.
 """
 
 from __future__ import annotations

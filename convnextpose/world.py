@@ -1,4 +1,4 @@
-"""The world that people stand in: y up, the floor at 0, and how the camera is placed in it.
+"""World coordinates: y up, the floor at 0, and the position of the camera.
 
 World axes: right-handed, x level to the camera's right, y up, z level and towards the camera's back; millimetres. Unless the
 caller gives the camera's place, the origin is the point of the floor below the camera.
@@ -22,7 +22,7 @@ from convnextpose.files import parse_json, read_file
 MAX_FILE_BYTES = 64 * 1024
 
 ASSUMED_HEIGHT_MM = 1500.0
-"""The camera's height over the floor where nobody gave it and nobody's feet have been seen."""
+"""The camera's height above the floor where nobody gave it and nobody's feet have been seen."""
 
 _ROTATION_WITHIN = 1e-3
 
@@ -87,7 +87,7 @@ class World:
 
     @property
     def height_mm(self) -> float:
-        """The camera's height over the floor, mm."""
+        """The camera's height above the floor, mm."""
         return float(self.place_mm[1])
 
     @property

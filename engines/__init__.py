@@ -1,5 +1,5 @@
-"""A verified model becomes something that runs: ONNX, the sessions, and the proof that they agree.
+"""Turns a verified model into something that runs: ONNX, the sessions, and the proof that their results agree.
 
-May import numpy and `convnextpose`; onnx, onnxruntime, openvino, tensorrt, torch and pycuda each only inside the file that
-is theirs, imported when used. Imports nothing of `pipeline` or `tools`.
+May import numpy and `convnextpose`. onnx, onnxruntime, openvino, tensorrt, torch and pycuda are each imported only inside the
+file that wraps them, when it is used. Imports nothing of `pipeline` or `tools`.
 """

@@ -1,8 +1,8 @@
-"""Many callers, one session: what they ask for at the same time runs in shared batches.
+"""Many callers share one session: requests that arrive at the same time run in shared batches.
 
-It has no thread of its own and no timer. The caller that finds the session free takes what waits, up to the largest batch, and
-gives it to the session; one of the callers that have items in that batch waits for it and hands each its part. So a caller
-alone never waits, and the busier the session is, the fuller are its batches. A `TicketSession` has several batches in flight:
+It has no thread and no timer. The caller that finds the session free takes all waiting requests, up to the largest batch, and
+gives them to the session. One of the callers with items in that batch waits for it and gives each caller its part. So a single
+caller never waits, and the busier the session is, the fuller are its batches. A `TicketSession` has several batches in flight:
 one is filled while another runs.
 """
 
@@ -56,7 +56,7 @@ class _Request:
 
     @property
     def settled(self) -> bool:
-        """Whether its caller may go."""
+        """Whether its caller can return."""
         return self.error is not None or self.done == self.count
 
 
@@ -87,22 +87,22 @@ class _Flight:
 class Batcher:
     """A `Session` in front of another one, which it closes, for any number of threads that call it at the same time.
 
-    Batches are shared out item by item, to one caller after the other: while two callers wait, neither gets ahead of the other
-    by more than one item. If running a batch fails, the callers that have items in it get the error, and no others.
+    Batches are filled item by item, one caller after the other: while two callers wait, neither gets ahead of the other by more
+    than one item. If a batch fails, only the callers with items in it get the error.
 
     Args:
         session: runs the network.
-        max_batch: the most items in a batch; one or more. A `TicketSession` may have a limit below it.
+        max_batch: largest number of items in a batch; one or more. A `TicketSession` may have a smaller limit.
 
     Raises:
-        ModelError: the network does not take any number of items along axis 0, or something else in its shapes is free.
+        ModelError: the network does not take any number of items along axis 0, or another axis has a variable length.
     """
 
     def __init__(self, session: Session, max_batch: int) -> None:
         if max_batch < 1:
             raise ModelError(f"expected a largest batch of 1 or more, received {max_batch}")
         if wrong := _unfit(session):
-            raise ModelError(f"expected a network in which the batch alone is free, received one with {wrong[0]}")
+            raise ModelError(f"expected a network in which only the batch varies, received one with {wrong[0]}")
         self._session = session
         self._tickets = session if isinstance(session, TicketSession) else None
         self._makes_crops = session if isinstance(session, FrameSession) else None
@@ -167,13 +167,13 @@ class Batcher:
         return request.results
 
     def close(self) -> None:
-        """Close the session, once batches in progress have ended; who waits gets an error. Calling it again does nothing."""
+        """Close the session when running batches have ended; waiting callers get an error. Calling it again does nothing."""
         with self._changed:
             self._open = False
             for request in self._waiting:
                 request.error = _closed()
             self._waiting.clear()
-            self._rouse()
+            self._wake_waiting()
             self._changed.wait_for(lambda: not any(map(self._is_wanted, self._flights)))
         self._session.close()
 
@@ -182,7 +182,7 @@ class Batcher:
         with self._lock:
             while True:
                 if found := self._job(request):
-                    self._rouse()  # there may be room for another batch
+                    self._wake_waiting()  # there may be room for another batch
                     return found
                 if request.settled:
                     return None
@@ -217,7 +217,7 @@ class Batcher:
             return True
         return not any(share.request in self._requests and not share.request.settled for share in flight.shares)
 
-    def _rouse(self) -> None:
+    def _wake_waiting(self) -> None:
         """Wake the callers that have something to do: of several that could do the same thing, one. Under the lock."""
         for request in self._requests:
             if request.settled:
@@ -246,22 +246,22 @@ class Batcher:
                 flight.ticket = self._tickets.submit(self._gather(flight))
                 with self._lock:
                     flight.taken = False
-                    self._rouse()
+                    self._wake_waiting()
                 return
             outputs = self._session.run(self._gather(flight)) if self._tickets is None else self._tickets.collect(flight.ticket)
             with self._lock:
                 self._hand_out(flight.shares, outputs)
                 self._flights.remove(flight)
-                self._rouse()
+                self._wake_waiting()
         except Exception as error:  # noqa: BLE001 - whatever it is, those who wait for this batch must hear of it
             with self._lock:
                 self._fail(flight.shares, error)
                 self._flights.remove(flight)
-                self._rouse()
+                self._wake_waiting()
         except BaseException:
             with self._lock:  # its caller was interrupted: another one goes on with it
                 flight.taken = False
-                self._rouse()
+                self._wake_waiting()
             raise
 
     def _take(self) -> list[_Share]:
@@ -320,11 +320,11 @@ class Batcher:
                 self._requests.remove(request)
             if request in self._waiting:
                 self._waiting.remove(request)
-            self._rouse()
+            self._wake_waiting()
 
 
 def can_batch(session: Session) -> bool:
-    """Whether a network takes any number of items of one shape, so that a `Batcher` may stand in front of it."""
+    """Whether a network takes any number of items of one shape, so that it can be used with a `Batcher`."""
     return not _unfit(session)
 
 

@@ -1,13 +1,13 @@
-"""From a verified checkpoint or a people detector to engines: export, typing, proof, build, manifest, and files that are whole
-or not there.
+"""From a verified checkpoint or a people detector to engines: export, typing, proof, build, manifest. Files are written
+completely or not at all.
 
-For a target that cannot be built here, a bundle takes an engine's place: a ZIP file with the typed graph and a draft of the
-manifest, from which the same command builds the engine on the target.
+For a target that cannot be built on this machine, a bundle is written instead of an engine: a ZIP file with the typed graph and
+a draft of the manifest, from which the same command builds the engine on the target.
 
-    build_request.py    what is to be built, and what came of it
-    build_sources.py    where its graphs come from
-    build_job.py        one engine
-    fastest.py          the precision that is fastest on the GPU at hand
+    build_request.py    what to build, and the outcome
+    build_sources.py    the graphs to build from
+    build_job.py        the build of one engine
+    fastest.py          the fastest precision on the local GPU
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from engines.tensorrt.gpu import open_device
 from engines.tensorrt.module import load_library
 
 CHECKPOINT_SUFFIXES = (".tar", ".pth", ".pt", ".ckpt", ".zip", ".safetensors")
-"""What a folder is searched for; a checkpoint that is named by itself may be called anything."""
+"""Suffixes of checkpoints in a folder; a checkpoint that is given by its path may have any name."""
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, by their names' ends, and unpacked ones; what they really are, `verify` decides.
+    """The checkpoints in a folder, by their suffixes, and unpacked ones; `verify` decides what they really are.
 
     Raises:
-        EngineError: it is no folder, or has none.
+        EngineError: it is not a folder, or has no checkpoints.
     """
     if not folder.is_dir():
         raise EngineError(f"expected a folder of checkpoints, received {folder}")
@@ -49,14 +49,14 @@ def find_checkpoints(folder: Path) -> list[Path]:
 
 
 def plan(target: Target, library: str | None = None) -> Plan:
-    """How an engine for a target is made here: by the first of its libraries that is installed and can, or not at all.
+    """Decide how to build an engine for a target: with the first suitable library that is installed, or not on this machine.
 
     Args:
         target: the target.
-        library: the one library that may build it, None for those that the target prefers.
+        library: the library to use; None for those that the target prefers.
 
     Raises:
-        RuntimeUnavailableError: the target is the GPU at hand, and there is none, or no library for it.
+        RuntimeUnavailableError: the target is the local GPU, and there is none, or no library for it.
     """
     if target.jetpacks and platform.machine() != "aarch64":
         return Plan(target, None, reason=f"engines for {target.title} are built on it")
@@ -76,31 +76,31 @@ def plan(target: Target, library: str | None = None) -> Plan:
         try:
             gpu = open_device().gpu
         except RuntimeUnavailableError as error:
-            reasons.append(f"{name} builds for the GPU at hand, and {error}")
+            reasons.append(f"{name} builds for the local GPU, and {error}")
             continue
         if loaded.builds_for_absent_gpus and gpu.compute_capability not in loaded.compute_capabilities:
             reasons.append(f"{name} {loaded.version} does not build for compute capability {gpu.compute_capability}")
         elif target.is_at_hand or gpu.compute_capability in target.compute_capabilities:
             return Plan(target, loaded, gpu.compute_capability, gpu)
         else:
-            reasons.append(f"{name} builds for the GPU at hand, a {gpu.name} ({gpu.compute_capability})")
+            reasons.append(f"{name} builds for the local GPU, a {gpu.name} ({gpu.compute_capability})")
     reason = "; ".join(reasons)
     if target.is_at_hand:
-        raise RuntimeUnavailableError(f"no engine can be built for the GPU at hand: {reason}; name a target with --target")
+        raise RuntimeUnavailableError(f"no engine can be built for the local GPU: {reason}; name a target with --target")
     return Plan(target, None, reason=reason)
 
 
 def build(request: BuildRequest, progress: Progress) -> BuildReport:
-    """Build every combination of a model's precisions and targets; what is there already and fits is kept.
+    """Build every combination of a model's precisions and targets; existing engines that fit are kept.
 
-    One that fails costs the others nothing, and nothing half is left of it.
+    If one fails, the others are still built, and no incomplete file is left.
 
     Args:
         request: what to build.
         progress: called at each step's begin and end.
 
     Raises:
-        PoseError: the model, the calibration set, a target or the folder is of no use; nothing was built.
+        PoseError: the model, the calibration set, a target or the folder cannot be used; nothing was built.
     """
     try:
         request.out.mkdir(parents=True, exist_ok=True)

@@ -36,8 +36,8 @@ from engines.tensorrt.builder import BuiltEngine, build_engine, convolution_type
 from engines.tensorrt.gpu import find_gpu
 from engines.tensorrt.module import Library
 
-UNTOLD = "a type that the log does not tell"
-"""In a count of convolutions: those that the library's log leaves out."""
+UNTOLD = "an unknown type"
+"""In a count of convolutions: those that are missing in the library's log."""
 
 MAX_TIMING_BYTES = 256 * 1024**2
 """The largest timing cache that is read; one has some MB."""
@@ -66,27 +66,27 @@ class Job:
         self._options: dict[str, OptionValue] = {**request.options.named(), "via": request.via}
 
     def kept(self) -> BuildResult | None:
-        """What is there already, where it is what was asked for.
+        """The existing engine, if it fits the request.
 
         Raises:
-            OutputExistsError: something else is there, and may not be replaced.
+            OutputExistsError: another file exists and may not be replaced.
         """
         self._replacing = (self._path, manifest.path_of(self._path)) if self._request.overwrite else ()
         if self._request.overwrite:
             return None
         if not self._path.exists():
-            self._look_at_lone_manifest()
+            self._check_lone_manifest()
             return None
         try:
             found = manifest.read(self._path) if self._plan.library else read_bundle(self._path).draft
         except EngineError as error:
             raise OutputExistsError(
-                f"{self._path} is there and does not tell what it is ({error}); replace it with --overwrite, or name another "
+                f"{self._path} exists and does not say what it is ({error}); replace it with --overwrite, or name another "
                 "folder"
             ) from error
         if (there := _origin(found.model)) != (asked := _origin(self._info)):
             raise OutputExistsError(
-                f"{self._path} is there and of another checkpoint or file ({there[:12]}, asked for was {asked[:12]}); replace "
+                f"{self._path} exists and was built from another checkpoint or file ({there[:12]}, not {asked[:12]}); replace "
                 "it with --overwrite, or name another folder"
             )
         self._replacing = (self._path, manifest.path_of(self._path))  # of this checkpoint, made by another build
@@ -95,10 +95,10 @@ class Job:
             return None
         if isinstance(found, EngineManifest) and not self._fits(found):
             return None
-        self._progress(Step(self.subject, f"{self._path.name} is there already and fits: nothing to do", done=True))
+        self._progress(Step(self.subject, f"{self._path.name} exists already and fits: nothing to do", done=True))
         return BuildResult(self._path, "kept", found)
 
-    def _look_at_lone_manifest(self) -> None:
+    def _check_lone_manifest(self) -> None:
         """Let a manifest be replaced whose engine is not there: a build that was killed between the two leaves one."""
         lone = manifest.path_of(self._path)
         if self._plan.library and lone.exists():
@@ -106,7 +106,7 @@ class Job:
                 manifest.read(self._path)
             except EngineError as error:
                 raise OutputExistsError(
-                    f"{lone} is there and is no manifest ({error}); replace it with --overwrite, or name another folder"
+                    f"{lone} exists and is not a manifest ({error}); replace it with --overwrite, or name another folder"
                 ) from error
             self._replacing = (lone,)
 
@@ -126,7 +126,7 @@ class Job:
         )
 
     def make(self) -> BuildResult:
-        """Build the engine, or write its bundle; one at a time in one folder, so that an engine and its manifest fit."""
+        """Build the engine, or write its bundle; one at a time in a folder, so that an engine and its manifest match."""
         typed = self._source.typed(self.precision)
         with folder_lock(self._request.out, lambda: self._tell(f"waiting for another build in {self._request.out}")):
             if kept := self.kept():
@@ -196,7 +196,7 @@ class Job:
         return build_engine(typed.onnx, library, capability, options, timings)
 
     def _proven(self, found: EngineManifest, built: BuiltEngine, typed: TypedModel) -> EngineManifest:
-        """The manifest with the proof of the engine itself, on the GPU at hand.
+        """The manifest with the proof of the engine itself, on the local GPU.
 
         Raises:
             ParityError: it strays past its limits; of a pose model it names the worst joints.
@@ -237,7 +237,7 @@ def _origin(info: EngineModel) -> str:
 
 
 def _measured(engine: Path, typed: TypedModel) -> Parity:
-    """An engine, on the GPU at hand, against what was recorded of its reference."""
+    """An engine, on the local GPU, against what was recorded of its reference."""
     proof, info = typed.proof, typed.info
     if isinstance(proof, DetectorProof):
         assert isinstance(info, DetectorInfo)
@@ -271,10 +271,10 @@ def _count_types(built: BuiltEngine, typed: TypedModel) -> Counter[str]:
 
 @contextmanager
 def folder_lock(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Keep other builds out of a folder meanwhile, in this process and others; the system lifts it if the process dies.
+    """Lock a folder against other builds in this and other processes; the system releases the lock if the process dies.
 
-    Where there are no such locks nothing is locked: an engine and a manifest of two builds are then found not to fit when
-    they are loaded.
+    If the file system has no locks, nothing is locked: an engine and a manifest of two builds are then refused when they are
+    loaded.
     """
     try:
         import fcntl

@@ -1,4 +1,4 @@
-"""What is to be built, how it is made on this machine, and what came of it."""
+"""What to build, how it is built on this machine, and the outcome."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from engines.tensorrt.device import Gpu
 from engines.tensorrt.module import LIBRARIES, Library
 
 TORCH2TRT = "torch2trt"
-"""The way for TensorRT 8, which has no strongly typed networks; `engines.torch2trt`."""
+"""The value of `via` for TensorRT 8, which has no strongly typed networks; `engines.torch2trt`."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a build does, for whoever watches.
+    """A step of a build, for progress reports.
 
     Attributes:
-        subject: what it works on: a model's name, its precision, its target.
-        text: what is done, in words.
-        done: whether it is, or begins.
+        subject: the model's name, its precision, its target.
+        text: a description of the step.
+        done: whether the step is done, or begins.
     """
 
     subject: str
@@ -41,21 +41,21 @@ Progress = Callable[[Step], None]
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What is to be built of one model.
+    """The engines to build of one model.
 
     Attributes:
         source: name of default weights, a checkpoint, `detector` or a people detector's ONNX file, or a bundle.
-        out: the folder for the engines; made if it is not there.
-        precisions: fp32, fp16, int8; none for FP16, a detector's FP32, or a bundle's own.
-        targets: what for; none for the GPU at hand, or for a bundle's own.
-        options: the builder's.
-        calibration: the calibration set, None for the one that the package ships. It proves graphs of every precision.
+        out: the folder for the engines; made if it does not exist.
+        precisions: fp32, fp16, int8; empty for FP16, a detector's FP32, or a bundle's own.
+        targets: the targets; empty for the local GPU, or for a bundle's own.
+        options: the builder's options.
+        calibration: the calibration set, None for the one that the package ships. It also proves graphs of every precision.
         library: `tensorrt` or `tensorrt_rtx`; None for what a target prefers.
         via: `torch2trt` for TensorRT 8, otherwise None.
-        overwrite: whether to build again what is there, and to replace files of another origin.
-        scheme: which layers an INT8 graph tries to have in INT8, one of `engines.precision.INT8_SCHEMES` by its key.
-        frame: width and height of a detector's frames, px; None for what it says.
-        person: the class that a detector's people are, by name or number; None for what its file says.
+        overwrite: whether to build existing engines again, and to replace files of another origin.
+        scheme: which layers an INT8 graph tries to have in INT8, a key of `engines.precision.INT8_SCHEMES`.
+        frame: width and height of a detector's frames, px; None for its own.
+        person: a detector's class of people, by name or number; None for what its file says.
     """
 
     source: str
@@ -126,10 +126,10 @@ class BuildRequest:
 
 
 def check_dla(options: BuildOptions, precisions: tuple[str, ...]) -> None:
-    """Refuse a precision that a DLA is not known to take.
+    """Refuse a precision that a DLA is not known to support.
 
     Raises:
-        EngineError: saying which it takes.
+        EngineError: names the supported ones.
     """
     if options.dla_core is not None and (refused := [name for name in precisions if name != "fp16"]):
         raise EngineError(
@@ -140,14 +140,14 @@ def check_dla(options: BuildOptions, precisions: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """How an engine for a target is made on this machine.
+    """How an engine for a target is built on this machine.
 
     Attributes:
         target: the target.
-        library: what builds it; None where nothing here can, so that a bundle is written.
-        compute_capability: what it is built for, such as `8.9`.
-        gpu: the GPU at hand, None where the engine is built without one.
-        reason: why nothing here can build it.
+        library: the library that builds it; None if none can, so that a bundle is written.
+        compute_capability: the compute capability that it is built for, such as `8.9`.
+        gpu: the local GPU, None if the engine is built without one.
+        reason: why no library can build it.
     """
 
     target: Target
@@ -159,13 +159,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What came of one engine.
+    """The outcome for one engine.
 
     Attributes:
         path: the engine, or the bundle.
-        outcome: `built`, `kept` (it was there already), or `bundled`.
+        outcome: `built`, `kept` (it existed already), or `bundled`.
         draft: its manifest; a bundle's draft.
-        convolutions: how many convolutions compute in which type, as far as the library told: `Half`, `Int8`, `Float`.
+        convolutions: number of convolutions in each type, as far as the library reports it: `Half`, `Int8`, `Float`.
     """
 
     path: Path
@@ -189,11 +189,11 @@ class BuildFailure:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What came of a request.
+    """The outcome of a request.
 
     Attributes:
-        results: the engines and bundles that are there now.
-        failures: what is not.
+        results: the engines and bundles.
+        failures: those that could not be built.
     """
 
     results: tuple[BuildResult, ...]
@@ -202,6 +202,6 @@ class BuildReport:
 
 @contextmanager
 def step(progress: Progress, subject: str, text: str) -> Iterator[Callable[[str], None]]:
-    """Tell that something begins, and, once the function that this gives is called, that it is done and what came of it."""
+    """Report that a step begins; the returned function reports that it is done, with its result."""
     progress(Step(subject, text, done=False))
     yield lambda result: progress(Step(subject, result, done=True))

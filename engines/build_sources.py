@@ -1,5 +1,5 @@
-"""Where graphs to build come from: a checkpoint, which is exported, typed and proven here; a people detector's ONNX file, whose
-frames are fixed and which is proven here; or a bundle, with which that was done elsewhere."""
+"""The graphs that engines are built from: a checkpoint, which is exported, typed and proven here; a people detector's ONNX
+file, which gets a fixed frame size and is proven here; or a bundle, which was made and proven on another machine."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class CheckpointSource:
 
     @cached_property
     def crops(self) -> SplitCrops:
-        """What graphs are calibrated and proven on."""
+        """The crops that graphs are calibrated and proven on."""
         crops, which, yours = _crops(self._calibration)
         told = f"crops {which}: {len(crops.calibration)} to calibrate INT8, {len(crops.proof)} others to prove{yours}"
         self._progress(Step(self.name, told, done=True))
@@ -73,7 +73,7 @@ class CheckpointSource:
             return Proof(self.crops.proof, reference.run(self.crops.proof), reference.describe())
 
     def info(self, precision: str) -> ModelInfo:
-        """What the graph in a precision will say about itself."""
+        """The metadata of the graph in a precision."""
         calibrated = hash_crops(self.crops.calibration) if precision == "int8" else None
         checkpoint = self.checkpoint
         return ModelInfo(self.name, checkpoint.variant, checkpoint.joint_set, checkpoint.sha256, False, precision, calibrated)
@@ -82,7 +82,7 @@ class CheckpointSource:
         """The graph in a precision.
 
         Raises:
-            ParityError: it strays past its limits; names the worst joints. It is then `refused`, as after any other error.
+            ParityError: it exceeds its limits; names the worst joints. It is then `refused`, as after any other error.
         """
         if precision not in self._typed:
             try:
@@ -158,7 +158,7 @@ class DetectorSource:
         """The graph.
 
         Raises:
-            ParityError: it strays past its limits. It is then `refused`, as after any other error.
+            ParityError: it exceeds its limits. It is then `refused`, as after any other error.
         """
         if self._typed is None:
             try:
@@ -172,7 +172,7 @@ class DetectorSource:
         info = self._info
         crops, which, yours = _crops(self._calibration)
         frames = frames_of(crops.proof, info.width, info.height)
-        self._progress(Step(self.name, f"{len(frames)} frames put together of crops {which}{yours}", done=True))
+        self._progress(Step(self.name, f"{len(frames)} frames composed of crops {which}{yours}", done=True))
         with step(self._progress, f"{self.name} fp32", "proving on the CPU") as done:
             fixed = fix_input(self._data, self._input)
             opened = partial(open_people_detector, runtime="onnxruntime", person=self._person, name=self.name)
@@ -185,8 +185,8 @@ class DetectorSource:
             parity.check()
             if not parity.boxes:
                 raise ParityError(
-                    f"expected frames to prove {self.name} on in which it finds somebody, it finds nobody in crops {which}: "
-                    "give crops of those whom it is for with --calibration (`convnextpose calibrate` makes them)"
+                    f"expected frames in which {self.name} finds people, to prove it on, but it finds nobody in crops {which}: "
+                    "give other crops with --calibration (`convnextpose calibrate` makes them)"
                 )
             done(f"graph: {parity}")
         return TypedModel(fixed, info, parity, (), proof)

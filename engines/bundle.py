@@ -1,8 +1,8 @@
-"""What an engine is proven against, and the bundle that takes an engine's place where its target cannot be built here.
+"""The reference that an engine is compared with, and the bundle for targets that cannot be built on this machine.
 
 A bundle is a ZIP file with the typed graph, a draft of the manifest, and crops with FP32 PyTorch's predictions for them: the
-target builds and proves its engine from that, without torch and without the checkpoint (docs/decisions/0006). A detector's has
-its boxes in their place.
+target builds and proves its engine from it, without torch and without the checkpoint (docs/decisions/0006). A detector's
+bundle has boxes instead of predictions.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ _MAX_CROPS_BYTES, _MAX_FOUND_BYTES = MAX_PROOF_CROPS * INPUT_SIZE**2 * 3, 64 * 1
 
 @dataclass(frozen=True)
 class Proof:
-    """What a pose model's engine is held against: crops, and what FP32 PyTorch makes of them.
+    """The reference for a pose model's engine: crops, and FP32 PyTorch's predictions for them.
 
     Attributes:
-        crops: uint8 [N, 256, 256, 3], others than an INT8 graph was calibrated on.
+        crops: uint8 [N, 256, 256, 3], not used for calibration.
         expected: the predictions for them.
-        reference: what predicted.
+        reference: description of the model that made the predictions.
     """
 
     crops: NDArray[np.uint8]
@@ -59,12 +59,12 @@ class Proof:
 
 @dataclass(frozen=True)
 class DetectorProof:
-    """What a people detector's engine is held against: frames, and what its file gives for them in ONNX Runtime.
+    """The reference for a people detector's engine: frames, and its file's boxes for them in ONNX Runtime.
 
     Attributes:
-        crops: uint8 [N, 256, 256, 3] of people, that the frames are put together of.
+        crops: uint8 [N, 256, 256, 3] of people, which the frames are composed of.
         expected: the boxes for `engines.parity.frames_of` them.
-        reference: what found them.
+        reference: description of the detector that found them.
     """
 
     crops: NDArray[np.uint8]
@@ -78,10 +78,10 @@ class TypedModel:
 
     Attributes:
         onnx: the graph.
-        info: which model it is.
-        parity: the graph against the reference.
+        info: the model's description.
+        parity: the graph compared with the reference.
         excluded: the layers that an INT8 graph has in FP16, the most harmful first.
-        proof: what its engines are held against.
+        proof: the reference for its engines.
     """
 
     onnx: bytes
@@ -92,7 +92,7 @@ class TypedModel:
 
 
 class RecordedPoses:
-    """The reference's predictions, given again for the very crops that they are of: a `PosePredictor` without a library."""
+    """The reference's recorded predictions, for exactly the recorded crops: a `PosePredictor` without a library."""
 
     def __init__(self, proof: Proof, info: ModelInfo) -> None:
         self._proof = proof
@@ -102,7 +102,7 @@ class RecordedPoses:
         """The predictions for the recorded crops, or for the first of them.
 
         Raises:
-            GeometryError: they are other crops.
+            GeometryError: the crops are not the recorded ones.
         """
         check_crops(crops)
         count = len(crops)
@@ -116,7 +116,7 @@ class RecordedPoses:
 
 
 class RecordedBoxes:
-    """The reference's boxes, given again for the frames that they are of."""
+    """The reference's recorded boxes, for exactly the recorded frames."""
 
     def __init__(self, proof: DetectorProof) -> None:
         self._proof = proof
@@ -125,7 +125,7 @@ class RecordedBoxes:
         """The boxes for the recorded frames.
 
         Raises:
-            GeometryError: they are other frames.
+            GeometryError: the frames are not the recorded ones.
         """
         if not np.array_equal(frames, frames_of(self._proof.crops, frames.shape[2], frames.shape[1])):
             raise GeometryError(f"expected frames that the reference was recorded on, received {len(frames)} others")
@@ -138,11 +138,11 @@ class RecordedBoxes:
 
 @dataclass(frozen=True)
 class Bundle:
-    """What an engine is built from on another machine, without torch and without the checkpoint.
+    """The input for building an engine on another machine, without torch and without the checkpoint.
 
     Attributes:
-        draft: what is known of the engine.
-        model: the typed graph, its proof on the CPU and what its engine is held against.
+        draft: the draft of the engine's manifest.
+        model: the typed graph, its proof on the CPU and the reference for its engine.
     """
 
     draft: EngineDraft
@@ -153,8 +153,8 @@ def write_bundle(bundle: Bundle, path: Path, *, overwrite: bool = False) -> None
     """Write it as a ZIP file, in one step.
 
     Raises:
-        EngineError: its graph is larger than what is read of one.
-        OutputExistsError: the file is there and may not be replaced.
+        EngineError: its graph is larger than the limit for reading one.
+        OutputExistsError: the file exists and may not be replaced.
         SinkError: it cannot be written.
     """
     if (size := len(bundle.model.onnx)) > MAX_GRAPH_BYTES:

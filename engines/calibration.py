@@ -1,4 +1,4 @@
-"""Calibration sets: the crops of people that show which values a network meets, so that INT8 can be scaled to them."""
+"""Calibration sets: crops of people that show the range of values in a network, so that INT8 can be scaled to it."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ FORMAT = "convnextpose.calibration"
 VERSION = 1
 
 MIN_CROPS = 8
-"""Different crops that a set has at least: fewer show too little of what a network meets (docs/decisions/0004)."""
+"""Smallest number of different crops in a set: fewer show too little of the range of values (docs/decisions/0004)."""
 
 MAX_CROPS = 1024
-"""Crops that a set has at most, 0.2 GB of them: more cost hours and show nothing new."""
+"""Largest number of crops in a set, 0.2 GB: more take hours and show nothing new."""
 
 MAX_FILE_BYTES = 256 * 1024**2
-"""The largest file of a set: its crops as they are, and its header."""
+"""Largest file of a set, bytes: its uncompressed crops and its header."""
 
 PROOF_SHARE, MAX_PROOF_CROPS = 3, 16
-"""One crop of so many is kept from calibration to prove the calibrated model on, up to that many: the proof takes a second a
+"""One in this many crops is not used for calibration but for the proof, up to this number: the proof takes a second for each
 crop."""
 
 
@@ -101,10 +101,10 @@ class CalibrationSet:
         return hash_crops(self.crops)
 
     def split(self) -> SplitCrops:
-        """Its different crops in two parts, each of which has some of every part of the set.
+        """Its different crops in two parts, each with crops from all of the set.
 
         Raises:
-            CalibrationError: there are too few for both.
+            CalibrationError: there are too few for two parts.
         """
         different = list({hash_crops(crop[None]): index for index, crop in reversed(list(enumerate(self.crops)))}.values())
         different.sort()
@@ -123,7 +123,7 @@ class CalibrationSet:
         """Write it as a compressed .npz with a header, in one step.
 
         Raises:
-            OutputExistsError: the file is there and may not be replaced.
+            OutputExistsError: the file exists and may not be replaced.
             SinkError: it cannot be written.
         """
         check_place(out, overwrite=overwrite)
@@ -141,7 +141,7 @@ class CalibrationSet:
         """Read what `save` wrote.
 
         Raises:
-            CalibrationError: there is no such file, it is damaged or something else, or its crops are of no use.
+            CalibrationError: there is no such file, it is damaged or of another kind, or its crops cannot be used.
         """
         try:
             data = read_file(path, MAX_FILE_BYTES, CalibrationError, "a calibration set of `convnextpose calibrate`")

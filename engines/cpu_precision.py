@@ -1,4 +1,4 @@
-"""What a model's precisions on the CPU are worth: how far each strays, for its card, and how fast each is on this machine."""
+"""The precisions of a model on the CPU: how far each deviates, for its card, and how fast each is on this machine."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ BATCH = 8
 """Crops of the larger batch that is timed."""
 
 ROUNDS, FEWEST_ROUNDS, BUDGET_S = 15, 3, 1.5
-"""Timed runs of each number of crops; fewer, but not fewer than these, once they have taken so many seconds."""
+"""Number of timed runs for each number of crops; the smallest number, if this time limit is reached; the time limit, s."""
 
 
 @dataclass(frozen=True)
 class CpuPrecisions:
-    """What a model's card says of its precisions on the CPU.
+    """The precisions of a model on the CPU, for its card.
 
     Attributes:
         int8: its INT8 graph.
-        deviations: by precision, `bf16` and `int8`, how far it strays, and in which runtime.
+        deviations: by precision, `bf16` and `int8`: the deviation from FP32, and the runtime in which it was measured.
     """
 
     int8: bytes
@@ -50,7 +50,7 @@ class CpuPrecisions:
 def prove_precisions(checkpoint: VerifiedCheckpoint, onnx: bytes, calibration: CalibrationSet) -> CpuPrecisions:
     """Make a model's INT8 graph, and measure it and BF16 against FP32 PyTorch.
 
-    In OpenVINO, in which they run; but BF16 in PyTorch where this CPU has none.
+    They are measured in OpenVINO, which runs them; but BF16 in PyTorch if this CPU does not have it.
 
     Args:
         checkpoint: the model.
@@ -58,8 +58,8 @@ def prove_precisions(checkpoint: VerifiedCheckpoint, onnx: bytes, calibration: C
         calibration: crops of people: most calibrate the INT8 graph, the others measure.
 
     Raises:
-        ParityError: INT8 strays past its limits, by its own types or in OpenVINO. BF16 may: then nobody takes it unasked.
-        CalibrationError, ExportError, RuntimeUnavailableError: something for it is missing; says what.
+        ParityError: INT8 exceeds its limits, by its own types or in OpenVINO. If BF16 does, `auto` does not choose it.
+        CalibrationError, ExportError, RuntimeUnavailableError: a library or the crops are missing; says which.
     """
     crops = calibration.split()
     deviations = {}
@@ -78,7 +78,7 @@ def prove_precisions(checkpoint: VerifiedCheckpoint, onnx: bytes, calibration: C
 
 
 def bf16_in_torch(checkpoint: VerifiedCheckpoint, info: ModelInfo) -> PoseModel:
-    """A checkpoint in BF16 up to its logits on any CPU, slower than in FP32: to measure what BF16 costs, not to run.
+    """A checkpoint in BF16 up to its logits on any CPU, slower than FP32: only to measure the deviation of BF16.
 
     Args:
         checkpoint: the model.
@@ -90,14 +90,14 @@ def bf16_in_torch(checkpoint: VerifiedCheckpoint, info: ModelInfo) -> PoseModel:
 
 @dataclass(frozen=True)
 class PrecisionSpeed:
-    """How fast a precision is here.
+    """The speed of a precision on this machine.
 
     Attributes:
-        precision: what `--precision` calls it.
-        runs_in: what the convolutions really compute in.
-        alone_ms: for one crop.
-        batch_ms: for each crop of a batch of BATCH.
-        is_default: whether `auto` takes it.
+        precision: its name in `--precision`.
+        runs_in: the type in which the convolutions really compute.
+        alone_ms: time of one crop, ms.
+        batch_ms: time of each crop in a batch of BATCH, ms.
+        is_default: whether `auto` chooses it.
     """
 
     precision: str
@@ -108,9 +108,9 @@ class PrecisionSpeed:
 
 
 def measure_precisions(name: str = "xs") -> list[PrecisionSpeed]:
-    """Time one of the package's models in every precision that this machine has; takes a few seconds.
+    """Time one of the package's models in every precision of this machine; takes a few seconds.
 
-    Their runs alternate, so that what else the machine does slows each of them alike.
+    Their runs alternate, so that other work of the machine affects all of them in the same way.
 
     Args:
         name: of the model.

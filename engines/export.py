@@ -1,4 +1,4 @@
-"""Networks become ONNX files: compared with PyTorch first, then put in place at once."""
+"""Exports networks as ONNX files: they are compared with PyTorch first, and then put in place in one step."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ def export(
     Args:
         checkpoint: the model.
         out: the file, in a folder that exists.
-        name: what people call the model.
+        name: the model's name.
         random: whether its weights are random numbers.
-        overwrite: whether a file that is already there may be replaced.
+        overwrite: whether an existing file may be replaced.
 
     Raises:
-        OutputExistsError: the file is there and may not be replaced.
+        OutputExistsError: the file exists and may not be replaced.
         SinkError: the file cannot be written.
         ExportError: torch, onnx or onnxscript is missing, or they could not export it.
         RuntimeUnavailableError: there is no runtime to prove the exported model in.
-        ParityError: the exported model strays from the reference.
+        ParityError: the exported model differs too much from the reference.
     """
     check_place(out, overwrite=overwrite)
     data = store_in_fp16(pose_graph(checkpoint, name=name, random=random))
@@ -78,7 +78,7 @@ def export_detector(weights: Path, out: Path) -> DetectorParity:
         CheckpointError: the weights are not a detector's.
         ExportError: torch, onnx or onnxscript is missing, or they could not export it.
         RuntimeUnavailableError: there is no runtime to prove the exported detector in.
-        ParityError: the exported detector strays from PyTorch.
+        ParityError: the exported detector differs too much from PyTorch.
         SinkError: the file cannot be written.
     """
     data = store_in_fp16(people_graph(weights))

@@ -1,4 +1,4 @@
-"""`--precision fastest`: engines in FP16 and in each INT8 scheme, proven and timed on the GPU at hand; the fastest stays."""
+"""`--precision fastest`: engines in FP16 and in each INT8 scheme, proven and timed on the local GPU; the fastest stays."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from engines.tensorrt import runtime_cache
 from engines.timing import measure
 
 FASTEST = "fastest"
-"""What `--precision` calls it."""
+"""Its name in `--precision`."""
 
 CANDIDATES = (("fp16", INT8_SCHEMES[0].key), *(("int8", scheme.key) for scheme in INT8_SCHEMES))
-"""Precision and INT8 scheme of what is compared. FP16 stays unless another is faster."""
+"""Precision and INT8 scheme of each candidate. FP16 is kept unless another is faster."""
 
 ROUNDS, WARM_UP = 200, 20
 
 
 def build_fastest(request: BuildRequest, progress: Progress) -> BuildReport:
-    """Build a model in FP16 and in every INT8 scheme for the GPU at hand, and keep the one that is fastest there.
+    """Build a model in FP16 and in every INT8 scheme for the local GPU, and keep the one that is fastest there.
 
-    Those that stray past their limits, or that the library or a DLA does not take, are told of and take no part. They are timed
-    in turn, with the typical number of crops. What was there before stays.
+    Candidates that exceed their limits, or that the library or a DLA does not support, are reported and excluded. The others
+    are timed alternately, with the typical number of crops. Engines that existed before are kept.
 
     Args:
-        request: what to build; its precisions and its scheme count for nothing.
+        request: what to build; its precisions and its scheme are ignored.
         progress: called at each step's begin and end.
 
     Raises:
-        RuntimeUnavailableError: a target is not the GPU at hand, so that nothing can be timed.
-        PoseError: the model, the calibration set or the folder is of no use; nothing was built.
+        RuntimeUnavailableError: a target is not the local GPU, so that nothing can be timed.
+        PoseError: the model, the calibration set or the folder cannot be used; nothing was built.
     """
     if request.source.endswith(BUNDLE_SUFFIX) or is_detector(request.source):
         what = "people detector" if is_detector(request.source) else "bundle"
@@ -72,7 +72,7 @@ def _fastest(request: BuildRequest, target: Target, progress: Progress) -> Build
         failures += report.failures
         made |= dict(zip((name,), report.results, strict=False))
         for failure in report.failures:
-            progress(Step(subject, f"takes no part: {failure.error}", done=True))
+            progress(Step(subject, f"excluded: {failure.error}", done=True))
     if not made:
         return BuildReport((), tuple(failures))
     times = _times_ms(made, request.options.batch.typical)

@@ -1,4 +1,4 @@
-"""Networks as ONNX graphs in memory: the contract's inputs and outputs, batch norms folded, nothing foreign in the file.
+"""Networks as ONNX graphs in memory: the contract's inputs and outputs, batch norms folded, only ONNX's own operators.
 
 The graphs here are not compared with anything: `engines.export` does that before a file is put in place.
 """
@@ -31,7 +31,7 @@ IR_VERSION = 8
 """The oldest file format that holds opset 18: older runtimes refuse newer ones."""
 
 STORED_IN_FP16_FROM = 1024
-"""Numbers of a constant from which storing it in FP16 is worth a cast."""
+"""Smallest number of values in a constant for which storing it in FP16 is worth a cast."""
 
 
 def pose_graph(checkpoint: VerifiedCheckpoint, *, name: str, random: bool = False) -> bytes:
@@ -74,10 +74,11 @@ def layer_name(weight: str) -> str:
 
 
 def store_in_fp16(model: bytes) -> bytes:
-    """An exported FP32 model in less space: weights that are FP16 numbers are stored as such, each behind a cast to FP32.
+    """Make an exported FP32 model smaller: weights that FP16 can represent exactly are stored in FP16, each with a cast to
+    FP32.
 
-    Nothing is rounded: what FP16 does not hold exactly stays in FP32. Of a checkpoint in FP16 that is what norms were folded
-    into, a ninth of its weights; of one in FP32 nearly all. The libraries fold the casts when they open the file.
+    Nothing is rounded: other weights stay in FP32. For a checkpoint in FP16 these are the weights that norms were folded into,
+    a ninth of all; for a checkpoint in FP32 nearly all. The libraries fold the casts when they open the file.
     """
     import onnx
 

@@ -1,10 +1,10 @@
-"""The layouts of people detectors: how each kind takes a picture, and what its outputs say.
+"""The layouts of people detectors: the frames that each kind takes, and the meaning of its outputs.
 
-`LAYOUTS` is the table. A network is recognised by the shapes of its inputs and of the outputs of a first run; where two kinds
-share them, by names and by what the file says about itself. What could be two kinds is refused: frames in the wrong colour
-order or scale give boxes that look right and are not.
+`LAYOUTS` is the table. A network is recognised by the shapes of its inputs and of the outputs of a first run. If two kinds
+have the same shapes, names and the file's metadata decide. A file that could be of two kinds is refused, because frames in the
+wrong colour order or scale give boxes that look right and are not.
 
-Everywhere a box is x, y, width and height in px of the frame, with pixel centres at whole numbers.
+A box is always x, y, width and height in px of the frame, with pixel centres at whole numbers.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from convnextpose.files import show
 from engines.session import Arrays, ArraySpec
 
 MOST = 300
-"""Boxes that are read of a frame at most, the surest: as many as the networks without non-maximum suppression give."""
+"""Largest number of boxes of a frame, the best ones: as many as networks without non-maximum suppression give."""
 
 STRIDES = ((8, 16, 32), (8, 16, 32, 64))
-"""Strides of the grids that YOLO networks look at a frame with; the second are those of their P6 sizes."""
+"""Strides of the grids of YOLO networks; the second are those of their P6 sizes."""
 
 PEOPLE = ("person", "people", "human", "pedestrian")
-"""What a detector's file may call people."""
+"""Names of the class of people in detectors' files."""
 
 MAX_NAMES = 65536
-"""The longest list of class names that is read, characters."""
+"""Limit of the length of a list of class names, characters."""
 
 
 class Placement(enum.Enum):
-    """Where the picture lies in the frame: in a corner or in the middle of a letterbox, or stretched over all of it."""
+    """Position of the picture in the frame: in a corner or in the middle of a letterbox, or stretched to the whole frame."""
 
     TOP_LEFT = "top left"
     MIDDLE = "in the middle"
@@ -48,10 +48,10 @@ class Preparation:
     """How a picture becomes a frame, and a frame a network's input.
 
     Attributes:
-        placement: where the picture lies in the frame.
+        placement: position of the picture in the frame.
         padding: grey level of the letterbox around it, 0..255.
-        rgb: whether the colours are in the order red, green, blue; OpenCV's is blue, green, red.
-        mean, std: in the colours' order, grey levels: a float input is (level - mean) / std. An uint8 input is the levels.
+        rgb: whether the channels are in the order red, green, blue; OpenCV's is blue, green, red.
+        mean, std: in the channels' order, grey levels: a float input is (level - mean) / std. An uint8 input is not normalised.
     """
 
     placement: Placement
@@ -63,7 +63,7 @@ class Preparation:
 
 @dataclass(frozen=True)
 class DetectedBoxes:
-    """What a detector gives for N frames.
+    """A detector's boxes for N frames.
 
     Attributes:
         boxes: float32 [N, K, 4]: x, y, width, height, px of the frame.
@@ -83,14 +83,14 @@ class DetectedBoxes:
 
 @dataclass(frozen=True)
 class Network:
-    """What is known of a network that may be a people detector.
+    """The properties of a network that may be a people detector.
 
     Attributes:
-        inputs: what it takes.
-        outputs: what it gave for one frame.
+        inputs: the specs of its inputs.
+        outputs: its outputs for one frame.
         size: width and height of its frames, px.
-        metadata: what its file says about itself.
-        stem: how many channels its first convolution reads; None where that is not known.
+        metadata: its file's metadata.
+        stem: number of input channels of its first convolution; None if unknown.
     """
 
     inputs: tuple[ArraySpec, ...]
@@ -100,29 +100,29 @@ class Network:
     stem: int | None = None
 
     def shape(self, *names: str) -> tuple[int, ...]:
-        """Shape of the output of one of these names; empty where it has none."""
+        """Shape of the output with one of these names; empty if there is none."""
         return next((self.outputs[name].shape for name in names if name in self.outputs), ())
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """Shape of the only output of three axes; empty where there are several. Masks have four axes and do not count."""
+        """Shape of the only output with three axes; empty if there are several. Masks have four axes and are ignored."""
         shapes = [array.shape for array in self.outputs.values() if array.ndim != 4]
         return shapes[0] if len(shapes) == 1 and len(shapes[0]) == 3 else ()
 
     @property
     def cells(self) -> tuple[int, ...]:
-        """How many cells the grids over a frame have together, for each of STRIDES."""
+        """Total number of cells in the grids of a frame, for each of STRIDES."""
         width, height = self.size
         return tuple(sum(-(-width // s) * -(-height // s) for s in strides) for strides in STRIDES)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the outputs are read with.
+    """The parameters for reading outputs.
 
     Attributes:
         size: width and height of the frames, px.
-        person: the class that people are.
+        person: the class of people.
     """
 
     size: tuple[int, int]
@@ -131,16 +131,16 @@ class Reading:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a kind of detector takes frames and gives boxes.
+    """A kind of detector: its input and the meaning of its outputs.
 
     Attributes:
-        name: what people call it.
-        known_by: its outputs, for people.
-        preparation: how pictures become its input.
+        name: its usual name.
+        known_by: description of its outputs.
+        preparation: how a picture becomes its input.
         fits: whether a network is of this kind.
-        read: what its outputs say.
-        person: the class that people are where neither the file nor the user says so; None where it knows only people.
-        classes: how many classes a network has, None where its outputs do not show that.
+        read: converts outputs to boxes.
+        person: the class of people if neither the file nor the user names one; None if it detects only people.
+        classes: number of a network's classes; None if the outputs do not show it.
     """
 
     name: str
@@ -156,7 +156,7 @@ def recognise(network: Network) -> Layout:
     """The layout of a network.
 
     Raises:
-        ModelError: it has none of LAYOUTS; tells what was found and what is known.
+        ModelError: it has none of LAYOUTS; names what was found and what is supported.
     """
     for layout in LAYOUTS:
         if layout.fits(network):
@@ -167,13 +167,13 @@ def recognise(network: Network) -> Layout:
 
 
 def unknown(found: str) -> ModelError:
-    """The error for a network that is of no layout of LAYOUTS."""
+    """The error for a network that has none of LAYOUTS."""
     known = "; ".join(f"{layout.name}: {layout.known_by}" for layout in LAYOUTS)
     return ModelError(f"expected a people detector of a known layout ({known}), received a network of {found}")
 
 
 def class_names(metadata: Mapping[str, str]) -> dict[int, str]:
-    """The classes that a file says it has in `names`, as a Python or JSON dictionary or list; empty where it says none."""
+    """The class names in a file's `names`, a Python or JSON dictionary or list; empty if it has none."""
     text = metadata.get("names", "")
     if not 0 < len(text) <= MAX_NAMES:
         return {}
@@ -186,15 +186,15 @@ def class_names(metadata: Mapping[str, str]) -> dict[int, str]:
 
 
 def person_class(layout: Layout, network: Network, asked: str | None) -> int:
-    """Which class people are.
+    """The class of people.
 
     Args:
-        layout: the network's.
-        network: what is known of it.
-        asked: a class's name or number that was asked for; None to take what the file says, or else the layout's own.
+        layout: the network's layout.
+        network: its properties.
+        asked: the requested class, by name or number; None for what the file says, or else the layout's own.
 
     Raises:
-        ModelError: there is no such class, or none that is called after people.
+        ModelError: there is no such class, or none with a name for people.
     """
     if layout.person is None:
         if asked is not None:
@@ -374,7 +374,7 @@ BOXES_AND_SCORES = Layout(
     lambda outputs, _: DetectedBoxes(outputs["boxes"], outputs["scores"]),
     person=None,
 )
-"""What this project exports: `engines.people.people_specs`."""
+"""The layout of this project's detectors: `engines.people.people_specs`."""
 
 LAYOUTS = (
     BOXES_AND_SCORES,
@@ -458,4 +458,4 @@ LAYOUTS = (
         person=1,  # as RF-DETR
     ),
 )
-"""The layouts that a detector is recognised by: the first that fits."""
+"""The known layouts; the first that fits is used."""

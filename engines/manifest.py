@@ -1,9 +1,9 @@
-"""The manifest beside an engine: what it was made from, on what it runs, how it was proven, and how to make it again.
+"""The manifest beside an engine: what it was made from, where it runs, how it was proven, and how to build it again.
 
-It is of a pose model or of a people detector.
+The engine is that of a pose model or of a people detector.
 
-An engine is bound to the library's version and to the GPU that it was built for. Loaded elsewhere it fails in words that help
-nobody, or not at all: so it is refused before that, with the reason and the command that rebuilds it.
+An engine is bound to the library's version and to the GPU that it was built for. Elsewhere the library fails with an unhelpful
+message, or not at all. So the engine is refused before it is loaded, with the reason and the command that rebuilds it.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 VERSION, READABLE = 2, (1, 2)
-"""Version of the manifest's fields, and those that are read. A pose model's are the same in both; 1 knows no detectors."""
+"""Version of the manifest's fields, and the versions that can be read. They are equal for pose models; 1 has no detectors."""
 
 ENGINE_SUFFIX = ".engine"
-"""How the names of engine files end."""
+"""Suffix of engine files."""
 
 RTX = "tensorrt_rtx"
-"""The module of TensorRT for RTX, whose rules of fit are others than those of `tensorrt`."""
+"""The module of TensorRT for RTX, whose engines have other requirements than those of `tensorrt`."""
 
 VERSION_COMPATIBLE, HARDWARE_COMPATIBLE = "version_compatible", "hardware_compatible"
-"""The options that widen what an engine fits: True or False, and the name of the level (in lower case) or None."""
+"""The options for compatibility: True or False, and the name of the level (in lower case) or None."""
 
 MAX_BATCH = 1024
 """The most crops or frames that an engine takes at once: far more than one GPU's memory holds the layers of."""
@@ -48,27 +48,27 @@ MAX_ENGINE_BYTES = 1024**3
 OptionValue = str | int | bool | None
 
 EngineModel = ModelInfo | DetectorInfo
-"""What an engine may be of."""
+"""The descriptions of models that an engine can have."""
 
 Parity = ParityReport | DetectorParity
-"""How it is proven."""
+"""The reports that prove it."""
 
 KINDS: Mapping[type[Any], tuple[str, type[Parity], str]] = {
     ModelInfo: ("a pose model", ParityReport, "--model"),
     DetectorInfo: ("a people detector", DetectorParity, "--detector"),
 }
-"""What people call each kind, what proves it, and the option that takes its engines."""
+"""For each kind of model: its name, its report, and the option that takes its engines."""
 
 M = TypeVar("M", bound=EngineModel)
 
 
 @dataclass(frozen=True)
 class BatchRange:
-    """How many crops, or a detector's frames, an engine takes at once.
+    """How many crops (for a detector: frames) an engine takes at once.
 
     Attributes:
-        min, max: the fewest and the most.
-        typical: the number that it is fastest at.
+        min, max: the smallest and the largest number.
+        typical: the number for which it is fastest.
     """
 
     min: int = 1
@@ -90,7 +90,7 @@ class BatchRange:
 
 @dataclass(frozen=True)
 class Machine:
-    """What an engine would run on.
+    """A machine that an engine may run on.
 
     Attributes:
         library: `tensorrt` or `tensorrt_rtx`: the module's name.
@@ -109,12 +109,12 @@ class Machine:
 
 @dataclass(frozen=True)
 class EngineDraft:
-    """What is known of an engine before it is built; a bundle carries it to the machine that builds it.
+    """The part of the manifest that is known before an engine is built; a bundle takes it to the machine that builds it.
 
     Attributes:
-        model: which model or detector it is, in which precision, and calibrated on what.
+        model: the model or detector, its precision, and its calibration.
         onnx_sha256: hash of the typed graph that it is built from, hexadecimal.
-        target: the name of what it is built for; `engines.targets` has them.
+        target: name of its target in `engines.targets`.
         batch: how many crops or frames it takes at once.
         options: the builder's options, by name.
         excluded_layers: convolutions that an INT8 graph has in FP16, the most harmful first.
@@ -134,7 +134,7 @@ class EngineDraft:
     FORMAT: ClassVar[str] = "convnextpose.engine-draft"
 
     def to_json(self) -> str:
-        """It as JSON, with a hash over all of it."""
+        """The draft as JSON, with a hash over all fields."""
         model = asdict(self.model)
         if isinstance(self.model, ModelInfo):
             model |= {"variant": self.model.variant.name, "joint_set": self.model.joint_set.name}
@@ -143,10 +143,10 @@ class EngineDraft:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """What `to_json` wrote.
+        """Read what `to_json` wrote.
 
         Raises:
-            EngineError: the text is something else, or it was edited.
+            EngineError: the text is not such JSON, or it was edited.
         """
         try:
             found = parse_json(text)
@@ -191,7 +191,7 @@ class EngineDraft:
 
 @dataclass(frozen=True)
 class EngineManifest(EngineDraft):
-    """What is known of an engine: what its draft says, and what came of it.
+    """The manifest of an engine: its draft, and the outcome of its build.
 
     Attributes:
         engine_sha256: hash of the engine file, hexadecimal.
@@ -222,10 +222,10 @@ class EngineManifest(EngineDraft):
             raise EngineError("expected proofs of one kind in the engine's manifest, received two; build the engine again")
 
     def model_of(self, kind: type[M]) -> M:
-        """The model, where it is of a kind.
+        """The model, which must be of a kind.
 
         Raises:
-            EngineError: it is of the other one.
+            EngineError: it is of the other kind.
         """
         if isinstance(self.model, kind):
             return self.model
@@ -235,9 +235,9 @@ class EngineManifest(EngineDraft):
         )
 
     def misfit(self, machine: Machine) -> list[str]:
-        """Why the engine cannot run on a machine, one sentence for each reason; empty where it can.
+        """Why the engine cannot run on a machine, one sentence for each reason; empty if it can.
 
-        The driver is not asked: a newer one runs what an older one ran, and the library itself refuses one that is too old.
+        The driver is not compared: a newer one runs engines of an older one, and the library refuses one that is too old.
         """
         if self.library != machine.library:
             return [f"library: the engine is of {self.library}, this machine's is {machine.library}"]
@@ -263,7 +263,7 @@ class EngineManifest(EngineDraft):
         return reasons
 
     def check(self, machine: Machine) -> None:
-        """Nothing, if the engine fits the machine.
+        """Check that the engine fits the machine.
 
         Raises:
             EngineError: with every reason and the command that rebuilds it.
@@ -273,7 +273,7 @@ class EngineManifest(EngineDraft):
             raise EngineError(f"{'; '.join(reasons)}; rebuild the engine on this machine with `{here}`")
 
     def check_bytes(self, engine: bytes) -> None:
-        """Nothing, if these bytes are the engine that the manifest is about.
+        """Check that these bytes are the engine of this manifest.
 
         Raises:
             EngineError: they are cut short, or another file's.
@@ -309,7 +309,7 @@ def path_of(engine: Path) -> Path:
 
 
 def load(engine: Path) -> EngineManifest:
-    """The manifest of an engine file, after the file was found to be the engine that it tells of.
+    """The manifest of an engine file, after a check that the file is the manifest's engine.
 
     Raises:
         EngineError: one of the two is missing or damaged, or they do not fit each other.
@@ -318,7 +318,7 @@ def load(engine: Path) -> EngineManifest:
 
 
 def load_with_bytes(engine: Path) -> tuple[EngineManifest, bytes]:
-    """As `load`, and the very bytes that were found to be the engine's."""
+    """As `load`, with the bytes of the engine that were checked."""
     data = read_file(engine, MAX_ENGINE_BYTES, EngineError, "an engine")
     manifest = read(engine)
     try:
@@ -329,7 +329,7 @@ def load_with_bytes(engine: Path) -> tuple[EngineManifest, bytes]:
 
 
 def read(engine: Path) -> EngineManifest:
-    """The manifest of an engine file, which is not looked at: `check_bytes` tells whether its bytes are those.
+    """The manifest of an engine file. The engine itself is not checked; use `check_bytes` for that.
 
     Raises:
         EngineError: the manifest is missing, damaged or edited.

@@ -1,4 +1,4 @@
-"""What an exported model says about itself: written into the ONNX file's metadata, and read back without any ONNX library.
+"""An exported model's description of itself: written into the ONNX file's metadata, and read without an ONNX library.
 
 OpenVINO does not show a model's metadata and the base install has no `onnx`: `engines.onnx_parser` reads it.
 """
@@ -35,15 +35,15 @@ def write_metadata(info: ModelInfo) -> dict[str, str]:
 
 
 def read_metadata(model: bytes, source: str, name: str | None = None) -> ModelInfo:
-    """What an exported model says about itself.
+    """Read an exported model's description of itself.
 
     Args:
         model: the ONNX file's bytes.
         source: what error messages call it.
-        name: what to call the model instead of the name in it.
+        name: a name to use instead of the name in it.
 
     Raises:
-        ModelError: it is no whole ONNX file, or not one that this project exported.
+        ModelError: it is not a complete ONNX file, or not one that this project exported.
     """
     found = parse_onnx(model, source).metadata
     if "convnextpose.contract" not in found:
@@ -55,7 +55,7 @@ def read_metadata(model: bytes, source: str, name: str | None = None) -> ModelIn
 
 
 def info_of(found: Mapping[str, str], source: str, name: str | None = None) -> ModelInfo:
-    """Which model it is that has this metadata, as `write_metadata` made it.
+    """The model's description from its metadata, as written by `write_metadata`.
 
     Raises:
         ModelError: it is of another contract, lacks something or has an unknown value.

@@ -1,7 +1,7 @@
-"""ONNX files, looked at before any library opens them: what they hold, whether it is safe, and whether it keeps a contract.
+"""Checks of ONNX files before a library opens them: what they contain, whether it is safe, and whether it fits a contract.
 
-The libraries that run models believe what a file says: they follow addresses and paths in it, and take the memory that it asks
-for. So each file is read first (`engines.onnx_parser`), and looked at here.
+The libraries that run models trust a file: they follow addresses and paths in it, and allocate the memory that it declares. So
+each file is parsed first (`engines.onnx_parser`) and checked here.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ MAX_BYTES = 512 * 1024**2
 """The largest ONNX file that is read. The largest variant in FP32 has 34 MB, the largest common people detectors 0.4 GB."""
 
 MAX_RESULTS_BYTES = 4 * 1024**3
-"""The most bytes that all results of one picture may have, added, as FP32, in a foreign model; a contract has its own bound."""
+"""Limit of the total size of all results for one picture, as FP32, in a foreign model, bytes; a contract has its own limit."""
 
 FREE_SIDE = 640
 """Side of a foreign model's pictures where it takes any and its metadata names none, px: what most are trained at."""
 
 BATCH = 2
-"""Pictures that sizes are told for: more than one, as a graph may be made for one alone and not say so."""
+"""Number of pictures for which sizes are computed: more than one, because a graph may be made for one without declaring it."""
 
 MAX_OPSET = 1000
-"""The highest version of a set of operators; ONNX's own is under 30. Some readers count down from it to one that they know."""
+"""Largest version of a set of operators; ONNX's own is under 30. Some readers count down from it to one that they support."""
 
 _STANDARD = ("", "ai.onnx")
 """The names of ONNX's own domain of operators."""
 
 _ENDLESS = ("Loop", "Scan", "SequenceMap")
-"""Operators that may run for ever, or take memory at each turn."""
+"""Operators that may run for ever, or allocate memory in each iteration."""
 
 ANY = -1
 """In a contract's shape: a fixed size, whatever it is."""
@@ -46,13 +46,13 @@ ANY = -1
 
 @dataclass(frozen=True)
 class Contract:
-    """What a model of some kind takes and gives.
+    """The inputs and outputs of a kind of model.
 
     Attributes:
         what: the kind, for messages.
-        inputs, outputs: by name; in a shape None is a free size (the batch) and ANY a fixed one.
+        inputs, outputs: by name; in a shape None is a variable size (the batch) and ANY a fixed one.
         operators: the types of operators that it may have, or None for any.
-        results_bytes: the most that all results of one picture may have, added, as FP32. Those of the shipped pose model have
+        results_bytes: limit of the total size of all results for one picture, as FP32. Those of the shipped pose model have
             50 MB, those of the largest variant 0.2 GB.
     """
 
@@ -79,7 +79,7 @@ _RESHAPING = {
 }
 
 POSE_OPERATORS = frozenset({"Conv", "QuantizeLinear", "DequantizeLinear"} | _ARITHMETIC | _BY_ELEMENT | _RESHAPING)
-"""What this project's exporter writes for poses, and what another version of PyTorch might write in its place."""
+"""The operators that this project's exporter writes for poses, or that another version of PyTorch might write instead."""
 
 POSE = Contract(
     "a pose model of `convnextpose export`",
@@ -91,12 +91,12 @@ POSE = Contract(
 
 
 def read_onnx(model: Path | bytes, contract: Contract | None, source: str | None = None) -> bytes:
-    """The bytes of an ONNX file that any library may open: it was found to be safe and to keep the contract.
+    """Read and check an ONNX file: the returned bytes are safe to open with any library, and follow the contract.
 
     Args:
         model: the file or its bytes.
-        contract: what it is to take and give; None for a foreign model whose layout somebody else looks at.
-        source: what to call it in messages; None for its path.
+        contract: its contract; None for a foreign model whose layout is checked elsewhere.
+        source: its name in messages; None for its path.
 
     Raises:
         ModelError: it cannot be read, is damaged, unsafe, or breaks the contract; says which.
@@ -112,7 +112,7 @@ def read_onnx(model: Path | bytes, contract: Contract | None, source: str | None
 
 
 def first_channels(model: OnnxModel) -> int | None:
-    """How many channels a graph's first convolution reads; None where none has its weights in the file as they are."""
+    """Number of input channels of a graph's first convolution; None if no convolution has its weights directly in the file."""
     for node in model.nodes:
         if node.operator == "Conv":
             weight = model.constants.get(node.inputs[1]) if len(node.inputs) > 1 else None
@@ -123,7 +123,7 @@ def first_channels(model: OnnxModel) -> int | None:
 def check_fp32(model: OnnxModel, source: str) -> None:
     """Refuse a model whose convolutions or matrix products compute in another type than FP32.
 
-    Weights that are only stored in FP16, each behind a cast, are none of those.
+    Weights that are only stored in FP16, each with a cast, are allowed.
 
     Raises:
         ModelError: naming the first such operator.
@@ -136,9 +136,9 @@ def check_fp32(model: OnnxModel, source: str) -> None:
 
 
 def check_safe(model: OnnxModel, source: str) -> None:
-    """Refuse what makes a library read other memory or files, run for ever, or take memory that the file does not have.
+    """Refuse a model that makes a library read other memory or files, run for ever, or allocate memory beyond the file's size.
 
-    How much memory the operators take, `check_sizes` looks at.
+    `check_sizes` checks the memory for the operators' results.
 
     Raises:
         ModelError: naming the first such thing.
@@ -169,14 +169,14 @@ def check_safe(model: OnnxModel, source: str) -> None:
                 f"expected ONNX's own operators, {source} has {show(node.operator)} of {show(node.domain)}: export it without"
             )
         if node.operator in _ENDLESS:
-            raise ModelError(f"expected operators that end, {source} has {node.operator}: export it without")
+            raise ModelError(f"expected no loops, {source} has {node.operator}: export it without")
     for name, kind in (*model.inputs.items(), *model.outputs.items()):
         if kind.element == STRING or kind.element not in ELEMENT_BITS:
             raise ModelError(f"expected inputs and outputs of numbers, {source} has {show(name)}: {kind}")
 
 
 def check_contract(model: OnnxModel, contract: Contract, source: str) -> None:
-    """Refuse a model that takes or gives something else than a contract says, or has other operators.
+    """Refuse a model whose inputs, outputs or operators differ from a contract.
 
     Raises:
         ModelError: naming the first difference.
@@ -205,12 +205,12 @@ def check_contract(model: OnnxModel, contract: Contract, source: str) -> None:
 
 
 def check_sizes(model: OnnxModel, contract: Contract | None, source: str) -> None:
-    """Refuse a model whose operators make far larger results than its file, or, with a contract, other outputs than it says.
+    """Refuse a model whose operators have far larger results than its file, or, with a contract, other outputs than declared.
 
     Args:
         model: the model.
-        contract: its contract; None for a foreign model, whose operators may have results of a size that cannot be told.
-        source: what to call it in messages.
+        contract: its contract; None for a foreign model, whose operators may have results of unknown size.
+        source: its name in messages.
 
     Raises:
         ModelError: naming the first such operator.
@@ -230,8 +230,8 @@ def check_sizes(model: OnnxModel, contract: Contract | None, source: str) -> Non
             ) from error
         if contract is not None and None in results:
             raise ModelError(
-                f"expected operators whose results have a size that can be told, {source} has {show(node.operator)} whose size "
-                "cannot: export it again"
+                f"expected operators whose results have a known size, {source} has {show(node.operator)} whose size is "
+                "unknown: export it again"
             )
         total += sum(4 * math.prod(shape) for shape in results if shape is not None)
         if total > BATCH * limit:
@@ -249,7 +249,7 @@ def check_sizes(model: OnnxModel, contract: Contract | None, source: str) -> Non
 
 
 def free_sides(metadata: Mapping[str, str]) -> tuple[int, int]:
-    """Height and width of the pictures where a model takes any: `imgsz` of its metadata, or else FREE_SIDE, px."""
+    """Height and width of the pictures if a model takes any size: `imgsz` of its metadata, or else FREE_SIDE, px."""
     told = re.fullmatch(r"\[(\d{1,5}), ?(\d{1,5})\]", metadata.get("imgsz", ""))
     return (int(told[1]), int(told[2])) if told else (FREE_SIDE, FREE_SIDE)
 

@@ -1,8 +1,8 @@
-"""ONNX files as they are read here: protobuf's wire format (https://protobuf.dev/programming-guides/encoding/) with the field
-numbers of onnx.proto (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto).
+"""A parser of ONNX files: protobuf's wire format (https://protobuf.dev/programming-guides/encoding/) with the field numbers of
+onnx.proto (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto).
 
-The base install has no `onnx`. Weights are not read, only what is said about them; what two readers could understand
-differently is refused. Whether a file is safe, `engines.onnx_file` decides.
+The base install has no `onnx`. Of weights only types, shapes and sizes are read. A file that two parsers could understand
+differently is refused. `engines.onnx_file` decides whether a file is safe.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from convnextpose.errors import ModelError
 from convnextpose.files import show
 
 MAX_FIELDS = 1_000_000
-"""The most protobuf fields that are looked at. The default model has 5,000."""
+"""Limit of the number of protobuf fields. The default model has 5,000."""
 
 MAX_DEPTH = 16
-"""In how many graphs a graph may lie."""
+"""Limit of the nesting of graphs."""
 
 KNOWN_VALUES = 64
-"""Up to how many numbers of a constant are read: shapes, factors and axes; never weights."""
+"""Largest number of values in a constant that are read: shapes, factors and axes; never weights."""
 
 FLOAT, UINT8, STRING = 1, 2, 8
 """Types of elements, as TensorProto.DataType numbers them."""
@@ -46,11 +46,11 @@ Message = dict[int, list[Value]]
 
 @dataclass(frozen=True)
 class TensorType:
-    """What an input or an output is.
+    """The type of an input or an output.
 
     Attributes:
-        element: the type of its numbers, as TensorProto.DataType numbers them.
-        shape: its dimensions, None for one that is free; None as a whole where the file does not tell.
+        element: the type of its numbers, by the numbers of TensorProto.DataType.
+        shape: its dimensions, with None for a variable one; None if the file does not declare a shape.
     """
 
     element: int
@@ -72,9 +72,9 @@ class Constant:
         name: its name, empty for an attribute's.
         element: the type of its numbers.
         shape: its dimensions.
-        values: its numbers, where they are few and whole or float32; otherwise None.
-        stored_bytes: how many bytes of numbers the file has for it.
-        external: whether its numbers are said to lie elsewhere.
+        values: its numbers, if they are few, and integers or float32; otherwise None.
+        stored_bytes: size of its numbers in the file, bytes.
+        external: whether its numbers are declared to be in another file.
     """
 
     name: str
@@ -86,12 +86,12 @@ class Constant:
 
     @property
     def declared_bytes(self) -> int:
-        """How many bytes its shape and type ask for."""
+        """The size that its shape and type declare, bytes."""
         return -(-math.prod(self.shape) * ELEMENT_BITS.get(self.element, 8) // 8)
 
 
 Attribute = int | float | bytes | tuple[int, ...] | tuple[float, ...] | Constant
-"""What an operator is set to."""
+"""The value of an operator's attribute."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,9 @@ class Node:
 
     Attributes:
         operator: its type, such as `Conv`.
-        domain: whose operator; empty for ONNX's own.
-        inputs, outputs: names of what it reads and gives; empty for one that is left out.
-        attributes: by name; those that are graphs are left out.
+        domain: domain of the operator; empty for ONNX's own.
+        inputs, outputs: names of its inputs and outputs; empty for one that is omitted.
+        attributes: by name; those that are graphs are omitted.
     """
 
     operator: str
@@ -114,17 +114,18 @@ class Node:
 
 @dataclass
 class OnnxModel:
-    """What an ONNX file holds, without its weights' numbers.
+    """The contents of an ONNX file, without the numbers of its weights.
 
     Attributes:
         inputs, outputs: of the graph, by name.
         nodes: of the graph, in order.
         constants: of the graph, by name.
-        metadata: what the model says about itself.
+        metadata: the model's metadata.
         opsets: domain and version of each set of operators that it was written for.
-        everywhere: every node, also those in graphs inside of nodes.
-        tensors: every constant in the file, wherever it lies.
-        oddities: what no model of ours has and no detector needs, in words: functions, sparse constants, training graphs.
+        everywhere: every node, including those of nested graphs.
+        tensors: every constant in the file, wherever it is.
+        oddities: descriptions of features that no pose model and no detector needs: functions, sparse constants, training
+            graphs.
     """
 
     inputs: dict[str, TensorType] = field(default_factory=dict)
@@ -139,10 +140,10 @@ class OnnxModel:
 
 
 def parse_onnx(data: bytes, source: str) -> OnnxModel:
-    """What an ONNX file holds.
+    """Parse an ONNX file.
 
     Raises:
-        ModelError: it is no whole ONNX file, or one that two readers could understand differently.
+        ModelError: it is not a complete ONNX file, or two parsers could understand it differently.
     """
     try:
         return _Parser().model(memoryview(data))

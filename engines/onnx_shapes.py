@@ -1,7 +1,7 @@
-"""How large the results of an ONNX graph's operators are: told from shapes alone, before anything is computed.
+"""How large the results of an ONNX graph's operators are: computed from shapes alone, before anything runs.
 
-Only as much of ONNX's operators (https://onnx.ai/onnx/operators/) as pose models and detectors have; of others the size is not
-known.
+It knows the operators (https://onnx.ai/onnx/operators/) that pose models and detectors have; the result of any other operator
+has an unknown size.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Shape = tuple[int, ...]
 Values = tuple[float, ...]
 
 MAX_SIDE = 2**40
-"""The largest dimension that is counted with."""
+"""Limit of a dimension."""
 
 
 class Shapes:
@@ -33,10 +33,10 @@ class Shapes:
     def run(
         self, operator: str, inputs: Sequence[str], outputs: Sequence[str], attributes: Mapping[str, Any]
     ) -> list[Shape | None]:
-        """The shapes of an operator's results, None for one that is not known; later operators may read them.
+        """The shapes of an operator's results, None for an unknown one; later operators may use them.
 
         Raises:
-            ArithmeticError, IndexError, KeyError, TypeError, ValueError: its inputs do not fit it.
+            ArithmeticError, IndexError, KeyError, TypeError, ValueError: its inputs do not fit the operator.
         """
         node = _Node([self._shapes.get(name) for name in inputs], [self._values.get(name) for name in inputs], attributes)
         found: list[Shape | None] = [None] * len(outputs)

@@ -1,4 +1,4 @@
-"""From a file to a model that runs: which runtime, which precision, and the face of the network that it is."""
+"""From a file to a model that runs: the choice of runtime and precision, and a `PoseModel` or `PeopleDetector` around it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from convnextpose.checkpoint import VerifiedCheckpoint
 
 CPU_PRECISIONS = ("fp32", "bf16", "fp16", "int8")
-"""What a network may compute in on a CPU; which of them are there depends on the CPU and the model."""
+"""The precisions of a network on a CPU; which of them are available depends on the CPU and the model."""
 
 
 def open_pose_model(
@@ -45,18 +45,17 @@ def open_pose_model(
     random: bool = False,
     max_batch: int | None = None,
 ) -> PoseModel:
-    """Open a pose model. It has run a crop, with `max_batch` a batch too, when this returns: the next is as fast as any.
+    """Open a pose model. It has already run one crop, and with `max_batch` a batch, so that the first call is fast.
 
     Args:
         model: an exported ONNX file or its bytes; an engine, named `.engine`, with its manifest beside it; or a verified
             checkpoint, which is exported in memory unless the runtime is torch.
         runtime: as for `choose_runtime`.
         precision: as for `choose_precision`.
-        threads: how many threads it computes on; None leaves that to the library. An engine has none.
-        name: what people call the model; None keeps an exported model's name, and calls a checkpoint by its variant.
+        threads: number of threads; None leaves it to the library. An engine has none.
+        name: the model's name; None takes an exported model's own name, or a checkpoint's variant.
         random: whether a checkpoint's weights are random numbers; an exported model says so itself.
-        max_batch: with a number, what several threads ask for at the same time is run in shared batches of up to that many
-            crops; None runs one call after the other.
+        max_batch: calls of several threads share batches of up to this many crops; None runs one call after the other.
 
     Raises:
         RuntimeUnavailableError: the runtime is not installed, or cannot run such a model, precision or number of threads.
@@ -111,12 +110,12 @@ def open_people_detector(
         model: an ONNX file or its bytes, of any layout that `engines.layouts` knows; an engine, named `.engine`, with its
             manifest beside it; or for torch a safetensors file.
         runtime: as for `choose_runtime`.
-        threads: how many threads it computes on; None leaves that to the library.
-        max_batch: as for `open_pose_model`, frames in place of crops. A network of one frame at a time runs one after the
-            other all the same.
-        person: the class that people are, by name or number; None for what the file says, or else the layout's own.
-        name: what people call the detector.
-        frame: width and height of its frames where an ONNX file takes any, px; None for what the file says.
+        threads: number of threads; None leaves it to the library.
+        max_batch: as for `open_pose_model`, for frames instead of crops. A network that takes one frame at a time runs them
+            one after the other.
+        person: the class of people, by name or number; None for what the file says, or else the layout's own.
+        name: the detector's name.
+        frame: width and height of its frames, if an ONNX file takes any size, px; None for what the file says.
 
     Raises:
         ModelError: the file cannot be read, or is no detector; EngineError: the engine is of another model or does not fit this
@@ -158,7 +157,7 @@ def open_people_detector(
 
 
 def open_served_model(address: str, *, precision: str = "auto", max_batch: int | None = None) -> PoseModel:
-    """Open a pose model that a Triton server has. It has run a crop when this returns.
+    """Open a pose model on a Triton server. It has already run one crop.
 
     Args:
         address: `triton://HOST:PORT/NAME`, the port that of HTTP; NAME in a repository that `convnextpose triton` wrote.
@@ -184,13 +183,13 @@ def open_served_model(address: str, *, precision: str = "auto", max_batch: int |
 
 
 def choose_precision(precision: str, runtime: str, info: ModelInfo) -> Choice:
-    """Choose what a model's convolutions compute in.
+    """Choose the precision of a model's convolutions.
 
     Args:
-        precision: one of CPU_PRECISIONS, or `auto`: an engine's or a graph's own; otherwise `bf16` in OpenVINO where the CPU
-            computes it natively and the model is one of the package's, proven within the limits of `engines.parity` in it; else
-            `fp32`. `int8` needs a graph with it: an INT8 model, or one of the package's that has such a graph beside it.
-        runtime: what runs the model, by name.
+        precision: one of CPU_PRECISIONS, or `auto`: an engine's or a graph's own; otherwise `bf16` in OpenVINO if the CPU
+            computes it natively and the model is one of the package's whose BF16 is within the limits of `engines.parity`; else
+            `fp32`. `int8` needs an INT8 model, or one of the package's that has an INT8 graph beside it.
+        runtime: name of the runtime that runs the model.
         info: the model.
 
     Raises:
@@ -229,20 +228,20 @@ def choose_precision(precision: str, runtime: str, info: ModelInfo) -> Choice:
     shipped = weights.by_checkpoint(info.checkpoint_sha256)
     measured = None if shipped is None else shipped.deviations.get("bf16")
     if measured is None:
-        return Choice("fp32", f"model {info.name} was not proven in BF16; --precision bf16 takes it all the same")
+        return Choice("fp32", f"model {info.name} was not proven in BF16; --precision bf16 uses it anyway")
     where = "" if measured.runtime == runtime else f" of {measured.runtime}, in which it was proven"
-    strays = f"strays by {measured.mean_px:.2g} px and {measured.mean_mm:.2g} mm on average in BF16{where}"
+    strays = f"differs from FP32 by {measured.mean_px:.2g} px and {measured.mean_mm:.2g} mm on average in BF16{where}"
     if not LIMITS["bf16"].hold(measured):
-        return Choice("fp32", f"model {info.name} {strays}, past the limits")
+        return Choice("fp32", f"model {info.name} {strays}, beyond the limits")
     return Choice("bf16", f"this CPU computes it natively and model {info.name} {strays}")
 
 
 def pose_reference(checkpoint: VerifiedCheckpoint, precision: str = "fp32") -> TorchNetwork:
-    """A checkpoint as the authors define it, nothing folded, with the contract's inputs and outputs.
+    """The reference: a checkpoint in PyTorch as the authors define it, nothing folded, with the contract's inputs and outputs.
 
     Args:
         checkpoint: the model.
-        precision: `fp32`, `fp16` or `bf16`: what it computes in up to its logits.
+        precision: `fp32`, `fp16` or `bf16`: its precision up to the logits.
     """
     from convnextpose.checkpoint import build_network
     from convnextpose.network import Bf16Reference, PoseReference
@@ -255,11 +254,11 @@ def pose_reference(checkpoint: VerifiedCheckpoint, precision: str = "fp32") -> T
 
 
 def pose_baseline(checkpoint: VerifiedCheckpoint, precision: str = "fp16") -> TorchNetwork:
-    """A checkpoint as fast as PyTorch has it: folded as for an export. What an engine's speed is compared with.
+    """The baseline for an engine's speed: a checkpoint in PyTorch, folded as for an export.
 
     Args:
         checkpoint: the model.
-        precision: `fp32` or `fp16`: what it computes in up to its logits.
+        precision: `fp32` or `fp16`: its precision up to the logits.
     """
     from engines.folding import contract_network
 

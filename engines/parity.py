@@ -1,6 +1,6 @@
-"""The proof that a model agrees with the reference: the same crops through both, compared in px and mm; detectors alike.
+"""The proof that a model agrees with the reference: both read the same crops, and are compared in px and mm; so are detectors.
 
-Per joint, `px` is the distance in the crop between the two predictions, px, and `mm` the difference of their depths, mm.
+For each joint, `px` is the distance between the two predictions in the crop, px, and `mm` the difference of their depths, mm.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from engines.typed_json import decode
 
 @dataclass(frozen=True)
 class ParityLimits:
-    """How far a model may stray from the reference; each positive.
+    """Limits of the deviation of a model from the reference; each positive.
 
     Attributes:
         mean_px, max_px: mean and largest distance in the crop, px.
@@ -53,10 +53,10 @@ class ParityLimits:
 
 
 FRAMES = 4
-"""Frames that a detector is proven on at most: as many as a computer with little memory runs at once of a large one."""
+"""Largest number of frames for the proof of a detector: a large detector must run them at once with little memory."""
 
 FP32_LIMITS = ParityLimits(mean_px=1e-3, max_px=1e-2, mean_mm=1e-2, max_mm=1e-1, max_score=1e-3)
-"""For a model that computes in FP32: what the order of its sums may change."""
+"""Limits for a model in FP32: only the order of its sums may differ."""
 
 LIMITS = {
     "fp32": FP32_LIMITS,
@@ -64,7 +64,7 @@ LIMITS = {
     "bf16": ParityLimits(mean_px=0.1, max_px=2.0, mean_mm=1.0, max_mm=10.0, max_score=0.02),
     "int8": ParityLimits(mean_px=0.5, max_px=5.0, mean_mm=5.0, max_mm=50.0, max_score=0.1),
 }
-"""By what a model computes in. A px of the crop is about 10 mm at a person of 2 m who fills it."""
+"""Limits by precision. A px of the crop is about 10 mm for a person of 2 m who fills it."""
 
 
 @dataclass(frozen=True)
@@ -98,15 +98,15 @@ class JointParity:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """A model against the reference.
+    """The comparison of a model with the reference.
 
     Attributes:
         model: the model's name.
         checkpoint_sha256: hash of the checkpoint that both run.
-        reference: what it was measured against.
-        candidate: what was measured.
-        crops: how many crops both were given.
-        limits: what the candidate is held to.
+        reference: the reference's runtime.
+        candidate: the runtime that was compared with it.
+        crops: number of crops.
+        limits: the limits for the candidate.
         px: distances in the crop over all joints, px.
         mm: differences of depth over all joints, mm.
         max_score: the largest difference of a score.
@@ -131,19 +131,19 @@ class ParityReport:
 
     @property
     def deviation(self) -> Deviation:
-        """How far the candidate strays, over all joints."""
+        """The candidate's deviation over all joints."""
         found = (self.px.mean, self.px.max, self.mm.mean, self.mm.max, self.max_score)
         return Deviation(*found, self.crops, runtime=self.candidate.name)
 
     @property
     def worst(self) -> tuple[JointParity, ...]:
-        """The joints, the one farthest beyond (or nearest to) its limits first."""
+        """The joints, in the order of how far they exceed (or how close they come to) the limits."""
         return tuple(
             sorted(self.joints, key=lambda j: max(j.px.max / self.limits.max_px, j.mm.max / self.limits.max_mm), reverse=True)
         )
 
     def check(self) -> None:
-        """Refuse differences past the limits.
+        """Refuse differences beyond the limits.
 
         Raises:
             ParityError: naming the worst joints.
@@ -182,7 +182,7 @@ class ParityReport:
 
 @dataclass(frozen=True)
 class LayerHarm:
-    """What one layer in INT8 does to the poses, while all others stay in FP16.
+    """The effect of a single layer in INT8 on the poses, while all others stay in FP16.
 
     Attributes:
         layer: its name.
@@ -244,7 +244,7 @@ def compare(
 def noise_crops(count: int, seed: int = 0) -> NDArray[np.uint8]:
     """Crops [count, 256, 256, 3] of coloured noise, from single pixels to large blocks, the same for the same seed.
 
-    For checks where no pictures of people are at hand.
+    For checks without pictures of people.
     """
     rng = np.random.default_rng(seed)
     crops = np.empty((count, INPUT_SIZE, INPUT_SIZE, 3), np.uint8)
@@ -256,18 +256,18 @@ def noise_crops(count: int, seed: int = 0) -> NDArray[np.uint8]:
 
 
 MAX_SCORE_ERROR, MAX_BOX_ERROR_PX = 1e-3, 0.1
-"""How far a detector in FP32 may stray from the reference: what the order of its sums may change."""
+"""Limits of the deviation of a detector in FP32 from the reference: only the order of its sums may differ."""
 
 
 @dataclass(frozen=True)
 class DetectorParity:
-    """A people detector against the reference.
+    """The comparison of a people detector with the reference.
 
     Attributes:
-        reference: what it was measured against.
-        candidate: what was measured.
-        frames: how many frames both were given.
-        boxes: how many boxes were compared: those whose place in the order of the scores is certain.
+        reference: the reference's runtime.
+        candidate: the runtime that was compared with it.
+        frames: number of frames.
+        boxes: number of compared boxes: those whose rank by score is unambiguous.
         score: the largest difference of the sorted scores.
         box_px: the largest difference of a box's corner, width or height, px of the frame.
     """
@@ -281,14 +281,14 @@ class DetectorParity:
 
     @property
     def passed(self) -> bool:
-        """Whether no difference is more than rounding explains."""
+        """Whether rounding explains all differences."""
         return self.score <= MAX_SCORE_ERROR and self.box_px <= MAX_BOX_ERROR_PX
 
     def check(self) -> None:
         """Refuse differences that rounding does not explain.
 
         Raises:
-            ParityError: telling them.
+            ParityError: names them.
         """
         if not self.passed:
             raise ParityError(str(self))
@@ -303,14 +303,14 @@ class DetectorParity:
 
 
 class FrameReader(Protocol):
-    """Something that has boxes for frames: a `PeopleDetector`, or a record of what one found."""
+    """Gives boxes for frames: a `PeopleDetector`, or recorded boxes."""
 
     def run(self, frames: NDArray[np.uint8]) -> DetectedBoxes:
         """Frames [N, height, width, 3] uint8 BGR to boxes and scores."""
         ...
 
     def describe(self) -> SessionDescription:
-        """What finds, or found them."""
+        """The detector that finds or found them."""
         ...
 
 
@@ -318,7 +318,7 @@ def compare_detectors(reference: FrameReader, candidate: FrameReader, frames: ND
     """Run the same frames [N, H, W, 3] (uint8 BGR) through both.
 
     Raises:
-        ParityError: one gives another number of boxes for a frame than the other.
+        ParityError: the two give different numbers of boxes for a frame.
     """
     expected, found = reference.run(frames), candidate.run(frames)
     if found.boxes.shape != expected.boxes.shape:
@@ -338,7 +338,7 @@ def compare_detectors(reference: FrameReader, candidate: FrameReader, frames: ND
 
 
 def frames_of(crops: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
-    """Frames [M, height, width, 3] uint8 put together of crops of people [N, 256, 256, 3], at most FRAMES.
+    """Frames [M, height, width, 3] uint8 composed of crops of people [N, 256, 256, 3], at most FRAMES.
 
     In every other frame the crops are halved, so that people have two sizes; those at the right and the lower edge are cut.
     """

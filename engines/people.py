@@ -1,9 +1,9 @@
-"""The people detector's face over any session: frames in, boxes with scores out.
+"""The people detector on any session: frames in, boxes with scores out.
 
-What this project exports has the layout `boxes and scores`: input `frames` uint8 [N, H, W, 3] in OpenCV's BGR order, H and W in
-16s; outputs `boxes` float32 [N, K, 4] = (x, y, width, height, px of the frame) and `scores` float32 [N, K] in 0..1, the best
-first. Several boxes of one person are possible: `non_maximum_suppression` leaves the best of them. The layouts of other
-detectors are those of `engines.layouts`.
+This project's detectors have the layout `boxes and scores`: input `frames` uint8 [N, H, W, 3] in OpenCV's BGR order, H and W
+multiples of 16; outputs `boxes` float32 [N, K, 4] = (x, y, width, height, px of the frame) and `scores` float32 [N, K] in 0..1,
+the best first. A person may have several boxes: `non_maximum_suppression` keeps the best. `engines.layouts` has the layouts of
+other detectors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from engines.onnx_file import free_sides
 from engines.session import Arrays, ArraySpec, Session, SessionDescription
 
 OVERLAP = 0.5
-"""Of two boxes that share more than this part of their union, the one with the lower score is left out."""
+"""If the intersection over union of two boxes is larger than this, the one with the lower score is left out."""
 
 
 SIDE_STEP, LEAST_SIDE = 16, 64
@@ -31,22 +31,22 @@ SIDE_STEP, LEAST_SIDE = 16, 64
 _OURS = "convnextpose.detector"
 
 TOLD = (_OURS, "imgsz", "names", "description")
-"""What of a file's metadata a detector is opened by."""
+"""The metadata of a file that opening a detector needs."""
 
 
 @dataclass(frozen=True)
 class DetectorInfo:
-    """Which people detector it is: what its file said, for where the file is not.
+    """The description of a people detector, used in place of its ONNX file.
 
     Attributes:
-        name: what people call it: `detector` for the package's own, otherwise its file's name.
+        name: its name: `detector` for the package's own, otherwise its file's name.
         file_sha256: hash of the ONNX file that it was made from, hexadecimal.
-        width, height: its frames, px.
-        layout: how it takes frames and gives boxes: the name of a row of `engines.layouts.LAYOUTS`.
-        person: the class that people are; None where it knows only people.
-        metadata: what its file says about itself, as far as TOLD.
-        stem: how many channels its first convolution reads; None where that is not known.
-        precision: what it computes in.
+        width, height: size of its frames, px.
+        layout: name of its layout in `engines.layouts.LAYOUTS`.
+        person: the class of people; None if it detects only people.
+        metadata: the entries of its file's metadata that are in TOLD.
+        stem: number of input channels of its first convolution; None if unknown.
+        precision: its precision.
     """
 
     name: str
@@ -70,10 +70,10 @@ class DetectorInfo:
 
 
 def people_specs(count: int) -> tuple[tuple[ArraySpec, ...], tuple[ArraySpec, ...]]:
-    """What this project's detector takes and gives.
+    """The inputs and outputs of this project's detector.
 
     Args:
-        count: how many boxes it gives for each frame.
+        count: number of boxes for each frame.
     """
     return (
         (ArraySpec("frames", "uint8", (None, None, None, 3)),),
@@ -82,32 +82,32 @@ def people_specs(count: int) -> tuple[tuple[ArraySpec, ...], tuple[ArraySpec, ..
 
 
 def people_metadata(frame_size: int) -> dict[str, str]:
-    """What the file of this project's detector says about itself: that it is one, and the longer side of its frames, px."""
+    """The metadata of this project's detector: its kind, and the longer side of its frames, px."""
     return {_OURS: "2", "imgsz": f"[{frame_size}, {frame_size}]"}
 
 
 class PeopleDetector:
     """A people detector in a session, which it closes. Any thread may call it, as the session. A context manager.
 
-    Opening it runs a black frame: that warms the library up, and the network's layout is recognised by what it gives.
+    Opening it runs a black frame: this warms the library up, and the network's layout is recognised from the outputs.
 
     Args:
         session: runs the network.
-        metadata: what its file says about itself.
-        stem: how many channels its first convolution reads, where that is known.
-        person: the class that people are, by name or number; None for what the file says, or else the layout's own.
-        name: what people call the detector.
+        metadata: its file's metadata.
+        stem: number of input channels of its first convolution, if known.
+        person: the class of people, by name or number; None for what the file says, or else the layout's own.
+        name: the detector's name.
 
     Attributes:
-        name: what people call it.
-        layout: how its network takes frames and gives boxes.
-        frame_size: width and height of the frames that it reads, px; the largest where `frame_for` gives smaller ones.
-        picture: the network's input that takes them.
-        person: the class that people are; None where it knows only people.
-        about: its layout, frames and class in a few words.
+        name: its name.
+        layout: its layout.
+        frame_size: width and height of its frames, px; the largest if `frame_for` gives smaller ones.
+        picture: the network's input for frames.
+        person: the class of people; None if it detects only people.
+        about: its layout, frame size and class in a few words.
 
     Raises:
-        ModelError: the network has no known layout, or does not keep it; the session is closed.
+        ModelError: the network has no known layout, or its outputs do not follow it; the session is closed.
     """
 
     def __init__(
@@ -147,10 +147,10 @@ class PeopleDetector:
             raise
 
     def frame_for(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height of the frame that a picture of a size is laid into, px.
+        """Width and height of the frame for a picture of a given size, px.
 
-        That is `frame_size`, or where the network takes frames of any sides as much of it as the picture fills: of a picture of
-        16:9 the rest would be 44 % of the frame.
+        This is `frame_size`; or, if the network takes frames of any size, only the part of it that the picture fills: for a
+        picture of 16:9 the rest would be 44 % of the frame.
         """
         if not self._any_sides:
             return self.frame_size
@@ -231,7 +231,7 @@ class PeopleDetector:
 
 
 TYPES = ("uint8", "float16", "float32")
-"""What the numbers of a network's frames may be."""
+"""The allowed types of a network's frames."""
 
 
 def _channels(spec: ArraySpec) -> int | None:
@@ -276,7 +276,7 @@ def non_maximum_suppression(
         boxes: [K, 4] x, y, width, height, px.
         scores: [K].
         min_score: boxes with a lower score are left out.
-        overlap: intersection over union from which two boxes are taken for the same person.
+        overlap: smallest intersection over union at which two boxes count as the same person.
 
     Returns:
         Indices of the boxes that are left, the best first.

@@ -1,4 +1,4 @@
-"""The pose network's contract, and its face over any session: crops in, joints and scores out.
+"""The pose network's contract, and the pose model on any session: crops in, joints and scores out.
 
 Every exported pose network has one contract: input `crops` uint8 [N, 256, 256, 3] in OpenCV's BGR order; outputs `joints`
 float32 [N, J, 3] = (x px in the crop, y px in the crop, z mm relative to the pelvis) and `scores` float32 [N, J] in 0..1.
@@ -24,26 +24,26 @@ PRECISIONS = ("fp32", "fp16", "int8")
 """The precisions that an exported model comes in."""
 
 CROPS = ArraySpec("crops", "uint8", (None, INPUT_SIZE, INPUT_SIZE, 3))
-"""What a pose network takes: crops in BGR order."""
+"""The input of a pose network: crops in BGR order."""
 
 
 def predicts(joint_count: int) -> tuple[ArraySpec, ArraySpec]:
-    """What a pose network gives."""
+    """The outputs of a pose network."""
     return ArraySpec("joints", "float32", (None, joint_count, 3)), ArraySpec("scores", "float32", (None, joint_count))
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Which model it is.
+    """The description of a pose model.
 
     Attributes:
-        name: what people call it: `xs` for the package's default weights, otherwise a file's name.
+        name: its name: `xs` for the package's default weights, otherwise a file's name.
         variant: XS, S, M or L.
         joint_set: order and names of its joints.
         checkpoint_sha256: hash of the checkpoint that it was made from, hexadecimal.
         random: whether its weights are random numbers, so that its poses mean nothing.
-        precision: the types that its graph asks for: `fp32`, `fp16`, or `int8` (the rest of it in FP16).
-        calibration_sha256: hash of the crops that an INT8 graph was calibrated on, None for the others.
+        precision: the types of its graph: `fp32`, `fp16`, or `int8` (the rest of it in FP16).
+        calibration_sha256: hash of the crops that an INT8 graph was calibrated on; None for other precisions.
     """
 
     name: str
@@ -66,7 +66,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a pose network gives for N crops.
+    """A pose network's predictions for N crops.
 
     Attributes:
         joints: float32 [N, J, 3]: x px and y px in the crop, z mm relative to the pelvis.
@@ -85,7 +85,7 @@ class Predictions:
 
 
 class PosePredictor(Protocol):
-    """Something that has predictions for crops: a `PoseModel`, or a record of what one predicted."""
+    """Gives predictions for crops: a `PoseModel`, or recorded predictions."""
 
     @property
     def info(self) -> ModelInfo:
@@ -97,21 +97,21 @@ class PosePredictor(Protocol):
         ...
 
     def describe(self) -> SessionDescription:
-        """What predicts, or predicted."""
+        """The model that predicts or predicted."""
         ...
 
 
 class PoseModel:
     """A pose network in a session, which it closes. Any thread may call it, as the session. A context manager.
 
-    Opening it runs a black crop: that warms the library up and shows that the network keeps the contract.
+    Opening it runs a black crop: this warms the library up and checks that the network follows the contract.
 
     Args:
         session: runs the network.
-        info: which model it is.
+        info: the model's description.
 
     Raises:
-        ModelError: the network does not keep the contract; the session is closed.
+        ModelError: the network does not follow the contract; the session is closed.
     """
 
     def __init__(self, session: Session, info: ModelInfo) -> None:
@@ -125,7 +125,7 @@ class PoseModel:
             raise
 
     def hold(self, picture: Any) -> AbstractContextManager[HeldFrame | None]:  # noqa: ANN401
-        """A frame, for as long as its people are read; None where the session takes crops alone.
+        """A frame that is held while its people are read; None if the session takes only crops.
 
         Args:
             picture: uint8 [H, W, 3] BGR, or an `engines.kernels.blocks.DeviceFrame`.
@@ -189,8 +189,8 @@ class PoseModel:
 
 
 PICTURE_SLACK_PX, SCORE_SLACK, MAX_DEPTH_MM = 1.0, 1e-3, 10_000.0
-"""How far a prediction may be outside its range. A joint is a mean over the crop's pixels, so that only rounding leads out of
-it; depths are within 1,000 mm of the pelvis for every variant, and within ten times that for any body."""
+"""Tolerances for predictions outside their range. A joint is a mean over the crop's pixels, so only rounding can put it outside
+the crop; depths are within 1,000 mm of the pelvis for every variant, and within ten times that for any body."""
 
 
 def _check_ranges(name: str, predicted: Predictions) -> None:

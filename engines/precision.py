@@ -1,7 +1,7 @@
 """Precision in the graph: an exported FP32 model becomes a strongly typed FP16 or INT8 graph, and is proven on the CPU.
 
-TensorRT takes a strongly typed graph's types as they stand, so what is proven here is what runs there. In all of them the crops
-stay uint8, and everything after the last convolution, `head.final_layer`, computes in FP32.
+TensorRT uses a strongly typed graph's types unchanged, so the graph that is proven here is the one that runs there. In every
+graph the crops stay uint8, and everything after the last convolution, `head.final_layer`, computes in FP32.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from engines.pose import PoseModel, PosePredictor
 from engines.sessions.typed import TypedSession
 
 CALIBRATION_BATCH = 8
-"""Crops that are run at once to find the ranges: bounds memory."""
+"""Number of crops that are run at once to find the ranges: limits memory."""
 
 RANKING_CROPS = 4
-"""Crops on which each layer's harm is measured: enough to rank them, few as every layer has its turn."""
+"""Number of crops for measuring each layer's effect: enough to rank the layers, but few because every layer is measured."""
 
 
 @dataclass(frozen=True)
 class Int8Scheme:
-    """Which layers an INT8 graph tries to have in INT8.
+    """An INT8 scheme: the layers that an INT8 graph tries to have in INT8.
 
     Attributes:
         key: its name in commands and files.
-        name: what it is, in words.
-        prefixes: how the names of those convolutions begin; empty for every quantisable one.
-        residuals: whether what a block's addition reads, on both branches, is quantised as well. TensorRT then adds within the
-            convolution's INT8 kernel; otherwise the convolution's result is widened first.
+        name: its description.
+        prefixes: prefixes of the names of these convolutions; empty for every quantisable one.
+        residuals: whether both inputs of a block's addition are quantised as well. TensorRT then adds within the convolution's
+            INT8 kernel; otherwise the convolution's result is converted first.
     """
 
     key: str
@@ -61,17 +61,17 @@ INT8_SCHEMES = (
     Int8Scheme("late", "the last two stages and the head", _LATE),
     Int8Scheme("late-additions", "the last two stages and the head, and additions", _LATE, residuals=True),
 )
-"""What an INT8 graph may be; `to_int8` and `build` make the first unless another is asked for."""
+"""The INT8 schemes; `to_int8` and `build` use the first by default."""
 
 
 @dataclass(frozen=True)
 class Int8Model:
-    """An INT8 graph that holds its limits.
+    """An INT8 graph within its limits.
 
     Attributes:
         onnx: the graph.
-        parity: it against the reference.
-        excluded: the layers that were left in FP16 for it, the most harmful first.
+        parity: its comparison with the reference.
+        excluded: the layers that were left in FP16 for this, the most harmful first.
     """
 
     onnx: bytes
@@ -104,8 +104,8 @@ def to_int8(model: bytes, crops: NDArray[np.uint8], *, exclude: Sequence[str] = 
 
     Raises:
         ModelError: it is not a model that this project exported in FP32.
-        GeometryError, CalibrationError: the crops are of no use.
-        ExportError: onnx or onnxruntime is missing, `exclude` names what the model has not, or quantising failed.
+        GeometryError, CalibrationError: the crops cannot be used.
+        ExportError: onnx or onnxruntime is missing, `exclude` names layers that the model does not have, or quantising failed.
     """
     return leave_in_fp16(model, quantise(model, crops), exclude)
 
@@ -179,7 +179,7 @@ def quantise(model: bytes, crops: NDArray[np.uint8]) -> bytes:
 
 
 def residual_ranges(model: bytes, crops: NDArray[np.uint8]) -> dict[str, tuple[float, float]]:
-    """The largest magnitudes of what a block's addition reads, by the convolution that makes one of the two.
+    """The largest magnitudes of both inputs of a block's addition, by the convolution that makes one of the two.
 
     Args:
         model: an exported FP32 model.
@@ -219,16 +219,16 @@ def leave_in_fp16(
     exclude: Sequence[str],
     residuals: Mapping[str, tuple[float, float]] = MappingProxyType({}),
 ) -> bytes:
-    """The INT8 graph that `to_int8` gives, from the exported FP32 model and what `quantise` made of it.
+    """The INT8 graph of `to_int8`, from the exported FP32 model and its quantised version.
 
     Args:
         model: the exported model.
-        quantised: what `quantise` made of it.
+        quantised: the result of `quantise`.
         exclude: names of convolutions that stay in FP16.
-        residuals: what `residual_ranges` gave: the additions after convolutions in INT8 read INT8 on both branches.
+        residuals: the result of `residual_ranges`: the additions after convolutions in INT8 read INT8 on both branches.
 
     Raises:
-        ExportError: `exclude` names what the model has not.
+        ExportError: `exclude` names layers that the model does not have.
     """
     original, _ = graphs.load(model)
     import onnx
@@ -257,13 +257,13 @@ def leave_in_fp16(
 def measure(
     model: bytes, reference: PosePredictor, crops: NDArray[np.uint8], limits: ParityLimits | None = None
 ) -> ParityReport:
-    """A typed graph, computed exactly as its types say, against the reference, FP32 PyTorch; call the report's `check`.
+    """Compare a typed graph, computed exactly as its types say, with FP32 PyTorch; call the report's `check` afterwards.
 
     Args:
-        model: what `to_fp16` or `to_int8` gave, or an exported model.
+        model: a graph of `to_fp16` or `to_int8`, or an exported model.
         reference: its checkpoint in PyTorch.
-        crops: uint8 [N, 256, 256, 3] of people, others than an INT8 graph was calibrated on.
-        limits: what it is held to; None for those of its precision.
+        crops: uint8 [N, 256, 256, 3] of people, not used for calibration.
+        limits: its limits; None for those of its precision.
 
     Raises:
         ModelError: the graph is damaged, or of another checkpoint.
@@ -282,22 +282,22 @@ def int8_within_limits(
     limits: ParityLimits = LIMITS["int8"],
     scheme: Int8Scheme = INT8_SCHEMES[0],
 ) -> Int8Model:
-    """The INT8 graph of an exported FP32 model with as few layers left in FP16 as its limits ask for.
+    """The INT8 graph of an exported FP32 model with as few layers in FP16 as its limits allow.
 
-    If the graph with every layer in INT8 strays too far, each layer's harm is measured alone, and the most harmful are left
-    in FP16: the fewest that a bisection finds.
+    If the graph with every layer in INT8 exceeds the limits, each layer's effect is measured alone, and the most harmful stay
+    in FP16: the smallest number that a bisection finds.
 
     Args:
         model: the exported model.
         calibration: uint8 [N, 256, 256, 3] of people, for the ranges.
         reference: its checkpoint in PyTorch.
-        crops: uint8 [M, 256, 256, 3] of people, others than those, to measure on.
-        limits: what the graph is held to.
-        scheme: which layers may be in INT8.
+        crops: uint8 [M, 256, 256, 3] of other people, to measure on.
+        limits: the graph's limits.
+        scheme: the layers that may be in INT8.
 
     Raises:
         As `to_int8` and `measure` do.
-        ParityError: the limits hold with no layer in INT8; names the worst joints.
+        ParityError: only a graph without INT8 layers is within the limits; names the worst joints.
     """
     quantised = quantise(model, calibration)
     layers, every = scheme.layers(model), quantisable_layers(model)

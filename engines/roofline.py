@@ -1,8 +1,8 @@
-"""How fast a GPU could run a network at best: its work, counted in the ONNX graph, against what the GPU computes and moves.
+"""The roofline: how fast a GPU could run a network at best, from the work in the ONNX graph and the GPU's peak rates.
 
-No run is faster than its multiply-adds at the tensor cores' peak, nor than its bytes at the memory's. Two numbers of bytes are
-told: weights, crops and results once, which every run moves; and what moves if, besides, each convolution reads its input from
-memory and writes its result there. Between the two lies how much the caches hold.
+No run is faster than its multiply-adds at the tensor cores' peak rate, nor than its bytes at the memory's. There are two
+numbers of bytes: weights, crops and results once, which every run moves; and the bytes if, in addition, each convolution reads
+its input from memory and writes its result there. The truth is between the two, depending on the caches.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ is faster. From the peaks in NVIDIA's data sheets: T4, A100, RTX 3090, AGX Orin,
 
 _WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 _SPEED = {"fp32": 0.125, "fp16": 1.0, "int8": 2.0}
-"""Of the peak in FP16. FP32 here is without TF32: the multiprocessors' 128 ordinary multiply-adds, about an eighth."""
+"""Speed of each precision relative to FP16's peak. FP32 is without TF32: the multiprocessors' 128 ordinary multiply-adds, about
+an eighth."""
 
 
 @dataclass(frozen=True)
 class GpuFigures:
-    """What a GPU's driver says of its size.
+    """A GPU's figures, from its driver.
 
     Attributes:
-        multiprocessors: how many it has.
-        clock_mhz: their highest clock.
-        memory_gb_s: what its memory moves at best, GB/s; None where the driver does not tell, as on a Jetson.
-        cache_bytes: its second-level cache.
+        multiprocessors: their number.
+        clock_mhz: their highest clock, MHz.
+        memory_gb_s: peak memory bandwidth, GB/s; None if the driver does not report it, as on a Jetson.
+        cache_bytes: size of its second-level cache, bytes.
     """
 
     multiprocessors: int
@@ -48,14 +49,14 @@ class GpuFigures:
 
 @dataclass(frozen=True)
 class Work:
-    """What one crop costs.
+    """A network's work for one crop.
 
     Attributes:
-        multiply_adds: of the convolutions, but for the depthwise ones.
-        depthwise: multiply-adds of those, which tensor cores do not compute.
-        weights: numbers in the weights; one batch moves them once.
-        ends: bytes of the crop and of its results.
-        between: numbers that the convolutions read and write.
+        multiply_adds: of all convolutions except the depthwise ones.
+        depthwise: multiply-adds of the depthwise ones, which tensor cores do not compute.
+        weights: number of weights; a batch moves them once.
+        ends: size of the crop and of its results, bytes.
+        between: number of values that the convolutions read and write.
     """
 
     multiply_adds: int
@@ -67,12 +68,12 @@ class Work:
 
 @dataclass(frozen=True)
 class Floor:
-    """The least time that a batch takes, ms; None where a figure is not known.
+    """The lower bounds of a batch's time, ms; None if a figure is unknown.
 
     Attributes:
-        compute_ms: at the tensor cores' peak.
-        once_ms: weights, crops and results through memory once.
-        through_memory_ms: every convolution's input and result as well.
+        compute_ms: the multiply-adds at the tensor cores' peak.
+        once_ms: moving weights, crops and results through memory once.
+        through_memory_ms: also moving every convolution's input and result.
     """
 
     compute_ms: float | None
@@ -84,7 +85,7 @@ def count_work(onnx: bytes, source: str) -> Work:
     """The work of an exported pose model, for one crop.
 
     Raises:
-        ModelError: it cannot be read, or a convolution's size cannot be told.
+        ModelError: it cannot be read, or a convolution's size is unknown.
     """
     model = parse_onnx(onnx, source)
     shapes = Shapes(
@@ -98,7 +99,7 @@ def count_work(onnx: bytes, source: str) -> Work:
             continue
         read, weight = shapes.of(node.inputs[0]), shapes.of(node.inputs[1])
         if result is None or read is None or weight is None:
-            raise ModelError(f"expected convolutions whose size can be told, {source} has another one")
+            raise ModelError(f"expected convolutions of known size, {source} has one of unknown size")
         group = node.attributes.get("group", 1)
         done = math.prod(result) * math.prod(weight[1:])
         tensor_cores, depthwise = (tensor_cores + done, depthwise) if group == 1 else (tensor_cores, depthwise + done)
@@ -111,14 +112,14 @@ def count_work(onnx: bytes, source: str) -> Work:
 
 
 def floor(work: Work, figures: GpuFigures, compute_capability: str, precision: str, crops: int) -> Floor:
-    """The least time for a batch.
+    """The lower bounds of a batch's time.
 
     Args:
-        work: of one crop.
-        figures: the GPU's.
-        compute_capability: its, such as `8.9`.
-        precision: `fp32`, `fp16` or `int8`; of INT8 as if every convolution were in it.
-        crops: how many at once.
+        work: the work of one crop.
+        figures: the GPU's figures.
+        compute_capability: the GPU's, such as `8.9`.
+        precision: `fp32`, `fp16` or `int8`; for INT8 as if every convolution were in INT8.
+        crops: number of crops in the batch.
     """
     per_cycle = FP16_PER_CYCLE.get(compute_capability)
     compute = None

@@ -1,4 +1,4 @@
-"""What a session is: one network on one device, named arrays in, named arrays out."""
+"""The session interface: one network on one device, named arrays in, named arrays out."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from convnextpose.errors import GeometryError, RuntimeUnavailableError
 
 _name_of = lru_cache(operator.attrgetter("name"))
-"""numpy's name for a type, which it makes anew each time that it is asked."""
+"""numpy's name of a type, cached because numpy computes it at each call."""
 
 Arrays = dict[str, NDArray[Any]]
-"""Arrays by the names that the network gives them."""
+"""Arrays by their names in the network."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class ArraySpec:
     """An input or an output of a network.
 
     Attributes:
-        name: what the network calls it.
-        dtype: numpy's name for its type, such as `uint8`.
-        shape: its length along each axis, None where that is free. Along axis 0 lie the items of a batch.
+        name: its name in the network.
+        dtype: numpy's name of its type, such as `uint8`.
+        shape: its length along each axis, None if variable. Axis 0 is the batch.
     """
 
     name: str
@@ -43,7 +43,7 @@ class ArraySpec:
         return f"{self.name} {self.dtype} [{', '.join(lengths)}]"
 
     def fits(self, other: ArraySpec) -> bool:
-        """Whether one array can follow both: the names and types are the same, and so is each length that both fix."""
+        """Whether one array can match both specs: equal names and types, and equal lengths where both are fixed."""
         return (self.name, self.dtype, len(self.shape)) == (other.name, other.dtype, len(other.shape)) and all(
             None in pair or pair[0] == pair[1] for pair in zip(self.shape, other.shape, strict=True)
         )
@@ -65,15 +65,15 @@ class ArraySpec:
 
 @dataclass(frozen=True)
 class SessionDescription:
-    """What runs a network, as results and reports record it.
+    """The description of a session in results and reports.
 
     Attributes:
         name: the library: `openvino`, `onnxruntime`, `torch`, `tensorrt`, ...
         version: the library's version.
         device: the device's name, e.g. `CPU`.
-        precision: `fp32`, `bf16`, ...: what the convolutions really compute in; `int8+fp32` where some compute in each.
-        threads: how many threads it computes on.
-        crops: where crops are made of frames: `cpu`, or `gpu` for a kernel of this project beside the network.
+        precision: `fp32`, `bf16`, ...: the type in which the convolutions really compute; `int8+fp32` for a mixture.
+        threads: number of threads.
+        crops: where crops are made: `cpu`, or `gpu` by a kernel of this project.
     """
 
     name: str
@@ -106,7 +106,7 @@ class Session(Protocol):
         """The outputs by name, each in memory of its own; item i of each is of item i of the inputs.
 
         Args:
-            arrays: every input by its name, one item or more along axis 0, as many in each.
+            arrays: every input by its name, one item or more along axis 0, the same number in each.
 
         Raises:
             GeometryError: the arrays are not those of `inputs`.
@@ -126,11 +126,11 @@ class Session(Protocol):
 
 @runtime_checkable
 class TicketSession(Session, Protocol):
-    """A session that has several batches in flight: what is given to it and what comes of it are two calls.
+    """A session with several batches in flight: submitting a batch and collecting its outputs are two calls.
 
     Attributes:
         slots: how many batches may be in flight.
-        limit: the most items in one.
+        limit: largest number of items in a batch.
     """
 
     @property
@@ -155,7 +155,7 @@ class TicketSession(Session, Protocol):
         ...
 
     def collect(self, ticket: Any) -> Arrays:  # noqa: ANN401
-        """The outputs of a batch, once they are there. Every ticket is to be collected: until then it holds a slot.
+        """Wait for the outputs of a batch. Every ticket must be collected: until then it occupies a slot.
 
         Raises:
             ModelError: the library failed at running the network.
@@ -165,17 +165,17 @@ class TicketSession(Session, Protocol):
 
 
 ORIGINS = ArraySpec("origins", "uint8", (None, 96))
-"""What a `FrameSession` takes in place of its inputs: for each crop which frame it is of, and where in it."""
+"""The input of a `FrameSession` instead of its usual inputs: for each crop its frame and its position in the frame."""
 
 
 class HeldFrame(Protocol):
-    """A frame on a session's GPU, for as long as its crops are wanted."""
+    """A frame on a session's GPU, held while crops of it are needed."""
 
     def origins(self, crop_from_image: Sequence[NDArray[np.float64]]) -> NDArray[np.uint8]:
-        """What `run` takes as ORIGINS for crops of this frame.
+        """The ORIGINS for `run`, for crops of this frame.
 
         Args:
-            crop_from_image: for each crop the affine 2x3 that takes the frame's px to the crop's.
+            crop_from_image: for each crop the affine 2x3 from the frame's px to the crop's.
 
         Raises:
             GeometryError: a matrix cannot be inverted.
@@ -186,11 +186,11 @@ class HeldFrame(Protocol):
 
 @runtime_checkable
 class FrameSession(Session, Protocol):
-    """A session that may make the crops of a pose network itself, where the frame is, so that only the frame goes there."""
+    """A session that can make the crops of a pose network itself, on the GPU, so that only the frame is uploaded."""
 
     @property
     def takes_frames(self) -> bool:
-        """Whether it does, here and with this network."""
+        """Whether it does, on this machine and with this network."""
         ...
 
     def hold(self, picture: Any) -> AbstractContextManager[HeldFrame]:  # noqa: ANN401
@@ -203,7 +203,7 @@ class FrameSession(Session, Protocol):
 
 
 def check_given(arrays: Mapping[str, NDArray[Any]], session: Session) -> int:
-    """Refuse arrays that a session does not take, in place of its inputs ORIGINS too if it makes crops; their items' number.
+    """Refuse arrays that a session does not take; ORIGINS are allowed if it makes crops. Returns the number of items.
 
     Raises:
         GeometryError: saying what was expected and what came.
@@ -213,7 +213,7 @@ def check_given(arrays: Mapping[str, NDArray[Any]], session: Session) -> int:
 
 
 def check_arrays(arrays: Mapping[str, NDArray[Any]], specs: tuple[ArraySpec, ...]) -> int:
-    """Refuse arrays that are not those of a session's `inputs`; the number of items in them.
+    """Refuse arrays that are not those of a session's `inputs`. Returns the number of items.
 
     Raises:
         GeometryError: saying what was expected and what came.
@@ -233,7 +233,7 @@ def check_arrays(arrays: Mapping[str, NDArray[Any]], specs: tuple[ArraySpec, ...
 
 
 MIN_MOST_THREADS = 64
-"""As many threads may be asked for on any machine: some more than cores do no harm."""
+"""This number of threads is allowed on any machine: some more threads than cores do no harm."""
 
 
 def usable_cores() -> int:
@@ -242,7 +242,7 @@ def usable_cores() -> int:
 
 
 def check_threads(threads: int | None) -> None:
-    """Refuse a number of threads that a library would fail at, or take minutes to start; None is its own choice.
+    """Refuse a number of threads with which a library would fail, or take minutes to start; None is its own choice.
 
     Raises:
         RuntimeUnavailableError: saying how many there may be.

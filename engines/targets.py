@@ -1,4 +1,4 @@
-"""What engines are built for, as data: GPUs by compute capability, Jetsons with their JetPacks, and the GPU at hand."""
+"""What engines are built for, as data: GPUs by compute capability, Jetsons with their JetPacks, and the local GPU."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ class JetPack:
 
     @property
     def strongly_typed(self) -> bool:
-        """Whether its TensorRT takes a graph's types as they stand."""
+        """Whether its TensorRT supports strongly typed graphs."""
         return int(self.tensorrt.split(".")[0]) >= 10
 
 
 @dataclass(frozen=True)
 class Target:
-    """What an engine is built for.
+    """A target that engines are built for.
 
     Attributes:
-        name: as it is asked for, and as it stands in an engine's name.
-        title: what it is.
-        compute_capabilities: of its GPUs, such as `8.9`; several where CUDA changed the number. Empty: the GPU at hand.
-        libraries: what builds for it, the module that is tried first first.
+        name: its name on the command line and in an engine's file name.
+        title: its description.
+        compute_capabilities: of its GPUs, such as `8.9`; several where CUDA changed the number. Empty: the local GPU.
+        libraries: the modules that can build for it, tried in this order.
         jetpacks: a Jetson's systems.
         dla: whether it has a deep-learning accelerator.
     """
@@ -48,14 +48,14 @@ class Target:
 
     @property
     def is_at_hand(self) -> bool:
-        """Whether it stands for the GPU at hand, whatever that is."""
+        """Whether it stands for the local GPU, whatever that is."""
         return not self.compute_capabilities
 
 
 _DESKTOP = (RTX, "tensorrt")
 
 TARGETS = (
-    Target("this", "the GPU at hand", (), ("tensorrt", RTX)),
+    Target("this", "the local GPU", (), ("tensorrt", RTX)),
     Target("rtx20", "GeForce RTX 20 series (Turing)", ("7.5",), _DESKTOP),
     Target("a100", "A100 (Ampere)", ("8.0",), ("tensorrt", RTX)),
     Target("rtx30", "GeForce RTX 30 series (Ampere)", ("8.6",), _DESKTOP),

@@ -1,4 +1,4 @@
-"""How long runs take: the host's time and the GPU's side by side, and their percentiles."""
+"""How long runs take: the host's time and the GPU's, and their percentiles."""
 
 from __future__ import annotations
 

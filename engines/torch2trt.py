@@ -1,12 +1,12 @@
-"""TensorRT 8 and 10 by their builder flags: a verified checkpoint becomes an engine through torch2trt.
+"""Builds an engine from a verified checkpoint through torch2trt, with the builder flags of TensorRT 8 and 10.
 
-TensorRT 8 has no strongly typed networks, so the precision is asked for here: FP16 by a flag, INT8 by a flag and by the ranges
-of what each convolution reads and gives, FP32 for all that follows the last convolution by constraints on those layers.
+TensorRT 8 has no strongly typed networks, so the precision is requested here: FP16 by a flag, INT8 by a flag and by the ranges
+of each convolution's input and output, FP32 after the last convolution by constraints on those layers.
 
 torch2trt (github.com/NVIDIA-AI-IOT/torch2trt, not on PyPI) makes the network, layer by layer, while PyTorch runs it. Its
-function of that name neither takes uint8 nor lets anyone at the layers before it builds; so this file uses the conversion
-context that the function is made of, and builds itself. What torch2trt has no converter for it takes for a constant, without a
-word: the engine's parity with PyTorch is what proves the conversion.
+function `torch2trt` neither takes uint8 nor gives access to the layers before it builds. So this file uses torch2trt's
+conversion context, and builds by itself. If torch2trt has no converter for a function, it silently makes the result a constant:
+only the engine's parity with PyTorch proves the conversion.
 
 Never run: that takes TensorRT 8.5 to 10, a GPU and torch2trt. Written from torch2trt's source at commit 4e820ae.
 """
@@ -64,7 +64,7 @@ def build_engine(
     options: BuildOptions | None = None,
     calibration_crops: NDArray[np.uint8] | None = None,
 ) -> BuiltEngine:
-    """Build an engine for the GPU at hand, with the contract of `engines.pose`. Ctrl-C ends it as it does a typed build.
+    """Build an engine for the local GPU, with the contract of `engines.pose`. Ctrl-C ends it as it does a typed build.
 
     Args:
         checkpoint: the model.
@@ -94,7 +94,7 @@ def build_engine(
     network, converter = _load(checkpoint)
     gpu = find_gpu()
     if gpu is None:
-        raise RuntimeUnavailableError(f"{library.name} {library.version} builds for the GPU at hand, and there is none")
+        raise RuntimeUnavailableError(f"{library.name} {library.version} builds for the local GPU, and there is none")
     return interruptible(
         library, lambda cancelled: _build(network, converter, library, gpu, precision, options, calibration_crops, cancelled)
     )
@@ -164,7 +164,7 @@ def convolution_ranges(network: nn.Module, crops: NDArray[np.uint8]) -> dict[str
         crops: uint8 [N, 256, 256, 3] of people.
 
     Raises:
-        GeometryError, CalibrationError: the crops are of no use.
+        GeometryError, CalibrationError: the crops cannot be used.
     """
     import torch
 

@@ -1,9 +1,9 @@
-"""A model repository of Triton: an engine or an exported model with its configuration, and the server that fits.
+"""A Triton model repository: an engine or an exported model with its configuration, and the server version that fits.
 
     REPOSITORY/NAME/config.pbtxt
     REPOSITORY/NAME/1/model.plan or model.onnx
 
-The configuration's parameters say which model it is, so that a client needs no file of it.
+The configuration's parameters describe the model, so a client needs no file of it.
 """
 
 from __future__ import annotations

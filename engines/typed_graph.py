@@ -1,6 +1,6 @@
-"""The graph under a typed model: its convolutions by name, its blocks' additions, its types, where it ends.
+"""Operations on the graph of a typed model: its convolutions by name, the additions of its blocks, its types, where it ends.
 
-All of it works on ONNX's own messages. What a precision is made of them, `engines.precision` decides.
+All of them work on ONNX's own messages. `engines.precision` uses them to change a graph's precision.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From JSON's types to frozen dataclasses, by their annotations: what does not fit is an error that names the field."""
+"""From JSON's types to frozen dataclasses, by their annotations: a value that does not fit is an error that names the field."""
 
 from __future__ import annotations
 

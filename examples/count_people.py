@@ -1,4 +1,4 @@
-"""Count the people in a clip and print how fast each one went: python examples/count_people.py CLIP."""
+"""Count the people in a clip and print their speeds: python examples/count_people.py CLIP."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import convnextpose
 
 
 def speed(walk: list[tuple[float, ...]]) -> float | None:
-    """In m/s, of times in s and places in mm, or None if they are of one second only.
+    """The speed in m/s from times in s and positions in mm, or None if they are all within one second.
 
-    From the mean place of each second to that of the next: from frame to frame a place strays further than anybody walks.
+    It is computed from the mean positions of successive seconds, because the noise between frames is larger than the movement.
     """
     seconds = np.floor([time_s for time_s, *_ in walk])
     means = np.array([np.array(walk)[seconds == second].mean(axis=0) for second in np.unique(seconds)])
@@ -21,7 +21,7 @@ def speed(walk: list[tuple[float, ...]]) -> float | None:
 
 
 def main(clip: str) -> None:
-    """Follow everybody; distances are true where the camera is known (`RunConfig(camera=...)`), elsewhere a guess."""
+    """Track everybody. Distances are a guess unless the camera is known (`RunConfig(camera=...)`)."""
     walks: dict[int, list[tuple[float, ...]]] = {}
     with convnextpose.open_pipeline(clip) as pipeline:
         root = pipeline.header.joint_set.root

@@ -1,6 +1,6 @@
 """Watch many cameras with one model: python examples/many_cameras.py door=rtsp://10.0.0.7/stream yard=0
 
-A camera that is not there does not stop the others. Without cameras at hand: a=test:// b=test://
+A camera that is absent does not stop the others. To try it without cameras: a=test:// b=test://
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 import sys
 
 import convnextpose
-from pipeline.run import SourceEntry  # a source with a name, and with intrinsics of its own where they are known
+from pipeline.run import SourceEntry  # a source with a name and, if known, its own intrinsics
 
 
 def main(cameras: list[str], seconds: float | None = None) -> None:
-    """Print who is where as the frames come, and what became of them; end when a camera has run so many seconds, if given."""
+    """Print the people in each frame, and at the end the counts of frames; stop after a number of seconds, if given."""
     entries = [SourceEntry(uri, name) for name, _, uri in (camera.partition("=") for camera in cameras)]
     with convnextpose.open_pipeline(entries) as pipeline:
         for posed in pipeline:

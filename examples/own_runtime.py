@@ -1,7 +1,7 @@
-"""Run the network in a library of your own choice: python examples/own_runtime.py CLIP
+"""Run the network in another library: python examples/own_runtime.py CLIP
 
-A runtime is a class that runs a network, and a line in the registry; then every part of the project takes it by its
-name. This one is ONNX Runtime with whatever it has here, the fastest first: CUDA, DirectML, CoreML, ...
+A runtime is a class that runs a network, and an entry in the registry. Then every part of the project can use it by its name.
+This one is ONNX Runtime with all its providers on this machine, the fastest first: CUDA, DirectML, CoreML, ...
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from engines.sessions.registry import EXPORTED, RUNTIMES, Runtime
 
 
 class AnyDevice(LockedSession):
-    """An ONNX file's bytes in ONNX Runtime; the base class checks the arrays, and lets one caller in at a time."""
+    """Runs an ONNX file's bytes in ONNX Runtime; the base class checks the arrays, and allows one caller at a time."""
 
     def __init__(self, onnx: bytes, name: str, *, threads: int | None = None, precision: str = "fp32") -> None:
-        import onnxruntime  # when it is used: other runtimes need not have it
+        import onnxruntime  # imported only when used: other runtimes do not need it
 
-        here = [name for name in onnxruntime.get_available_providers() if name != "AzureExecutionProvider"]  # that is no device
+        here = [name for name in onnxruntime.get_available_providers() if name != "AzureExecutionProvider"]  # not a device
         self._ort = onnxruntime.InferenceSession(onnx, providers=here)
         told = SessionDescription("any-device", onnxruntime.__version__, self._ort.get_providers()[0], precision, threads or 1)
         super().__init__(name, _specs(self._ort.get_inputs()), _specs(self._ort.get_outputs()), told)

@@ -1,4 +1,4 @@
-"""Print where the person of a clip is: python examples/poses.py CLIP."""
+"""Print the positions of the people in a clip: python examples/poses.py CLIP."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Move an avatar in Blender: python examples/stream_to_blender.py CLIP_OR_CAMERA [HOST:PORT]
 
-Poses go out by OSC in the form of VMC (Virtual Motion Capture), which add-ons of Blender, Unity programs and VSeeFace take: let
-the add-on listen to port 39539. It needs `pip install '.[osc]'`; docs/view.md has the axes.
+Poses are sent by OSC in the VMC protocol (Virtual Motion Capture), for add-ons of Blender, Unity programs and VSeeFace. Let the
+add-on listen on port 39539. This needs `pip install '.[osc]'`; docs/view.md has the axes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def main(source: str, receiver: str = "127.0.0.1:39539") -> None:
     """Play the source as a camera, and send the newest pose of the person seen longest."""
     view = ViewConfig("osc-vmc", Place.parse(receiver))
     with convnextpose.open_pipeline(convnextpose.RunConfig(source, live=True, views=(view,))) as pipeline:
-        pipeline.run()  # the view has a thread of its own and never slows this down
+        pipeline.run()  # the view has its own thread and never slows this down
         print(pipeline.streams[0].ledger.counts())
 
 

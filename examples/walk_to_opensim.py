@@ -1,7 +1,7 @@
 """Export a walk to OpenSim: python examples/walk_to_opensim.py CLIP FOLDER
 
-It writes a TRC file of markers for each person: upright in the world, mm, under names that OpenSim knows (docs/formats.md).
-Open it there with File > Preview Experimental Data, or scale a model by it.
+It writes a TRC file of markers for each person: in upright world coordinates, mm, with OpenSim's names (docs/formats.md). Open
+it in OpenSim with File > Preview Experimental Data, or scale a model with it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import convnextpose
 
 
 def main(clip: str, folder: str, camera: str | None = None) -> None:
-    """Follow everybody; give the camera as fx,fy,cx,cy (px) where it is known, or sizes and distances are a guess."""
+    """Track everybody. Give the camera as fx,fy,cx,cy (px) if it is known; otherwise sizes and distances are a guess."""
     intrinsics = convnextpose.Intrinsics.parse(camera) if camera else None
     config = convnextpose.RunConfig(clip, out=folder, formats=("trc",), camera=intrinsics, smooth=True)
     with convnextpose.open_pipeline(config) as pipeline:

@@ -1,4 +1,4 @@
-"""Crops of people from videos and pictures, found as a run finds them: what an INT8 model is calibrated on."""
+"""Crops of people from videos and pictures, found in the same way as in a run: the data for calibrating an INT8 model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from pipeline.stages import warp_crop
 from pipeline.types import Frame
 
 FOLLOW_STEP = 5
-"""Mean frames between two looks up to which the nearest person is followed; in frames farther apart each is searched anew."""
+"""Largest mean distance of two sampled frames, in frames, at which the nearest person is tracked. If they are farther apart,
+each frame is searched independently."""
 
 SHEET_TILE_PX, SHEET_COLUMNS, SHEET_TILES = 96, 12, 144
 """A preview sheet: side of a crop on it, px; crops in a row; the most crops on it, chosen evenly."""
@@ -31,7 +32,7 @@ SHEET_TILE_PX, SHEET_COLUMNS, SHEET_TILES = 96, 12, 144
 def collect_crops(sources: Sequence[Path], model: PoseModel, detector: PeopleDetector, count: int) -> CalibrationSet:
     """Crops of the nearest person in evenly spaced frames of videos, pictures and folders of pictures.
 
-    Frames without a person give none, so that there may be fewer crops than asked for.
+    Frames without a person give none, so there may be fewer crops than requested.
 
     Args:
         sources: as `open_source` takes them; each gives an equal share.

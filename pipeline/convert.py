@@ -1,4 +1,4 @@
-"""Results that are there, written as files for other programs."""
+"""Converts the results of an earlier run to files for other programs."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def convert(
         out: folder for the files.
         formats: of `pipeline.formats.table.FORMATS`, those without pictures.
         export: how they are written.
-        given: what is known of the camera's place. The rest is estimated from all frames of a take together, so that its first
-            frames stand as well as its last; a world that was given to the run stays.
-        raw: whether to take the raw poses where there are smoothed ones.
-        overwrite: whether files that are there may be replaced.
+        given: what is known of the camera's position. The rest is estimated from all frames of a take together, so that the
+            world is as good for its first frames as for its last; a world that was given to the run is kept.
+        raw: whether to use the raw poses even if there are smoothed ones.
+        overwrite: whether existing files may be replaced.
 
     Raises:
         SourceError: the file cannot be read.

@@ -1,9 +1,10 @@
-"""The picture that people see: the skeleton over the frame, and beside it the same pose in 3D on a floor that turns slowly.
+"""Draws the result: the skeletons over the frame, and beside it the same poses in 3D on a floor that rotates slowly.
 
-One person's left is blue, the right orange, the middle white: a pair that colour-blind people tell apart too. Of several people
-each has a colour of its own, by the track id, lighter on the left and darker on the right. Joints below `LOW_SCORE` are hollow,
-and bones that end at one are thin and dashed. Line widths and text follow the picture's shorter side, so that 360p and 4K look
-alike. The 3D view turns with the frame's time stamp, never the wall clock: the same frames always give the same pictures.
+A single person's left is blue, the right orange, the middle white: colour-blind people can distinguish this pair, too. With
+several people, each has a colour that depends on the track id, lighter on the left and darker on the right. Joints below
+`LOW_SCORE` are hollow, and bones that end at one are thin and dashed. Line widths and text scale with the picture's shorter
+side, so that 360p and 4K look alike. The 3D view rotates with the frame's time stamp, not with the wall clock: the same frames
+always give the same pictures.
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ LOW_SCORE = 0.3
 """Below this score a joint is drawn hollow, and the bones that end at it thin and dashed."""
 
 TURN_DEGREES_PER_S = 15.0
-"""How fast the 3D view turns: once round in 24 s."""
+"""Angular speed of the 3D view: one rotation in 24 s."""
 
 START_DEGREES = 30.0
-"""The 3D view's turn at time 0, so that a single picture shows depth too."""
+"""The 3D view's angle at time 0, so that a single picture shows depth, too."""
 
 _SIDES = ("left", "right", "middle")
 _ALONE_BGR = np.array([LEFT_BGR, RIGHT_BGR, MIDDLE_BGR], np.float64)
@@ -61,9 +62,8 @@ _SHADOW_RADIUS_MM = 60.0
 class PoseRenderer:
     """Draws the frames of one source, in order.
 
-    It remembers where the people were, so that noise in the root depth doesn't shake the 3D view: a person's place on the
-    floor is smoothed over time. A frame of another source, or of an earlier time, starts afresh. Poses that are
-    smoothed over time are shown so. One thread at a time.
+    A person's position on the floor is smoothed over time, so that noise in the root depth does not shake the 3D view. A frame
+    of another source, or of an earlier time, resets this. If poses have smoothed joints, these are drawn. One thread at a time.
     """
 
     def __init__(self, joint_set: JointSet) -> None:
@@ -89,11 +89,11 @@ class PoseRenderer:
             frame: the picture [H, W]; it is not modified.
             poses: the people in it.
             camera: the intrinsics that the poses were lifted with.
-            world: in which people stand in the 3D view; None takes the camera to be level.
-            caption: a warning to stamp on the picture.
+            world: the world of the 3D view; None assumes a level camera.
+            caption: a warning to write on the picture.
 
         Returns:
-            BGR uint8 [H, W + min(H, W), 3], one row or column larger where that would be odd: video wants even sides.
+            BGR uint8 [H, W + min(H, W), 3], with odd sides made one px larger: video needs even sides.
 
         Raises:
             GeometryError: a pose has another number of joints than the joint set.
@@ -157,7 +157,7 @@ class PoseRenderer:
         people = [view.project(place) for place in places]
         shown = [view.shows(points) for points in people]
         outside = sum(not inside.any() for inside in shown)
-        grid = f"grid {step_mm / 1000:g} m" + (f", {outside} farther out" if outside else "")
+        grid = f"grid {step_mm / 1000:g} m" + (f", {outside} farther away" if outside else "")
         note = text_image(grid, view.text_px, MUTED_BGR)
         blend(panel, note, view.margin, view.height - view.margin - note.height)
         if not poses:
@@ -272,7 +272,7 @@ def _draw_corners(picture: Picture, box: Box, unit: float, bgr: Colour) -> None:
 
 
 def as_shown(pose: Pose, camera: Intrinsics) -> Pose:
-    """The pose as people see it, in pictures and views: smoothed over time, where it is."""
+    """The pose that pictures and views show: smoothed over time, if it has smoothed joints."""
     if pose.smoothed_mm is None or pose.smoothed_mm[:, 2].min() <= 0:
         return pose
     return replace(pose, joints_mm=pose.smoothed_mm, joints_px=camera.project(pose.smoothed_mm)[:, :2])

@@ -1,7 +1,7 @@
-"""One source's frames to poses, one plain function after another: boxes, crops, predictions, ids, lift, world, smoothing.
+"""From one source's frames to poses, in a sequence of plain calls: boxes, crops, predictions, ids, lift, world, smoothing.
 
-It knows no thread. A run, the calibration, the benchmarks and the tests call the very same `Estimator.step`. All that is
-remembered from frame to frame of a source lives in its people finder, its world and its smoother.
+It uses no threads. Runs, calibration, benchmarks and tests call the same `Estimator.step`. The state of a source between its
+frames is in its people finder, its world and its smoother.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ class Estimator:
 
     Args:
         model: reads the poses; several estimators may share it.
-        people: names the boxes of each frame.
+        people: proposes the boxes of each frame, and assigns the poses to people.
         camera: the true intrinsics for pictures of the first one's size, or None to assume a field of view for each picture's
-            size. They are made to fit pictures of another size; for other proportions a field of view is assumed.
-        turned: is asked about frames without people until somebody was found, so that a picture that is not upright is told.
-        world: what is known of the camera's place; the rest is estimated from the people.
+            size. They are scaled to pictures of another size; for another aspect ratio a field of view is assumed.
+        turned: searches frames without people in rotated pictures, until a person is found, to report pictures that are not
+            upright; None to skip this.
+        world: what is known of the camera's position; the rest is estimated from the people.
     """
 
     def __init__(
@@ -51,10 +52,10 @@ class Estimator:
         self._world = WorldEstimator(model.info.joint_set, world or GivenWorld(), true_camera=camera is not None)
 
     def step(self, frame: Frame, stopwatch: Stopwatch | None = None) -> PosedFrame:
-        """The poses of a frame; where its time went is added to the stopwatch.
+        """Compute the poses of a frame; the time of each stage is added to the stopwatch.
 
         Raises:
-            GeometryError: the frame cannot be worked on; the next one can.
+            GeometryError: the frame cannot be processed; the next one can.
         """
         stopwatch = stopwatch or Stopwatch()
         size = frame.width, frame.height

@@ -36,13 +36,13 @@ ACTIONS = (
 
 FIRST_ACTION = 2
 EVERY = 64
-"""Of the test subjects' frames one in so many counts."""
+"""One in this many frames of the test subjects is used."""
 
 SUBJECTS = {1: (11,), 2: (9, 11)}
 """The test subjects of each protocol."""
 
 LEAST_OVERLAP = 0.3
-"""How much of their union a box around the true joints and the annotated box share, at least."""
+"""Smallest intersection over union of a box around the true joints and the annotated box."""
 
 BATCH = 16
 _LEFT, _RIGHT = HUMAN36M.joints.index("L_Shoulder"), HUMAN36M.joints.index("R_Shoulder")
@@ -80,7 +80,7 @@ class Scores:
     Attributes:
         frames: the frames.
         mpjpe_mm: [F, 17] distances of the scored joints after moving both pelvises to the origin (protocol 2).
-        pa_mpjpe_mm: [F, 17] distances after turning and moving each pose onto its truth (protocol 1).
+        pa_mpjpe_mm: [F, 17] distances after aligning each pose with its truth by rotation and translation (protocol 1).
     """
 
     frames: tuple[TestFrame, ...]
@@ -155,9 +155,9 @@ def evaluate(
 def predict(model: PosePredictor, crops: NDArray[np.uint8], *, flip: bool) -> NDArray[np.float64]:
     """Joints [N, 18, 3] of crops (px of the crop, mm from the pelvis), averaged with those of the mirrored crops for `flip`.
 
-    A mirrored place is taken back as the authors take it back, in the heat map: bin W - 1 - x of W. In the crop that is
-    256 - x - 256/W px, where the picture's mirror is 255 - x: their test shifts all joints by half the difference. The shift
-    is almost gone when the pelvises are moved together; without it the score would not be theirs.
+    Mirrored positions are mirrored back in the heat map, as in the authors' code: bin W - 1 - x of W. In the crop that is
+    256 - x - 256/W px, while the mirrored picture needs 255 - x: so their test shifts all joints by half the difference. The
+    shift nearly vanishes when the pelvises are aligned; without it the score could not be compared with theirs.
     """
     joints = _joints(model.run(crops))
     if flip:

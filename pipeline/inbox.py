@@ -1,4 +1,4 @@
-"""Inboxes between threads, a board of the newest, and the bound on what is in flight from a source to its last subscriber."""
+"""Inboxes between threads, a board with the newest frames, and the limit of frames in flight from a source."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 MAX_FRAMES_IN_FLIGHT = 12
-"""Frames of one recorded source that are on their way at most: enough to level out uneven stages."""
+"""Largest number of frames of one recording in flight: enough to level out uneven stages."""
 
 MAX_BYTES_IN_FLIGHT = 384 * 2**20
-"""Bytes of pictures of one recorded source that are on their way at most, unless a single frame is larger."""
+"""Largest size of one recording's pictures in flight, bytes, unless a single frame is larger."""
 
 
 class Closed(Exception):  # noqa: N818  # a signal, like StopIteration, not an error
@@ -25,8 +25,8 @@ class Inbox(Generic[T]):
     """A first-in first-out queue between two threads. It never blocks the sender.
 
     Args:
-        capacity: how many items wait at most; one more pushes the oldest out. None: any number, for items whose sender is
-            bounded in another way.
+        capacity: how many items can wait; one more removes the oldest. None: any number, if the sender is limited in another
+            way.
     """
 
     def __init__(self, capacity: int | None = None) -> None:
@@ -38,7 +38,7 @@ class Inbox(Generic[T]):
         self._closed = False
 
     def put(self, item: T) -> T | None:
-        """Add an item; returns the item that it pushed out, if there is one.
+        """Add an item; returns the item that it removed, if any.
 
         Raises:
             Closed: the inbox is closed.
@@ -56,7 +56,7 @@ class Inbox(Generic[T]):
         """Take the oldest item, waiting for one.
 
         Raises:
-            Closed: the inbox is closed and holds nothing more.
+            Closed: the inbox is closed and empty.
         """
         with self._changed:
             while not self._items:
@@ -72,7 +72,7 @@ class Inbox(Generic[T]):
             self._changed.notify_all()
 
     def abort(self) -> None:
-        """Close, and throw away what is left."""
+        """Close, and discard the remaining items."""
         with self._changed:
             self._items.clear()
             self._closed = True
@@ -84,8 +84,8 @@ class Posting(Generic[T]):
     """An item on a board.
 
     Attributes:
-        number: how many its sender had posted with it, from 1: what a reader skipped shows in it.
-        item: what was posted.
+        number: its number among the sender's items, from 1: gaps show a reader what it skipped.
+        item: the item.
     """
 
     number: int
@@ -93,7 +93,7 @@ class Posting(Generic[T]):
 
 
 class Board(Generic[T]):
-    """The newest item of each sender, for any number of readers at their own pace. Nobody waits for a reader."""
+    """The newest item of each sender, for any number of readers at their own pace. No sender waits for a reader."""
 
     def __init__(self) -> None:
         self._newest: dict[str, Posting[T]] = {}
@@ -101,7 +101,7 @@ class Board(Generic[T]):
         self._closed = False
 
     def post(self, sender: str, item: T) -> None:
-        """Put up an item in the place of the sender's last one. On a closed board this does nothing."""
+        """Post an item, which replaces the sender's last one. On a closed board this does nothing."""
         with self._changed:
             if not self._closed:
                 last = self._newest.get(sender)
@@ -109,11 +109,11 @@ class Board(Generic[T]):
                 self._changed.notify_all()
 
     def read(self, seen: Mapping[str, int], timeout_s: float | None = None) -> dict[str, Posting[T]]:
-        """The newest item of each sender that is not the one seen, waiting for one; empty if none came in time.
+        """The newest unseen item of each sender, waiting for one; empty if none arrived in time.
 
         Args:
-            seen: the number that was read last of each sender.
-            timeout_s: how long to wait at most, s; None for any time.
+            seen: for each sender the number that was read last.
+            timeout_s: the longest time to wait, s; None for no limit.
 
         Raises:
             Closed: the board is closed and holds nothing unseen.
@@ -132,7 +132,7 @@ class Board(Generic[T]):
             self._changed.notify_all()
 
     def abort(self) -> None:
-        """Close, and take everything down."""
+        """Close, and remove all items."""
         with self._changed:
             self._newest.clear()
             self._closed = True
@@ -143,10 +143,10 @@ class Board(Generic[T]):
 
 
 class InFlight:
-    """How many frames and bytes of one source are on their way. Its bounds hold before a frame is taken from the source.
+    """Limits the frames and bytes of one source in flight. Room is checked before a frame is read from the source.
 
     Args:
-        max_frames, max_bytes: the bounds. One frame is always let through, however large it is.
+        max_frames, max_bytes: the limits. A single frame is always allowed, however large it is.
     """
 
     def __init__(self, max_frames: int = MAX_FRAMES_IN_FLIGHT, max_bytes: int = MAX_BYTES_IN_FLIGHT) -> None:
@@ -155,7 +155,7 @@ class InFlight:
         self._changed = threading.Condition()
 
     def wait_for_room(self, size: int, stopped: Callable[[], bool]) -> bool:
-        """Wait until a frame of about `size` bytes has room; False if `stopped()` came true instead (`wake` looks again)."""
+        """Wait until there is room for a frame of about `size` bytes; False if `stopped()` is true (`wake` checks it again)."""
         with self._changed:
             while not stopped():
                 if not self._frames or (self._frames < self._max_frames and self._bytes + size <= self._max_bytes):
@@ -164,7 +164,7 @@ class InFlight:
             return False
 
     def enter(self, size: int) -> None:
-        """A frame of `size` bytes is on its way."""
+        """A frame of `size` bytes is in flight."""
         with self._changed:
             self._frames += 1
             self._bytes += size
@@ -177,6 +177,6 @@ class InFlight:
             self._changed.notify_all()
 
     def wake(self) -> None:
-        """Let waiting threads look at `stopped` again."""
+        """Let waiting threads check `stopped` again."""
         with self._changed:
             self._changed.notify_all()

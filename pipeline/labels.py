@@ -1,4 +1,4 @@
-"""Telling people apart in a picture: a colour for each track id, and labels that keep out of each other's way."""
+"""A colour for each track id, and labels in a picture that do not overlap."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def side_bgr(track_id: int) -> Array:
 
 
 _STEPS = np.stack(np.meshgrid(np.arange(-10, 11), np.arange(-10, 11)), axis=-1).reshape(-1, 2)
-"""[N, 2] places that are tried, in half labels. In a corner a quarter of them is left, and one of these is free beside ten
-other labels, each of which covers nine."""
+"""[N, 2] positions that are tried, in units of half a label. In a corner a quarter of them is inside the picture, and one of
+these is free even beside ten other labels, each of which covers nine."""
 
 
 @dataclass(frozen=True)
 class Label:
-    """A label that wants to stand somewhere.
+    """A label with its preferred position.
 
     Attributes:
-        words: what it says.
-        bgr: the colour of its ground.
-        left, bottom: where its bottom left corner wants to be, px.
+        words: its text.
+        bgr: its background colour.
+        left, bottom: preferred position of its bottom left corner, px.
     """
 
     words: str
@@ -51,7 +51,7 @@ class Label:
 
 
 def draw_labels(picture: Picture, labels: Sequence[Label], height_px: float) -> None:
-    """Draw labels in the order given, each as near to its place as the earlier ones and the picture's edges allow."""
+    """Draw labels in order, each as near to its preferred position as earlier labels and the picture's edges allow."""
     taken: list[tuple[int, int, int, int]] = []
     pad = max(1, round(height_px / 7))
     for label in labels:

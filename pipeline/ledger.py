@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 KEPT_REASONS = 50
-"""Different reasons that are kept apart; the rest is counted together, so that a source of days stays in bounded memory."""
+"""Number of different reasons that are counted separately; the rest is counted together, so that memory stays bounded."""
 
 OTHER_REASONS = "other reasons"
 
@@ -18,17 +18,17 @@ Reasons = tuple[tuple[str, int], ...]
 
 @dataclass(frozen=True)
 class LedgerCounts:
-    """What became of a source's frames so far.
+    """The counts of a source's frames so far.
 
     Attributes:
-        received: frames that the source gave.
-        posed: frames that every recorder has that must have them.
-        with_person: those of them that show at least one pose.
-        dropped: frames that were given up for newer ones.
-        failed: frames that could not be read or worked on, or that a stopped run left unfinished.
-        drop_reasons: how often each reason for dropping was given.
-        failures: how often each reason for failing was given.
-        problems: how often each reason was given why a person in a posed frame has no pose.
+        received: frames from the source.
+        posed: frames that all recorders that must have them have.
+        with_person: those of them with at least one pose.
+        dropped: frames that were replaced by newer ones.
+        failed: frames that could not be read or processed, or that a stopped run left unfinished.
+        drop_reasons: the reasons for dropped frames, with their counts.
+        failures: the reasons for failed frames, with their counts.
+        problems: the reasons why people in posed frames have no pose, with their counts.
     """
 
     received: int
@@ -42,13 +42,13 @@ class LedgerCounts:
 
     @property
     def in_flight(self) -> int:
-        """Frames that are still on their way; 0 once the source has ended."""
+        """Frames that are still in flight; 0 once the source has ended."""
         return self.received - self.posed - self.dropped - self.failed
 
     def __str__(self) -> str:
         """The account in one line."""
         text = f"received {self.received} = posed {self.posed} + dropped {self.dropped} + failed {self.failed}"
-        return text + (f" (+ {self.in_flight} on their way)" if self.in_flight else "")
+        return text + (f" (+ {self.in_flight} in flight)" if self.in_flight else "")
 
 
 class FrameLedger:
@@ -66,7 +66,7 @@ class FrameLedger:
         self._problems: Counter[str] = Counter()
 
     def receive(self, index: int) -> None:
-        """A frame came in."""
+        """A frame was received."""
         with self._lock:
             if index in self._open:
                 raise ValueError(f"frame {index} of {self.source_id} was received twice")
@@ -74,7 +74,7 @@ class FrameLedger:
             self._received += 1
 
     def pose(self, index: int, *, with_person: bool = False, problems: Iterable[str] = ()) -> None:
-        """Every recorder has a frame; `problems` say why people in it have no pose."""
+        """A frame is posed: every recorder has it; `problems` say why people in it have no pose."""
         with self._lock:
             self._end(index)
             self._posed += 1
@@ -83,26 +83,26 @@ class FrameLedger:
                 _count(self._problems, problem)
 
     def drop(self, index: int, reason: str) -> None:
-        """A frame was given up for a newer one."""
+        """A frame was replaced by a newer one."""
         with self._lock:
             self._end(index)
             _count(self._drops, reason)
 
     def fail(self, index: int, reason: str) -> None:
-        """A frame could not be read or worked on."""
+        """A frame could not be read or processed."""
         with self._lock:
             self._end(index)
             _count(self._failures, reason)
 
     def fail_rest(self, reason: str) -> None:
-        """The run stopped: every frame still on its way fails for `reason`."""
+        """The run stopped: every frame in flight fails for `reason`."""
         with self._lock:
             if self._open:
                 _count(self._failures, reason, len(self._open))
                 self._open.clear()
 
     def counts(self) -> LedgerCounts:
-        """The account as it stands."""
+        """The present counts."""
         with self._lock:
             return LedgerCounts(
                 received=self._received,

@@ -21,16 +21,16 @@ from engines.sessions.triton import is_served
 _log = logging.getLogger("convnextpose.models")
 
 MAX_BATCH = 16
-"""Crops of several sources that go through the network at once at most."""
+"""Largest batch of crops of several sources."""
 
 
 @dataclass(frozen=True)
 class Models:
-    """The networks of a run, which several runs one after another may share.
+    """The networks of a run; consecutive runs may share them.
 
     Attributes:
-        pose: reads the poses.
-        people: finds the people; None where boxes are given, or the weights are random.
+        pose: the pose model.
+        people: the people detector; None if boxes are given, or the weights are random.
     """
 
     pose: PoseModel
@@ -89,7 +89,7 @@ def open_model(
 
     Args:
         model, runtime, precision, random_weights, threads: as in `RunConfig`.
-        max_batch: crops of several callers that go through the network at once at most; None for one caller.
+        max_batch: largest batch of crops of several callers; None for a single caller.
 
     Raises:
         CheckpointError, ModelError: it is none of these, or not a ConvNeXtPose model.
@@ -97,7 +97,7 @@ def open_model(
     """
     if is_served(runtime):
         if random_weights:
-            raise RuntimeUnavailableError(f"expected a model to replace the weights of, received {runtime}, which is served")
+            raise RuntimeUnavailableError(f"expected a model with replaceable weights, received {runtime}, which is served")
         return open_served_model(runtime, precision=precision, max_batch=max_batch)
     opened = partial(open_pose_model, runtime=runtime, precision=precision, threads=threads, max_batch=max_batch)
     if random_weights:
@@ -142,12 +142,12 @@ def open_detector(
     threads: int | None = None,
     max_batch: int | None = None,
 ) -> PeopleDetector:
-    """Open a people detector, in the runtime of the pose network where that runs it.
+    """Open a people detector, in the runtime of the pose network if that can run it.
 
     Args:
         runtime, threads: as in `RunConfig`.
         detector, person: as `detector` and `detector_class` in `RunConfig`.
-        max_batch: frames of several callers that go through the network at once at most; None for one caller.
+        max_batch: largest batch of frames of several callers; None for a single caller.
 
     Raises:
         CheckpointError, ModelError, RuntimeUnavailableError: it cannot be opened.

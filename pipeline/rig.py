@@ -1,6 +1,6 @@
-"""A humanoid of bones that turn: what avatars and animation files move, from joints that are points.
+"""A humanoid of rotating bones, computed from joint positions, for avatars and animation files.
 
-Everything here is in Unity's axes: left-handed, y up; somebody who faces z has the right hand at +x.
+Everything is in Unity's axes: left-handed, y up; a person who faces z has the right hand at +x.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Bone:
     """A bone of Unity's humanoid.
 
     Attributes:
-        parent: the bone that it hangs on; empty for the hips.
-        at: the joint that it begins at.
-        to: the joint that it points to; empty where it follows its parent.
+        parent: its parent bone; empty for the hips.
+        at: the joint at its beginning.
+        to: the joint that it points to; empty if it follows its parent.
         rest: its direction in the T-pose, Unity's axes.
     """
 
@@ -56,7 +56,7 @@ BONES: dict[str, Bone] = {
 """Parents before children. `spine` and `neck` are the joints that the joint sets call Torso or Spine, and Neck or Thorax."""
 
 _FRAMES = {"Hips": ("L_Hip", "R_Hip"), "Spine": ("L_Shoulder", "R_Shoulder")}
-"""Bones whose turn about their own axis is seen: the pair of joints that lies across them."""
+"""Bones whose rotation about their own axis is visible, with the pair of joints across them that shows it."""
 
 
 def joint_indices(joint_set: JointSet) -> dict[str, int]:
@@ -68,16 +68,16 @@ def joint_indices(joint_set: JointSet) -> dict[str, int]:
 
 
 def solve(joints_m: Array, names: dict[str, int]) -> dict[str, tuple[Array, Array]]:
-    """Where Unity's humanoid bones begin, and how they are turned out of the T-pose.
+    """Where Unity's humanoid bones begin, and their rotations from the T-pose.
 
-    A limb is turned the shortest way from its parent's direction to its own: its turn about its own axis cannot be seen.
+    A limb is rotated the shortest way from its parent's direction to its own: rotation about its own axis is not visible.
 
     Args:
         joints_m: [J, 3] in Unity's axes, m.
         names: the joints' indices by name, of `joint_indices`.
 
     Returns:
-        For each bone its place [3], m, and its rotation [3, 3], both in the space of `joints_m`.
+        For each bone its position [3], m, and its rotation [3, 3], both in the space of `joints_m`.
     """
     solved: dict[str, tuple[Array, Array]] = {}
     for name, bone in BONES.items():

@@ -1,4 +1,4 @@
-"""From a config to a running pipeline: which model, which sources, which people, which results."""
+"""From a config to a running pipeline: opens the models, the sources, the people finder and the results."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ from pipeline.views.table import ViewConfig, open_view
 _log = logging.getLogger("convnextpose.run")
 
 RANDOM_CAPTION = "RANDOM WEIGHTS"
-"""Stamped on every picture of a run whose poses mean nothing."""
+"""Written on every picture of a run with random weights, whose poses mean nothing."""
 
 
 @dataclass(frozen=True)
 class SourceEntry:
-    """A source with what belongs to it alone.
+    """A source with a name and intrinsics of its own.
 
     Attributes:
         uri: as `open_source` takes it.
-        name: what it is called in results, or None for its own.
+        name: its name in results, or None for the source's id.
         camera: its true intrinsics, or None for those of the run.
     """
 
@@ -64,17 +64,18 @@ class SourceEntry:
 
 
 def read_sources(path: Path) -> tuple[SourceEntry, ...]:
-    """Read a file with a source on each line: name, URI and, where they are known, the intrinsics as fx,fy,cx,cy.
+    """Read a file with one source on each line: name, URI and, if known, the intrinsics as fx,fy,cx,cy.
 
-    Empty lines and lines that begin with # are passed over. A path is relative to where the program runs.
+    Empty lines and lines that begin with # are skipped. A path is relative to the working directory.
 
     Raises:
-        SourceError: it cannot be read, or a line is none of these; names the line, and repeats nothing of it.
+        SourceError: it cannot be read, or a line is wrong. The message has the line's number, but nothing of its text, which
+            may contain a password.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
         raise SourceError(f"expected a file of sources, but {path} cannot be read: {reason}") from error
     entries: list[SourceEntry] = []
     for number, line in enumerate(lines, 1):
@@ -83,7 +84,7 @@ def read_sources(path: Path) -> tuple[SourceEntry, ...]:
             continue
         where = f"line {number} of {path}"
         if len(parts) not in (2, 3):
-            raise SourceError(f"expected a name, a URI and perhaps fx,fy,cx,cy, received {len(parts)} words in {where}")
+            raise SourceError(f"expected a name, a URI and optionally fx,fy,cx,cy, received {len(parts)} words in {where}")
         if scheme_of(parts[0]) is not None:
             raise SourceError(f"expected a name before the URI, received a URI first in {where}")
         try:
@@ -100,45 +101,45 @@ def read_sources(path: Path) -> tuple[SourceEntry, ...]:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What a run is to do.
+    """The configuration of a run.
 
     Attributes:
-        sources: one or several videos, pictures, folders of pictures or cameras, as `open_source` takes them; a `SourceEntry`
-            where one has a name and intrinsics of its own.
+        sources: one or several videos, pictures, folders of pictures or cameras, as `open_source` takes them; or a
+            `SourceEntry`, to give a source a name and intrinsics of its own.
         model: a name of default weights, a checkpoint in any container that `verify` reads, an exported `.onnx` file, or an
             `.engine` file with its manifest beside it.
-        runtime: `auto`, `openvino`, `onnxruntime`, `torch` or `tensorrt`; or `triton://HOST:PORT/NAME`, which says itself which
-            model it is: `model` is then not looked at.
-        precision: `auto`, `fp32`, `bf16`, `fp16` or `int8`: what the network computes in on a CPU; an engine has its own.
-        out: folder for the results, or None to write none; with several sources each has a folder of its own in it.
+        runtime: `auto`, `openvino`, `onnxruntime`, `torch` or `tensorrt`; or `triton://HOST:PORT/NAME` for a model on a Triton
+            server: `model` is then ignored.
+        precision: `auto`, `fp32`, `bf16`, `fp16` or `int8`: the precision of the network on a CPU; an engine has its own.
+        out: folder for the results, or None to write none; with several sources each has its own folder in it.
         formats: names of the formats that results are written in (`pipeline.formats.table.FORMATS`).
-        export: how files of motion (TRC, C3D, BVH, glTF and tables) are written.
-        overwrite: whether results that are there already may be replaced.
-        boxes: file of the people's boxes, or None to find and follow everybody.
-        detector: what finds people: `xs`, the package's own, or the path of a people detector as an `.onnx` file, of any layout
-            in `engines.layouts`, or as an `.engine` file with its manifest beside it.
-        detector_class: the detector's class that people are, by name or number, or None for what its file says.
+        export: how motion files (TRC, C3D, BVH, glTF and tables) are written.
+        overwrite: whether existing results may be replaced.
+        boxes: file of the people's boxes, or None to detect and track everybody.
+        detector: the people detector: `xs`, the package's own, or the path of an `.onnx` file, of any layout in
+            `engines.layouts`, or of an `.engine` file with its manifest beside it.
+        detector_class: the detector's class of people, by name or number, or None for what its file says.
         camera: the true intrinsics, or None to assume a field of view.
-        world: what is known of the camera's place, of every source alike; the rest is estimated from the people.
+        world: what is known of the camera's position, the same for every source; the rest is estimated from the people.
         trace: file for the timeline of every frame, or None.
         random_weights: replace the model's weights by random numbers, for benchmarks.
-        min_score: mean joint score from which a person counts as found, 0..1. In single pictures two thirds of it are enough
-            where the detector is sure.
-        max_people: how many people are followed at once; with more in the picture, the nearest.
-        keep_lost_s: how long somebody who is out of sight is looked for, s.
-        smooth: whether files with numbers hold the poses smoothed over time beside the raw ones; pictures show them anyway.
+        min_score: lowest mean joint score that counts as a person, 0..1. In single pictures two thirds of it are enough if the
+            detector's score is high.
+        max_people: largest number of people tracked at once; if there are more, the nearest.
+        keep_lost_s: how long a person who is out of sight keeps the track id, s.
+        smooth: whether data files also contain the poses smoothed over time; videos and views always show these.
         threads: threads of the network's library, or None for its own choice.
         video_stream: which of a file's video streams is read, from 0, or None for the one that players show.
-        on_damage: what is done where a recording is damaged: `stop` ends it there, `skip` goes on behind it.
-        views: what shows or sends the newest poses while it runs.
+        on_damage: at damage in a recording, `stop` ends there and `skip` goes on after it.
+        views: the live views and outputs of the newest poses.
         live: whether files play as cameras do: in real time, newest frame only.
-        loop: whether they begin anew at their end.
+        loop: whether such files play in a loop.
         segment_s: length of the segments in which live sources are recorded, s, or None for one recording each.
-        patience: how long live sources wait for what.
-        camera_options: what is asked of every camera, as in its address: pairs of a name and a value, such as
-            ("size", "1280x720"). What stands in an address counts more. Of files `flip` may be asked.
-        decode: who decodes video: `cpu`, `nvdec` (an NVIDIA GPU), or `auto`: the GPU where it runs the model, too. Where NVDEC
-            is missing the CPU decodes, and the source's notes say why.
+        patience: the timeouts of live sources.
+        camera_options: options of every camera, as in its address: pairs of a name and a value, such as
+            ("size", "1280x720"). An option in an address overrides these. For files only `flip` is allowed.
+        decode: what decodes video: `cpu`, `nvdec` (an NVIDIA GPU), or `auto`: the GPU if it runs the model, too. If NVDEC is
+            not available, the CPU decodes, and the source's notes say why.
     """
 
     sources: str | Path | SourceEntry | Sequence[str | Path | SourceEntry]
@@ -183,19 +184,19 @@ class RunConfig:
         if self.max_people < 1:
             raise ValueError(f"expected to follow at least one person, received max_people={self.max_people}")
         if not 0 <= self.keep_lost_s < math.inf:
-            raise ValueError(f"expected a finite time to look for the lost, 0 s or more, received {self.keep_lost_s}")
+            raise ValueError(f"expected a finite time to keep lost people, 0 s or more, received {self.keep_lost_s}")
         if unknown := [name for name in self.formats if name not in FORMATS]:
             raise ValueError(f"expected formats among {', '.join(FORMATS)}, received {unknown[0]!r}")
         if self.on_damage not in [each.value for each in OnDamage]:
-            raise ValueError(f"expected stop or skip where a recording is damaged, received {self.on_damage!r}")
+            raise ValueError(f"expected stop or skip for damaged recordings, received {self.on_damage!r}")
         if self.random_weights and is_engine(Path(self.model)):
-            raise ValueError(f"expected a model to replace the weights of, received the engine {self.model}")
+            raise ValueError(f"expected a model with replaceable weights, received the engine {self.model}")
         if self.decode not in ("auto", *Decode):
             raise ValueError(f"expected decode auto, {', '.join(kind.value for kind in Decode)}, received {self.decode!r}")
         if self.segment_s is not None and not self.segment_s >= 1:
             raise ValueError(f"expected segments of at least 1 s, received {self.segment_s:g} s")
         if self.boxes is not None and (self.detector != weights.DETECTOR_NAME or self.detector_class is not None):
-            raise ValueError("expected boxes or a people detector, received both: boxes are read as they are")
+            raise ValueError("expected boxes or a people detector, received both: omit one of them")
         if self.boxes is not None and len(self.source_list) > 1:
             raise ValueError(f"expected one source where boxes are given, received {len(self.source_list)}")
 
@@ -206,7 +207,7 @@ class RunConfig:
 
     @property
     def decoder(self) -> Decode:
-        """Who is to decode video."""
+        """What decodes video."""
         if self.decode == "auto":
             return Decode.NVDEC if is_engine(Path(self.model)) else Decode.CPU
         return Decode(self.decode)
@@ -219,14 +220,14 @@ class RunConfig:
 
 
 def result_folders(out: Path, names: Sequence[str]) -> list[Path]:
-    """The folder of each source's results: `out` itself for one source, otherwise one in it named as the source."""
+    """The folder of each source's results: `out` itself for one source, otherwise a folder in it, named after the source."""
     return [out] if len(names) == 1 else [out / name for name in names]
 
 
 def source_names(infos: Sequence[SourceInfo]) -> list[str]:
-    """A name for each source that is a file's name, too: its id without a file's suffix or an address's scheme and query.
+    """A name for each source that can also name a folder: its id without a file's suffix or an address's scheme and query.
 
-    They are numbered where two would be the same.
+    Equal names are numbered.
     """
     names: list[str] = []
     for info in infos:
@@ -242,7 +243,7 @@ def source_names(infos: Sequence[SourceInfo]) -> list[str]:
 
 
 def unique_ids(infos: Sequence[SourceInfo]) -> list[str]:
-    """An id for each source: its own, numbered where two have the same."""
+    """An id for each source: its own; equal ids are numbered."""
     seen: dict[str, int] = {}
     ids = []
     for info in infos:
@@ -270,10 +271,10 @@ def _keep_apart(config: RunConfig, folders: Sequence[Path]) -> None:
     for path in [*written, *([config.trace] if config.trace else [])]:
         if path.resolve() in read:
             raise SinkError(
-                f"expected results apart from what they are made from, received {path} for both: name another place"
+                f"expected the results in another place than the sources, received {path} for both: choose another place"
             )
     if config.trace is not None and config.trace.resolve() in {path.resolve() for path in written}:
-        raise SinkError(f"expected a trace file apart from the results, received {config.trace}: name another")
+        raise SinkError(f"expected a trace file other than the results, received {config.trace}: choose another name")
 
 
 def _check_camera(camera: Intrinsics, info: SourceInfo) -> None:
@@ -293,12 +294,12 @@ def open_estimator(
     camera: Intrinsics | None = None,
     given: GivenBoxes | None = None,
 ) -> Estimator:
-    """What makes the poses of one source's frames in a run of a config.
+    """Make the estimator of one source of a run.
 
     Args:
-        config: what the run is to do.
-        models: what `open_models` opened for it.
-        info: what the source is.
+        config: the run's configuration.
+        models: the models that `open_models` opened for it.
+        info: the source's description.
         camera: its true intrinsics, or None to assume a field of view.
         given: the boxes that the config names, or None without any.
     """
@@ -325,15 +326,15 @@ def open_pipeline(
 ) -> Pipeline:
     """Make the pipeline that a config describes; iterate over it, or call its `run`, to run it.
 
-    Everything that can be wrong with the config is found here, before a frame is read and before a result is touched.
+    Every error in the config is found here, before a frame is read and before a result is touched.
 
     Args:
-        config: what the run is to do; or only its sources, where all else is as usual.
-        models: what `open_models` opened for such a config, so that many runs open them once; whoever opened them closes them.
-            None to open them here; the pipeline closes those.
+        config: the run's configuration; or only its sources, with the default configuration.
+        models: models that the caller opened with `open_models`, to use them in several runs; the caller closes them. None to
+            open them here; the pipeline then closes them.
 
     Raises:
-        PoseError: sources, model, runtime, boxes or results cannot be had; says which and what to do.
+        PoseError: sources, model, runtime, boxes or results are not available; says which and what to do.
     """
     config = config if isinstance(config, RunConfig) else RunConfig(config)
     with ExitStack() as opened:

@@ -1,4 +1,4 @@
-"""What happens to a frame's people, as plain functions that know no thread: crops, predictions, the lift to camera space."""
+"""The steps for a frame's people, as plain functions without threads: crops, predictions, the lift to camera space."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from pipeline.timeline import Stopwatch
 from pipeline.types import Pose
 
 BATCH = 32
-"""Crops that are given to the network at once: bounds memory."""
+"""Largest batch of crops for the network: limits memory."""
 
 FOUR_CHANNELS_PX = 640
-"""Side of a region up to which it is cut out with a fourth channel: of larger ones that takes longer than it saves."""
+"""Largest side of a region that is cut out with a fourth channel: for larger ones this takes longer than it saves."""
 
 EDGE_FRACTION = 0.01
-"""A box reaches the picture's edge if it comes nearer to it than this fraction of the picture's side."""
+"""A box reaches the picture's edge if its distance is less than this fraction of the picture's side."""
 
 
 @dataclass(frozen=True)
 class TrackedBox:
-    """Where a person is to be read from a frame.
+    """A box in which the network reads a person.
 
     Attributes:
-        track_id: the same number for the same person in the frames of a run.
+        track_id: the person's number, the same in all frames of a run.
         box: the person's box, px.
     """
 
@@ -103,9 +103,9 @@ def predict(
     Args:
         model: reads them.
         image: the picture.
-        boxes: where they are.
-        stopwatch: is told where the time went.
-        held: the same picture as the model holds it, which then makes the crops; None to make them here.
+        boxes: the people's boxes.
+        stopwatch: receives the time of each stage.
+        held: the same picture as held by the model, which then makes the crops; None to make them here.
 
     Raises:
         GeometryError: a box lies outside the picture.
@@ -132,7 +132,7 @@ def predict(
 
 
 def reaches_edge(box: Box, width: int, height: int) -> bool:
-    """Whether a person's box comes to the edge of a `width` x `height` px picture, so that the person may be cut by it."""
+    """Whether a person's box reaches the edge of a `width` x `height` px picture, so that the person may be cut off by it."""
     x_margin, y_margin = EDGE_FRACTION * width, EDGE_FRACTION * height
     return (
         box.x <= x_margin
@@ -143,10 +143,10 @@ def reaches_edge(box: Box, width: int, height: int) -> bool:
 
 
 def lift(pose: RelativePose, size: tuple[int, int], camera: Intrinsics, source: RootDepthSource, joint_set: JointSet) -> Pose:
-    """A pose to camera space, with the root depth estimated from the region that the network read.
+    """Lift a pose to camera space, with the root depth estimated from the region that the network read.
 
-    Where the picture's edge cuts the person, that region is smaller than the person's and would put the pelvis too far off:
-    there the depth is estimated from the lengths of the bones that are in sight.
+    If the picture's edge cuts the person off, that region is too small and the pelvis would be too far away. Then the depth is
+    estimated from the lengths of the visible bones.
 
     Args:
         pose: the pose in the picture.
@@ -156,7 +156,7 @@ def lift(pose: RelativePose, size: tuple[int, int], camera: Intrinsics, source: 
         joint_set: the joints' names and bones.
 
     Raises:
-        GeometryError: a joint would lie behind the camera, so that the camera and the box cannot both be right.
+        GeometryError: a joint would be behind the camera, so camera and box cannot both be right.
     """
     root_depth_mm, cut = camera.estimate_root_depth_mm(pose.region.area), reaches_edge(pose.box, *size)
     if cut:

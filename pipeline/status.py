@@ -1,4 +1,4 @@
-"""What a run is doing at this moment: the live form of `summary.json`, and the numbers that a terminal shows."""
+"""The present state of a run: the live form of `summary.json`, and the numbers that a terminal shows."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from pipeline.types import RunHeader, State
 FORMAT = "convnextpose-status-1"
 
 RATE_WINDOW_S = 3.0
-"""Frames a second are counted over this time, s, or since they were asked for last where that is longer ago."""
+"""Frames a second are counted over this time, s, or since the last request if that is longer ago."""
 
 NEWEST_FRAMES = 250
-"""Stage times are told of so many frames, the newest."""
+"""Stage times are those of this number of frames, the newest."""
 
 RECORD_LIFE_S = 0.5
-"""A record is made anew after this time, s, however many ask for it."""
+"""A record is made again only after this time, s, however many clients request it."""
 
 
 @dataclass(frozen=True)
 class SourceStatus:
-    """What one source is doing.
+    """The status of one source.
 
     Attributes:
         source: its name.
-        live: whether it goes on by itself.
-        state: the last of its states.
-        counts: what became of its frames so far.
-        fps_in, fps_out: frames received and posed in a second, of late.
-        age_ms: how old the newest posed frame was when every recorder had it, ms; None for files.
-        clock: what that age is by; None for files.
-        frame_count: frames that the source says it has, or None.
+        live: whether it is a live source.
+        state: its present state.
+        counts: the counts of its frames so far.
+        fps_in, fps_out: frames received and posed in a second, recently.
+        age_ms: age of the newest posed frame when every recorder had it, ms; None for files.
+        clock: what measured that age; None for files.
+        frame_count: declared number of frames, or None.
     """
 
     source: str
@@ -69,7 +69,7 @@ class RunStatus:
 
     @property
     def headers(self) -> dict[str, RunHeader]:
-        """What the run is, for each source by its name, as far as it is known by now."""
+        """The run's header for each source by its name, as far as it is known by now."""
         return {stream.header.source: stream.header for stream in self._streams}
 
     def sources(self) -> list[SourceStatus]:
@@ -103,9 +103,9 @@ class RunStatus:
         return statuses
 
     def record(self) -> dict[str, Any]:
-        """The status as plain JSON values: each source as in `summary.json`, with what it is doing now under `now`.
+        """The status as plain JSON values: each source as in `summary.json`, with its present status under `now`.
 
-        It is made at most twice a second; who asks in between gets the same. Don't change it.
+        It is made at most twice a second; calls in between return the same object, which must not be changed.
         """
         with self._lock:
             if time.monotonic() - self._made_at >= RECORD_LIFE_S:

@@ -1,16 +1,15 @@
-"""One source on its way to its recorders: a reader, an estimator and subscribers, each in a thread of its own.
+"""The threads of one source: a reader, an estimator and subscribers, each in its own thread.
 
     reader --frame--> estimator --posed frame--> recorders, each in a thread of its own --> the caller
                                       |\\--> renderer --drawn frame--> recorders that want the picture
                                        \\--> views
 
-A recorded source waits: the next frame is taken from it when what is in flight leaves room, in frames and in bytes, so that
-every recorder has every frame. A live source never waits: only its newest frame is kept for the estimator, and a recorder that
-falls behind misses frames, which are counted. So does one that cannot write, as on a full disk: the live part goes on.
+A recording waits: its next frame is read only if the frames in flight leave room, in frames and in bytes, so that every
+recorder gets every frame. A live source never waits: only its newest frame is kept for the estimator, and a recorder that falls
+behind misses frames, which are counted. A recorder that cannot write, as on a full disk, misses frames, too; the run goes on.
 
-An exception in a thread ends the stream. A source that breaks off half way is gentler: what came before it goes through every
-stage first. A GeometryError concerns one frame or one person in it: that frame fails, or that person has no pose, and the
-stream goes on.
+An exception in a thread ends the stream. If a source breaks off, the frames before that are finished first. A GeometryError
+concerns one frame or one person in it: that frame fails, or that person has no pose, and the stream goes on.
 """
 
 from __future__ import annotations
@@ -38,20 +37,20 @@ from pipeline.types import Frame, PosedFrame, RunHeader, State, UnreadableFrame
 _log = logging.getLogger("convnextpose.streams")
 
 LIVE_WAITING_FRAMES = 8
-"""Frames of a live source that wait for a recorder, or for the caller, at most; one more pushes the oldest out."""
+"""Largest number of a live source's frames that wait for a recorder or the caller; one more removes the oldest."""
 
 KEPT_AGES = 20_000
-"""Ages of live frames that percentiles are taken over: the newest ones."""
+"""Number of ages of live frames for the percentiles: the newest ones."""
 
 KEPT_STATES = 1000
-"""States of a source that are kept: the newest ones, as a camera may come and go for days."""
+"""Number of a source's states that are kept: the newest ones, because a camera may reconnect for days."""
 
-NEWER_CAME = "a newer frame came before it was its turn"
+NEWER_CAME = "a newer frame came before it was processed"
 
 CALLER = "caller"
 
 DRAWN_SHARE = 1.6
-"""How many bytes the drawn picture and its encoding take for a byte of the frame."""
+"""Size of the drawn picture and its encoding, relative to the frame's size."""
 
 
 class _Flight:
@@ -66,7 +65,7 @@ class _Flight:
         self._lock = threading.Lock()
 
     def arrive(self) -> bool:
-        """One recorder less to wait for; whether it was the last."""
+        """One recorder has the frame; returns whether it was the last."""
         with self._lock:
             self._left -= 1
             return self._left == 0
@@ -82,30 +81,30 @@ class _Taken:
 
 
 class Stream:
-    """One source on its way to its recorders. A `Pipeline` runs it.
+    """One source with its estimator and its recorders. A `Pipeline` runs it.
 
     Args:
         source: gives the frames.
         estimator: makes their poses.
-        header: what the run is.
-        recorders: take every posed frame of a recorded source; of a live one as many as they can.
-        renderer: draws the pictures where a recorder wants them, or None.
-        caption: stamped on every picture.
+        header: the run's header.
+        recorders: they get every posed frame of a recording, and as many of a live source as they can write.
+        renderer: draws the pictures if a recorder needs them, or None.
+        caption: written on every picture.
 
     Attributes:
-        header: what the run is.
+        header: the run's header.
         source, estimator, renderer, caption: as they were given.
-        ledger: what became of the frames.
-        timing: where their time went.
-        recorders: what takes the results.
-        missed: how many frames of a live source each recorder missed, by its file's name, and `caller` for who iterates.
-        ages_ns: of the newest posed frames of a live source, how old they were when every recorder had them.
-        clock: what the newest of these ages is by, as in `Frame`; None before there is one.
-        finished: posed frames for whoever iterates over the pipeline.
-        states: what the source was doing, the newest KEPT_STATES.
-        people: who was seen so far.
-        world: where up and the floor are, as the newest frame knows it; None before there is one.
-        error: why the stream ended early, or what could not be written of a live source; None if nothing went wrong.
+        ledger: the counts of the frames.
+        timing: the times of the stages.
+        recorders: the recorders.
+        missed: how many frames of a live source each recorder missed, by its file's name; `caller` is the pipeline's iteration.
+        ages_ns: ages of the newest posed frames of a live source when every recorder had them, ns.
+        clock: what measured the newest of these ages, as in `Frame`; None before there is one.
+        finished: posed frames for the pipeline's iteration.
+        states: the source's newest states, at most KEPT_STATES.
+        people: the people seen so far.
+        world: the up direction and the floor, as known at the newest frame; None before there is one.
+        error: why the stream ended early, or which result of a live source could not be written; None without an error.
     """
 
     def __init__(
@@ -170,10 +169,10 @@ class Stream:
         """Start the threads.
 
         Args:
-            ready: is called when there is one frame more in `finished`; None where nobody takes frames from it.
-            ended: is called once, when the last thread ends.
-            trace: takes the timeline of each such frame.
-            show: takes each posed frame for the views, before the recorders have it; None where there are no views.
+            ready: called when there is one more frame in `finished`; None where nobody takes frames from it.
+            ended: called once, when the last thread ends.
+            trace: called with the timeline of each such frame.
+            show: called with each posed frame for the views, before the recorders get it; None without views.
         """
         self._ready, self._ended, self._trace, self._show = ready, ended, trace, show
         if not self._live:  # a live source says what it does
@@ -187,21 +186,21 @@ class Stream:
         return self.threads[0].ident is not None
 
     def stop(self) -> None:
-        """Take no more frames; those on their way are still finished. Safe to call from a signal handler."""
+        """Read no more frames; frames in flight are still finished. Safe to call from a signal handler."""
         self._stopping.set()
         if self._live:  # its reader may be waiting for a camera that is not there
             self.source.close()
 
     def wake(self) -> None:
-        """Let a reader that waits for room see that it is to stop."""
+        """Wake a reader that waits for room, so that it can stop."""
         self._in_flight.wake()
 
     def release(self, size: int) -> None:
-        """A finished frame has been handed to the caller, or thrown away."""
+        """A finished frame was given to the caller, or discarded."""
         self._in_flight.leave(size)
 
     def abort(self) -> None:
-        """Give up what is on its way."""
+        """Discard the frames in flight."""
         self.stop()
         self.wake()
         self._taken.abort()
@@ -209,7 +208,7 @@ class Stream:
             inbox.abort()
 
     def fail(self, stage: str, error: Exception) -> None:
-        """Note why the stream ends early; the first reason counts."""
+        """Record why the stream ends early; the first reason counts."""
         self._note_error(stage, error)
         self.stop()
         self.wake()
@@ -223,7 +222,7 @@ class Stream:
                 _log.error("%s: %s", self.header.source, self.error)
 
     def settle(self) -> None:
-        """Close the accounts: what is still open failed."""
+        """Close the ledger: frames in flight count as failed."""
         if self.error is None:
             self.ledger.fail_rest("the run was stopped")
         else:

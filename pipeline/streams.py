@@ -1,7 +1,7 @@
-"""A run: streams side by side, each with threads of its own, and a thread for each view.
+"""A run: parallel streams, each with its own threads, and a thread for each view.
 
-A view never holds anything up: it sees the newest frame of each source when it has time for one. A view that fails is closed
-and its error told, while everything else goes on. A stream that fails ends alone: its error reaches the caller as a StageError
+A view never blocks anything: it reads the newest frame of each source when it has time. A view that fails is closed and its
+error is reported, while everything else goes on. If a stream fails, the others go on: the caller gets its error as a StageError
 when all streams have ended.
 """
 
@@ -29,10 +29,10 @@ from pipeline.views.base import View
 _log = logging.getLogger("convnextpose.streams")
 
 CLOSING_TIME_S = 10.0
-"""How long `Pipeline.close` waits for the frames that are on their way before it gives them up, s."""
+"""How long `Pipeline.close` waits for the frames in flight before it abandons them, s."""
 
 VIEW_CLOSING_TIME_S = 2.0
-"""How long `Pipeline.close` waits for a view before it gives it up, s."""
+"""How long `Pipeline.close` waits for a view before it abandons it, s."""
 
 
 class Viewing:
@@ -43,7 +43,7 @@ class Viewing:
         board: the newest frame of each source.
 
     Attributes:
-        shown: how many frames the view took.
+        shown: how many frames the view has shown.
         error: why it stopped before the run's end, or None.
     """
 
@@ -59,7 +59,7 @@ class Viewing:
         self._thread.start()
 
     def close(self) -> None:
-        """Close the view, once the board is closed; one that hangs is given up after VIEW_CLOSING_TIME_S."""
+        """Close the view, after the board was closed; a view that hangs is abandoned after VIEW_CLOSING_TIME_S."""
         if self._thread.ident is None:
             self._close()
             return
@@ -95,24 +95,24 @@ class Viewing:
 
 
 class Pipeline:
-    """Streams that run side by side: iterate over it for the posed frames, or use it as a context manager.
+    """The parallel streams of a run: iterate over it to get the posed frames, or use it as a context manager.
 
     It closes everything that it was given: sources, models, recorders, views and trace.
     Starting it sets OpenCV's threads to one, for the whole process.
 
     Args:
         streams: one for each source.
-        models: what is closed when the last stream has ended.
-        detector: what finds the people, for people to read; None where nothing does.
-        views: show the newest frames while it runs.
-        trace: takes every timeline, or None.
-        at_end: is called when all is closed; writes the summary and returns its path.
+        models: closed when the last stream has ended.
+        detector: description of the people detector, or None without one.
+        views: show the newest frames during the run.
+        trace: receives every timeline, or None.
+        at_end: called when everything is closed; writes the summary and returns its path.
 
     Attributes:
         streams: one for each source.
-        detector: what finds the people, or None.
+        detector: description of the people detector, or None.
         viewings: one for each view.
-        summary: the summary's path, once it is there.
+        summary: the summary's path, when it is written.
     """
 
     def __init__(
@@ -142,12 +142,12 @@ class Pipeline:
 
     @property
     def headers(self) -> list[RunHeader]:
-        """What the run is, for each source."""
+        """The run's header for each source."""
         return [stream.header for stream in self.streams]
 
     @property
     def header(self) -> RunHeader:
-        """What the run is, for the first source."""
+        """The run's header for the first source."""
         return self.streams[0].header
 
     @property
@@ -158,7 +158,7 @@ class Pipeline:
 
     @property
     def outputs(self) -> list[WrittenFile]:
-        """The files that are there by now, of the recorders and the trace."""
+        """The files of the recorders and the trace that exist by now."""
         recorders = [recorder for stream in self.streams for recorder in stream.recorders]
         return written_files([*recorders, *([self._trace] if self._trace else [])])
 
@@ -190,14 +190,14 @@ class Pipeline:
             pass
 
     def stop(self) -> None:
-        """Take no more frames; those on their way are still finished. Safe to call from a signal handler."""
+        """Read no more frames; frames in flight are still finished. Safe to call from a signal handler."""
         for stream in self.streams:
             stream.stop()
 
     def close(self) -> None:
-        """Stop, finish the frames on their way within CLOSING_TIME_S, join the threads, close what it was given.
+        """Stop, finish the frames in flight within CLOSING_TIME_S, join the threads, and close everything that it was given.
 
-        Calling it again does nothing; calling it after it was interrupted goes on with the rest.
+        Calling it again does nothing; calling it after an interruption closes the rest.
 
         Raises:
             StageError: a stage failed during the run or while closing.

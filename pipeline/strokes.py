@@ -1,6 +1,6 @@
-"""How lines, words and colours get onto a picture: round-ended strokes with outlines, text that blends, what both measure in.
+"""Draws lines and text on a picture: strokes with round ends and outlines, blended text, and their units.
 
-Everything is antialiased and placed to a sixteenth of a pixel; whatever lies outside the picture is left out.
+Everything is antialiased and placed to a sixteenth of a pixel; anything outside the picture is left out.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Colour = tuple[float, float, float]
 
 
 class Strokes(NamedTuple):
-    """Round-ended lines that may taper; a dot is one without length.
+    """Lines with round ends, which may taper; a dot is a line of length 0.
 
     Attributes:
         start, end: [N, 2] px.
@@ -71,7 +71,7 @@ class Strokes(NamedTuple):
         )
 
     def inside(self, width: int, height: int) -> Strokes:
-        """The parts that can be seen in a `width` x `height` px picture: safe to draw, however far the strokes reach."""
+        """The visible parts in a `width` x `height` px picture: safe to draw, however long the strokes are."""
         margin = 2.0 * self.radii.max(initial=0.0) + 8.0
         near_edge, far_edge = -margin, np.array([width, height]) + margin
         if ((self.start >= near_edge) & (self.start <= far_edge) & (self.end >= near_edge) & (self.end <= far_edge)).all():
@@ -136,7 +136,7 @@ def line_width(width_px: float) -> int:
 
 
 def paint(canvas: Picture, strokes: Strokes, outline_px: float) -> None:
-    """Draw strokes far to near, each with an outline: it stands out from any picture, and from the limb behind it."""
+    """Draw strokes from far to near, each with an outline that separates it from the picture and from the limb behind."""
     strokes = strokes.inside(canvas.shape[1], canvas.shape[0])
     strokes = strokes.take(np.argsort(-strokes.depth, kind="stable"))
     for wide, narrow, edge_bgr, bgr in zip(
@@ -147,7 +147,7 @@ def paint(canvas: Picture, strokes: Strokes, outline_px: float) -> None:
 
 
 class TextImage(NamedTuple):
-    """A line of text ready to blend: ink [h, w, 3], and how much of what is underneath stays, of 255."""
+    """A line of text ready to blend: its colours [h, w, 3], and how much of the picture below stays visible, of 255."""
 
     ink: Picture
     stays: Picture

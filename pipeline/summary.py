@@ -1,4 +1,4 @@
-"""What a run came to, for programs: `summary.json` beside the results says what the console says at the end."""
+"""The outcome of a run, for programs: `summary.json` contains what the console prints at the end."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def check_summary(out: Path, *, overwrite: bool) -> None:
     """Refuse a summary that could not be written at the end of a run.
 
     Raises:
-        OutputExistsError: one is there already and may not be replaced.
+        OutputExistsError: one exists already and may not be replaced.
     """
     if not overwrite and os.path.lexists(out / NAME):
-        raise OutputExistsError(f"{out / NAME} is there already: choose another folder, or allow it with --overwrite")
+        raise OutputExistsError(f"{out / NAME} exists already: choose another folder, or replace it with --overwrite")
 
 
 def write_summary(pipeline: Pipeline, out: Path, *, overwrite: bool) -> Path:
@@ -50,7 +50,7 @@ def write_summary(pipeline: Pipeline, out: Path, *, overwrite: bool) -> Path:
 
     Raises:
         SinkError: it cannot be written.
-        OutputExistsError: it is there already and may not be replaced.
+        OutputExistsError: it exists already and may not be replaced.
     """
     text = json.dumps(summary_record(pipeline, out), indent=2, allow_nan=False) + "\n"
     write_file(out / NAME, text.encode(), overwrite=overwrite)
@@ -58,12 +58,12 @@ def write_summary(pipeline: Pipeline, out: Path, *, overwrite: bool) -> Path:
 
 
 def source_record(stream: Stream, counts: LedgerCounts, timing: TimingTable) -> dict[str, Any]:
-    """What became of one source's frames, as plain JSON values; also while it runs.
+    """The outcome of one source's frames, as plain JSON values; also during the run.
 
     Args:
-        stream: the source's.
-        counts: what became of its frames, at one moment.
-        timing: the frames that times are told of: all of the stream's, or the newest.
+        stream: the source's stream.
+        counts: the counts of its frames, at one moment.
+        timing: the times of all frames, or of the newest.
     """
     ages_ns = list(stream.ages_ns)
     return {

@@ -1,4 +1,4 @@
-"""Where each frame's time went: spans and their percentiles."""
+"""The time that each frame spent in each stage: spans and their percentiles."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 STAGES = ("capture", "detect", "preprocess", "infer", "lift", "track", "render", "write")
-"""The stages of a frame in order. A stage that did not happen to a frame has no span."""
+"""The stages of a frame in order. A frame has no span for a stage that it skipped."""
 
 KEPT_FRAMES = 20_000
-"""Timelines that percentiles are taken over: the newest ones, so that a stream of days stays in bounded memory."""
+"""Number of timelines for the percentiles: the newest ones, so that memory stays bounded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Span:
         enter_ns: when the frame came to the stage.
         start_ns: when the stage began to work on it; until then it waited.
         end_ns: when the stage was done with it.
-        part: which of several that work on the stage at once, e.g. the format that is written; empty where there is one.
+        part: distinguishes parallel work of one stage, e.g. the format that is written; empty if there is only one.
     """
 
     stage: str
@@ -52,7 +52,7 @@ class Span:
 
 
 class Stopwatch:
-    """Takes the spans of one frame on its way through the stages. Any thread may use it.
+    """Collects the spans of one frame. Any thread may use it.
 
     Attributes:
         stage: the stage that was begun last.
@@ -69,13 +69,13 @@ class Stopwatch:
 
         Args:
             stage: one of STAGES.
-            enter_ns: when the frame came to the stage, perf_counter_ns; None where that was the end of the span before.
+            enter_ns: when the frame came to the stage, perf_counter_ns; None for the end of the previous span.
             part: as in `Span`.
         """
         return _Running(self, stage, enter_ns, part)
 
     def add(self, stage: str, start_ns: int, end_ns: int, *, enter_ns: int | None = None, part: str = "") -> None:
-        """Note work that was done, perf_counter_ns; the frame came to it at its start unless `enter_ns` says otherwise."""
+        """Add finished work, perf_counter_ns; without `enter_ns` the frame did not wait before it."""
         self._spans.append(Span(stage, start_ns if enter_ns is None else enter_ns, start_ns, end_ns, part))
         self.last_ns = end_ns
 
@@ -124,14 +124,14 @@ class Timeline:
 
 @dataclass(frozen=True)
 class StageStatistics:
-    """What one stage took over many frames.
+    """The times of one stage over many frames.
 
     Attributes:
         stage: its name.
         frames: how many frames went through it.
         p50_ms, p95_ms, p99_ms: percentiles of the time worked on one of these frames, ms.
         wait_p50_ms: median of the time that a frame waited before the stage, ms.
-        share: the stage's part of the time that all stages worked, 0..1.
+        share: the stage's share of the work of all stages, 0..1.
     """
 
     stage: str
@@ -144,7 +144,7 @@ class StageStatistics:
 
 
 class TimingTable:
-    """The timelines of a source, reduced to percentiles when asked. Any thread may add and ask."""
+    """The timelines of a source, and their percentiles. Any thread may use it."""
 
     def __init__(self) -> None:
         self._timelines: deque[Timeline] = deque(maxlen=KEPT_FRAMES)
@@ -154,7 +154,7 @@ class TimingTable:
         self._count = 0
 
     def add(self, timeline: Timeline) -> None:
-        """Take in one finished frame."""
+        """Add a finished frame."""
         with self._lock:
             self._timelines.append(timeline)
             start = timeline.spans[0].start_ns

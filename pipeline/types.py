@@ -1,4 +1,4 @@
-"""The named types that cross the pipeline's stages: a frame, a pose, a posed frame, and what a run is."""
+"""The types that the pipeline's stages exchange: a frame, a pose, a posed frame, and the header of a run."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Frame:
 
     Attributes:
         image: BGR uint8 [H, W, 3].
-        source_id: which source it is from: the file's name.
+        source_id: id of its source, such as the file's name.
         index: its number in the source, from 0.
-        time_s: its time stamp in seconds: the stream's own, never the wall clock; index for folders. It grows, also where a
-            camera comes back.
+        time_s: its time stamp in the stream, s, never the wall clock; the index for folders. It always grows, even when a
+            camera reconnects.
         captured_ns: when it was taken, ns since 1970 (Unix time), for live sources; None for files.
-        clock: what `captured_ns` is by: the kernel's stamp of the capture, the sender's, or the moment of its arrival here.
-        decoded_ns: when its decoding began and ended, perf_counter_ns, where the source decodes ahead of who takes the frames.
+        clock: what measured `captured_ns`: the kernel's time stamp of the capture, the sender's clock, or the time of arrival.
+        decoded_ns: begin and end of its decoding, perf_counter_ns, if the source decodes ahead; otherwise None.
     """
 
     image: NDArray[np.uint8]
@@ -66,10 +66,10 @@ class UnreadableFrame:
     """A frame of a source that cannot be read, or that was lost, between others that can.
 
     Attributes:
-        source_id: which source it is from.
-        index: its number in the source, in one row with those of `Frame`.
+        source_id: id of its source.
+        index: its number in the source; `Frame`s and unreadable frames are numbered together.
         reason: one sentence.
-        given_up: whether it could have been read, but newer ones came: it counts as dropped, not as failed.
+        given_up: whether it was replaced by newer frames: it counts as dropped, not as failed.
     """
 
     source_id: str
@@ -80,13 +80,13 @@ class UnreadableFrame:
 
 @dataclass(frozen=True)
 class State:
-    """What a source was doing from a moment on.
+    """The state of a source from a point in time.
 
     Attributes:
-        utc: when, ISO 8601 in UTC.
+        utc: when it began, ISO 8601 in UTC.
         state: of a stream `open`, `running`, `ended`, `stopped` or `broken`; of a live source also `connecting`, `live`,
-            `stalled` (nothing comes, though it is connected) or `lost` (it is tried again until the run ends).
-        cause: why and what to do, one sentence; empty where that is plain.
+            `stalled` (connected, but nothing arrives) or `lost` (it reconnects until the run ends).
+        cause: why and what to do, one sentence; empty if there is nothing to explain.
     """
 
     utc: str
@@ -95,21 +95,21 @@ class State:
 
     @classmethod
     def now(cls, state: str, cause: str = "") -> State:
-        """A state from this moment on."""
+        """A state that begins now."""
         return cls(datetime.now(timezone.utc).isoformat(timespec="milliseconds"), state, cause)
 
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """What a source says about itself when it is opened.
+    """The description of a source, known when it is opened.
 
     Attributes:
         id: the file's or folder's name, or the URI without its password.
-        live: whether it goes on by itself, so that frames which nobody takes in time are lost.
-        width, height: size of its first picture, upright, px; None where it is not known yet.
-        frame_rate: nominal frames a second, or None where it has none (pictures).
-        frame_count: frames that it says it has, or None where it doesn't say. A video's container may count more than it gives.
-        notes: what a user should be told about it, one sentence each.
+        live: whether it produces frames in real time, so that frames which are not taken in time are lost.
+        width, height: size of its first picture, upright, px; None if unknown yet.
+        frame_rate: nominal frames a second; None without one (pictures).
+        frame_count: declared number of frames; None if unknown. A video's container may declare more than it contains.
+        notes: notes for the user, one sentence each.
     """
 
     id: str
@@ -126,17 +126,17 @@ class Pose:
     """One person's pose in one frame.
 
     Attributes:
-        track_id: the same number for the same person in the frames of a run.
+        track_id: the person's number, the same in all frames of a run.
         box: the person's box in the picture, px.
         joints_px: [J, 2] joints in the picture, px (pixel centres at whole numbers).
         joints_mm: [J, 3] joints in camera space (x right, y down, z forward), mm.
         scores: [J] in 0..1.
         root_depth_mm: distance of the pelvis from the camera along z, mm.
         root_depth_source: where that distance came from.
-        cut_by_edge: whether the box reaches the picture's edge, so that a part of the person may be out of sight.
-        smoothed_mm: [J, 3] as `joints_mm`, smoothed over time, or None where nobody smooths.
-        depth_scale: the factor on the root depth with which the feet stand on the world's floor, over about a second; 1 where
-            that is not known.
+        cut_by_edge: whether the box reaches the picture's edge, so that part of the person may be out of sight.
+        smoothed_mm: [J, 3] `joints_mm` smoothed over time, mm, or None without smoothing.
+        depth_scale: the factor on the root depth that puts the feet on the world's floor, averaged over about a second; 1 if
+            unknown.
     """
 
     track_id: int
@@ -170,15 +170,15 @@ class TrackEventKind(str, Enum):
     """What can happen to a person's track."""
 
     BORN = "born"
-    """Somebody was seen twice, and has an id from now on."""
+    """A person was seen twice and gets an id."""
     LOST = "lost"
-    """Somebody is out of sight."""
+    """A person is out of sight."""
     FOUND_AGAIN = "found_again"
-    """Somebody who was lost is back."""
+    """A lost person is back."""
     MERGED = "merged"
-    """Two tracks were one person's; the younger ended."""
+    """Two tracks were of one person; the younger one ended."""
     CUT = "cut"
-    """A new take begins: the track ended."""
+    """A new take begins; the track ended."""
 
 
 @dataclass(frozen=True)
@@ -187,8 +187,8 @@ class TrackEvent:
 
     Attributes:
         kind: what.
-        time_s: when: the time stamp of the frame that showed it.
-        track_id: whose track; None for a cut while nobody was followed.
+        time_s: when: the time stamp of the frame that showed it, s.
+        track_id: the track; None for a cut while nobody was tracked.
         reason: why, a few words.
         other_id: the track that goes on, for a merged one.
     """
@@ -211,13 +211,13 @@ class PosedFrame:
 
     Attributes:
         frame: the captured picture, its number and its time.
-        poses: the people in it, none if nobody was found.
+        poses: the poses of the people in it; empty if nobody was found.
         camera: the intrinsics that its poses were lifted with.
-        picture: BGR uint8 [H2, W2, 3], the drawn result, or None where drawing is off.
-        timeline: where the frame's time went; None until every stage is done with it.
+        picture: BGR uint8 [H2, W2, 3], the drawn result, or None if nothing is drawn.
+        timeline: the time that each stage took; None until every stage has finished.
         problems: why people in it have no pose, one sentence each.
-        events: what happened to people's tracks with it.
-        world: where up and the floor are, as it was known by then; None where nobody says.
+        events: what happened to people's tracks in it.
+        world: the up direction and the floor, as known at this frame; None if unknown.
     """
 
     frame: Frame
@@ -231,24 +231,24 @@ class PosedFrame:
 
     @property
     def source_id(self) -> str:
-        """Which source it is from."""
+        """The id of its source."""
         return self.frame.source_id
 
 
 @dataclass(frozen=True)
 class RunHeader:
-    """What a run is: written at the head of every result.
+    """The description of a run that every result begins with.
 
     Attributes:
         source: name of the video, picture, folder or camera.
         width, height: size of its first picture, px; None until a camera has sent one.
-        frame_rate: nominal frames a second, or None where the source has none (pictures).
-        frame_count: frames that the source says it has, or None where it doesn't say.
-        camera: the intrinsics, given or assumed; None until the first picture, where they are assumed from its size.
+        frame_rate: nominal frames a second; None without one (pictures).
+        frame_count: declared number of frames; None if unknown.
+        camera: the intrinsics, given or assumed; None until the first picture, if they are assumed from its size.
         root_depth_source: where root depths come from.
         model: the model.
-        runtime: what runs it.
-        smooth: whether files with numbers hold the smoothed poses, too.
+        runtime: the runtime that runs it.
+        smooth: whether data files also contain the smoothed poses.
     """
 
     source: str
@@ -268,7 +268,7 @@ class RunHeader:
         return self.model.joint_set
 
     def completed(self, first: PosedFrame) -> RunHeader:
-        """The header with what only the first frame can tell."""
+        """The header, completed with what is known only from the first frame."""
         if self.width and self.height and self.camera:
             return self
         return replace(self, width=first.frame.width, height=first.frame.height, camera=self.camera or first.camera)

@@ -1,6 +1,7 @@
-"""The 3D view's floor: a round floor that turns slowly, where the people stand on it, the real camera's place, the shadows.
+"""The 3D view's floor: a round floor that rotates slowly, the people's positions on it, the real camera's position, the
+shadows.
 
-Its axes are those of a level camera on the floor: x right, y down, z forward, mm; the world's, half a turn about x.
+Its axes are those of a level camera on the floor: x right, y down, z forward, mm; the world's rotated by 180 degrees about x.
 """
 
 from __future__ import annotations
@@ -56,14 +57,14 @@ FAR_MM = 1e5
 
 @dataclass
 class Floor:
-    """Where people stand on the 3D view's floor: what is remembered from frame to frame.
+    """The people's positions on the 3D view's floor: the state between frames.
 
     Attributes:
         root: the pelvis.
         source_id, time_s: of the last frame.
         places: smoothed (x, z) of each track's pelvis.
         centre: (x, z) at the floor's middle: the middle of the people, plus `slack`.
-        slack: how far the floor's middle lags behind after somebody came or left; it fades.
+        slack: how far the floor's middle lags behind after a person came or left; it decays.
         joints: [J, 3] of each track's pose in this frame.
         zoom: smoothed; how many times wider than for one person the view is.
     """
@@ -78,7 +79,7 @@ class Floor:
     zoom: float = 1.0
 
     def follow(self, frame: Frame, poses: tuple[Pose, ...], world: World | None) -> None:
-        """Move on to the next frame's people, in the world as it is known by now; None takes the camera to be level."""
+        """Update to the next frame's people, in the world as known by now; None assumes a level camera."""
         elapsed_s = frame.time_s - self.time_s
         before = self.places if frame.source_id == self.source_id and elapsed_s >= 0 else {}
         self.source_id, self.time_s, self.places, self.joints = frame.source_id, frame.time_s, {}, {}
@@ -114,7 +115,7 @@ class Floor:
 
 @dataclass(frozen=True)
 class View:
-    """What of the 3D view stays the same for pictures of one size.
+    """The parts of the 3D view that are the same for all pictures of one size.
 
     Attributes:
         width, height: px.

@@ -1,4 +1,4 @@
-"""`convnextpose archive`: every video below some folders becomes poses, resumed by the same command after whatever stops it."""
+"""`convnextpose archive`: turns every video in some folders into poses; the same command resumes after an interruption."""
 
 from __future__ import annotations
 
@@ -30,43 +30,43 @@ from tools.console import make_console
 from tools.run import DetectorClassOption, DetectorOption, FlipOption, MinScoreOption, given_options, parse_camera
 
 _LINE_EVERY_S = 60.0
-"""How often a line tells how far it is where there is no terminal."""
+"""Time between two lines of progress without a terminal, s."""
 
 _SHOWN_TROUBLES = 10
 _SHOWN_SUFFIXES = 8
 
 _MEANINGS = {
-    DONE: "whole",
+    DONE: "complete",
     DAMAGED: "damaged: poses as far as they could be read",
     UNREADABLE: "unreadable: no results",
-    SAME: "the same bytes as another file, done once",
+    SAME: "the same content as another file, which has the results",
     FAILED: "failed: tried again by the next run",
 }
 
 
 def archive_command(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="FOLDER...", help="Every video below is worked on.", show_default=False)
+        list[Path], typer.Argument(metavar="FOLDER...", help="Folders of videos, with their subfolders.", show_default=False)
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the results and the ledger of jobs.", show_default=False)],
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Files at a time.", show_default="half of the cores; 1 for an engine; with Ray what fits"),
+        typer.Option(min=1, help="Files at a time.", show_default="half of the cores; 1 for an engine; with Ray all that fit"),
     ] = None,
     ray: Annotated[
         str | None,
         typer.Option(
             metavar="ADDRESS|local",
-            help="Work on a Ray cluster, whose nodes share the folders and OUT: its address, `auto`, or `local` for one here.",
+            help="Use a Ray cluster, whose nodes share the folders and OUT: its address, `auto`, or `local` for one here.",
         ),
     ] = None,
-    formats: Annotated[str, typer.Option(help=f"What to write, with commas between: {', '.join(FORMATS)}.")] = "ndjson",
+    formats: Annotated[str, typer.Option(help=f"Formats to write, separated by commas: {', '.join(FORMATS)}.")] = "ndjson",
     model: Annotated[
         str, typer.Option(help="Default weights by name, a checkpoint of the authors, an exported .onnx, or an .engine file.")
     ] = "xs",
     runtime: Annotated[str, typer.Option(help=runtime_help())] = "auto",
     precision: Annotated[
-        str, typer.Option(help=f"What the network computes in on a CPU: auto, {', '.join(CPU_PRECISIONS)}.")
+        str, typer.Option(help=f"Precision of the network on a CPU: auto, {', '.join(CPU_PRECISIONS)}.")
     ] = "auto",
     detector: DetectorOption = weights.DETECTOR_NAME,
     detector_class: DetectorClassOption = None,
@@ -75,24 +75,24 @@ def archive_command(
         typer.Option(parser=parse_camera, metavar="FX,FY,CX,CY", help="The intrinsics, px, if all videos are of one camera."),
     ] = None,
     min_score: MinScoreOption = MIN_SCORE,
-    max_people: Annotated[int, typer.Option(min=1, help="How many people are followed at once.")] = MAX_PEOPLE,
+    max_people: Annotated[int, typer.Option(min=1, help="Largest number of people tracked at once.")] = MAX_PEOPLE,
     keep_lost: Annotated[
-        float, typer.Option(min=0.0, metavar="SECONDS", help="How long somebody who is out of sight keeps the track id.")
+        float, typer.Option(min=0.0, metavar="SECONDS", help="How long a person who is out of sight keeps the track id.")
     ] = KEEP_LOST_S,
-    smooth: Annotated[bool, typer.Option("--smooth", help="Write poses smoothed over time beside the raw ones.")] = False,
+    smooth: Annotated[bool, typer.Option("--smooth", help="Also write poses smoothed over time.")] = False,
     flip: FlipOption = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of each worker's runtime.", show_default="the cores over the workers")
+        int | None, typer.Option(min=1, help="Threads of each worker's runtime.", show_default="the cores divided by workers")
     ] = None,
     on_damage: Annotated[
-        str, typer.Option(help="Where a video is damaged: `stop` ends it there, `skip` goes on and counts what was lost.")
+        str, typer.Option(help="At damage in a video: `stop` ends there, `skip` goes on after it and counts what was lost.")
     ] = "stop",
 ) -> None:
-    """Turn every video below some folders into poses; run the same command again to go on after anything stopped it.
+    """Turn every video in some folders into poses; run the same command again to continue after an interruption.
 
-    A video FOLDER/a/b.mp4 has its results in OUT/FOLDER/a/b.mp4/. OUT/ledger.ndjson says what became of each file.
+    The results of FOLDER/a/b.mp4 are in OUT/FOLDER/a/b.mp4/. OUT/ledger.ndjson has the outcome of each file.
 
-    Exit codes: 0 every file is settled, the damaged and unreadable ones counted; 1 some failed for another reason and are tried
+    Exit codes: 0 no file failed (damaged and unreadable files are reported); 1 some failed for another reason and are tried
     again by the next run; 2 wrong use; 130 stopped by Ctrl-C.
     """
     console = make_console()
@@ -122,8 +122,8 @@ def archive_command(
         summary = _follow(run)
     except KeyboardInterrupt:
         console.print(
-            f"[yellow]stopped by Ctrl-C[/]: {run.progress.settled} of {run.progress.files} files are settled; run the same "
-            "command again to go on"
+            f"[yellow]stopped by Ctrl-C[/]: {run.progress.settled} of {run.progress.files} files are finished; run the same "
+            "command again to continue"
         )
         raise typer.Exit(130) from None
     _print_end(console, summary, out)
@@ -132,7 +132,7 @@ def archive_command(
 
 
 def _follow(run: ArchiveRun) -> ArchiveSummary:
-    """Run it. On a terminal a line tells how far it is; elsewhere one line a minute does."""
+    """Run it with a progress bar on a terminal, or with one line a minute elsewhere."""
     screen = make_console(stderr=True, soft_wrap=False)
     if screen.is_terminal:
         with Live(get_renderable=lambda: _line(run.progress), console=screen, refresh_per_second=2, transient=True):
@@ -175,16 +175,16 @@ def _duration(seconds: float) -> str:
 def _print_end(console: Console, summary: ArchiveSummary, out: Path) -> None:
     progress, found = summary.progress, summary.found
     for closed in found.closed:
-        console.print(f"[yellow]not looked at[/]: {escape(closed)}")
+        console.print(f"[yellow]not searched[/]: {escape(closed)}")
     if found.others:
         kinds = ", ".join(f"{count} {escape(kind)}" for kind, count in found.others.most_common(_SHOWN_SUFFIXES))
         more = ", ..." if len(found.others) > _SHOWN_SUFFIXES else ""
-        console.print(f"passed over {found.others.total()} files that are no videos by their names: {kinds}{more}")
+        console.print(f"skipped {found.others.total()} files whose names are not those of videos: {kinds}{more}")
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(justify="right")
     table.add_column()
     if progress.before:
-        table.add_row(str(progress.before), "settled by earlier runs")
+        table.add_row(str(progress.before), "finished by earlier runs")
     for status, meaning in _MEANINGS.items():
         if count := progress.counts[status]:
             table.add_row(str(count), meaning)

@@ -1,4 +1,4 @@
-"""`convnextpose bench-engine`: how fast an engine is, beside the same network in PyTorch on the same GPU in the same run."""
+"""`convnextpose bench-engine`: the speed of an engine, compared with the same network in PyTorch on the same GPU."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _numbers(text: str) -> list[int]:
 def bench_engine_command(
     path: Annotated[Path, typer.Argument(metavar="FILE.engine", help="An engine with its manifest beside it.")],
     batches: Annotated[
-        str | None, typer.Option(metavar="N,N,...", help="Crops at once.", show_default="1,2,4,... to the engine's most")
+        str | None, typer.Option(metavar="N,N,...", help="Crops at once.", show_default="1,2,4,... up to the engine's largest")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed runs of each number of crops.")] = 300,
     warm_up: Annotated[int, typer.Option(min=2, help="Runs before those.")] = 50,
@@ -55,17 +55,17 @@ def bench_engine_command(
     ] = None,
     no_reference: Annotated[bool, typer.Option("--no-reference", help="Time the engine alone, without PyTorch.")] = False,
     no_compile: Annotated[
-        bool, typer.Option("--no-compile", help="Do not let PyTorch compile its network: that takes it a minute or more.")
+        bool, typer.Option("--no-compile", help="Do not compile the network in PyTorch, which takes a minute or more.")
     ] = False,
-    out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers here, too.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
+    out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the numbers to this file.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
     """Time an engine on the host and on the GPU, for several numbers of crops, beside FP16 PyTorch.
 
-    PyTorch is given every help: batch norms folded, channels last, compiled, CUDA graphs. The engine has graphs where the
-    binding to CUDA has them.
+    PyTorch runs as fast as it can: batch norms folded, channels last, compiled, CUDA graphs. The engine has graphs if the
+    binding to CUDA supports them.
 
-    Exit codes: 0 done; 1 the engine, the GPU or PyTorch cannot be had; 2 wrong use.
+    Exit codes: 0 done; 1 the engine, the GPU or PyTorch is not available; 2 wrong use.
     """
     counts = None if batches is None else _numbers(batches)
     if out is not None:
@@ -103,7 +103,7 @@ def bench_engine_command(
 
 
 def _work(engine: TensorRTSession, given: Path | None) -> Work | None:
-    """What the engine's network computes for a crop; None where nothing here has its graph."""
+    """The work of the engine's network for a crop; None if its graph is not available."""
     shipped = weights.by_checkpoint(engine.manifest.model_of(ModelInfo).checkpoint_sha256)
     if shipped is not None:
         return count_work(shipped.onnx.read_bytes(), shipped.onnx.name)
@@ -120,8 +120,8 @@ def _checkpoint(engine: TensorRTSession, given: Path | None) -> VerifiedCheckpoi
     if given is None:
         if (shipped := weights.by_checkpoint(wanted)) is None:
             raise EngineError(
-                f"the engine is of checkpoint {wanted[:12]}, none of the default weights: name its file with --checkpoint, or "
-                "give --no-reference"
+                f"the engine was built from checkpoint {wanted[:12]}, which is not one of the default weights: give its file "
+                "with --checkpoint, or give --no-reference"
             )
         return verify(shipped.safetensors)
     found = verify(given)
@@ -131,7 +131,7 @@ def _checkpoint(engine: TensorRTSession, given: Path | None) -> VerifiedCheckpoi
 
 
 def _open_reference(checkpoint: VerifiedCheckpoint, *, compiled: bool) -> tuple[TorchGpuSession, str]:
-    """PyTorch's network, that has run a crop, and whether it is compiled: torch cannot everywhere."""
+    """PyTorch's network, after a first crop, and whether it is compiled, which torch cannot do everywhere."""
     try:
         network = pose_baseline(checkpoint)
         how = "not compiled"
@@ -155,7 +155,7 @@ def _doubling(most: int) -> list[int]:
 
 
 def _roofline(rows: list[Latency], name: str, floors: dict[int, Floor], work: Work) -> Table:
-    """How far the engine is from what the GPU could do at best."""
+    """Print how far the engine is from the GPU's lower bound."""
     done = f"{work.multiply_adds / 1e9:.2f} billion multiply-adds and {work.depthwise / 1e9:.2f} depthwise"
     title = f"the floor: a crop is {done}, {work.weights / 1e6:.1f} million weights"
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left")

@@ -1,6 +1,6 @@
-"""`convnextpose build`: checkpoints and people detectors become TensorRT engines, each with its proof and its manifest.
+"""`convnextpose build`: builds TensorRT engines from checkpoints and people detectors, each with its proof and its manifest.
 
-Exit code: 0 where everything is built (or bundled, or was there), 1 where something is not, 2 for wrong use, 130 after Ctrl-C.
+Exit code: 0 if everything is built (or bundled, or exists already), 1 if something is not, 2 for wrong use, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from engines.tensorrt.builder import BuildOptions
 from tools.console import make_console
 
 TABLE_WIDTH = 110
-"""Characters that the table may have on any terminal: a long name must not cost the figures their digits."""
+"""Smallest width of the table, characters: a long name must not hide digits of the figures."""
 
 
 def _batch(text: str) -> BatchRange:
@@ -64,37 +64,37 @@ def build_command(
     precision: Annotated[
         list[str] | None,
         typer.Option(
-            help="fp16, int8, fp32, several by commas or by naming it again; or fastest: the faster of fp16 and int8, timed on "
-            "the GPU at hand. A people detector has fp32 alone.",
+            help="fp16, int8, fp32; several separated by commas or by repeating the option; or fastest: the faster of fp16 and "
+            "int8, timed on the local GPU. For a people detector only fp32.",
             show_default="fp16; a detector's fp32",
         ),
     ] = None,
     int8_scheme: Annotated[
-        str, typer.Option(help=f"Which layers INT8 is for: {', '.join(scheme.key for scheme in INT8_SCHEMES)}.")
+        str, typer.Option(help=f"Which layers INT8 applies to: {', '.join(scheme.key for scheme in INT8_SCHEMES)}.")
     ] = INT8_SCHEMES[0].key,
     target: Annotated[
         list[str] | None,
         typer.Option(
-            help="this (the GPU at hand), rtx20, rtx30, rtx40, rtx50, a100, orin, thor, or a compute capability such as 8.9; "
+            help="this (the local GPU), rtx20, rtx30, rtx40, rtx50, a100, orin, thor, or a compute capability such as 8.9; "
             "several likewise.",
             show_default="this; a bundle's own",
         ),
     ] = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.npz", help="Your own crops, of `convnextpose calibrate`.", show_default="the package's"),
+        typer.Option(metavar="FILE.npz", help="Your own crops, from `convnextpose calibrate`.", show_default="the package's"),
     ] = None,
     batch: Annotated[
         BatchRange,
         typer.Option(
-            parser=_batch, metavar="MIN,TYPICAL,MAX", help="How many people, or a detector's frames, an engine takes at once."
+            parser=_batch, metavar="MIN,TYPICAL,MAX", help="How many people (for a detector: frames) an engine takes at once."
         ),
     ] = "1,1,8",  # type: ignore[assignment]  # typer parses the default, too
     frame: Annotated[
         str | None,
         typer.Option(
             metavar="WIDTH,HEIGHT",
-            help="A people detector's frames, px: its engine takes no others.",
+            help="Size of a people detector's frames, px; its engine takes no other size.",
             show_default="the detector's own",
         ),
     ] = None,
@@ -102,15 +102,15 @@ def build_command(
         str | None,
         typer.Option(
             metavar="NAME|NUMBER",
-            help="The detector's class that people are, where its file does not say it.",
+            help="The detector's class of people; needed only if its file does not name it.",
             show_default=False,
         ),
     ] = None,
     workspace: Annotated[
-        int | None, typer.Option(min=1, metavar="MIB", help="The most GPU memory for inner work.", show_default="no limit")
+        int | None, typer.Option(min=1, metavar="MIB", help="Limit of the GPU memory for layers.", show_default="no limit")
     ] = None,
     version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="Let later versions of the same major TensorRT run it, too.")
+        bool, typer.Option("--version-compatible", help="Also let later versions of the same major version of TensorRT run it.")
     ] = False,
     hardware_compatible: Annotated[
         str | None,
@@ -126,17 +126,17 @@ def build_command(
     tail_kernel: Annotated[
         bool,
         typer.Option(
-            "--tail-kernel", help="Experimental: end the engine at its logits; a kernel makes joints of them (needs NVRTC)."
+            "--tail-kernel", help="Experimental: end the engine at its logits; a kernel computes the joints (needs NVRTC)."
         ),
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Build again what is there; replace other files.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Build existing engines again; replace other files.")] = False,
 ) -> None:
     """Turn checkpoints and people detectors into TensorRT engines: verify, export, prove, build, write the manifest.
 
-    A target that cannot be built here gets a bundle to take there. What is there already and fits is kept.
+    For a target that cannot be built here, a bundle is written, to build from on the target. Existing engines that fit are
+    kept.
 
-    Exit codes: 0 done; 1 something failed (nothing half is left, what was finished is kept); 2 wrong use; 130 stopped by
-    Ctrl-C.
+    Exit codes: 0 done; 1 something failed (only complete files are left); 2 wrong use; 130 stopped by Ctrl-C.
     """
     console = make_console()
     sources, sides = _sources(models or [], everything), _sides(frame)
@@ -191,9 +191,9 @@ def build_command(
 
 @contextmanager
 def _ctrl_c() -> Iterator[Callable[[], None]]:
-    """Give a function that raises KeyboardInterrupt if Ctrl-C came: a library may have made an error of its own of the first.
+    """Yield a function that raises KeyboardInterrupt if Ctrl-C was pressed, even if a library turned it into another error.
 
-    PyTorch's exporter does where Ctrl-C comes while it imports parts of itself.
+    PyTorch's exporter does this if Ctrl-C is pressed while it imports its own parts.
     """
     came = threading.Event()
 
@@ -238,7 +238,7 @@ def _sides(text: str | None) -> tuple[int, int] | None:
 
 
 def _split(values: list[str]) -> list[str]:
-    """Values that were given by commas or by naming the option again, each once."""
+    """Values that were separated by commas or given by repeating the option, each once."""
     return list(dict.fromkeys(part.strip().lower() for value in values for part in value.split(",")))
 
 

@@ -1,6 +1,6 @@
 """`convnextpose calibrate`: crops of people from clips, for INT8 models.
 
-Exit code: 0 where the set is written, 1 where it is not, 2 for wrong use.
+Exit code: 0 if the set is written, 1 if it is not, 2 for wrong use.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def calibrate_command(
         int, typer.Option(min=MIN_CROPS, max=MAX_CROPS, help="How many crops to collect, evenly from all sources.")
     ] = 128,
     model: Annotated[
-        str, typer.Option(help="What finds the people: default weights by name (xs), a checkpoint, or an exported .onnx file.")
+        str, typer.Option(help="The model: default weights by name (xs), a checkpoint, or an exported .onnx file.")
     ] = "xs",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files if they are there already.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
 ) -> None:
-    """Collect crops of people to calibrate INT8 models on, and a preview sheet FILE.png to look at them.
+    """Collect crops of people to calibrate INT8 models on, with a preview sheet FILE.png.
 
-    Take clips of what the model will see: its camera, its light, its people.
+    Use clips that are typical of the model's later use: the same camera, light and people.
 
     Exit codes: 0 done; 1 nobody was found, or a file cannot be read or written; 2 wrong use.
     """
@@ -50,5 +50,5 @@ def calibrate_command(
     fewer = "" if len(found) == count else f" of {count}: nobody was found in the other frames"
     console.print(f"crops    {len(found)}{fewer}")
     console.print(f"wrote    {escape(str(out))} ({len(contents[out]) / 2**20:.1f} MiB)")
-    console.print(f"wrote    {escape(str(preview))}: look whether they are people in full view")
+    console.print(f"wrote    {escape(str(preview))}: check that it shows people in full view")
     console.print(f"sha256   {found.sha256}")

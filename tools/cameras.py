@@ -1,4 +1,4 @@
-"""`convnextpose cameras`: the cameras of this computer, what each can send, and for `doctor --camera` how one fares."""
+"""`convnextpose cameras`: the cameras of this computer with their formats, and the test of a camera for `doctor --camera`."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def _print_device(console: Console, device: Device) -> None:
 
 
 def look_at(uri: str, seconds: float, *, as_json: bool) -> int:
-    """Watch a camera for some seconds and print how it fares; returns the exit code: 1 if no frame came.
+    """Test a camera for some seconds and print the results; returns the exit code: 1 if no frame came.
 
     Raises:
-        SourceError: the camera's name has no meaning.
+        SourceError: the camera's name is not valid.
     """
     source = open_source(uri, live=True)
     report = probe(source, seconds)

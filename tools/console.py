@@ -1,4 +1,4 @@
-"""The one place where consoles are made: what is only for the eye never ends a run, whatever a name has in it."""
+"""Makes all consoles: printing never ends a run, whatever characters a name contains."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 
 
 def visible(text: str) -> str:
-    """A text whose control characters are shown as escapes: a name out of a file must not command the terminal."""
+    """A text with its control characters as escapes, so that a name in a file cannot control the terminal."""
     return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
@@ -31,16 +31,16 @@ def make_console(*, stderr: bool = False, soft_wrap: bool | None = None, width: 
 
     Args:
         stderr: whether it is for stderr.
-        soft_wrap: whether long lines are left to the terminal; None for yes where there is none, as for a pipe.
-        width: characters in a line; None for the terminal's.
+        soft_wrap: whether long lines are left to the terminal; None for yes without a terminal, as for a pipe.
+        width: characters in a line; None for the terminal's width.
     """
-    forgive(sys.stderr if stderr else sys.stdout)
+    replace_unencodable(sys.stderr if stderr else sys.stdout)
     console = _VisibleConsole(stderr=stderr, highlight=False, emoji=False, width=width)
     console.soft_wrap = not console.is_terminal if soft_wrap is None else soft_wrap
     return console
 
 
-def forgive(stream: object) -> None:
-    """Let a stream replace what its encoding lacks, where it would raise an error."""
+def replace_unencodable(stream: object) -> None:
+    """Let a stream replace characters that its encoding lacks, instead of raising an error."""
     if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
         stream.reconfigure(errors="replace")

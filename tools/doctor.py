@@ -1,4 +1,4 @@
-"""`convnextpose doctor`: what this machine has, what is missing for what, and the command that mends it."""
+"""`convnextpose doctor`: what this machine has, what is missing, and the command that installs it."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from convnextpose.errors import CheckpointError, PoseError, RuntimeUnavailableEr
 from tools.console import make_console
 from tools.loading import explain, mend
 
-EXPERIMENTAL = "experimental: no run of this project with it is recorded yet"
+EXPERIMENTAL = "experimental: this project has not been run with it yet"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked for.
+    """The result of one check.
 
     Attributes:
-        what: its name.
-        state: `ok`, `missing` (something optional is not there) or `broken` (the base job cannot run).
-        found: what is there.
+        what: the name of what was checked.
+        state: `ok`, `missing` (something optional is not installed) or `broken` (the default job cannot run).
+        found: what was found.
         needed_for: what it is for.
-        mend: the command that mends it, empty where nothing is to be mended.
+        mend: the command that fixes it; empty if there is nothing to fix.
     """
 
     what: str
@@ -50,13 +50,13 @@ class Finding:
 def doctor_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON, for a program.")] = False,
     camera: Annotated[
-        str | None, typer.Option(help="Look at this camera instead, for --seconds: how it opens, its rate, its clock.")
+        str | None, typer.Option(help="Check this camera instead, for --seconds: how it opens, its rate, its clock.")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=1.0, help="How long a camera is looked at.")] = 10.0,
+    seconds: Annotated[float, typer.Option(min=1.0, help="How long to check the camera.")] = 10.0,
 ) -> None:
-    """Look at this machine: Python, runtimes, GPU, weights, speed; say what is missing for what and how to mend it.
+    """Check this machine: Python, runtimes, GPU, weights, speed; say what is missing and how to install it.
 
-    Exit codes: 0 the default job can run here (something optional may be missing), or the camera gives frames; 1 not.
+    Exit codes: 0 the default job can run (something optional may be missing), or the camera gives frames; 1 otherwise.
     """
     if camera is not None:
         from tools.cameras import look_at  # a doctor must come also where a library is missing
@@ -71,7 +71,7 @@ def doctor_command(
 
 
 def examine() -> list[Finding]:
-    """Everything that is looked at, in the order in which it is told."""
+    """All checks, in the order in which they are printed."""
     findings = [_python(), _processor()]
     findings += [_module(name, package) for name, package in (("numpy", "numpy"), ("av", "av"), ("cv2", "OpenCV"))]
     extra = install_command("build")
@@ -115,7 +115,7 @@ def _processor() -> Finding:
 
 
 def _package(name: str, needed_for: str, how_to_install: str) -> Finding:
-    """Something optional that is looked for and not loaded."""
+    """Check for something optional, without loading it."""
     try:
         return Finding(name, "ok", metadata.version(name), needed_for)
     except metadata.PackageNotFoundError:
@@ -123,7 +123,7 @@ def _package(name: str, needed_for: str, how_to_install: str) -> Finding:
 
 
 def _module(name: str, what: str) -> Finding:
-    """Something that every run needs, loaded: of OpenCV PyPI's serves, its headless twin, and a Jetson's own."""
+    """Check something that every run needs by loading it. Any build of OpenCV will do."""
     needed_for = "capture, drawing and results"
     try:
         with redirect_stdout(io.StringIO()):  # OpenCV tells there what it misses
@@ -161,7 +161,7 @@ def _driver() -> Finding:
 
 
 def _bindings() -> list[Finding]:
-    """The bindings to CUDA; with one of them the other is not missing."""
+    """The bindings to CUDA; one of them is enough."""
     from engines.tensorrt.gpu import BINDINGS, binding_installed, binding_version
 
     found = [name for name in BINDINGS if binding_installed(name)]
@@ -176,7 +176,7 @@ def _bindings() -> list[Finding]:
 
 
 def _torch2trt() -> list[Finding]:
-    """The builder for TensorRT 8, told where it is installed."""
+    """The builder for TensorRT 8, listed only if it is installed."""
     if importlib.util.find_spec("torch2trt") is None:
         return []
     return [Finding("torch2trt", "ok", f"installed ({EXPERIMENTAL})", "--via torch2trt, TensorRT 8")]
@@ -188,15 +188,15 @@ def _gpu() -> Finding:
     try:
         device = open_device()
     except PoseError as error:
-        mend = "needs an NVIDIA GPU, its driver and cuda-python; `nvidia-smi` tells whether the driver sees the GPU"
+        mend = "needs an NVIDIA GPU, its driver and cuda-python; `nvidia-smi` shows whether the driver sees the GPU"
         return Finding("GPU", "missing", str(error), "TensorRT engines", mend)
     gpu = device.gpu
-    told = f"{gpu.name}, compute capability {gpu.compute_capability}, driver for {gpu.driver} (told by {device.binding})"
+    told = f"{gpu.name}, compute capability {gpu.compute_capability}, driver for {gpu.driver} (reported by {device.binding})"
     return Finding("GPU", "ok", told, "TensorRT engines")
 
 
 def _tensorrt() -> list[Finding]:
-    """The TensorRT modules, loaded: one that is installed may still lack a library. With one the other is not missing."""
+    """The TensorRT modules, checked by loading them, since a library may be missing. One of them is enough."""
     from engines.tensorrt.module import LIBRARIES, load_library
 
     findings = []
@@ -211,7 +211,7 @@ def _tensorrt() -> list[Finding]:
 
 
 def _kernels() -> Finding:
-    """Whether an engine's crops can be made on the GPU: NVRTC compiles the kernels, for the GPU at hand if there is one."""
+    """Whether an engine's crops can be made on the GPU: NVRTC compiles the kernels, for the local GPU if there is one."""
     from engines.kernels.program import CROP, TAIL, compile_kernel
     from engines.tensorrt.gpu import find_gpu
 
@@ -244,7 +244,7 @@ def _model_files(name: str) -> list[Path]:
 
 
 def _shipped(what: str, needed_for: str, look: Callable[[], list[Path]]) -> Finding:
-    """Files of the package, whose hashes are checked when they are looked for."""
+    """The package's weights, whose hashes are checked."""
     try:
         files = look()
     except CheckpointError as error:
@@ -254,7 +254,7 @@ def _shipped(what: str, needed_for: str, look: Callable[[], list[Path]]) -> Find
 
 
 def _speed() -> list[Finding]:
-    """How fast the default weights are here, in each precision that this CPU has; what hinders it was told before."""
+    """The speed of the default weights in each precision of this CPU; earlier checks report what prevents it."""
     from engines.cpu_precision import BATCH, measure_precisions
 
     try:
@@ -281,6 +281,6 @@ def _print(findings: list[Finding]) -> None:
     console.print(table)
     mends = [f for f in findings if f.mend]
     if mends:
-        console.print("\nTo mend what is missing:")
+        console.print("\nTo fix this:")
         for finding in mends:
             console.print(f"  {finding.what}: {escape(finding.mend)}")

@@ -1,4 +1,4 @@
-"""`convnextpose engine inspect`: what an engine is, whether it fits this machine, and what is in it."""
+"""`convnextpose engine inspect`: describes an engine, and says whether it fits this machine."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ from engines.tensorrt.engine import LayerInfo
 from engines.tensorrt.slot import MemoryUse
 from tools.console import make_console
 
-app = typer.Typer(help="Look at TensorRT engines.", no_args_is_help=True)
+app = typer.Typer(help="Inspect TensorRT engines.", no_args_is_help=True)
 
 
 @app.callback()
 def engine_command() -> None:
-    """Look at TensorRT engines."""
+    """Inspect TensorRT engines."""
 
 
 @app.command("inspect")
 def inspect_command(
     path: Annotated[Path, typer.Argument(metavar="FILE.engine", help="An engine with its manifest beside it.")],
     every_layer: Annotated[
-        bool, typer.Option("--layers", help="List every layer, in place of how many there are of each.")
+        bool, typer.Option("--layers", help="List every layer, instead of the number of each kind.")
     ] = False,
 ) -> None:
-    """Print an engine's manifest, and, where a GPU runs it, its layers with their types and its memory.
+    """Print an engine's manifest and, if the local GPU can run it, its layers with their types and its memory.
 
-    Exit codes: 0 the engine is whole (whether or not this machine can run it); 1 it is not.
+    Exit codes: 0 the engine is complete (whether or not this machine can run it); 1 it is not.
     """
     console = make_console(soft_wrap=True)
     manifest = manifests.read(path)
     _print_manifest(console, manifest)
     manifests.load(path)
-    console.print("file     whole: size and hash are the manifest's")
+    console.print("file     complete: size and hash match the manifest")
     try:
         session = open_engine(path)
     except PoseError as error:
         console.print(f"here     [yellow]does not run[/]: {escape(str(error))}")
-        console.print("layers   and memory are told by TensorRT, where the engine runs")
+        console.print("layers   and memory: TensorRT reports them on a machine that runs the engine")
         return
     with closing(session):
         _print_inside(console, session, every_layer)

@@ -1,4 +1,4 @@
-"""`convnextpose evaluate`: the paper's protocols on a data set that you have, beside the paper's figures."""
+"""`convnextpose evaluate`: the paper's protocols on your copy of a data set, beside the paper's figures."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from pipeline.human36m import ACTIONS, SUBJECTS, Scores, evaluate, read_test_set
 from pipeline.models import open_model
 from tools.console import make_console
 
-app = typer.Typer(help="Score a model on a data set that you have, beside the paper's figures.", no_args_is_help=True)
+app = typer.Typer(help="Score a model on your copy of a data set, beside the paper's figures.", no_args_is_help=True)
 
 
 @app.callback()
 def evaluate_command() -> None:
-    """Score a model on a data set that you have, beside the paper's figures."""
+    """Score a model on your copy of a data set, beside the paper's figures."""
 
 
 @app.command("human36m")
@@ -49,15 +49,15 @@ def human36m_command(
     ] = None,
     runtime: Annotated[str, typer.Option(help=runtime_help())] = "auto",
     precision: Annotated[
-        str, typer.Option(help=f"What the network computes in on a CPU: auto, {', '.join(CPU_PRECISIONS)}.")
+        str, typer.Option(help=f"Precision of the network on a CPU: auto, {', '.join(CPU_PRECISIONS)}.")
     ] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime.", show_default="its own choice")] = None,
-    out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers here, too.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
+    out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the numbers to this file.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
     """Score a model by Human3.6M's protocols, by action, beside the paper's figure.
 
-    Every 64th frame counts, 17 joints without Thorax. Exit codes: 0 done; 1 data or model cannot be had; 2 wrong use.
+    Every 64th frame counts, 17 joints without Thorax. Exit codes: 0 done; 1 data or model is not available; 2 wrong use.
     """
     if protocol not in ("1", "2", "both"):
         raise typer.BadParameter(f"expected 1, 2 or both, received {protocol!r}", param_hint="--protocol")
@@ -95,7 +95,7 @@ _NAMES = {2: "protocol 2: MPJPE, mm", 1: "protocol 1: PA-MPJPE, mm"}
 
 
 def _paper(protocol: int, info: ModelInfo) -> float | None:
-    """The paper's figure for a model of this variant; of protocol 1 it is not known here."""
+    """The paper's figure for a model of this variant; for protocol 1 it is not known."""
     return info.variant.spec.paper_mpjpe_mm if protocol == 2 else None
 
 

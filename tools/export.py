@@ -1,6 +1,6 @@
-"""`convnextpose export`: a checkpoint becomes an ONNX file that every runtime runs.
+"""`convnextpose export`: exports a checkpoint as an ONNX file for all runtimes.
 
-Exit code: 0 where the file is written and proven, 1 where it is not, 2 for wrong use.
+Exit code: 0 if the file is written and proven, 1 if it is not, 2 for wrong use.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def export_command(
         Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint in any container that `verify` reads.")
     ],
     out: Annotated[Path, typer.Option("--out", metavar="FILE.onnx", help="The ONNX file to write.", show_default=False)],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there already.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a verified checkpoint as ONNX, compared with PyTorch before the file is put in place.
 

@@ -1,4 +1,4 @@
-"""Libraries that cannot be loaded: which one, and the command that mends it, in one sentence."""
+"""Explains in one sentence which library cannot be loaded, and which command fixes it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import re
 _MISSING = re.compile(r"(\S+): cannot open shared object file|Library not loaded: (\S+)|DLL load failed[^:]*: (.+)")
 
 SWAP_OPENCV = "pip uninstall -y opencv-python && pip install opencv-python-headless"
-"""The command that replaces OpenCV's wheel by the one that needs no libraries of a desktop (docs/decisions/0003)."""
+"""The command that replaces OpenCV's wheel by the headless one, which needs no desktop libraries (docs/decisions/0003)."""
 
 
 def missing_library(error: ImportError) -> str | None:
-    """The library of the system for want of which a module cannot be loaded; None where that is not what failed."""
+    """The missing system library because of which a module cannot be loaded; None if it failed for another reason."""
     found = _MISSING.search(str(error))
     return next((name for name in found.groups() if name), None) if found else None
 
@@ -27,12 +27,12 @@ def mend(error: ImportError) -> str:
 
 
 def explain(error: ImportError) -> str | None:
-    """One sentence about a module that cannot be loaded; None where the fault is this project's own."""
+    """One sentence about a module that cannot be loaded; None if it is one of this project's own."""
     library, module = missing_library(error), (error.name or "").partition(".")[0]
     if library is not None:
         if _is_opencv(error):
             return (
-                f"OpenCV cannot be loaded, as the system lacks {library}: install that, or take OpenCV's wheel that needs none "
+                f"OpenCV cannot be loaded, as the system lacks {library}: install that, or use OpenCV's wheel that needs none "
                 f"of it with `{SWAP_OPENCV}`"
             )
         return f"{module or 'a module'} cannot be loaded, as the system lacks {library}: {mend(error)}"
@@ -46,7 +46,7 @@ _PACKAGES = {"cv2": "opencv-python"}
 
 
 def _is_opencv(error: ImportError) -> bool:
-    """Whether it was OpenCV that was being loaded: by its name, its file, or the files that the error came through."""
+    """Whether OpenCV was being loaded: by the error's module name, its file, or the files in its traceback."""
     trace = error.__traceback__
     while trace is not None:
         if "cv2" in re.split(r"[\\/]", trace.tb_frame.f_code.co_filename):

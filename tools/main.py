@@ -1,4 +1,4 @@
-"""The console script `convnextpose` and the one place where errors become exit codes."""
+"""The console script `convnextpose`; only here do errors become exit codes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from convnextpose.errors import PoseError
-from tools.console import forgive, make_console
+from tools.console import make_console, replace_unencodable
 from tools.loading import explain
 
 HELP = """Raw video in, 3D human poses out. Start with: convnextpose run CLIP
@@ -21,26 +21,26 @@ Exit codes: 0 done, 1 the job failed, 2 wrong use, 130 stopped by Ctrl-C."""
 
 COMMANDS = {
     "run": "Turn videos and cameras into 3D poses: an annotated MP4, poses as NDJSON and NPZ, a summary.",
-    "archive": "Turn every video below some folders into poses; run the same command again to go on after anything stopped it.",
-    "evaluate": "Score a model on a data set that you have, beside the paper's figures.",
+    "archive": "Turn every video in some folders into poses; run the same command again to continue after an interruption.",
+    "evaluate": "Score a model on your copy of a data set, beside the paper's figures.",
     "convert": "Write poses.ndjson as files for other programs: TRC, C3D, BVH, glTF, CSV, Parquet.",
-    "verify": "Check checkpoints: which variant their tensors make, and that none is missing, foreign or broken.",
+    "verify": "Check checkpoints: which variant their tensors belong to, and that none is missing, unknown or broken.",
     "export": "Write a verified checkpoint as ONNX, compared with PyTorch before the file is put in place.",
-    "calibrate": "Collect crops of people to calibrate INT8 models on, and a preview sheet FILE.png to look at them.",
+    "calibrate": "Collect crops of people to calibrate INT8 models on, with a preview sheet FILE.png.",
     "build": "Turn checkpoints and people detectors into TensorRT engines: verify, export, prove, build, write the manifest.",
-    "engine": "Look at TensorRT engines.",
+    "engine": "Inspect TensorRT engines.",
     "bench-engine": "Time an engine on the host and on the GPU, for several numbers of crops, beside FP16 PyTorch.",
-    "triton": "Write a model into a repository of Triton: the file, its configuration, and which server fits.",
+    "triton": "Write a model into a Triton model repository: the file, its configuration, and which server fits.",
     "cameras": "List the cameras of this computer with their sizes and frame rates; `convnextpose run` takes their paths.",
-    "doctor": "Look at this machine: Python, runtimes, GPU, weights, speed; say what is missing for what and how to mend it.",
+    "doctor": "Check this machine: Python, runtimes, GPU, weights, speed; say what is missing and how to install it.",
 }
-"""The subcommands, and what each does. `bench-engine` is `bench_engine_command` in `tools/bench_engine.py`, and so on."""
+"""The subcommands with their help. `bench-engine` is `bench_engine_command` in `tools/bench_engine.py`, and so on."""
 
 
 def build_app(arguments: Sequence[str]) -> typer.Typer:
-    """The command line with the one subcommand that the arguments name; of the others only name and help are known.
+    """The command line with the subcommand in the arguments; of the others only name and help are known.
 
-    So a library that one subcommand needs and that cannot be loaded costs the others nothing.
+    So if a library of one subcommand cannot be loaded, the others still work.
 
     Raises:
         ImportError: a library that the subcommand needs cannot be loaded.
@@ -68,7 +68,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
 
 
 def _options(
-    verbose: Annotated[bool, typer.Option("--verbose", help="Tell on stderr what goes on: models, sources, tracks.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log to stderr: models, sources, tracks.")] = False,
 ) -> None:
     if verbose:
         handler = logging.StreamHandler()
@@ -79,14 +79,14 @@ def _options(
 
 
 def _not_loaded() -> None:
-    """Stands for a subcommand in the list of them: the one that runs is another."""
+    """Placeholder for a subcommand that is only listed, not run."""
     raise typer.BadParameter(f"expected the subcommand first: one of {', '.join(COMMANDS)}")
 
 
 def main() -> None:
-    """Run the command line; an error of the project's own is one line on stderr and exit code 1."""
-    forgive(sys.stdout)
-    forgive(sys.stderr)
+    """Run the command line; an error of this project becomes one line on stderr and exit code 1."""
+    replace_unencodable(sys.stdout)
+    replace_unencodable(sys.stderr)
     try:
         build_app(sys.argv[1:])()
     except PoseError as error:

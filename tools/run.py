@@ -43,19 +43,19 @@ if hasattr(signal, "SIGHUP"):
 
 _CAMERA_HELP = {
     "size": "Ask a camera for pictures of this size, px.",
-    "rate": "Ask a camera for so many frames a second.",
+    "rate": "Ask a camera for this frame rate, frames a second.",
     "format": "Ask a camera for a pixel format or codec, such as mjpeg or yuyv422.",
-    "flip": f"Turn the pictures of cameras and files: {', '.join(FLIPS)} (clockwise).",
-    "transport": "How an RTSP camera sends: tcp or udp.",
-    "latency": "How long a network camera's packets in the wrong order are waited for, ms.",
+    "flip": f"Rotate or mirror the pictures of cameras and files: {', '.join(FLIPS)} (clockwise).",
+    "transport": "Transport of an RTSP camera: tcp or udp.",
+    "latency": "How long to wait for a network camera's packets that arrive out of order, ms.",
 }
-"""Options that may stand in a camera's address, too (docs/live.md)."""
+"""Options that can also be part of a camera's address (docs/live.md)."""
 
 DetectorOption = Annotated[
     str,
     typer.Option(
         metavar="xs|FILE",
-        help="What finds the people: xs, the package's own, or a people detector as an .onnx file (YOLOX, YOLOv5 and "
+        help="The people detector: xs, which is the package's own, or an .onnx file (YOLOX, YOLOv5 and "
         "later, RT-DETR, RF-DETR, RTMDet, SSD: docs/people.md) or an .engine file.",
     ),
 ]
@@ -63,7 +63,7 @@ DetectorClassOption = Annotated[
     str | None,
     typer.Option(
         metavar="CLASS",
-        help="The detector's class that people are, by name or number, where its file does not say it.",
+        help="The detector's class of people, by name or number; needed only if its file does not name it.",
         show_default=False,
     ),
 ]
@@ -72,8 +72,8 @@ MinScoreOption = Annotated[
     typer.Option(
         min=0.0,
         max=1.0,
-        help="Mean joint score from which a pose is a person. In pictures two thirds of it are enough where the detector "
-        "is sure.",
+        help="Lowest mean joint score that counts as a person. In single pictures two thirds of it are enough if the "
+        "detector's score is high.",
     ),
 ]
 FlipOption = Annotated[str | None, typer.Option(help=_CAMERA_HELP["flip"], show_default=False)]
@@ -104,14 +104,14 @@ def _duration(text: str) -> float:
 
 
 def given_options(**options: str | float | None) -> tuple[tuple[str, str], ...]:
-    """The options that were given, as a camera's address has them."""
+    """The given options, in the form of a camera's address."""
     return tuple(
         (name, f"{value:g}" if isinstance(value, float) else value) for name, value in options.items() if value is not None
     )
 
 
 def given_world(camera_pose: Path | None, pitch: float | None, roll: float | None, height_m: float | None) -> GivenWorld:
-    """What the command line tells of the camera's place."""
+    """The camera's position, as given on the command line."""
     if camera_pose is None:
         try:
             return GivenWorld.of_angles(pitch, roll, height_m)
@@ -136,23 +136,23 @@ def run_command(
         Path | None,
         typer.Option(
             "--out",
-            help="Folder for the results; with several sources each gets a folder of its own in it. Without it nothing is "
-            "written; and without a view or a live output either, the poses are shown in a browser, files over and over.",
+            help="Folder for the results; with several sources each gets its own folder in it. Without --out nothing is "
+            "written; without --view, --tcp or --osc as well, the run is shown in a browser, with files in a loop.",
             show_default=False,
         ),
     ] = None,
     sources_file: Annotated[
         Path | None,
         typer.Option(
-            "--sources", help="File with a source on each line: name, URI and, where known, fx,fy,cx,cy.", show_default=False
+            "--sources", help="File with one source on each line: name, URI and, if known, fx,fy,cx,cy.", show_default=False
         ),
     ] = None,
-    formats: Annotated[str, typer.Option(help=f"What to write, with commas between: {', '.join(FORMATS)}.")] = ",".join(
+    formats: Annotated[str, typer.Option(help=f"Formats to write, separated by commas: {', '.join(FORMATS)}.")] = ",".join(
         DEFAULT_FORMATS
     ),
     names: Annotated[str, typer.Option(help=f"Names of joints and bones in files for other programs: {NAMES_HELP}")] = "auto",
     fill: Annotated[
-        float, typer.Option(min=0.0, metavar="SECONDS", help="Fill gaps up to so long in files for other programs.")
+        float, typer.Option(min=0.0, metavar="SECONDS", help="Interpolate gaps up to this long in files for other programs.")
     ] = 0.0,
     model: Annotated[
         str,
@@ -162,15 +162,15 @@ def run_command(
     precision: Annotated[
         str,
         typer.Option(
-            help=f"What the network computes in on a CPU: auto, {', '.join(CPU_PRECISIONS)}. auto takes bf16 where the CPU "
-            "has it and the model is proven in it, otherwise fp32."
+            help=f"Precision of the network on a CPU: auto, {', '.join(CPU_PRECISIONS)}. auto takes bf16 if the CPU "
+            "supports it and the model was proven in it, otherwise fp32."
         ),
     ] = "auto",
     boxes: Annotated[
         Path | None,
         typer.Option(
             help="The people's boxes, px: CSV with frame,x,y,width,height[,track_id], MOTChallenge's lines, or an earlier "
-            "poses.ndjson. Without it everybody is found and followed."
+            "poses.ndjson. Without it people are detected and tracked."
         ),
     ] = None,
     detector: DetectorOption = weights.DETECTOR_NAME,
@@ -196,40 +196,40 @@ def run_command(
         typer.Option(metavar="DEGREES", help="How far the camera looks down; estimated if not given."),
     ] = None,
     roll: Annotated[
-        float | None, typer.Option(metavar="DEGREES", help="How far the camera is turned clockwise about its line of sight.")
+        float | None, typer.Option(metavar="DEGREES", help="How far the camera is rotated clockwise about its line of sight.")
     ] = None,
     camera_height: Annotated[
         float | None,
-        typer.Option("--camera-height", metavar="METRES", help="The camera's height over the floor; estimated if not given."),
+        typer.Option("--camera-height", metavar="METRES", help="The camera's height above the floor; estimated if not given."),
     ] = None,
     trace: Annotated[
         Path | None, typer.Option(help="Write the timeline of every frame here; ui.perfetto.dev opens it.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are in the folder already.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")] = False,
     min_score: MinScoreOption = MIN_SCORE,
     max_people: Annotated[
-        int, typer.Option(min=1, help="How many people are followed at once; with more in the picture, the nearest.")
+        int, typer.Option(min=1, help="Largest number of people tracked at once; if there are more, the nearest.")
     ] = MAX_PEOPLE,
     keep_lost: Annotated[
-        float, typer.Option(min=0.0, metavar="SECONDS", help="How long somebody who is out of sight keeps the track id.")
+        float, typer.Option(min=0.0, metavar="SECONDS", help="How long a person who is out of sight keeps the track id.")
     ] = KEEP_LOST_S,
     smooth: Annotated[
-        bool, typer.Option("--smooth", help="Write poses smoothed over time beside the raw ones; pictures always show those.")
+        bool, typer.Option("--smooth", help="Also write poses smoothed over time; videos and views always show those.")
     ] = False,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of the runtime; its own choice if not given.", show_default=False)
+        int | None, typer.Option(min=1, help="Threads of the runtime; by default its own choice.", show_default=False)
     ] = None,
     video_stream: Annotated[
         int | None,
-        typer.Option("--stream", min=0, help="Which of a file's video streams; the one that players show if not given."),
+        typer.Option("--stream", min=0, help="Which of a file's video streams to read; by default the one that players show."),
     ] = None,
     on_damage: Annotated[
-        str, typer.Option(help="Where a recording is damaged: `stop` ends it there, `skip` goes on and counts what was lost.")
+        str, typer.Option(help="At damage in a recording: `stop` ends there, `skip` goes on after it and counts what was lost.")
     ] = "stop",
     decode: Annotated[
         str,
         typer.Option(
-            help="Who decodes video: auto, cpu, nvdec (an NVIDIA GPU; the CPU where there is none). auto takes nvdec where the "
+            help="What decodes video: auto, cpu, nvdec (an NVIDIA GPU; the CPU if there is none). auto takes nvdec if the "
             "model is an engine."
         ),
     ] = "auto",
@@ -238,7 +238,7 @@ def run_command(
         typer.Option(
             parser=_place,
             metavar="[HOST:]PORT",
-            help="Show the run in a browser: pictures, skeletons, a 3D view, numbers. Beyond this machine (0.0.0.0:8080) it "
+            help="Show the run in a browser: pictures, skeletons, a 3D view, numbers. For other machines (0.0.0.0:8080) it "
             "asks for a token, which is printed once.",
         ),
     ] = None,
@@ -254,7 +254,7 @@ def run_command(
         str, typer.Option(help=f"What the bundles hold: {', '.join(STYLES)}; VMC listens on port 39539, VRChat on 9000.")
     ] = "vmc",
     live: Annotated[bool, typer.Option("--live", help="Play files as cameras: in real time, newest frame only.")] = False,
-    loop: Annotated[bool, typer.Option("--loop", help="As --live, over and over.")] = False,
+    loop: Annotated[bool, typer.Option("--loop", help="Like --live, in a loop.")] = False,
     size: Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", help=_CAMERA_HELP["size"], show_default=False)] = None,
     rate: Annotated[float | None, typer.Option(help=_CAMERA_HELP["rate"], show_default=False)] = None,
     pixel_format: Annotated[str | None, typer.Option(help=_CAMERA_HELP["format"], show_default=False)] = None,
@@ -262,7 +262,7 @@ def run_command(
     transport: Annotated[str | None, typer.Option(help=_CAMERA_HELP["transport"], show_default=False)] = None,
     latency: Annotated[float | None, typer.Option(help=_CAMERA_HELP["latency"], show_default=False)] = None,
     seconds: Annotated[
-        float | None, typer.Option(min=0.1, help="End the run after so many seconds.", show_default=False)
+        float | None, typer.Option(min=0.1, help="End the run after this many seconds.", show_default=False)
     ] = None,
     segment: Annotated[
         float | None,
@@ -274,12 +274,12 @@ def run_command(
         ),
     ] = None,
     weights_kind: Annotated[
-        str, typer.Option("--weights", help="`trained`, or `random` for benchmarks: poses then mean nothing, and say so.")
+        str, typer.Option("--weights", help="`trained`, or `random` for benchmarks: poses then mean nothing and are marked so.")
     ] = "trained",
 ) -> None:
     """Turn videos and cameras into 3D poses: an annotated MP4, poses as NDJSON and NPZ, a summary.
 
-    A camera may be absent, and may come and go: the run goes on until it is stopped.
+    A camera may be absent, or disconnect for a while: the run goes on and reconnects until it is stopped.
 
     Exit codes: 0 done; 1 a source, the model or a stage failed (what was finished before is kept); 2 wrong use;
     130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP (what was finished is kept).
@@ -380,7 +380,7 @@ def run_command(
 
 
 def _open_browser(address: str) -> None:
-    """Open the page, where there is a display: a browser of the terminal's would take that over."""
+    """Open the page if there is a display: otherwise a text browser might take over the terminal."""
     with contextlib.suppress(webbrowser.Error):
         browser = webbrowser.get()
         if type(browser) is not webbrowser.GenericBrowser:
@@ -388,7 +388,7 @@ def _open_browser(address: str) -> None:
 
 
 def _follow(pipeline: Pipeline) -> None:
-    """Run it. On a terminal a line for each source tells meanwhile what it is doing; elsewhere it is quiet."""
+    """Run it, on a terminal with a status line for each source, elsewhere silently."""
     screen = make_console(stderr=True, soft_wrap=False)
     if not screen.is_terminal:
         pipeline.run()

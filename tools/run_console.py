@@ -1,4 +1,4 @@
-"""What `convnextpose run` says on the console: at the beginning, on a terminal meanwhile, and at the end."""
+"""The console output of `convnextpose run`: at the beginning, during the run on a terminal, and at the end."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _TONES = {"running": "green", "live": "green", "connecting": "yellow", "stalled"
 """Colours of states on a terminal."""
 
 _SHOWN_PEOPLE = 10
-"""People whom the console lists."""
+"""Number of people that the console lists."""
 
 _SHOWN_REASONS = 5
-"""Reasons of a kind that the console lists."""
+"""Number of reasons of a kind that the console lists."""
 
 
 def status_lines(status: RunStatus) -> Table:
-    """A line for each source: its name, its state with the cause, how far it is, speed, age and drops."""
+    """A line for each source: its name, its state with the cause, progress, speed, age and drops."""
     table = Table.grid(padding=(0, 2))
     for source in status.sources():
         state, counts = source.state, source.counts
@@ -61,7 +61,7 @@ def status_lines(status: RunStatus) -> Table:
 
 
 def print_head(console: Console, pipeline: Pipeline, config: RunConfig) -> None:
-    """What the run is going to do: sources, weights, runtime, where depth comes from, views."""
+    """Print the head of a run: sources, weights, runtime, where depth comes from, views."""
     for stream in pipeline.streams:
         header = stream.header
         size = f"{header.width}x{header.height}" if header.width else "live"
@@ -101,7 +101,7 @@ def _because(asked: str, choice: Choice) -> str:
 
 
 def print_end(console: Console, pipeline: Pipeline, config: RunConfig) -> None:
-    """What became of the frames of each source, and which files were written."""
+    """Print the outcome of a run: the counts of each source's frames, and the files that were written."""
     for stream in pipeline.streams:
         console.print()
         if len(pipeline.streams) > 1:
@@ -136,9 +136,9 @@ def _print_stream(console: Console, stream: Stream, config: RunConfig) -> None:
     _print_reasons(console, counts.failures, "failed")
     for name, count in stream.missed.items():
         if count:
-            console.print(f"         {count} missed by {escape(name)}, which was behind")
+            console.print(f"         {count} missed by {escape(name)}, which was too slow")
     if stream.world is not None:
-        console.print(f"world    {escape(told_world(stream.world))}")
+        console.print(f"world    {escape(world_text(stream.world))}")
     troubles = Counter((each.state, each.cause) for each in stream.states if each.state in (STALLED, LOST))
     for (state, cause), count in troubles.most_common(_SHOWN_REASONS):
         console.print(f"camera   {count} times {state}: {escape(cause)}")
@@ -150,21 +150,21 @@ def _print_stream(console: Console, stream: Stream, config: RunConfig) -> None:
             f"         person {person.track_id}: {person.first_s:.2f} to {person.last_s:.2f} s, {person.poses} poses{gaps}"
         )
     if len(people) > _SHOWN_PEOPLE:
-        console.print(f"         {len(people) - _SHOWN_PEOPLE} people more: see {SUMMARY_NAME}")
+        console.print(f"         {len(people) - _SHOWN_PEOPLE} more people: see {SUMMARY_NAME}")
     _print_reasons(console, counts.problems, "without a pose")
     if counts.posed and not counts.with_person and not counts.problems:
         if config.boxes:
             advice = f"no frame has a box in {config.boxes}: its frames count from 0"
         else:
             advice = (
-                f"nobody was found, nor when the picture was turned: give --boxes, or lower --min-score (now "
-                f"{config.min_score:g}) if someone is there"
+                f"nobody was found, not even in rotated pictures: give --boxes, or lower --min-score (now "
+                f"{config.min_score:g}) if there are people"
             )
         console.print(f"         {escape(advice)}")
 
 
-def told_world(world: World) -> str:
-    """Where the camera is, in words, and how it is known."""
+def world_text(world: World) -> str:
+    """A sentence on the camera's position, and how it is known."""
 
     def known(origin: WorldOrigin, error: str | None) -> str:
         return f"estimated{'' if error is None else f', ±{error}'}" if origin is WorldOrigin.ESTIMATED else origin.value
@@ -173,7 +173,7 @@ def told_world(world: World) -> str:
     off = None if world.height_error_mm is None else f"{world.height_error_mm / 1000:.2f} m"
     return (
         f"the camera looks {abs(world.pitch_degrees):.1f}° {'down' if world.pitch_degrees >= 0 else 'up'}, roll "
-        f"{world.roll_degrees:.1f}° ({known(world.origin, tilt)}); {world.height_mm / 1000:.2f} m over the floor "
+        f"{world.roll_degrees:.1f}° ({known(world.origin, tilt)}); {world.height_mm / 1000:.2f} m above the floor "
         f"({known(world.height_origin, off)})"
     )
 
@@ -182,4 +182,4 @@ def _print_reasons(console: Console, reasons: Reasons, what: str) -> None:
     for reason, count in reasons[:_SHOWN_REASONS]:
         console.print(f"         {count} {what}: {escape(reason)}")
     if rest := reasons[_SHOWN_REASONS:]:
-        console.print(f"         {sum(count for _, count in rest)} {what} for {len(rest)} reasons more: see {SUMMARY_NAME}")
+        console.print(f"         {sum(count for _, count in rest)} {what} for {len(rest)} more reasons: see {SUMMARY_NAME}")

@@ -16,17 +16,19 @@ def triton_command(
     model: Annotated[
         Path, typer.Argument(metavar="FILE", help="An .engine file with its manifest beside it, or an exported .onnx file.")
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="REPOSITORY", help="The repository: a folder.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="REPOSITORY", help="The model repository, a folder.", show_default=False)
+    ],
     name: Annotated[
-        str | None, typer.Option(help="What the server calls the model.", show_default="the model's own name")
+        str | None, typer.Option(help="Name of the model on the server.", show_default="the model's own name")
     ] = None,
-    version: Annotated[int, typer.Option("--version", min=1, help="Its number; the server serves the highest.")] = 1,
+    version: Annotated[int, typer.Option("--version", min=1, help="Version number; the server serves the highest.")] = 1,
     queue_us: Annotated[
         int, typer.Option("--queue-us", min=0, help="How long the server waits for more crops to run at once, microseconds.")
     ] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
 ) -> None:
-    """Write a model into a repository of Triton: the file, its configuration, and which server fits.
+    """Write a model into a Triton model repository: the file, its configuration, and which server fits.
 
     Exit codes: 0 done; 1 the model is damaged, Triton cannot run it, or it cannot be written; 2 wrong use.
     """

@@ -1,6 +1,6 @@
-"""`convnextpose verify`: what checkpoints really hold, side by side.
+"""`convnextpose verify`: what checkpoints really contain, side by side.
 
-Exit code: 0 where every file is verified, 1 where one is not, 2 for wrong use.
+Exit code: 0 if every file is verified, 1 if one is not, 2 for wrong use.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tools.console import make_console, visible
 
 LABEL_WIDTH = 12
 COLUMN_WIDTH = 14
-"""Widths of the labels and of a file's column, characters: four files fit in 80, the rest go into a table below."""
+"""Widths of the labels and of a file's column, characters: four files fit in 80; the others go into another table below."""
 
 
 def _variant(text: str) -> Variant:
@@ -45,7 +45,7 @@ def verify_command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array, one object for each file.")] = False,
 ) -> None:
-    """Check checkpoints: which variant their tensors make, and that none is missing, foreign or broken.
+    """Check checkpoints: which variant their tensors belong to, and that none is missing, unknown or broken.
 
     Exit codes: 0 every file is verified; 1 one of them is not; 2 wrong use.
     """

@@ -1,9 +1,9 @@
-"""Kernels of our own around an engine: a frame on the GPU to crops, and FP16 logits to joints and scores.
+"""This project's CUDA kernels before and after an engine: from a frame on the GPU to crops, and from FP16 logits to joints.
 
     crop.cu      frame and matrices to crops
     tail.cu      logits to joints and scores
-    blocks.py    what they are told, as bytes
-    program.py   compiled by NVRTC for the GPU at hand, and launched; cuda-python is imported only there, when used
+    blocks.py    the kernels' parameters, as bytes
+    program.py   compiles them with NVRTC for the local GPU, and launches them; imports cuda-python when it is used
 
-No compiler is needed where it is installed. It imports numpy, `convnextpose` and the device layer of `engines.tensorrt`.
+Installing the package needs no compiler. It imports numpy, `convnextpose` and the device layer of `engines.tensorrt`.
 """

@@ -1,4 +1,4 @@
-"""What the kernels are told: for each crop a frame on the GPU with its colours, and a matrix; and the shape of the logits."""
+"""The kernels' parameters: for each crop a frame on the GPU with its pixel format and a matrix; and the shape of the logits."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from convnextpose.errors import GeometryError
 from convnextpose.variants import Variant
 
 LARGEST_SIDE_PX = 32_768
-"""Frames that have a longer side are refused: beyond it FP32 cannot tell where between two pixels a place is."""
+"""Longest side of a frame, px: for larger ones FP32 is not precise enough for positions between two pixels."""
 
 VECTOR = 8
-"""FP16 logits that the tail reads at once: the width of a heat-map is a multiple of it."""
+"""Number of FP16 logits that the tail reads at once: the width of a heat map is a multiple of it."""
 
 LOGITS = "logits"
-"""The one output of a graph or an engine that leaves joints and scores to the tail."""
+"""Name of the only output of a graph or an engine that leaves joints and scores to the tail kernel."""
 
 _THREADS, _VECTORS_EACH = 256, 4
-"""Threads of a block of the tail, and how many vectors each has to read at least: fewer would not hide the memory's latency."""
+"""Threads of a block of the tail, and the smallest number of vectors for each: fewer would not hide the memory's latency."""
 
 
 class PixelFormat(IntEnum):
-    """How a frame's pixels lie in memory; the numbers are those in `crop.cu`."""
+    """The layout of a frame's pixels in memory; the numbers are those in `crop.cu`."""
 
     BGR = 0
     """One plane of three bytes a pixel."""
     NV12 = 1
-    """Luma, and a plane of half the size with U and V beside each other: what NVDEC gives."""
+    """Luma, and a plane of half the size with interleaved U and V: the format of NVDEC."""
     YUV420 = 2
-    """Luma, U and V in planes of their own, the latter of half the size."""
+    """Luma, U and V in separate planes, U and V of half the size."""
 
 
 @dataclass(frozen=True)
 class Colours:
-    """What YUV is in RGB.
+    """The conversion from YUV to RGB.
 
     Attributes:
         red, blue: their shares in luma, 0..1; green has the rest.
-        full_range: whether luma reaches from 0 to 255, or from 16 to 235 with chroma from 16 to 240.
+        full_range: whether luma ranges from 0 to 255, or from 16 to 235 with chroma from 16 to 240.
     """
 
     red: float
@@ -80,8 +80,8 @@ class DeviceFrame:
         planes: the address of each plane.
         pitches: bytes from one row to the next, for each plane.
         width, height: px.
-        format: how its pixels lie there.
-        colours: what its YUV is in RGB; of no meaning to BGR.
+        format: the layout of its pixels.
+        colours: the conversion from YUV to RGB; ignored for BGR.
     """
 
     planes: tuple[int, ...]
@@ -124,15 +124,15 @@ ORIGIN = np.dtype(
     ],
     align=True,
 )
-"""`struct Origin` of `crop.cu`. One of zeros asks for no crop."""
+"""`struct Origin` of `crop.cu`. All zeros mean no crop."""
 
 
 def crop_origins(frame: DeviceFrame, crop_from_image: Sequence[NDArray[np.float64]]) -> NDArray[np.uint8]:
-    """What the crop kernel is told of crops of a frame.
+    """The crop kernel's parameters for crops of a frame.
 
     Args:
-        frame: where the pixels are.
-        crop_from_image: for each crop the affine 2x3 that takes the frame's px to the crop's, as `convnextpose.crop` makes it.
+        frame: the frame on the GPU.
+        crop_from_image: for each crop the affine 2x3 from the frame's px to the crop's, as `convnextpose.crop` makes it.
 
     Returns:
         uint8 [N, 96]: an ORIGIN for each crop.
@@ -202,14 +202,14 @@ class TailShape:
 
     @classmethod
     def of(cls, variant: Variant, joint_count: int) -> TailShape:
-        """That of a variant's heat-maps."""
+        """The shape of a variant's heat maps."""
         spec = variant.spec
         (px_x, _), (px_y, _), (mm, mm_offset) = crop_from_bins(variant)
         return cls(joint_count, spec.depth_bins, spec.heatmap_size, spec.heatmap_size, px_x, px_y, mm, mm_offset)
 
     @property
     def splits(self) -> int:
-        """How many blocks share a joint's volume: a single crop's joints would leave most of a large GPU without work."""
+        """How many blocks share a joint's volume: otherwise a single crop would use only a small part of a large GPU."""
         vectors = self.depth * self.height * self.width // VECTOR
         return max(1, min(_THREADS, vectors // (_THREADS * _VECTORS_EACH)))
 
@@ -219,11 +219,11 @@ class TailShape:
         return 2 * self.joint_count * self.depth * self.height * self.width
 
     def workspace(self, most: int) -> int:
-        """Bytes that the kernel works with for up to `most` crops: cleared once, before it first runs."""
+        """Size of the kernel's workspace for up to `most` crops, bytes; it is cleared once, before the first run."""
         return most * self.joint_count * (self.splits * SUMS_BYTES + ARRIVED_BYTES)
 
     def arrived_offset(self, most: int) -> int:
-        """Where in the workspace for `most` crops the counters stand, behind the partial sums."""
+        """Offset of the counters in the workspace for `most` crops, after the partial sums, bytes."""
         return most * self.joint_count * self.splits * SUMS_BYTES
 
     def parameters(self) -> NDArray[np.void]:

@@ -1,6 +1,6 @@
-"""The kernels, compiled by NVRTC for the GPU at hand and launched through cuda-python, inside a stream's capture or outside.
+"""The kernels, compiled by NVRTC for the local GPU and launched through cuda-python, inside a stream's capture or outside.
 
-NVRTC is a library of CUDA's own: torch for CUDA and the CUDA toolkit have it, and the wheel `nvidia-cuda-nvrtc`.
+NVRTC is a library of CUDA: torch for CUDA, the CUDA toolkit and the wheel `nvidia-cuda-nvrtc` contain it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CROP, TAIL = "crop", "tail"
 """The kernels; the source of each is the file of its name."""
 
 _OPTIONS = {CROP: ("--fmad=false",)}
-"""What NVRTC is told beside the GPU. Crops are bound by memory, so that rounding as a CPU does costs nothing."""
+"""NVRTC's options besides the GPU. Crops are limited by memory bandwidth, so rounding like a CPU costs nothing."""
 
 CROP_THREADS = (INPUT_SIZE // 4, 2, 1)
 TAIL_THREADS = (256, 1, 1)
@@ -34,16 +34,16 @@ def source(kernel: str) -> str:
 
 
 def compile_kernel(kernel: str, compute_capability: str, text: str | None = None) -> bytes:
-    """A kernel's code for GPUs of a compute capability such as `8.9`; no GPU is needed. PTX where NVRTC is older than the GPU.
+    """Compile a kernel for GPUs of a compute capability such as `8.9`, without a GPU; to PTX if NVRTC is older than the GPU.
 
     Args:
         kernel: its name.
         compute_capability: of the GPUs.
-        text: its source; None for that of the file of its name.
+        text: its source; None for the file with its name.
 
     Raises:
         RuntimeUnavailableError: cuda-python or NVRTC is missing.
-        DeviceError: NVRTC does not take the source; tells its first error.
+        DeviceError: NVRTC cannot compile the source; names the first error.
     """
     try:
         nvrtc = importlib.import_module("cuda.bindings.nvrtc")
@@ -87,8 +87,8 @@ def _checked(result: tuple[Any, ...], purpose: str) -> tuple[Any, ...]:
 class Kernels:
     """The kernels on a GPU. All its methods are called within the device's `current()`.
 
-    Launching gives work to a stream and returns; nothing is allocated, so that a CUDA graph may record it. Whatever a launch is
-    given by address must stay there until the work is done, or for the life of the graph.
+    A launch gives work to a stream and returns; nothing is allocated, so that a CUDA graph can capture it. Memory that is
+    passed by address must stay valid until the work is done, or for the life of the graph.
 
     Args:
         device: the GPU, driven by cuda-python.
@@ -160,7 +160,7 @@ class Kernels:
         self._device.call("cuMemsetD8Async", "clear memory", address, 0, size, stream.raw)
 
     def free(self) -> None:
-        """Give the code back; calling it again does nothing. No work or graph of it may be left."""
+        """Unload the code; calling it again does nothing. No work or graph may still use it."""
         while self._modules:
             self._device.call("cuModuleUnload", "give a kernel back", self._modules.pop())
 

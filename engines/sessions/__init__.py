@@ -1,1 +1,1 @@
-"""The sessions: one file for each library, which imports it only when a session is opened, and the registry of them all."""
+"""The sessions: one file for each library, which is imported only when a session is opened, and the registry of runtimes."""

@@ -1,4 +1,4 @@
-"""What all sessions share: one caller at a time, checked arrays, one kind of error, a close."""
+"""The base class of sessions: one caller at a time, checked arrays, one kind of error, a close."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class LockedSession(ABC):
         name: what error messages call the network.
         inputs, outputs: what it takes and gives.
         description: what runs it.
-        failures: the errors that the library raises where a network cannot be run; they become ModelErrors.
+        failures: the errors that the library raises if a network cannot be run; they become ModelErrors.
     """
 
     def __init__(
@@ -95,17 +95,17 @@ class LockedSession(ABC):
 
 
 def cannot_run(library: str, name: str, error: Exception) -> ModelError:
-    """The error for a network that a library cannot run, with the line of its words that says what is wrong."""
+    """The error for a network that a library cannot run, with the relevant line of the library's message."""
     # The first is ONNX Runtime's; OpenVINO puts the places in its source before the last.
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return ModelError(f"{library} cannot run {name}: {lines[-1 if library == 'openvino' else 0]}")
 
 
 def require_fp32(library: str, precision: str) -> None:
-    """Refuse a precision that a library for FP32 only was asked for.
+    """Refuse other precisions for a library that supports only FP32.
 
     Raises:
-        RuntimeUnavailableError: saying which library has others.
+        RuntimeUnavailableError: names a library with other precisions.
     """
     if precision != "fp32":
         raise RuntimeUnavailableError(

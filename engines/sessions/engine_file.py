@@ -1,4 +1,4 @@
-"""Engine files become sessions, once they and their manifests were found to be whole and to fit."""
+"""Opens engine files as sessions, after checking that file and manifest are complete and fit this machine."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from engines.tensorrt.module import LIBRARIES, Library, load_library
 def open_engine(
     path: Path, name: str | None = None, *, binding: str = "auto", kind: type[EngineModel] | None = None
 ) -> TensorRTSession:
-    """Open an engine file that has its manifest beside it, after both were found to be whole and to fit this machine.
+    """Open an engine file with its manifest beside it, after checking that both are complete and fit this machine.
 
     Args:
         path: the engine.
         name: what error messages call the network; None for the manifest's name of the model.
         binding: as for `engines.tensorrt.gpu.open_device`.
-        kind: what it is to be of; None for any model.
+        kind: the required kind of model; None for any.
 
     Raises:
-        EngineError: engine or manifest are damaged or do not fit each other or this machine; says which and what rebuilds it.
+        EngineError: engine or manifest are damaged, or do not fit each other or this machine; says which, and what rebuilds it.
             Or it is of another kind of model.
         RuntimeUnavailableError: the library, the binding to CUDA, the driver or the GPU is missing; says which.
     """

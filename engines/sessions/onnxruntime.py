@@ -8,7 +8,7 @@ from engines.session import Arrays, ArraySpec, SessionDescription, usable_cores
 from engines.sessions.base import LockedSession, cannot_run, require_fp32
 
 _TYPES = {"float": "float32", "float16": "float16", "double": "float64", "bool": "bool"}
-"""Its names for types that differ from numpy's; the integers' are the same."""
+"""ONNX Runtime's names of types that differ from numpy's; those of integers are the same."""
 
 
 class OnnxRuntimeSession(LockedSession):

@@ -15,14 +15,14 @@ from engines.sessions.base import LockedSession, cannot_run
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 _RUN_TYPES = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
-"""Its names for what a layer computes in, and ours."""
+"""OpenVINO's names of precisions, and ours."""
 
 ONE_BY_ONE = 2
 """Items up to which a batch runs in the network for one item, one after the other: two take as long there as together, and the
 network for any number is compiled (0.2 to 0.4 s) only where larger batches come."""
 
 FAILURES = (RuntimeError, KeyError)
-"""What OpenVINO raises for a network that it cannot run."""
+"""The exceptions that OpenVINO raises for a network that it cannot run."""
 
 
 class OpenVinoSession(LockedSession):

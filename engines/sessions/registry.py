@@ -1,6 +1,6 @@
-"""The registry of runtimes: what each runs, what installs it, when `auto` takes it. `doctor` and the help texts read it, too.
+"""The registry of runtimes: what each runs, what installs it, when `auto` chooses it. `doctor` and the help texts use it, too.
 
-A runtime that was asked for by name either starts or is an error: nothing is substituted silently.
+A runtime that was requested by name either starts or is an error: it is never replaced silently.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from engines.sessions.torch import TorchSession
 from engines.sessions.triton import SCHEME, is_served
 
 EXPORTED, CHECKPOINT, ENGINE = "exported models", "checkpoints", "engines"
-"""What a runtime can be given to run."""
+"""The kinds of models that a runtime can run."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,15 @@ class Runtime:
     """A library that runs networks.
 
     Attributes:
-        name: what `--runtime` calls it.
+        name: its name in `--runtime`.
         runs: EXPORTED, CHECKPOINT or ENGINE.
         open: opens a session, called with the network, the name that error messages call it by, `threads` and `precision`, and
             for an engine the `kind` of model that it is to be of. The network is an ONNX file's bytes, an
             `engines.sessions.torch.TorchNetwork`, or an engine's path.
         packages: the package that installs each module, any one of which is enough.
-        extra: the extra of this project that installs it, None where `pip install` with the package's name does.
-        x86_rank, other_rank: the place in which `auto` tries it for what it runs, on x86-64 CPUs and on others; None for never.
+        extra: the extra of this project that installs it; None if `pip install` with the package's name is enough.
+        x86_rank, other_rank: its rank in the order in which `auto` tries runtimes, on x86-64 CPUs and on others; None for
+            never.
     """
 
     name: str
@@ -56,7 +57,7 @@ class Runtime:
 
     @property
     def version(self) -> str | None:
-        """The version of what is installed, with the module's name where there may be several; None where nothing tells."""
+        """The installed version, with the module's name if there may be several; None if unknown."""
         versions = []
         for module in self.modules:
             try:
@@ -101,11 +102,11 @@ RUNTIMES = {
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen, and why.
+    """A choice, with its reason.
 
     Attributes:
         name: the runtime's name, or the precision's.
-        reason: why that one, as the end of "chosen because ...".
+        reason: the reason, as the end of "chosen because ...".
     """
 
     name: str
@@ -168,10 +169,10 @@ def choose_runtime(runtime: str = "auto", *, engine: bool = False) -> Choice:
 
 @contextmanager
 def loading(runtime: Runtime) -> Iterator[None]:
-    """Tell of a library that is installed and does not load.
+    """Turns the ImportError of a library that is installed but does not load into a RuntimeUnavailableError.
 
     Raises:
-        RuntimeUnavailableError: something within raised an ImportError.
+        RuntimeUnavailableError: the block raised an ImportError.
     """
     try:
         yield

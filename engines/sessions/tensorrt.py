@@ -1,7 +1,7 @@
 """TensorRT, the full one or for RTX: batches in three slots, each filled while another runs, as CUDA graphs.
 
-All that running needs is reserved and run once when the session is opened: `engines.tensorrt.slot`. So opening finds out how
-large a batch the GPU's memory allows, and TensorRT for RTX has compiled its kernels when the first crop comes.
+Everything that running needs is allocated, and run once, when the session is opened (`engines.tensorrt.slot`). So opening finds
+out how large a batch the GPU's memory allows, and TensorRT for RTX has compiled its kernels before the first crop.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ from engines.timing import RunTimes
 
 
 class TensorRTSession:
-    """Runs an engine: a `TicketSession`. Any thread may call it: it works in CUDA's primary context and makes that current
-    for each call. No thread waits for the GPU while it keeps another out.
+    """Runs an engine: a `TicketSession`. Any thread may call it: it makes CUDA's primary context current for each call. No
+    thread blocks another one while it waits for the GPU.
 
-    It is a `FrameSession` as well: where a pose network's crops can be made on the GPU, it takes a frame that it holds, and
-    where in it each crop is. Where they cannot, for want of NVRTC say, a RuntimeWarning says why, and the caller makes them.
+    It is also a `FrameSession`: if the crops of a pose network can be made on the GPU, it takes a frame that it holds, and the
+    position of each crop. If they cannot, for example without NVRTC, a RuntimeWarning says why, and the caller makes them.
 
-    Where the GPU's memory does not suffice for three batches of the engine's largest size in flight, there are fewer, and then
-    smaller ones; that is warned of when it is opened.
+    If the GPU's memory is too small for three batches of the engine's largest size in flight, there are fewer, and then smaller
+    ones; a warning says so when the session is opened.
 
     Args:
         engine: the engine.
-        manifest: what is known of it.
+        manifest: its manifest.
         library: the TensorRT module that runs it.
         device: the GPU that runs it.
         name: what error messages call the network; None for the manifest's name of the model.
-        cache: where TensorRT for RTX keeps the kernels that it compiled; None for nowhere.
+        cache: file for the kernels that TensorRT for RTX compiles; None for no file.
 
     Attributes:
-        manifest: what is known of the engine.
+        manifest: the engine's manifest.
 
     Raises:
-        EngineError: it does not fit the machine or its manifest, or TensorRT does not take it.
+        EngineError: it does not fit the machine or its manifest, or TensorRT cannot load it.
         RuntimeUnavailableError: the GPU's memory does not suffice for the smallest batch, or the engine ends at its logits and
-            the kernel that makes joints of them cannot be had.
+            the kernel that computes joints from them is not available.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class TensorRTSession:
 
     @property
     def limit(self) -> int:
-        """The most items that it gives the GPU at once: what the engine takes, or less where memory did not suffice."""
+        """Largest number of items in a batch: the engine's largest batch, or less if memory did not suffice."""
         return self._limit
 
     @property
@@ -112,12 +112,12 @@ class TensorRTSession:
 
     @property
     def buckets(self) -> tuple[int, ...]:
-        """The batch sizes that really run: a batch between two of them is padded."""
+        """The batch sizes that are really run: a batch between two of them is padded."""
         return self._buckets
 
     @property
     def binding(self) -> str:
-        """What drives the GPU, and its version."""
+        """The binding to CUDA, and its version."""
         return self._device.binding
 
     @property
@@ -127,7 +127,7 @@ class TensorRTSession:
 
     @property
     def unrecorded(self) -> Mapping[int, str]:
-        """Why a batch size is run without a graph, by batch size; empty where every size has one, or the binding has none."""
+        """Why a batch size is run without a graph, by batch size; empty if every size has one, or the binding has no graphs."""
         return self._unrecorded
 
     @property
@@ -150,7 +150,7 @@ class TensorRTSession:
         return self._times
 
     def floor(self, work: Work, crops: int) -> Floor:
-        """The least time that this GPU needs for a network's work on some crops."""
+        """The lower bound of the time that this GPU needs for a network's work on some crops."""
         device, precision = self._device, self.manifest.model.precision
         return floor(work, device.figures(), device.gpu.compute_capability, precision, crops)
 
@@ -159,12 +159,12 @@ class TensorRTSession:
         return self._description
 
     def layers(self) -> tuple[LayerInfo, ...]:
-        """The engine's layers, as TensorRT tells of them."""
+        """The engine's layers, as TensorRT reports them."""
         with self._call() as engine:
             return engine.layers()
 
     def memory(self) -> MemoryUse:
-        """What memory it takes now, and what is left."""
+        """The memory that it uses now, and the free memory."""
         with self._call() as engine:
             held = sum(slot.held_bytes for slot in self._slots) + (self._frames.held_bytes if self._frames else 0)
             return MemoryUse(engine.activation_bytes, held, self._device.free_bytes())
@@ -173,9 +173,9 @@ class TensorRTSession:
         """The outputs by name, each in memory of its own; item i of each is of item i of the inputs.
 
         Args:
-            arrays: every input by its name, one item or more along axis 0, as many in each: of numpy, or of a library that has
-                them on the GPU (torch, CuPy); those are copied there, once their own stream has made them. Or `origins`, what
-                a held frame gave for the crops.
+            arrays: every input by its name, one item or more along axis 0, the same number in each: of numpy, or of a library
+                that has them on the GPU (torch, CuPy); those are copied within the GPU when their own stream has made them. Or
+                `origins`, from a held frame.
 
         Raises:
             GeometryError: the arrays are not those of `inputs`.
@@ -228,7 +228,7 @@ class TensorRTSession:
             return self._start(slot, given, count)
 
     def collect(self, ticket: Ticket) -> Arrays:
-        """The outputs of a batch, once they are there. Every ticket is to be collected: until then it holds a slot.
+        """Wait for the outputs of a batch. Every ticket must be collected: until then it occupies a slot.
 
         Raises:
             ModelError: TensorRT failed at running the network.
@@ -281,8 +281,8 @@ class TensorRTSession:
                     break
                 if len(buckets) == 1:
                     raise RuntimeUnavailableError(
-                        f"the GPU's memory does not suffice for a batch of {limit}: {error}; end what else uses it, or take a "
-                        "smaller model"
+                        f"the GPU's memory does not suffice for a batch of {limit}: {error}; stop other programs that use "
+                        "it, or choose a smaller model"
                     ) from error
                 limit = buckets[-2]
             except BaseException:
@@ -302,7 +302,7 @@ class TensorRTSession:
             sizes = ", ".join(map(str, sorted(self._unrecorded)))
             reason = next(iter(self._unrecorded.values()))
             warnings.warn(
-                f"batches of {sizes} run without a CUDA graph, which costs launches: {reason}", RuntimeWarning, stacklevel=4
+                f"batches of {sizes} run without a CUDA graph, which is slower: {reason}", RuntimeWarning, stacklevel=4
             )
         return slots
 

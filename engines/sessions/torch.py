@@ -1,6 +1,6 @@
-"""PyTorch: modules as they are, on the CPU; or on the GPU, replayed as CUDA graphs.
+"""PyTorch: unchanged modules on the CPU, or on the GPU as CUDA graphs.
 
-The first is the reference that every other session is measured against, the second what an engine's speed is compared with.
+The first is the reference for the results of every other session, the second the reference for the speed of engines.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 WARM_UP = 3
-"""Runs before a graph is recorded: torch chooses its kernels in them."""
+"""Number of runs before a graph is captured: torch chooses its kernels in them."""
 
 
 @dataclass(frozen=True)
 class TorchNetwork:
-    """A PyTorch module and what it takes and gives.
+    """A PyTorch module with its inputs and outputs.
 
     Attributes:
-        module: in evaluation mode; takes tensors in the order of `inputs`, gives a tuple of tensors in that of `outputs`.
+        module: in evaluation mode; takes tensors in the order of `inputs`, returns a tuple of tensors in that of `outputs`.
         inputs, outputs: their names, types and shapes.
     """
 
@@ -87,14 +87,14 @@ class _Recorded:
 class TorchGpuSession(LockedSession):
     """Runs a module on the first GPU, with a CUDA graph for each batch size. Inputs and outputs are on the host.
 
-    Convolutions keep channels last and FP32 ones compute in FP32, not TF32; cuDNN times its ways before a graph is recorded.
+    Convolutions use channels last, and compute FP32 in FP32, not TF32; cuDNN chooses its algorithms before a graph is captured.
 
     Args:
-        network: the module, in the types that it is to compute in.
-        name: what error messages call the network.
-        precision: what those are called.
-        compiled: whether torch compiles the module first, for each batch size: it then needs Triton and a C compiler.
-        device: `cuda`; or `cpu`, where the same work is done without graphs.
+        network: the module, in the types in which it computes.
+        name: the network's name in error messages.
+        precision: the name of these types.
+        compiled: whether torch compiles the module first, for each batch size: this needs Triton and a C compiler.
+        device: `cuda`; or `cpu`, which does the same work without graphs.
 
     Attributes:
         graphs: whether work is replayed as CUDA graphs.

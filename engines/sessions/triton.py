@@ -1,7 +1,7 @@
-"""A model that a Triton server has, over HTTP: KServe's protocol, version 2, with tensors as bytes.
+"""A model on a Triton server, over HTTP: KServe's protocol, version 2, with binary tensors.
 
-Nothing but the standard library: one connection that is kept, as a session runs one call at a time. What the server says is not
-believed before it was looked at. Source of the protocol: KServe's "Open Inference Protocol" and Triton's extensions for binary
+It uses only the standard library, and keeps one connection, because a session runs one call at a time. The server's answers are
+checked before they are used. Source of the protocol: KServe's "Open Inference Protocol" and Triton's extensions for binary
 tensor data and model configuration.
 """
 
@@ -43,11 +43,11 @@ def is_served(runtime: str) -> bool:
 
 @dataclass(frozen=True)
 class ServedAddress:
-    """Where a model is served.
+    """The address of a served model.
 
     Attributes:
         host, port: the server's, for HTTP.
-        name: the model's.
+        name: the model's name.
     """
 
     host: str
@@ -59,7 +59,7 @@ class ServedAddress:
         """Read `triton://HOST:PORT/NAME`, an IPv6 address in brackets.
 
         Raises:
-            RuntimeUnavailableError: it is none.
+            RuntimeUnavailableError: it is not such an address.
         """
         found = _ADDRESS.fullmatch(text)
         if found is None or not 0 < int(found[2]) < 65536:
@@ -75,17 +75,17 @@ class ServedAddress:
 
 
 class TritonSession(LockedSession):
-    """Runs a model that a server has.
+    """Runs a model on a Triton server.
 
     Args:
-        address: where it is.
+        address: the model's address.
 
     Attributes:
-        parameters: what the model's configuration says about it, by name.
+        parameters: the parameters in the model's configuration, by name.
 
     Raises:
-        RuntimeUnavailableError: there is no server, or it is not ready with such a model.
-        ModelError: it does not speak the protocol.
+        RuntimeUnavailableError: there is no server, or it has no such model ready.
+        ModelError: its answers do not follow the protocol.
     """
 
     def __init__(self, address: ServedAddress) -> None:
@@ -106,7 +106,7 @@ class TritonSession(LockedSession):
         super().__init__(f"model {address.name} of {address}", inputs, outputs, description)
 
     def described(self, precision: str) -> None:
-        """Say which precision the served model computes in."""
+        """Set the precision of the served model."""
         known = self._description
         self._description = SessionDescription(known.name, known.version, known.device, precision, known.threads)
 

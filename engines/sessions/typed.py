@@ -1,10 +1,10 @@
-"""A typed graph computed exactly as its types say, on the CPU: what a GPU's precision does to a model, without a GPU.
+"""A typed graph computed exactly as its types say, on the CPU: it shows a GPU's precision without a GPU.
 
-OpenVINO and ONNX Runtime take an FP16 graph's types for storage and compute in FP32 on most CPUs: neither its rounding nor its
-overflows show there. Here every node's result is rounded to its type, and a convolution's sums are FP32, as on tensor cores.
+On most CPUs OpenVINO and ONNX Runtime only store an FP16 graph in FP16 and compute in FP32, so neither rounding nor overflows
+show. Here every node's result is rounded to its type, and the sums of a convolution are FP32, as on tensor cores.
 
-On a GPU (`device="cuda"`) convolutions compute in their own types, with the sums of its tensor cores: that shows whether the
-assumption about them holds. Only an engine shows what TensorRT makes of the graph.
+On a GPU (`device="cuda"`) convolutions compute in their own types, with the sums of its tensor cores. This shows whether the
+assumption about these sums is right. Only an engine shows how TensorRT runs the graph.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 BATCH = 4
-"""Items that are computed at once: every node's result of a batch is held."""
+"""Number of items that are computed at once: all results of a batch are kept in memory."""
 
 
 class TypedSession(LockedSession):
@@ -34,8 +34,8 @@ class TypedSession(LockedSession):
     Args:
         onnx: the file.
         name: what error messages call the network.
-        precision: what the file's types are called.
-        device: torch's name of what computes, `cpu` or `cuda`.
+        precision: the name of the file's types.
+        device: torch's name of the device, `cpu` or `cuda`.
 
     Raises:
         ModelError: the file is damaged.

@@ -1,7 +1,7 @@
-"""The builder: a typed ONNX graph becomes a TensorRT engine, and the build log becomes what each layer computes in.
+"""The builder: makes a TensorRT engine from a typed ONNX graph, and reads from the build log in which type each layer computes.
 
-A strongly typed graph's types are the engine's: no flag here asks for a precision. One path serves `tensorrt` 10 and 11 and
-`tensorrt_rtx`; what they differ in, `engines.tensorrt.module` asks them.
+A strongly typed graph's types are the engine's: no flag requests a precision. The same code serves `tensorrt` 10 and 11 and
+`tensorrt_rtx`; `engines.tensorrt.module` hides their differences.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from engines.tensorrt.module import Library
 from engines.typed_graph import ends_at_logits
 
 CANCEL_WAIT_S, CANCEL_LIMIT_S = 2.0, 30.0
-"""How long an interrupted build is waited for before that is told, and at most: the library ends between two of its steps."""
+"""How long to wait for an interrupted build before a warning, and at most, s: the library ends only between two steps."""
 
 OPTIMIZATION_LEVEL = 5
-"""TensorRT's highest: it compares the most kernels. It costs minutes, once."""
+"""TensorRT's highest optimisation level: it compares the most kernels, which takes minutes, once."""
 
 PROFILES = ((1, 1), (2, 4), (5, 8), (9, MAX_BATCH))
-"""Ranges of batch sizes, each of which the full TensorRT tunes kernels for by itself."""
+"""Ranges of batch sizes; the full TensorRT tunes its kernels for each separately."""
 
 LOG_LINES = 3
-"""How many of the library's error messages are told."""
+"""How many of the library's error messages are shown."""
 
 _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What an engine is built with, beyond its graph and its target.
+    """The options of a build, besides the graph and the target.
 
     Attributes:
-        batch: how many crops or frames it takes at once.
-        workspace_mib: the most GPU memory that its layers may use for themselves, MiB; None for the library's own choice.
-        version_compatible: whether later versions of the library run it, too.
-        hardware_compatible: `ampere_plus` or `same_compute_capability`, so that other GPUs run it, too; None for this one only.
-        dla_core: the deep-learning accelerator that it runs on, layers that cannot on the GPU; None for the GPU alone.
-        tail_kernel: whether it ends at its logits, so that a kernel of this project makes joints and scores of them.
+        batch: how many crops or frames the engine takes at once.
+        workspace_mib: limit of the GPU memory that its layers may use for themselves, MiB; None for the library's own choice.
+        version_compatible: whether later versions of the library can run it, too.
+        hardware_compatible: `ampere_plus` or `same_compute_capability`, so that other GPUs can run it; None for this GPU only.
+        dla_core: the deep-learning accelerator that it runs on, with unsupported layers on the GPU; None for the GPU alone.
+        tail_kernel: whether it ends at its logits, so that a kernel of this project computes joints and scores from them.
     """
 
     batch: BatchRange = field(default_factory=BatchRange)
@@ -74,8 +74,8 @@ class EngineTensor:
     """A tensor that a layer of an engine reads or makes.
 
     Attributes:
-        type: its type, as the library calls it: `Half`, `Int8`, `Float`, ...
-        dimensions: its shape; -1 where the batch decides.
+        type: the library's name of its type: `Half`, `Int8`, `Float`, ...
+        dimensions: its shape; -1 for the batch axis.
     """
 
     type: str
@@ -143,7 +143,7 @@ def build_engine(
         onnx: a typed graph, in which the batch alone may be free.
         library: what builds it.
         compute_capability: that of the GPU that it is for, such as `8.9`, where the library builds for absent GPUs; None for
-            the GPU at hand.
+            the local GPU.
         options: what it is built with.
         timing_cache: what an earlier build gave as such; anything else is not used.
 
@@ -153,7 +153,7 @@ def build_engine(
     """
     gpu = None if compute_capability is not None and library.builds_for_absent_gpus else find_gpu()
     if gpu is None and compute_capability is None:
-        raise RuntimeUnavailableError(f"{library.name} {library.version} builds for the GPU at hand, and there is none")
+        raise RuntimeUnavailableError(f"{library.name} {library.version} builds for the local GPU, and there is none")
     found = compute_capability or (gpu.compute_capability if gpu else "")
     return interruptible(library, lambda cancelled: _build(onnx, library, found, gpu, options, timing_cache, cancelled))
 
@@ -240,7 +240,7 @@ def _inputs_of_free_batch(network: Any, batch: BatchRange) -> dict[str, tuple[in
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
     for tensor in (*inputs, *outputs):
         if min(tuple(tensor.shape)[1:], default=1) < 0:
-            raise EngineError(f"expected a graph in which the batch alone is free, received {tensor.name} {list(tensor.shape)}")
+            raise EngineError(f"expected a graph in which only the batch varies, received {tensor.name} {list(tensor.shape)}")
     fixed = {int(tensor.shape[0]) for tensor in inputs} - {-1}
     if fixed and fixed != {batch.min, batch.max}:
         raise EngineError(

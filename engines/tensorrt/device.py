@@ -1,8 +1,8 @@
 """The GPU as the runtime sees it: memory, streams, events and graphs behind one Protocol, with one implementation per binding.
 
-A device works in CUDA's primary context, the one that torch and CuPy share, retained once for the life of the process: any
-thread that wants something of the device makes it current first, with `current()`. So crops of those libraries are at home
-here, and no thread of ours has to exist for the GPU's sake. Which GPU it is, CUDA_VISIBLE_DEVICES decides: the first one.
+A device uses CUDA's primary context, which torch and CuPy use as well. It is retained once for the life of the process, and any
+thread makes it current with `current()` before it uses the device. So arrays of those libraries can be used directly, and the
+GPU needs no thread of its own. The GPU is the first one of CUDA_VISIBLE_DEVICES.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def board_name(gpu: str) -> str:
 
 @dataclass(frozen=True)
 class Gpu:
-    """The GPU at hand.
+    """The local GPU.
 
     Attributes:
         name: as the driver gives it.

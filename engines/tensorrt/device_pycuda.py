@@ -1,6 +1,6 @@
 """The GPU through pycuda, which many Jetsons have; it compiles where the driver and nvcc are. Up to 2026.1 it has no graphs.
 
-Written after pycuda's documentation and source; it has never run here, as pycuda does not build where there is no driver.
+Written from pycuda's documentation and source. It has never run, because pycuda does not build without a driver.
 """
 
 from __future__ import annotations

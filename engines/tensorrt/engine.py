@@ -1,8 +1,8 @@
-"""An engine that was loaded: its tensors, its profiles, its execution contexts; asked for what it has, as its families differ.
+"""A loaded engine: its tensors, its profiles and its execution contexts, with the differences between TensorRT's families.
 
-TensorRT's own logger takes its messages at run time. One in Python would be called from TensorRT's threads, which could wait
-for the interpreter's lock while a call that holds it waits for them. So the library prints its words itself, and the errors
-here say that they stand above.
+At run time TensorRT's own logger prints its messages. A logger in Python would be called from TensorRT's threads, which could
+wait for the interpreter's lock while a call that holds it waits for them. So the errors here only refer to the messages above
+them.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Engine:
         try:
             self._runtime = self._module.Runtime(self._logger)
         except TypeError as error:  # its constructor gave nothing: no driver, or one that is too old
-            raise RuntimeUnavailableError(f"{self._called} does not start: {error}; it printed why above") from error
+            raise RuntimeUnavailableError(f"{self._called} does not start: {error}; it printed the reason above") from error
         if manifest.options.get(manifests.VERSION_COMPATIBLE):
             # Any engine is native code: the manifest shows that the file is whole, not whose it is (docs/tensorrt.md).
             self._runtime.engine_host_code_allowed = True
@@ -202,7 +202,7 @@ class Engine:
         free = self._free_bytes()
         if free < LOW_MEMORY:
             return DeviceMemoryError(f"{self._called} {what}, with {free / 2**20:.0f} MiB free on the GPU")
-        return EngineError(f"{self._called} {what}: it printed why above{advice}")
+        return EngineError(f"{self._called} {what}: it printed the reason above{advice}")
 
     def _runtime_config(self) -> Any:  # noqa: ANN401
         """What RTX makes contexts with; None where there is no such thing."""
@@ -239,7 +239,7 @@ class Engine:
             kind, shape = engine.get_tensor_dtype(name).name, tuple(engine.get_tensor_shape(name))
             if kind not in _TYPES or not shape or min(shape[1:], default=1) < 1:
                 raise EngineError(
-                    f"expected tensors of types {', '.join(_TYPES)} in which the batch alone is free, received {name} {kind} "
+                    f"expected tensors of types {', '.join(_TYPES)} in which only the batch varies, received {name} {kind} "
                     f"{list(shape)}; build the engine again"
                 )
             found.append(Tensor(name, _TYPES[kind], shape[1:]))

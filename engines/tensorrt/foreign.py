@@ -1,8 +1,7 @@
-"""Arrays that other libraries have on the GPU, such as torch's and CuPy's: where their items are, and when they are there.
+"""Arrays of other libraries on the GPU, such as torch's and CuPy's: where their items are, and when they are complete.
 
-`__dlpack__(stream=...)` comes first: with it the library that made an array lets our stream wait for its own, whichever that
-is. `__cuda_array_interface__` names a stream to wait for only from its version 3 on; where it names none, all that the GPU has
-been given is waited for.
+`__dlpack__(stream=...)` is used first: with it the library that made an array lets our stream wait for its own stream.
+`__cuda_array_interface__` can name a stream to wait for, from its version 3. If it names none, the whole GPU is synchronised.
 
 Sources: the DLPack protocol (https://dmlc.github.io/dlpack/latest/python_spec.html, dlpack.h) and Numba's description of the
 CUDA array interface.

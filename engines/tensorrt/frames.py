@@ -1,6 +1,6 @@
-"""Frames on the GPU, and what makes crops of them there: a picture of the host is uploaded once, however many crops it has.
+"""Frames on the GPU, and the kernel that makes crops of them: a picture is uploaded once, however many crops it has.
 
-All uploads go through one stream. A batch waits for what that stream was given before it, so that nobody on the host does.
+All uploads use one stream. A batch waits, on the GPU, for the uploads before it, so no thread of the host has to.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The GPU at hand, through the first binding to CUDA that is installed."""
+"""The local GPU, through the first binding to CUDA that is installed."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def open_device(binding: str = "auto") -> Device:
 
 
 def find_gpu() -> Gpu | None:
-    """The GPU at hand, None where there is none; `open_device` says what is missing."""
+    """The local GPU, None where there is none; `open_device` says what is missing."""
     try:
         return open_device().gpu
     except RuntimeUnavailableError:

@@ -1,7 +1,7 @@
-"""The adapter: what a TensorRT module can do, asked of the module itself, never concluded from its version.
+"""The adapter: what a TensorRT module can do, found by looking into the module, never by its version.
 
-`tensorrt` 10 and 11 and `tensorrt_rtx` share one interface that grew and shrank over the years: flags come and go, an enum's
-values move, and only RTX builds for GPUs that are not there.
+`tensorrt` 10 and 11 and `tensorrt_rtx` share an interface that has changed over the years: flags come and go, values of enums
+move, and only RTX builds for GPUs of other machines.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Library:
 
     @property
     def compute_capabilities(self) -> tuple[str, ...]:
-        """The compute capabilities that it builds for where no such GPU is; empty where it only builds for the GPU at hand."""
+        """The compute capabilities that it builds for where no such GPU is; empty where it only builds for the local GPU."""
         if not self.builds_for_absent_gpus:
             return ()
         numbers = [name[2:] for name in self.module.ComputeCapability.__members__ if name.startswith("SM")]

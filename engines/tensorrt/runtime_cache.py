@@ -1,7 +1,7 @@
-"""The kernels that TensorRT for RTX compiled for this GPU, kept beside the engine: the next process opens it in less time.
+"""The kernels that TensorRT for RTX compiled for this GPU, stored beside the engine so that the next process opens it faster.
 
-The library itself checks that they are of this GPU, driver and version; a hash before them shows that the file is whole. Like
-an engine, the file is a program.
+The library checks that they are for this GPU, driver and version; a hash at the file's beginning shows that it is complete.
+Like an engine, the file is a program.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def read(path: Path, engine: Engine) -> bytes | None:
         return None
     digest, payload = kept[len(_HEADER) : len(_HEADER) + 32], kept[len(_HEADER) + 32 :]
     if not kept.startswith(_HEADER) or hashlib.sha256(payload).digest() != digest:
-        _tell(f"{path} is damaged or something else: thrown away, the engine's kernels are compiled again")
+        _tell(f"{path} is damaged or something else: discarded, the engine's kernels are compiled again")
         return None
     if not engine.take_compiled(payload):
-        _tell(f"{path} is of another GPU, driver or version: thrown away, the engine's kernels are compiled again")
+        _tell(f"{path} is of another GPU, driver or version: discarded, the engine's kernels are compiled again")
         return None
     return payload
 

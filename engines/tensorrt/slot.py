@@ -1,13 +1,13 @@
 """What one batch in flight needs: a stream, fixed buffers, and for each batch size a context with a graph of its work.
 
 All of it is made, and run, when the session is opened. Afterwards no memory is allocated, no context changes, and no address
-moves: whatever comes is copied into the engine's own inputs, so that one graph for each batch size serves all callers.
-TensorRT forbids to change a context whose work is in a graph, hence a context for each size. Those of a slot share one block
-of memory for activations, as they never run at the same time.
+moves: crops are copied into the engine's own inputs, so that one graph for each batch size serves all callers. TensorRT does
+not allow changes of a context whose work is in a graph, so each size has its own context. The contexts of a slot share one
+block of memory for activations, because they never run at the same time.
 
-Where the kernels of `engines.kernels` run, a second graph for each size has all the work between a frame and its poses: where
-the crops come from goes to the GPU, the crops are made, the engine runs, its logits become joints and scores if it ends at
-them, and those come back.
+If the kernels of `engines.kernels` are available, a second graph for each size does all the work between a frame and its poses:
+it uploads the crops' positions, makes the crops, runs the engine, computes joints and scores if the engine ends at its logits,
+and downloads them.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Whole archives: every video below some folders becomes poses, once, whatever dies on the way.
+"""Archives: every video in some folders is turned into poses, exactly once, even if workers or the run are killed.
 
-    found.py    which files are videos, and the hash of what is in one
-    ledger.py   what became of each file: lines of JSON that only the coordinator writes
-    worker.py   one job: a file to results in a partial folder; a worker opens its models once
+    found.py    finds the videos, and hashes their contents
+    ledger.py   the outcome of each file: lines of JSON that only the coordinator writes
+    worker.py   one job: from a file to results in a partial folder; a worker opens its models once
     crew.py     workers as processes of this machine
     on_ray.py   workers as actors of a Ray cluster
-    run.py      the coordinator: hands out jobs, puts whole results in place, writes the ledger
+    run.py      the coordinator: assigns jobs, puts complete results in place, writes the ledger
 
-It imports numpy-free Python alone at the top, `convnextpose`, `engines` and the rest of `pipeline`; Ray inside `on_ray.py`.
+It imports `convnextpose`, `engines` and the rest of `pipeline`; Ray only inside `on_ray.py`.
 """

@@ -1,4 +1,4 @@
-"""Workers as processes of this machine: each has its models, and one that dies takes no other with it."""
+"""Workers as processes of this machine: each has its own models, and if one dies the others go on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Lost:
 
     Attributes:
         job: the job.
-        reason: what is known of the death.
+        reason: why it died, if known.
     """
 
     job: Job
@@ -47,7 +47,7 @@ class Crew(Protocol):
 
     @property
     def busy(self) -> dict[int, float]:
-        """The jobs in work by number, and which share of each is done as far as is known, 0..1."""
+        """The jobs in progress by number, and the finished share of each if known, 0..1."""
         ...
 
     def start(self, job: Job) -> None:
@@ -55,7 +55,7 @@ class Crew(Protocol):
         ...
 
     def wait(self, timeout_s: float) -> list[Outcome | Lost]:
-        """What came of jobs, as soon as there is something to tell, or an empty list after some time.
+        """The outcomes of finished jobs, as soon as there are any, or an empty list after some time.
 
         Raises:
             PoseError: the models cannot be opened.
@@ -68,11 +68,11 @@ class Crew(Protocol):
 
 
 def local_crew(workers: int | None = None) -> Callable[[RunConfig, int], Crew]:
-    """What opens a crew of this machine, for `ArchiveRun`.
+    """A function that opens a crew on this machine, for `ArchiveRun`.
 
     Args:
-        workers: how many; None for half of the cores, or one for an engine: a GPU does not become faster by more. The cores are
-            shared out among them, unless the config says how many threads each has.
+        workers: how many; None for half of the cores, or one for an engine, because more do not make a GPU faster. The cores
+            are divided among them, unless the config says how many threads each has.
     """
 
     def open_crew(config: RunConfig, most: int) -> Crew:
@@ -113,7 +113,7 @@ class LocalCrew:
 
     @property
     def busy(self) -> dict[int, float]:
-        """The jobs in work by number, and which share of each is done as far as is known, 0..1."""
+        """The jobs in progress by number, and the finished share of each if known, 0..1."""
         return {member.job.number: member.share for member in self._members if member.job is not None}
 
     def start(self, job: Job) -> None:
@@ -124,7 +124,7 @@ class LocalCrew:
             member.connection.send(job)
 
     def wait(self, timeout_s: float) -> list[Outcome | Lost]:
-        """What came of jobs, as soon as there is something to tell, or an empty list after some time.
+        """The outcomes of finished jobs, as soon as there are any, or an empty list after some time.
 
         Raises:
             PoseError: the models cannot be opened.
@@ -173,13 +173,13 @@ class LocalCrew:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
             reason = f"its worker was killed by {name}"
             if name == "SIGKILL":
-                reason += ", as the system does for want of memory"
+                reason += ", as the system does when memory runs out"
         member.connection.close()
         job = member.job
         if job is None:
             self._idle_deaths += 1
             if self._idle_deaths > MOST_IDLE_DEATHS:
-                raise RuntimeUnavailableError(f"expected workers that wait for a file to live, but {reason}, again and again")
+                raise RuntimeUnavailableError(f"expected idle workers to stay alive, but again and again {reason}")
         fresh = self._hire()
         member.process, member.connection, member.job, member.share = fresh.process, fresh.connection, None, 0.0
         return None if job is None else Lost(job, reason)

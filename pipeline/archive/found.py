@@ -1,4 +1,4 @@
-"""The videos below some folders, and the hash of what is in a file."""
+"""Finds the videos in some folders, and hashes the contents of a file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VIDEO_SUFFIXES = (
     ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg",
     ".mpg", ".mts", ".mxf", ".ogv", ".qt", ".ts", ".vob", ".webm", ".wmv", ".y4m",
 )  # fmt: skip
-"""Files of a folder that count as videos; what is in them is looked at when their turn comes."""
+"""Suffixes of files that count as videos; their contents are checked when they are processed."""
 
 _BLOCK = 1 << 22
 
@@ -27,8 +27,8 @@ class Video:
 
     Attributes:
         path: where it is, absolute.
-        place: the folder that its results would like, relative to that of all results: the name of the folder that was
-            searched and the way from there to the file.
+        place: the preferred folder of its results, relative to that of all results: the name of the searched folder and the
+            path from there to the file.
         size_bytes: its size.
         mtime_ns: when it was changed, ns since 1970.
     """
@@ -41,12 +41,12 @@ class Video:
 
 @dataclass(frozen=True)
 class Found:
-    """What is below some folders.
+    """The contents of some folders.
 
     Attributes:
-        videos: in natural order, each once, also where the folders lie within each other.
-        others: how many files were passed over, by suffix.
-        closed: folders that could not be looked into, each with the reason.
+        videos: in natural order, each once, even if one folder contains another.
+        others: how many files were skipped, by suffix.
+        closed: folders that could not be read, each with the reason.
     """
 
     videos: tuple[Video, ...]
@@ -55,11 +55,11 @@ class Found:
 
 
 def find_videos(folders: Sequence[Path], apart: Path | None = None) -> Found:
-    """Look for videos below some folders. Hidden files and folders are passed over; links to folders are not followed.
+    """Find the videos in some folders. Hidden files and folders are skipped; links to folders are not followed.
 
     Args:
-        folders: where to look; a file among them counts as a video whatever its name.
-        apart: a folder that is not looked into: that of the results, which hold videos, too.
+        folders: the folders; a file among them counts as a video, whatever its name.
+        apart: a folder that is skipped: that of the results, which contain videos, too.
 
     Raises:
         SourceError: there is no such folder.
@@ -79,7 +79,7 @@ def find_videos(folders: Sequence[Path], apart: Path | None = None) -> Found:
             return
         videos.setdefault(real, Video(real, place, state.st_size, state.st_mtime_ns))
 
-    def cannot_look(error: OSError) -> None:
+    def on_error(error: OSError) -> None:
         closed.append(f"{error.filename}: {error.strerror}")
 
     for folder in folders:
@@ -95,7 +95,7 @@ def find_videos(folders: Sequence[Path], apart: Path | None = None) -> Found:
             continue
         if not root.is_dir():
             raise SourceError(f"expected a folder with videos in it, but there is no {folder}")
-        for inside, names, files in os.walk(root, onerror=cannot_look):
+        for inside, names, files in os.walk(root, onerror=on_error):
             here = Path(inside)
             names[:] = sorted(n for n in names if not n.startswith(".") and (here / n).resolve() != left_out)
             for file in sorted((here / f for f in files if not f.startswith(".")), key=natural_key):

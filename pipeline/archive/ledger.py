@@ -1,8 +1,8 @@
-"""The ledger of jobs: what became of each file, as lines of JSON beside the results.
+"""The ledger of jobs: the outcome of each file, as lines of JSON beside the results.
 
-Its head says which model and settings the results are of; every other line is the outcome of one file, and of several lines
-for a file the last one counts. Only the coordinator writes it, a whole line at a time, and holds a lock on it meanwhile. A line
-that a killed process left half is cut off when the ledger is opened again.
+The first line has the model and the settings of the results. Every other line is the outcome of one file; if a file has several
+lines, the last one counts. Only the coordinator writes the ledger, in complete lines, and holds a lock on it. An incomplete
+line of a killed process is cut off when the ledger is opened again.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ NAME = "ledger.ndjson"
 FORMAT = "convnextpose-archive/1"
 
 DONE, DAMAGED, UNREADABLE, SAME, FAILED = "done", "damaged", "unreadable", "same", "failed"
-"""What becomes of a file: it is whole; poses up to or around the damage; nothing in it can be read; another file holds the very
-same bytes and has the results; or something else than the file went wrong, so that it is tried again by the next run."""
+"""The status of a file: it is complete; it has poses up to or around the damage; nothing in it can be read; another file has
+the same content and the results; or an error that does not come from the file, so that the next run tries it again."""
 
 STATUSES = (DONE, DAMAGED, UNREADABLE, SAME, FAILED)
 
@@ -45,10 +45,10 @@ class JobRecord:
         place: the folder of its results relative to that of all results; empty where it has none.
         reason: what is wrong, or for SAME the file that the results were made from.
         frames: frames with results.
-        frames_with_a_pose: those of them that show somebody.
-        tracks: people who were followed.
+        frames_with_a_pose: those of them with at least one pose.
+        tracks: number of tracked people.
         seconds: how long it took.
-        utc: when it was settled, ISO 8601.
+        utc: when it was finished, ISO 8601.
     """
 
     file: str
@@ -66,7 +66,7 @@ class JobRecord:
 
     @property
     def is_final(self) -> bool:
-        """Whether another run leaves it as it is."""
+        """Whether another run skips it."""
         return self.status != FAILED
 
     @property
@@ -84,8 +84,8 @@ class JobLedger:
 
     Args:
         out: the folder of all results.
-        head: which model and settings the results are of, as JSON values.
-        defaults: the settings' defaults: what a ledger of before a setting came was made with.
+        head: the model and the settings of the results, as JSON values.
+        defaults: the settings' defaults, for ledgers that are older than a setting.
 
     Raises:
         SinkError: it is of another model or other settings, another run has it open, or it cannot be read or written.
@@ -113,7 +113,7 @@ class JobLedger:
         return self._by_file.get(str(file))
 
     def results_of(self, sha256: str) -> JobRecord | None:
-        """The outcome of a content that is settled: with results, or known to have none to give."""
+        """The final outcome of a content, or None: with results, or known to have none."""
         return self._by_content.get(sha256)
 
     def owner_of(self, place: str) -> str | None:
@@ -163,8 +163,8 @@ class JobLedger:
                 self._keep(_parse(json.loads(line)))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise SinkError(
-                f"expected a ledger of jobs that this project wrote, but line {number} of {self.path} is none: {error}; choose "
-                "another folder for the results"
+                f"expected a ledger of jobs that this project wrote, but line {number} of {self.path} is another: {error}; "
+                "choose another folder for the results"
             ) from error
         self._compare(found, head, defaults)
 

@@ -1,8 +1,8 @@
-"""Workers as actors of a Ray cluster. Ray places them and starts them; which file is done, the ledger alone knows.
+"""Workers as actors of a Ray cluster. Ray places them and starts them; only the ledger records which files are done.
 
 The nodes need this project, installed with the `ray` extra, and the folders of videos and results under the same paths. An
-actor asks for as many CPUs as it has threads, for one GPU if the model or the detector is an engine, and for WORKER_BYTES of
-memory, so that Ray puts no more of them on a node than it holds.
+actor requests as many CPUs as it has threads, one GPU if the model or the detector is an engine, and WORKER_BYTES of memory, so
+that Ray does not put too many of them on a node.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from pipeline.archive.worker import Job, Outcome, Worker
 from pipeline.run import RunConfig
 
 WORKER_BYTES = 1 << 30
-"""Memory that a worker asks the cluster for. One with the default weights holds 0.4 GB at 640x480 px (docs/archives.md)."""
+"""Memory that a worker requests from the cluster, bytes. With the default weights it needs 0.4 GB at 640x480 px
+(docs/archives.md)."""
 
 THREADS = 2
-"""Threads of a worker's runtime, and CPUs that it asks for, where nobody says how many."""
+"""Default number of threads of a worker's runtime, and of CPUs that it requests."""
 
 LOCAL = "local"
-"""The address of a cluster of this machine alone, which is started for the run."""
+"""The address that starts a cluster on this machine only, for this run."""
 
-KNOCK_TIME_S = 5.0
+REACHABLE_TIMEOUT_S = 5.0
 _OPENED = "opened"
 
 
@@ -58,7 +59,7 @@ class _Member:
     job: Job | None = None
 
 
-def _knock(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """See whether anybody listens at HOST:PORT: Ray itself would try for minutes.
 
     Raises:
@@ -66,11 +67,11 @@ def _knock(address: str) -> None:
     """
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), KNOCK_TIME_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), REACHABLE_TIMEOUT_S).close()
 
 
 def ray_crew(address: str, workers: int | None = None) -> Callable[[RunConfig, int], Crew]:
-    """What opens a crew on a cluster, for `ArchiveRun`.
+    """A function that opens a crew on a cluster, for `ArchiveRun`.
 
     Args:
         address: as `ray.init` takes it, or LOCAL.
@@ -89,7 +90,7 @@ class RayCrew:
     Args:
         config: what is done with each file.
         address: as `ray.init` takes it, or LOCAL; a Ray that this process has joined already is used as it is.
-        most: how many at most: there are no more files.
+        most: the largest number of workers: that of the files.
         workers: how many; None for as many as the cluster has room for.
 
     Raises:
@@ -105,7 +106,7 @@ class RayCrew:
         self._began_ray = not ray.is_initialized()
         if self._began_ray:
             try:
-                _knock(address)
+                _check_reachable(address)
                 ray.init(address=None if address == LOCAL else address, log_to_driver=False, include_dashboard=False)
             except (OSError, ValueError, RuntimeError) as error:
                 reason = " ".join(str(error).split())
@@ -139,7 +140,7 @@ class RayCrew:
         member.job, member.task = job, member.actor.do.remote(job)
 
     def wait(self, timeout_s: float) -> list[Outcome | Lost]:
-        """What came of jobs, as soon as there is something to tell, or an empty list after some time.
+        """The outcomes of finished jobs, as soon as there are any, or an empty list after some time.
 
         Raises:
             PoseError: the models cannot be opened.

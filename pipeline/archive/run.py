@@ -1,8 +1,9 @@
-"""The coordinator of an archive: it hands out jobs, puts whole results in place, and alone writes the ledger.
+"""The coordinator of an archive: it assigns jobs, puts complete results in place, and is the only writer of the ledger.
 
-A file's results are made in a folder of their own in `.partial`, and moved to their place in one step when they are whole; then
-comes the line in the ledger. Killed before the move, the job is done again; killed between move and line, the results are found
-in their place, with what they were made from beside them, and only the line is added. So nothing is lost and nothing twice.
+A file's results are made in a folder in `.partial`, and moved to their place in one step when they are complete. Then the line
+is written to the ledger. If the run is killed before the move, the job is done again. If it is killed between move and line,
+the results are found in their place, with a description of their input, and only the line is added. So nothing is lost and
+nothing is done twice.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from pipeline.run import RunConfig
 
 PARTIAL = ".partial"
 TRIES = 2
-"""How often a file is tried that kills its worker."""
+"""How often a file that kills its worker is tried."""
 
 HASHED_AHEAD = 4
 """Files that are hashed before a worker is free for them."""
@@ -45,23 +46,23 @@ NOT_SETTINGS = (
     "sources", "model", "out", "overwrite", "trace", "threads", "views", "live", "loop", "segment_s", "patience", "boxes",
     "random_weights",
 )  # fmt: skip
-"""Fields of a `RunConfig` that an archive's results do not hang on, or that it refuses."""
+"""Fields of a `RunConfig` that do not change an archive's results, or that it refuses."""
 
 
 @dataclass
 class Progress:
-    """How far an archive is; its run changes it as it goes.
+    """The progress of an archive; its run updates it.
 
     Attributes:
         files: how many there are.
-        before: how many were settled by earlier runs.
-        counts: how many files this run has settled, by status.
+        before: how many were finished by earlier runs.
+        counts: how many files this run has finished, by status.
         frames: frames with results of this run.
-        left_bytes: sizes of the files that are not settled, together.
-        worked_bytes: sizes of the files that workers have finished.
-        in_work: how many files are in work.
-        in_work_bytes: what of them is done, as far as is known.
-        began: when the first job was given out, by `time.monotonic`; None before.
+        left_bytes: total size of the files that are not finished.
+        worked_bytes: total size of the files that workers have finished.
+        in_work: how many files are in progress.
+        in_work_bytes: the finished part of these, if known.
+        began: when the first job was assigned, by `time.monotonic`, s; None before.
     """
 
     files: int = 0
@@ -76,12 +77,12 @@ class Progress:
 
     @property
     def settled(self) -> int:
-        """How many files are settled."""
+        """How many files are finished."""
         return self.before + self.counts.total()
 
     @property
     def seconds_left(self) -> float | None:
-        """An estimate from the bytes that were worked on so far; None before there is anything to estimate from."""
+        """The estimated remaining time, s, from the bytes processed so far; None while there are none."""
         worked = self.worked_bytes + self.in_work_bytes
         if self.began is None or not worked:
             return None
@@ -90,13 +91,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class ArchiveSummary:
-    """What an archive's run came to.
+    """The outcome of an archive's run.
 
     Attributes:
-        found: what was looked at.
+        found: the files that were found.
         progress: the counts.
         troubles: the records of this run and of earlier ones that are not DONE, except SAME.
-        same: how many files hold the bytes of another.
+        same: how many files have the same content as another.
         seconds: how long the run took.
     """
 
@@ -111,15 +112,14 @@ class ArchiveRun:
     """An archive's run. Call `run` once.
 
     Args:
-        config: its `sources` are the folders and `out` the folder for all results; the rest is what is done with each file.
-        open_crew: makes the workers, of what is done with each file and how many files there are; None for processes of this
-            machine.
+        config: its `sources` are the folders, and `out` is the folder for all results; the rest applies to each file.
+        open_crew: makes the workers from the config and the number of files; None for processes of this machine.
 
     Attributes:
         progress: how far it is.
 
     Raises:
-        ValueError: the config asks for what an archive does not have: boxes, views, live sources, a trace.
+        ValueError: the config has settings that an archive does not support: boxes, views, live sources, a trace.
         SinkError: it has no folder for the results.
         ModelError: there is no such model.
     """
@@ -142,10 +142,10 @@ class ArchiveRun:
         self._looked_at: set[Path] = set()
 
     def run(self, watch: Callable[[Progress], None] = lambda progress: None) -> ArchiveSummary:
-        """Do what is left to do.
+        """Process the files that are not finished yet.
 
         Args:
-            watch: is called some times a second.
+            watch: called several times a second with the progress.
 
         Raises:
             SourceError: a folder is not there.
@@ -288,7 +288,7 @@ class ArchiveRun:
         self.progress.frames += outcome.frames if has_results else 0
 
     def _settle_same(self, video: Video, known: JobRecord) -> None:
-        told = f"the same bytes as {known.file}"
+        told = f"the same content as {known.file}"
         self._add(video, JobRecord(str(video.path), video.size_bytes, video.mtime_ns, known.sha256, SAME, known.place, told))
 
     def _add(self, video: Video, record: JobRecord) -> None:
@@ -332,9 +332,9 @@ class ArchiveRun:
 
 
 def model_record(config: RunConfig) -> dict[str, str]:
-    """Which networks results are of: the model's name, and one hash over its files and the people detector's.
+    """The networks that results were made with: the model's name, and one hash over its files and the people detector's.
 
-    A served model has the hash of the checkpoint that it was made from in place of its files'.
+    A served model has the hash of its checkpoint instead of its files'.
 
     Raises:
         ModelError: there is no such model or people detector.
@@ -364,7 +364,7 @@ def model_record(config: RunConfig) -> dict[str, str]:
 
 
 def settings_record(config: RunConfig) -> dict[str, Any]:
-    """The settings that results hang on, as JSON values."""
+    """The settings that the results depend on, as JSON values."""
     return {f.name: _plain(getattr(config, f.name)) for f in fields(config) if f.name not in NOT_SETTINGS}
 
 

@@ -1,4 +1,4 @@
-"""One worker: it opens its models once, and makes one file after another into results in a partial folder."""
+"""One worker: it opens its models once, then processes one file after another into a partial folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.run import RunConfig, open_pipeline
 from pipeline.streams import Pipeline
 
 JOB_NAME = "job.json"
-"""Beside the results of each file: what they were made from. A folder that has it is whole."""
+"""Name of a file beside each file's results: it says what they were made from. A folder that has it is complete."""
 
 TELL_EVERY_S = 1.0
 
@@ -43,13 +43,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job.
+    """The outcome of a job.
 
     Attributes:
         number: the job's.
         status: DONE, DAMAGED, UNREADABLE or FAILED.
         reason: what is wrong, empty if nothing is.
-        frames, frames_with_a_pose, tracks: what its results hold.
+        frames, frames_with_a_pose, tracks: the numbers of these in its results.
         seconds: how long it took.
     """
 
@@ -84,11 +84,11 @@ class Worker:
         )
 
     def do(self, job: Job, tell: Callable[[float], None] = lambda share: None) -> Outcome:
-        """Work on one file. Whatever is wrong with it is in the outcome.
+        """Process one file. Errors of the file are in the outcome.
 
         Args:
-            job: which file.
-            tell: is told about once a second which share of its frames is done, 0..1, where their number is known.
+            job: the file.
+            tell: called about once a second with the finished share of its frames, 0..1, if their number is known.
         """
         began = time.monotonic()
         try:

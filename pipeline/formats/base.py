@@ -1,8 +1,8 @@
-"""What every recorder shares: when it touches its file, what it refuses, and one kind of error.
+"""The base class of recorders: when it touches its file, what it refuses, and one kind of error.
 
-A recorder touches its file with the first frame that it is given, not before: a run that cannot start leaves no file, and
-leaves old results as they were. Nothing that is there already is replaced without permission, and nothing that appears
-meanwhile. From the first frame on an old file is gone. A file without a single whole frame is removed.
+A recorder touches its file only when it gets the first frame. So a run that cannot start leaves no file, and leaves old results
+unchanged. An existing file, or one that appears during the run, is replaced only with permission. With the first frame the old
+file is gone. A file without a single complete frame is removed.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ MAX_TRACK_ID = 2**63 - 1
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """A file that is there.
+    """A file that was written.
 
     Attributes:
-        path: where.
-        frames: whole frames in it.
+        path: its path.
+        frames: complete frames in it.
         size_bytes: its size.
     """
 
@@ -45,10 +45,10 @@ class WrittenFile:
 
 
 class Recorder(Protocol):
-    """Something that writes posed frames, in order, into a file, or into one after another.
+    """Writes posed frames, in order, into one file, or into one file after another.
 
     Attributes:
-        path: the file; of several what they are called.
+        path: the file; with several, their common name.
         begun: whether it has taken its first frame.
     """
 
@@ -62,12 +62,12 @@ class Recorder(Protocol):
 
     @property
     def written(self) -> int:
-        """Frames that are on the disk at this moment, whatever happens next."""
+        """Frames that are on the disk at this moment, and stay there after any failure."""
         ...
 
     @property
     def files(self) -> list[WrittenFile]:
-        """The files that hold them."""
+        """The files that contain them."""
         ...
 
     def write(self, posed: PosedFrame, /) -> None:
@@ -75,7 +75,7 @@ class Recorder(Protocol):
 
         Raises:
             SinkError: it cannot be written.
-            OutputExistsError: the file is there already and may not be replaced.
+            OutputExistsError: the file exists already and may not be replaced.
         """
         ...
 
@@ -84,16 +84,16 @@ class Recorder(Protocol):
 
         Raises:
             SinkError: it cannot be finished.
-            OutputExistsError: the file is there already and may not be replaced.
+            OutputExistsError: the file exists already and may not be replaced.
         """
         ...
 
 
 class FileRecorder(ABC, Generic[T]):
-    """The course of every recorder: look, begin, add, finish; one thread at a time; errors of all libraries as SinkError.
+    """The steps of every recorder: check, begin, add, finish; one thread at a time; all errors are SinkErrors.
 
-    `T` is what it takes: posed frames, or timelines. What a check refuses leaves the file as it is, and the next item may be
-    written. Any other error is the end: the file keeps the items that are whole in it, and nothing more is taken.
+    `T` is the type of its items: posed frames, or timelines. An item that a check refuses leaves the file unchanged, and the
+    next item can be written. After any other error the file keeps its complete items, and no more are written.
     """
 
     needs_picture: ClassVar[bool] = False
@@ -102,7 +102,7 @@ class FileRecorder(ABC, Generic[T]):
         """Look whether the file may be written; it is not touched yet.
 
         Raises:
-            OutputExistsError: it is there already and may not be replaced.
+            OutputExistsError: it exists already and may not be replaced.
             SinkError: something is there that is no file.
         """
         self.path = path
@@ -117,17 +117,17 @@ class FileRecorder(ABC, Generic[T]):
 
     @property
     def files(self) -> list[WrittenFile]:
-        """The file, if it holds anything and is really there."""
+        """The file, if it contains anything and exists."""
         if not (self.written and self.path.is_file()):
             return []
         return [WrittenFile(self.path, self.written, self.path.stat().st_size)]
 
     def write(self, item: T, /) -> None:
-        """Take one item.
+        """Write one item.
 
         Raises:
             SinkError: it cannot be written.
-            OutputExistsError: the file is there already and may not be replaced.
+            OutputExistsError: the file exists already and may not be replaced.
         """
         with self._lock, as_sink_error(self.path):
             if self._closed or self._failed:
@@ -146,7 +146,7 @@ class FileRecorder(ABC, Generic[T]):
 
         Raises:
             SinkError: it cannot be finished.
-            OutputExistsError: the file is there already and may not be replaced.
+            OutputExistsError: the file exists already and may not be replaced.
         """
         with self._lock, as_sink_error(self.path):
             if not self._closed:
@@ -173,7 +173,7 @@ class FileRecorder(ABC, Generic[T]):
 class PoseRecorder(FileRecorder[PosedFrame]):
     """A recorder of posed frames.
 
-    All formats refuse the same poses, those that one of them could not hold, so that the files of a run agree.
+    All formats refuse the same poses: those that any of them cannot represent. So the files of a run agree.
     """
 
     def __init__(self, path: Path, header: RunHeader, *, overwrite: bool = False) -> None:
@@ -186,7 +186,7 @@ class PoseRecorder(FileRecorder[PosedFrame]):
 
         Raises:
             SinkError: it cannot be written.
-            OutputExistsError: the file is there already and may not be replaced.
+            OutputExistsError: the file exists already and may not be replaced.
         """
         if not self.begun:
             self._header = self._header.completed(item)
@@ -207,7 +207,7 @@ class PoseRecorder(FileRecorder[PosedFrame]):
 
 
 def written_files(recorders: Iterable[Recorder | FileRecorder[Any]]) -> list[WrittenFile]:
-    """The files that recorders have written and that are really there."""
+    """The files that recorders have written and that exist."""
     return [file for recorder in recorders for file in recorder.files]
 
 

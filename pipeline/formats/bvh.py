@@ -1,4 +1,4 @@
-"""BVH: a figure and its turns, for animation programs; a file for each person, and for each stretch without a gap.
+"""BVH: a skeleton and its rotations, for animation programs; a file for each person, and for each part without a gap.
 
 y up, cm; the hips have six channels, other bones `Zrotation Xrotation Yrotation`, degrees, which multiply in that order.
 Source: the format of Biovision as described by Meredith and Maddock, "Motion Capture File Formats Explained" (2001).
@@ -90,7 +90,7 @@ def _hierarchy(bone: str, figure: Figure, names: dict[str, str], depth: int) -> 
 
 
 def euler_degrees(turns: Array) -> Array:
-    """Turns [T, 3, 3] as angles [T, 3], degrees, about z, x and y, which multiply in this order."""
+    """Rotations [T, 3, 3] as angles [T, 3], degrees, about z, x and y, which multiply in this order."""
     x = np.arcsin(np.clip(turns[:, 2, 1], -1, 1))
     z = np.arctan2(-turns[:, 0, 1], turns[:, 1, 1])
     y = np.arctan2(-turns[:, 2, 0], turns[:, 2, 2])
@@ -99,7 +99,7 @@ def euler_degrees(turns: Array) -> Array:
 
 
 def turns_of(angles: Array) -> Array:
-    """Angles [T, 3], degrees, as `euler_degrees` gives them, to turns [T, 3, 3]."""
+    """Angles [T, 3], degrees, as from `euler_degrees`, to rotations [T, 3, 3]."""
     (cz, cx, cy), (sz, sx, sy) = np.cos(np.radians(angles)).T, np.sin(np.radians(angles)).T
     rows = [
         [cz * cy - sz * sx * sy, -sz * cx, cz * sy + sz * sx * cy],
@@ -110,10 +110,10 @@ def turns_of(angles: Array) -> Array:
 
 
 def read_bvh(path: Path) -> tuple[list[str], float, list[Array], Array, list[Array]]:
-    """A BVH file of this module's kind: bones' names, frame time, s, offsets [3], mm, hips [T, 3], mm, and turns [T, 3, 3].
+    """Read a BVH file of this module: names of bones, frame time, s, offsets [3], mm, hips [T, 3], mm, rotations [T, 3, 3].
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not such a file.
     """
     words, _, motion = path.read_text(encoding="ascii").partition("MOTION")
     names: list[str] = []

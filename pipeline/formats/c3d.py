@@ -125,10 +125,10 @@ def _head(content: _Content) -> bytes:
 
 
 def read_c3d(path: Path) -> tuple[list[str], float, NDArray[np.float64]]:
-    """The labels, the rate, Hz, and the positions [T, J, 3], mm, of a C3D file of this module's kind; NaN in gaps.
+    """Read a C3D file of this module: labels, rate, Hz, and positions [T, J, 3], mm; NaN in gaps.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not such a file.
     """
     data = path.read_bytes()
     _, key, points, _, first, last, _, scale, data_block, _, rate = struct.unpack_from("<BBHHHHHfHHf", data)

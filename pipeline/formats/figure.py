@@ -1,9 +1,9 @@
-"""A person's motion as a figure of bones that turn and never change their lengths: what BVH and glTF move.
+"""A person's motion as a figure of rotating bones of constant length, for BVH and glTF.
 
-A bone's length is its median over the track. Turns come from the directions of bones (`pipeline/rig.py`): hips and spine have
-all three angles, by the line of the hips and that of the shoulders; of a limb only the direction is seen, so it is turned the
-shortest way from its parent, and its twist about its own axis is a choice. Hands, feet and head follow what they hang on. The
-T-pose at rest looks along z, the left hand at x.
+A bone's length is its median over the track. Rotations come from the directions of bones (`pipeline/rig.py`). Hips and spine
+have all three angles, from the lines through the hips and through the shoulders. Of a limb only the direction is known: it is
+rotated the shortest way from its parent, and its twist about its own axis is a convention. Hands, feet and head follow their
+parent bones. The rest pose is a T-pose that looks along z, with the left hand at x.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ENDS_MM = {
     "LeftFoot": (0.0, 0.0, 120.0),
     "RightFoot": (0.0, 0.0, 120.0),
 }
-"""Where bones end that no joint ends, mm from their beginning at rest: chosen for the looks, not measured."""
+"""End points of bones without a joint at their end, mm from their beginning in the rest pose: for display only."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Figure:
     """T frames of one person.
 
     Attributes:
-        offsets_mm: for each bone, where it begins from its parent's beginning at rest [3], mm; 0 for the hips.
+        offsets_mm: for each bone, its beginning relative to its parent's in the rest pose [3], mm; 0 for the hips.
         root_mm: [T, 3] the hips in the world, mm.
-        local: for each bone its turn against its parent [T, 3, 3].
+        local: for each bone its rotation relative to its parent [T, 3, 3].
     """
 
     offsets_mm: dict[str, Array]
@@ -68,14 +68,14 @@ class Figure:
         return places_mm(self.offsets_mm, self.root_mm, self.local)
 
     def cost_mm(self, joints_mm: Array, joint_set: JointSet) -> float:
-        """The mean distance of the figure's joints from those [T, J, 3] that it was made of, mm: what fixed lengths cost."""
+        """The mean distance between the figure's joints and the original ones [T, J, 3], mm: the error of constant lengths."""
         names, places = joint_indices(joint_set), self.places_mm()
         off = [np.linalg.norm(places[bone] - joints_mm[:, names[facts.at]], axis=1) for bone, facts in BONES.items()]
         return float(np.mean(off))
 
 
 def places_mm(offsets_mm: dict[str, Array], root_mm: Array, local: dict[str, Array]) -> dict[str, Array]:
-    """Where bones begin [T, 3], mm, from their offsets at rest, the hips' places [T, 3] and their turns [T, 3, 3]."""
+    """Where bones begin [T, 3], mm, from their offsets at rest, the hips' positions [T, 3] and the rotations [T, 3, 3]."""
     places, turns = {}, {}
     for bone, facts in BONES.items():
         if not facts.parent:

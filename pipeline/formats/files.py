@@ -1,4 +1,4 @@
-"""Files that hold whole parts at every moment, and that replace nothing without permission."""
+"""Files that contain only complete parts at every moment, and that replace nothing without permission."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from convnextpose.files import already_there
 
 
 def make_folder(folder: Path, purpose: str) -> None:
-    """Make a folder for something, with the folders above it; one that is there stays as it is.
+    """Make a folder and its parents; an existing folder stays unchanged.
 
     Raises:
         SinkError: it cannot be made or written to.
@@ -27,10 +27,10 @@ def make_folder(folder: Path, purpose: str) -> None:
 
 
 class GrowingFile:
-    """A file that grows by whole parts. Every part reaches the system at once; one that cannot be written whole is cut off.
+    """A file to which complete parts are appended, without buffering. A part that cannot be written completely is cut off.
 
     Attributes:
-        size: bytes of the parts that it holds.
+        size: total size of its parts, bytes.
     """
 
     def __init__(self, file: IO[bytes], path: Path | None = None) -> None:
@@ -41,10 +41,10 @@ class GrowingFile:
 
     @classmethod
     def make(cls, path: Path, *, overwrite: bool) -> GrowingFile:
-        """A new file. An old one is unlinked, not emptied: whoever is reading it, perhaps this very run, keeps it.
+        """A new file. An old one is unlinked, not emptied, so that a program that is reading it, perhaps this run, keeps it.
 
         Raises:
-            OutputExistsError: it is there already and may not be replaced.
+            OutputExistsError: it exists already and may not be replaced.
             OSError: it cannot be made.
         """
         if overwrite:
@@ -86,7 +86,7 @@ class GrowingFile:
         self._write(offset, data)
 
     def close(self, *, keep: bool = True) -> None:
-        """Close it; one that is not to be kept is removed, unless its name is another file's by now."""
+        """Close it; with keep=False it is removed, unless its name now belongs to another file."""
         stale = None
         if self._path is not None and not keep:
             with suppress(OSError):  # nothing has its name any more

@@ -1,7 +1,7 @@
 """glTF 2.0 in one binary file: everybody as a skinned figure of bones, moving in one animation; m, y up.
 
-A person who is not seen has the scale 0, so that a gap shows nobody and no key is made up. Source: the glTF 2.0 specification,
-Khronos Group.
+While a person is not seen, the figure has the scale 0, so that a gap shows nobody and no key is invented. Source: the glTF 2.0
+specification, Khronos Group.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ def read_glb(path: Path) -> tuple[dict[str, Any], bytes]:
     """The document and the binary part of a .glb file.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not such a file.
     """
     data = path.read_bytes()
     magic, version, size = struct.unpack_from("<4sII", data)

@@ -1,9 +1,8 @@
-"""What the files of motion share: people's joints in the world, one by one, at a constant rate, with gaps that stay gaps.
+"""The base of motion formats: each person's joints in the world, at a constant frame rate; gaps stay gaps.
 
-Poses come in camera space and lie in an unnamed file on the results' disk until the end, about half a kilobyte a pose: only
-then the world is known as well as it will be. Then one person after another is read from it, so that memory holds the poses of
-one person (TRC, C3D, BVH) or of all (glTF). What is written goes under a partial name, is read back and compared, and is then
-put in place.
+Poses arrive in camera space and are kept in an unnamed file on the results' disk until the end, about half a kilobyte each,
+because the world is known best at the end. Then they are read one person at a time, so that memory holds the poses of one
+person (TRC, C3D, BVH) or of all (glTF). A file is written under a partial name, read back, compared, and then put in place.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ from pipeline.types import PosedFrame, RunHeader, TrackEventKind
 Array = NDArray[np.float64]
 
 WITHIN = 0.1
-"""A time stamp that is off the constant rate by less than this share of a frame is taken to be on it."""
+"""A time stamp that differs from the constant rate by less than this share of a frame counts as equal."""
 
 GAP = 1.5
 """Poses further apart than this many frames have a gap between them."""
 
 MAX_FRAMES = 10_000_000
-"""Frames of one person at most: time stamps that ask for more are broken."""
+"""Largest number of frames of one person: time stamps that need more are broken."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,8 @@ class Export:
     """How files of motion are written.
 
     Attributes:
-        names: whose names joints and bones have (`pipeline.formats.names.NAMES`), or `auto` for those that fit the format.
-        fill_s: gaps up to so long are filled by straight lines, s.
+        names: the naming scheme of joints and bones (`pipeline.formats.names.NAMES`), or `auto` for the format's usual one.
+        fill_s: gaps up to this length are interpolated linearly, s.
     """
 
     names: str = "auto"
@@ -89,7 +88,7 @@ class Motion:
         rate: frames a second.
         first: the number of the first frame in the recording's own constant rate, from 0.
         joints_mm: [T, J, 3] in the world, mm; NaN where the person was not seen.
-        resampled: whether poses lie between those that were seen, because time stamps are not at a constant rate.
+        resampled: whether poses were interpolated, because the time stamps are not at a constant rate.
     """
 
     track_id: int
@@ -104,13 +103,13 @@ class Motion:
         return np.isfinite(self.joints_mm[:, 0, 0])
 
     def stretches(self) -> list[slice]:
-        """The stretches without a gap."""
+        """The parts without a gap."""
         edges = np.flatnonzero(np.diff(np.concatenate([[0], self.seen.astype(np.int8), [0]])))
         return [slice(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
 
 
 def rate_of(header: RunHeader, times_s: Array) -> float:
-    """The constant rate of a recording: its nominal one where the time stamps have it, otherwise the usual time between them.
+    """The constant rate of a recording: its nominal one if the time stamps agree with it, otherwise from their usual distance.
 
     Args:
         header: what the run is.
@@ -126,7 +125,7 @@ def rate_of(header: RunHeader, times_s: Array) -> float:
 
 
 def at_constant_rate(track: Track, rate: float, begin_s: float, fill_s: float) -> Motion:
-    """A person at a constant rate, by straight lines between poses where the time stamps are not on it.
+    """A person at a constant rate, interpolated linearly where the time stamps differ from it.
 
     Args:
         track: the person.
@@ -135,7 +134,7 @@ def at_constant_rate(track: Track, rate: float, begin_s: float, fill_s: float) -
         fill_s: gaps up to so long are filled.
 
     Raises:
-        SinkError: the time stamps ask for more frames than a file could hold.
+        SinkError: the time stamps need more frames than a file can hold.
     """
     at = (track.time_s - begin_s) * rate  # in frames
     first, last = math.ceil(at[0] - WITHIN), math.floor(at[-1] + WITHIN)
@@ -161,7 +160,7 @@ def at_constant_rate(track: Track, rate: float, begin_s: float, fill_s: float) -
 class MotionRecorder(PoseRecorder):
     """Collects poses, and writes them when closed. A format adds `_save`, `_write_part` and `_check_part`.
 
-    The poses are the smoothed ones where the run's header says so, otherwise the raw ones.
+    The poses are the smoothed ones if the run's header says so, otherwise the raw ones.
     """
 
     def __init__(self, path: Path, header: RunHeader, *, overwrite: bool = False, export: Export | None = None) -> None:
@@ -204,7 +203,7 @@ class MotionRecorder(PoseRecorder):
     # What a format asks for.
 
     def person_path(self, track_id: int, stretch: int = 0) -> Path:
-        """The file of a person, and of a later stretch of a person whom the format lets have no gaps."""
+        """The file of a person, or of a person's later part, for formats that cannot have gaps."""
         tail = f"-{stretch + 1}" if stretch else ""
         return self.path.with_name(f"{self.path.stem}-{track_id}{tail}{self.path.suffix}")
 
@@ -308,10 +307,10 @@ class MotionRecorder(PoseRecorder):
 
 
 def compare(what: str, written: Array, read: Array, within: float) -> None:
-    """Check that numbers came back.
+    """Check that the numbers that were read equal the written ones.
 
     Raises:
-        ValueError: they did not; says how far they are off.
+        ValueError: they do not; says by how much they differ.
     """
     if written.shape != read.shape:
         raise ValueError(f"expected {what} {list(written.shape)}, received {list(read.shape)}")

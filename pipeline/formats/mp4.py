@@ -24,19 +24,19 @@ TIME_BASE = Fraction(1, 90_000)
 """Resolution of the video's time stamps, s: MPEG's own, which every usual frame rate divides."""
 
 PRESET = "ultrafast"
-"""x264's: half the processor time of the next, for files half as large again."""
+"""x264's preset: half the processor time of the next slower one, for files 1.5 times as large."""
 
 CRF = 23
 """x264's constant quality, its default."""
 
 MAX_SIDE = 8192
-"""Longest side of the video, px: larger pictures are made smaller in it, as H.264's highest level ends there."""
+"""Longest side of the video, px, the limit of H.264's highest level: larger pictures are scaled down."""
 
 MAX_KEY_FRAME_DISTANCE = 60
-"""Frames between key frames where a second has more: how far a player has to read for a jump."""
+"""Largest number of frames between key frames, if a second has more: a player must read this many to seek."""
 
 CAMERA_RATE = 30
-"""Frames a second that are assumed of a camera: only the distance of key frames rests on it."""
+"""Assumed frame rate of a camera, frames a second: only the distance of key frames depends on it."""
 
 MAX_GAP_S = 23_860
 """Longest time between two frames, s: MP4 counts a frame's duration in 31 bits of TIME_BASE; FFmpeg would change the times."""

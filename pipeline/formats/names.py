@@ -1,4 +1,4 @@
-"""What other programs call joints and bones (`--names`)."""
+"""Other programs' names of joints and bones (`--names`)."""
 
 from __future__ import annotations
 

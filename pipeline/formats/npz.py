@@ -50,10 +50,10 @@ def _pose_type(joints: int, *, smooth: bool) -> np.dtype[Any]:
 
 
 class NpzRecorder(PoseRecorder):
-    """Writes `poses.npz`, whole when closed. Until then the poses lie in unnamed files on the same disk.
+    """Writes `poses.npz` when it is closed. Until then the poses are in unnamed files on the same disk.
 
-    For F frames and P poses of J joints: `frame_index` [F], `time_s` [F] s, `utc` [F] (when a camera took it; NaT for
-    recordings), `clock` [F] (by what: `kernel`, `sender`, `arrival`, or empty), `camera` [F, 4] (fx, fy, cx, cy) px;
+    For F frames and P poses of J joints: `frame_index` [F], `time_s` [F] s, `utc` [F] (time of capture; NaT for
+    recordings), `clock` [F] (what measured it: `kernel`, `sender`, `arrival`, or empty), `camera` [F, 4] (fx, fy, cx, cy) px;
     `pose_frame` [P] (the row of its frame), `track_id` [P], `box` [P, 4] (x, y, width, height) px, `joints_px` [P, J, 2],
     `joints_mm` [P, J, 3], `scores` [P, J], `root_depth_mm` [P], `root_depth_source` [P], `cut_by_edge` [P],
     `depth_scale` [P], and `smoothed_mm` [P, J, 3] where the run's header says so (NaN for a pose that nobody

@@ -1,7 +1,7 @@
-"""Poses as JSON: what each line of `poses.ndjson` holds, and how to read such a file again.
+"""Poses as JSON: the lines of `poses.ndjson`, and a reader for such files.
 
-The first line is the run's header, every other line one frame. Numbers are rounded to what they are worth: px to 3 decimals,
-mm to 2, scores to 4, seconds to 6.
+The first line is the run's header, every other line is one frame. Numbers are rounded: px to 3 decimals, mm to 2, scores to 4,
+seconds to 6.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class PosesAtTime:
         camera: the intrinsics that the poses were lifted with.
         poses: the people in it.
         events: what happened to their tracks.
-        utc: when it was taken, ISO 8601, by which recordings of several cameras line up; None where the source was not live.
-        clock: what `utc` is by, as in `pipeline.types.Frame`; None where `utc` is.
-        world: where up and the floor are, as it was known by then; None where the file does not say.
+        utc: when it was taken, ISO 8601, to synchronise recordings of several cameras; None if the source was not live.
+        clock: what measured `utc`, as in `pipeline.types.Frame`; None if `utc` is.
+        world: the up direction and the floor, as known at this frame; None if the file does not say.
     """
 
     index: int
@@ -69,12 +69,12 @@ class PosesAtTime:
 
 @dataclass(frozen=True)
 class PoseFile:
-    """What a file of poses holds.
+    """The contents of a file of poses.
 
     Attributes:
         header: the run that made it.
         frames: its frames, in order.
-        cut_off: whether its last line was cut off, as a killed run or a full disk leaves it; that line is left out.
+        cut_off: whether its last line was incomplete, as after a killed run or on a full disk; that line is left out.
     """
 
     header: RunHeader
@@ -86,11 +86,11 @@ def header_record(header: RunHeader) -> dict[str, Any]:
     """The header as plain JSON values.
 
     Raises:
-        ValueError: it is not complete: the first frame has not come.
+        ValueError: it is not complete: the first frame has not arrived.
     """
     joints = header.joint_set
     if header.camera is None:
-        raise ValueError("expected the header of a run whose first frame has come, received one without a camera")
+        raise ValueError("expected the header of a run whose first frame has arrived, received one without a camera")
     return {
         "type": "header",
         "format": FORMAT,
@@ -120,9 +120,9 @@ def header_record(header: RunHeader) -> dict[str, Any]:
 
 
 def frame_record(posed: PosedFrame, header: RunHeader, world_before: World | None = None) -> dict[str, Any]:
-    """A frame as plain JSON values; it names its camera only where that is not the header's.
+    """A frame as plain JSON values. It has a camera only if that differs from the header's.
 
-    Its world is named only where it is not `world_before`, that of the frame before.
+    It has a world only if that differs from `world_before`, that of the previous frame.
     """
     frame = posed.frame
     record: dict[str, Any] = {"type": "frame", "index": int(frame.index), "time_s": round(float(frame.time_s), 6)}
@@ -180,7 +180,7 @@ def to_line(record: dict[str, Any]) -> bytes:
     """A record as one line.
 
     Raises:
-        ValueError: it holds NaN or infinity, which JSON has no word for.
+        ValueError: it contains NaN or infinity, which JSON cannot represent.
     """
     return json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
@@ -189,7 +189,7 @@ def read_poses(path: str | Path) -> PoseFile:
     """Read a `poses.ndjson`.
 
     Raises:
-        SourceError: it cannot be read, or is no such file; names the line.
+        SourceError: it cannot be read, or is not such a file; names the line.
     """
     try:
         *lines, rest = Path(path).read_bytes().split(b"\n")
@@ -203,7 +203,7 @@ def read_poses(path: str | Path) -> PoseFile:
             frames.append(_parse_frame(json.loads(line), header, frames[-1].world if frames else None))
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise SourceError(f"expected the lines of a poses.ndjson, but line {number} of {path} is none: {what}") from error
+        raise SourceError(f"expected a poses.ndjson, but line {number} of {path} is not one of its lines: {what}") from error
     return PoseFile(header, tuple(frames), cut_off=bool(rest) and bool(lines))
 
 

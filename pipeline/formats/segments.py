@@ -1,4 +1,4 @@
-"""Recordings of live sources in segments: a folder for each stretch of time, each as whole as a run's results."""
+"""Recordings of live sources in segments: a folder for each period of time, with complete files as in the results of a run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pipeline.types import PosedFrame, RunHeader
 class Segments:
     """How a recording is divided.
 
-    Segments begin at multiples of their length since 1970 in UTC, the first one when the run begins, and their folders are
-    named by it: those of several cameras and formats have the same names, and no recorder has to ask another.
+    Segments begin at multiples of their length since 1970 in UTC, the first one when the run begins. Their folders are named
+    after their beginning, so the folders of several cameras and formats have the same names without any exchange.
 
     Attributes:
         length_s: of a segment, s.
@@ -38,7 +38,7 @@ class Segments:
         return max(unix_ns, self.begin_ns) // round(self.length_s * 1e9)
 
     def folder(self, number: int) -> str:
-        """The name of a segment's folder: when it begins, in UTC, as every file system allows it; it sorts by time."""
+        """The name of a segment's folder: its beginning in UTC, valid in every file system; it sorts by time."""
         begin_ns = max(number * round(self.length_s * 1e9), self.begin_ns)
         return datetime.fromtimestamp(begin_ns // 10**9, timezone.utc).strftime("%Y-%m-%dT%H-%M-%SZ")
 
@@ -46,7 +46,7 @@ class Segments:
 class SegmentedRecorder:
     """Writes a file of one format into each segment's folder; see `pipeline.formats.base.Recorder`.
 
-    Where the disk was full, the next segment is tried again.
+    After an error, as on a full disk, recording is tried again with the next segment.
 
     Args:
         path: what the files are called, and in which folder the segments' folders are made.

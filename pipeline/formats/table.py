@@ -1,4 +1,4 @@
-"""The formats by name: to add one, write its recorder and give it a line here."""
+"""The formats by name. To add one, write its recorder and add a line here."""
 
 from __future__ import annotations
 
@@ -61,15 +61,15 @@ FORMATS = {
     "npz": Format("poses.npz", NpzRecorder, "the poses as NumPy arrays, written at the end"),
     "trc": Format("poses.trc", TrcRecorder, "markers for OpenSim, a file for each person"),
     "c3d": Format("poses.c3d", C3dRecorder, "markers for biomechanics programs, a file for each person"),
-    "bvh": Format("poses.bvh", BvhRecorder, "moving bones for animation programs, a file for each person"),
-    "glb": Format("poses.glb", GlbRecorder, "everybody as moving bones, for Blender and browsers (glTF)"),
+    "bvh": Format("poses.bvh", BvhRecorder, "animated bones for animation programs, a file for each person"),
+    "glb": Format("poses.glb", GlbRecorder, "everybody as animated bones, for Blender and browsers (glTF)"),
     "csv": Format("poses.csv", CsvRecorder, "one long table of joints"),
     "parquet": Format("poses.parquet", ParquetRecorder, "the same table, with types and compressed"),
 }
 """Every format that results can be written in."""
 
 DEFAULT_FORMATS = ("mp4", "ndjson", "npz")
-"""What a run writes unless it is told otherwise."""
+"""The formats that a run writes by default."""
 
 
 def open_recorders(
@@ -86,7 +86,7 @@ def open_recorders(
     With `segments` they write into a folder of its own for each of them. `export` says how files of motion are written.
 
     Raises:
-        OutputExistsError: one of the files is there already and may not be replaced; nothing was touched.
+        OutputExistsError: one of the files exists already and may not be replaced; nothing was touched.
         SinkError: a format is not known, or the folder cannot be made or written to.
     """
     unknown = [name for name in formats if name not in FORMATS]

@@ -22,7 +22,7 @@ class TraceRecorder(FileRecorder[Timeline]):
         """As for every recorder; the file's folder is made.
 
         Raises:
-            OutputExistsError: it is there already and may not be replaced.
+            OutputExistsError: it exists already and may not be replaced.
             SinkError: it cannot be written.
         """
         super().__init__(path, overwrite=overwrite)

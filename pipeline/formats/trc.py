@@ -56,10 +56,10 @@ class TrcRecorder(MotionRecorder):
 
 
 def read_trc(path: Path) -> tuple[list[str], NDArray[np.float64], NDArray[np.float64]]:
-    """The markers' names, times [T], s, and positions [T, J, 3], mm, of a TRC file; NaN in gaps.
+    """Read a TRC file: markers' names, times [T], s, and positions [T, J, 3], mm; NaN in gaps.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not such a file.
     """
     lines = path.read_text(encoding="ascii").split("\n")
     names = [name for name in lines[3].split("\t")[2:] if name]

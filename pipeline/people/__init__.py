@@ -1,8 +1,8 @@
-"""Who is where in a frame: boxes from the people detector, from the last poses, or given. May import numpy, cv2 and the
-packages to the left.
+"""People in a frame: their boxes, from the people detector, from the last poses, or given, and their track ids. May import
+numpy, cv2 and the packages to the left.
 
-A `PeopleFinder` is the seam for detectors and trackers: it names the boxes of a frame before the network reads them, and says
-afterwards who the people are that the network saw there.
+A `PeopleFinder` is the interface for detectors and trackers. Before the network runs it proposes the boxes of a frame.
+Afterwards it assigns the poses that the network found there to people.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from pipeline.timeline import Stopwatch
 from pipeline.types import Frame, TrackEvent
 
 MIN_SCORE = 0.51
-"""Mean joint score from which a person counts as found: the lowest hundredth from which the default weights take something
-else for a person in at most one in a hundred pictures without people (2 of 252): docs/people.md."""
+"""Lowest mean joint score that counts as a person: the smallest value (in hundredths) at which the default weights have at most
+one false alarm in a hundred pictures without people (2 of 252): docs/people.md."""
 
 
 @dataclass(frozen=True)
 class Identified:
-    """Who was in a frame.
+    """The people in a frame.
 
     Attributes:
-        poses: the people, each with a track id of its own.
+        poses: their poses, each with a different track id.
         events: what happened to their tracks.
-        look_again: whether the same frame is to be given to `find` again: that answer then counts.
+        look_again: whether the same frame has to be given to `find` again; the last answer counts.
     """
 
     poses: tuple[RelativePose, ...]
@@ -37,27 +37,27 @@ class Identified:
 
 
 class PeopleFinder(Protocol):
-    """Names the people of each frame of one source. Frames come in order, one at a time."""
+    """Finds and identifies the people in each frame of one source. Frames come in order, one at a time."""
 
     def find(self, frame: Frame, stopwatch: Stopwatch) -> tuple[TrackedBox, ...]:
-        """The places of a frame where somebody may be; what it takes to find them is timed by the stopwatch.
+        """The boxes of a frame that may contain a person. The time of the detector is added to the stopwatch.
 
-        Their track ids are the finder's own until `identify` has said who is there.
+        Their track ids are temporary until `identify` has assigned the final ones.
         """
         ...
 
     def identify(self, poses: Sequence[RelativePose]) -> Identified:
-        """Who the poses are that were read in the places that the last `find` named; nobody's are left out."""
+        """Assign track ids to the poses that were read in the boxes of the last `find`; poses of nobody are left out."""
         ...
 
 
 class WholePicture:
-    """One person who fills every picture: for benchmarks with random weights, which find nobody."""
+    """One person who fills every picture: for benchmarks with random weights, which cannot find people."""
 
     def find(self, frame: Frame, stopwatch: Stopwatch) -> tuple[TrackedBox, ...]:
         """The whole picture's box."""
         return (TrackedBox(0, Box(0, 0, frame.width, frame.height)),)
 
     def identify(self, poses: Sequence[RelativePose]) -> Identified:
-        """The poses as they are: nobody is followed."""
+        """The unchanged poses: nobody is tracked."""
         return Identified(tuple(poses))

@@ -1,4 +1,4 @@
-"""Who was there, from when to when, and how often out of sight in between: what a run's summary says of its people."""
+"""The people of a run for its summary: from when to when each was seen, and with how many gaps."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pipeline.types import PosedFrame
 
 @dataclass
 class Appearance:
-    """When a person was there.
+    """When a person was seen.
 
     Attributes:
-        track_id: who.
-        first_s, last_s: time stamps of the first and the last frame with a pose.
-        poses: in how many frames.
-        gaps: how often there was none for a frame or more in between.
+        track_id: the person.
+        first_s, last_s: time stamps of the first and the last frame with a pose, s.
+        poses: number of frames with a pose.
+        gaps: number of gaps of one frame or more in between.
     """
 
     track_id: int
@@ -26,14 +26,14 @@ class Appearance:
 
 
 class Appearances:
-    """Keeps account of the people in the posed frames of one source, which are given in order."""
+    """Collects the appearances of people in the posed frames of one source, which are given in order."""
 
     def __init__(self) -> None:
         self._people: dict[int, Appearance] = {}
         self._seen_last: frozenset[int] = frozenset()
 
     def add(self, posed: PosedFrame) -> None:
-        """Note who is in a frame."""
+        """Add the people of a frame."""
         time_s = posed.frame.time_s
         for pose in posed.poses:
             person = self._people.setdefault(pose.track_id, Appearance(pose.track_id, time_s, time_s))

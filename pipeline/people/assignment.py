@@ -1,4 +1,4 @@
-"""Which of one set belongs to which of another, so that all pairs together cost least. Own code: docs/decisions/0007."""
+"""The assignment problem: pairs of two sets with the smallest total cost. Own code: docs/decisions/0007."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 
 def assign(costs: NDArray[np.floating], limit: float) -> list[tuple[int, int]]:
-    """The pairs (row, column) whose costs [A, B] are least in sum, where each that is left alone costs `limit` instead.
+    """The pairs (row, column) with the smallest sum of costs [A, B], where each pair that is not made costs `limit` instead.
 
-    Every row and every column is in one pair at most; pairs that cost `limit` or more, among them infinite ones, are not made.
+    Every row and every column is in at most one pair; pairs that cost `limit` or more, including infinite ones, are not made.
     Source: the Hungarian method by shortest augmenting paths (Jonker and Volgenant 1987), O(A B min(A, B)).
     """
     gains = np.minimum(

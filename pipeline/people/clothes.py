@@ -1,4 +1,4 @@
-"""What people wear, as a few colours: two people who meet are told apart by it where places and poses are alike."""
+"""The colours of people's clothes: they distinguish two people who meet, if positions and poses are alike."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from convnextpose.skeleton import JointSet
 
 PATCH = 0.04
-"""Half the side of the squares whose colours are taken, in the person's sizes."""
+"""Half the side of the squares whose colours are read, in units of the person's size."""
 
 
 class Clothes:

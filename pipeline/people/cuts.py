@@ -1,4 +1,4 @@
-"""Where a stream stops being one take: a hard cut, or a jump in time. Whoever was followed before it is not known behind it."""
+"""The end of a take: a hard cut, or a jump in time. Tracks do not continue across it."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from numpy.typing import NDArray
 from pipeline.types import Frame
 
 JUMP_S = 2.0
-"""Time between two frames of a take at most, s: nobody is known again by place after a longer gap."""
+"""Longest time between two frames of a take, s: after a longer gap positions cannot identify people."""
 
 _GRID = (32, 18)
 _CHANGE = 14.0
-"""Mean change of a cut's thumbnail at least, in grey levels."""
+"""Smallest mean change of the thumbnail at a cut, grey levels."""
 
 _EDGE = 8.0
-"""Difference of neighbouring cells, in grey levels, from which they show the picture's structure."""
+"""Smallest difference of neighbouring cells that counts as structure of the picture, grey levels."""
 
 _LIKENESS = 0.7
-"""Share of such neighbours that keep their order over a cut at most: about half by chance, nearly all in a take, also where a
-light is switched on."""
+"""Largest share of such neighbours that keep their order at a cut: about half by chance, and nearly all within a take, even
+when a light is switched on."""
 
 
 class CutDetector:
-    """Tells, frame by frame, whether a new take begins. The first frame begins none."""
+    """Decides for each frame whether a new take begins. The first frame does not begin one."""
 
     def __init__(self) -> None:
         self._thumbnail: NDArray[np.float32] | None = None
         self._time_s = -math.inf
 
     def begins_take(self, frame: Frame) -> str | None:
-        """Why a new take begins with this frame: a hard cut or a jump in time since the last one; None if it goes on."""
+        """Why a new take begins with this frame: a hard cut or a jump in time; None if the take goes on."""
         step = max(1, min(frame.height // (4 * _GRID[1]), frame.width // (4 * _GRID[0])))
         across, down = frame.width // step, frame.height // step  # nearest: every `step`th pixel of every `step`th row
         whole = frame.image[: down * step, : across * step]

@@ -1,4 +1,4 @@
-"""The people whom the detector sees in a frame."""
+"""The people that the detector finds in a frame."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pipeline.types import Frame
 
 @dataclass(frozen=True)
 class Detection:
-    """A person whom the detector sees.
+    """A person found by the detector.
 
     Attributes:
-        box: where, clipped to the picture, px.
-        score: how sure the detector is, 0..1; not comparable with a pose's score.
+        box: the box, clipped to the picture, px.
+        score: the detector's confidence, 0..1; not comparable with a pose's score.
     """
 
     box: Box
@@ -30,21 +30,21 @@ class Detection:
 
 
 DETECTION_SCORE = 0.3
-"""Score of the people detector from which the pose in a box is read. It is low, since the pose has the last word; in boxes of
-lower scores are things that the pose network, too, takes for people (docs/people.md)."""
+"""Lowest score of the people detector at which the pose network reads a box. It is low, because the pose network makes the
+final decision; boxes with lower scores contain objects that the pose network, too, takes for people (docs/people.md)."""
 
 SURE_DETECTION = 0.5
-"""Score of the people detector from which an unsure pose counts as a person in a single picture. In a stream a sure pose is
-waited for: with this rule there, posts were taken for people again and again."""
+"""Lowest score of the people detector at which a less confident pose counts as a person in a single picture. A stream needs a
+confident pose: with this rule, posts were taken for people again and again."""
 
 
 def detections_of(detector: PeopleDetector) -> Callable[[Frame], list[Detection]]:
-    """A function that gives the people whom a detector sees in a frame, as `detect` does."""
+    """A function that finds the people in a frame with this detector, as `detect` does."""
     return lambda frame: detect(detector, frame.image, DETECTION_SCORE)
 
 
 def detect(detector: PeopleDetector, image: NDArray[np.uint8], min_score: float) -> list[Detection]:
-    """The people whom the detector sees in a BGR picture [H, W, 3] uint8, the surest first, without duplicates."""
+    """The people that the detector finds in a BGR picture [H, W, 3] uint8, the highest score first, without duplicates."""
     height, width = image.shape[:2]
     frame, scale, corner = _laid_out(image, detector)
     found = detector.run(frame[None])

@@ -16,13 +16,13 @@ from pipeline.timeline import Stopwatch
 from pipeline.types import Frame
 
 MAX_BYTES = 2**30
-"""A file of boxes is at most this large: over a million frames with ten people each."""
+"""Largest file of boxes, bytes: over a million frames with ten people each."""
 
 MAX_TRACK_ID = 2**53
-"""Track ids are whole numbers up to this one, which every format that results are written in holds exactly."""
+"""Largest track id, which every format of results can represent exactly."""
 
 _CORNERS_SHARE = 0.5
-"""Share of the boxes that leave the picture from which they are looked at as corners."""
+"""If more than this share of the boxes extend beyond the picture, they may be corners."""
 
 
 class GivenBoxes:
@@ -40,24 +40,24 @@ class GivenBoxes:
         return self._boxes.get(frame.index, ())
 
     def identify(self, poses: Sequence[RelativePose]) -> Identified:
-        """The poses as they are: the boxes are given."""
+        """The unchanged poses: the boxes are given."""
         return Identified(tuple(poses))
 
     def check(self, path: Path, width: int, height: int) -> None:
         """Refuse corners (x1, y1, x2, y2) that were given as x, y, width and height.
 
-        Most such boxes leave the `width` x `height` px picture, and none does if its last two numbers are taken for a corner.
+        Most such boxes extend beyond the `width` x `height` px picture, but none does if its last two numbers are a corner.
 
         Raises:
-            SourceError: that is how the boxes of `path` are.
+            SourceError: the boxes of `path` are like this.
         """
         boxes = [tracked.box for people in self._boxes.values() for tracked in people]
         outside = [b for b in boxes if b.x + b.width > 1.02 * width or b.y + b.height > 1.02 * height]
         corners = all(b.x < b.width <= 1.02 * width and b.y < b.height <= 1.02 * height for b in boxes)
         if len(outside) > _CORNERS_SHARE * len(boxes) and corners:
             raise SourceError(
-                f"expected boxes as x,y,width,height, but {len(outside)} of the {len(boxes)} in {path} leave the "
-                f"{width}x{height} px picture as such and none does as x1,y1,x2,y2: corners belong in a table with the columns "
+                f"expected boxes as x,y,width,height, but {len(outside)} of the {len(boxes)} in {path} extend "
+                f"beyond the {width}x{height} px picture, and none does as x1,y1,x2,y2: give corners in the columns "
                 "frame,x1,y1,x2,y2"
             )
 
@@ -65,13 +65,12 @@ class GivenBoxes:
     def read(cls, path: Path) -> GivenBoxes:
         """Read boxes from a file.
 
-        A CSV table's first line names its columns: `frame,x,y,width,height`, or `frame,x1,y1,x2,y2` for corners, and, if
-        people are known again from frame to frame, `track_id`; without it those of each frame are numbered from 0. Frames
-        count from 0.
-        MOTChallenge's lines (`frame,id,left,top,width,height,...` without a heading) count theirs from 1. All else is px.
+        A CSV table's first line names its columns: `frame,x,y,width,height`, or `frame,x1,y1,x2,y2` for corners, and
+        optionally `track_id`; without it the people of each frame are numbered from 0. Frames count from 0. In MOTChallenge's
+        lines (`frame,id,left,top,width,height,...` without a heading) frames and px count from 1. Boxes are in px.
 
         Raises:
-            SourceError: the file cannot be read as any of these; names the line.
+            SourceError: the file has none of these formats; names the line.
         """
         people: dict[int, list[TrackedBox]] = {}
         line = 0
@@ -135,7 +134,7 @@ def _mot_boxes(file: Iterator[str]) -> Iterator[tuple[int, int, TrackedBox]]:
         if not row:
             continue
         if len(row) < 6:
-            raise ValueError(f"line {number} has {len(row)} columns in place of frame,id,left,top,width,height")
+            raise ValueError(f"line {number} has {len(row)} columns instead of frame,id,left,top,width,height")
         frame = int(row[0]) - 1
         taken = ids.setdefault(frame, set())
         given = _track_id(row[1])

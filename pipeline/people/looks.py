@@ -1,4 +1,4 @@
-"""When the people detector looks at a frame, and which of its boxes are worth a pose: docs/decisions/0014."""
+"""Which frames the people detector runs on, and which of its boxes the pose network reads: docs/decisions/0014."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ from convnextpose.crop import Box
 from pipeline.people.detection import Detection
 
 BORN_AFTER_S = 0.08
-"""Time between the first observation of somebody and the one that makes it sure, at least, s."""
+"""Shortest time between the first observation of a person and the one that confirms it, s."""
 
 NEWCOMER_S = 0.5
-"""Within what time a newcomer has a pose, s, where frames are 0.2 s apart or less."""
+"""Time within which a newcomer has a pose, s, if frames are 0.2 s apart or less."""
 
 BUSY_INTERVAL_S = 0.2
-"""Between two looks at least, s; while somebody is out of sight or not yet sure, no longer than needed."""
+"""Shortest time between two runs of the detector, s; the time used while a person is out of sight or not yet confirmed."""
 
 FULL_INTERVAL_S = 0.8
-"""Between two looks while as many people as are wanted are followed and seen, s: only somebody who is nearer can be new."""
+"""Time between two runs of the detector while the largest number of people is tracked and visible, s: then only nearer people
+can be new."""
 
 NOBODY = 0.2
-"""Score of a pose under which its box clearly shows nobody: those of people whom the network reads badly are higher."""
+"""If the score of a pose is below this, its box clearly shows nobody: even badly read people have higher scores."""
 
 REFUSED_S = 1.0
 """How long a box that clearly showed nobody is not read again, s."""
 
 SAME_PLACE = 0.7
-"""Intersection over union from which a detected box is one that was refused."""
+"""Smallest intersection over union at which a detected box counts as one that was refused before."""
 
 SURER = 0.15
-"""By how much the detector must be surer of a refused box than before to have it read again."""
+"""By how much the detector's score of a refused box must rise before the box is read again."""
 
 
 @dataclass
@@ -42,28 +43,28 @@ class _Refusal:
 
 
 class Looks:
-    """Decides about the detector's looks at the frames of one source. Times are those of the stream, s."""
+    """Decides which frames of one source the detector runs on. Times are those of the stream, s."""
 
     def __init__(self) -> None:
         self._looked_s = self._frame_s = -math.inf
         self._refused: list[_Refusal] = []
 
     def begin(self) -> None:
-        """A new take: the next frame is looked at, and nothing is known of it."""
+        """Begin a new take: the detector runs on its first frame, and earlier refusals are forgotten."""
         self._looked_s, self._refused = -math.inf, []
 
     @property
     def none_yet(self) -> bool:
-        """Whether the detector has not looked at a frame of this take."""
+        """Whether the detector has not run on a frame of this take yet."""
         return self._looked_s == -math.inf
 
     def due(self, time_s: float, *, busy: bool, full: bool) -> bool:
-        """Whether the detector is to look at a frame; if so, it counts as looked at.
+        """Whether the detector should run on a frame; if so, the run is recorded.
 
         Args:
-            time_s: the frame's time.
-            busy: whether somebody is out of sight or not yet sure.
-            full: whether everybody who may be followed is followed.
+            time_s: the frame's time, s.
+            busy: whether a person is out of sight or not yet confirmed.
+            full: whether the largest number of people is tracked.
         """
         gap_s, elapsed_s = time_s - self._frame_s, time_s - self._looked_s
         self._frame_s = time_s
@@ -79,7 +80,7 @@ class Looks:
         return True
 
     def worth_reading(self, new: Sequence[Detection], time_s: float) -> list[Detection]:
-        """Those of a look's detections of nobody who is followed in whose boxes a pose should be read."""
+        """The detections, all of people who are not tracked, whose boxes the pose network should read."""
         self._refused = [refusal for refusal in self._refused if time_s - refusal.time_s < REFUSED_S - 1e-6]
         kept = []
         for detection in new:
@@ -91,6 +92,6 @@ class Looks:
         return kept
 
     def read(self, detection: Detection, score: float, time_s: float) -> None:
-        """What a pose in a detected box scored."""
+        """Record the score of the pose in a detected box."""
         if score < NOBODY:
             self._refused.append(_Refusal(detection.box, detection.score, time_s))

@@ -1,4 +1,4 @@
-"""Where a person who was followed will be: constant velocity, as sure as the time since the last look allows."""
+"""Predicts a tracked person's position: a Kalman filter with constant velocity, less certain with time."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from numpy.typing import NDArray
 Point = NDArray[np.float64]
 
 MEASURED = 0.05
-"""How far the middle of a pose's joints strays from the person's true path (gait, jitter), in the person's sizes."""
+"""Standard deviation of the centre of a pose's joints from the person's path (gait, jitter), in units of the person's size."""
 
 FIRST_SPEED = 1.5
-"""Speed of people whom nobody has followed yet, sizes a second (one standard deviation): a size is about a metre."""
+"""Speed of people who are not tracked yet, sizes a second (one standard deviation): a size is about a metre."""
 
 CHANGE = 1.0
-"""How much the velocity changes in a second, sizes a second (one standard deviation)."""
+"""Change of the velocity in a second, sizes a second (one standard deviation)."""
 
 
 class Motion:
-    """A Kalman filter of one person's path in the picture, in continuous time: how often it is told does not matter.
+    """A Kalman filter of one person's path in the picture, in continuous time: the frame rate does not matter.
 
     Source: the white-noise acceleration model of Bar-Shalom, Li and Kirubarajan, "Estimation with Applications to Tracking and
-    Navigation" (2001), 6.2.2. Both axes have one covariance, since they are seen alike.
+    Navigation" (2001), 6.2.2. Both axes share one covariance, because they are measured in the same way.
 
     Args:
-        time_s: time of the first look.
+        time_s: time of the first observation.
         place: [2] px.
         size_px: the person's size: the square root of the box's area.
     """
@@ -54,12 +54,12 @@ class Motion:
         )
 
     def predict(self, time_s: float, size_px: float) -> tuple[Point, float]:
-        """Where the person is at a time [2] px, and the standard deviation of that on each axis when looked at, px."""
+        """The person's predicted position at a time, [2] px, and the standard deviation of an observation on each axis, px."""
         place, (of_place, _, _) = self._ahead(time_s, size_px)
         return place, math.sqrt(of_place + (MEASURED * size_px) ** 2)
 
     def update(self, time_s: float, place: Point, size_px: float) -> None:
-        """The person was seen at a place [2] px."""
+        """The person was observed at a position [2] px."""
         predicted, (of_place, both, of_velocity) = self._ahead(time_s, size_px)
         measured = of_place + (MEASURED * size_px) ** 2
         gain, gain_of_velocity = of_place / measured, both / measured

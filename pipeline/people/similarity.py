@@ -1,4 +1,4 @@
-"""How alike two poses are: whether they are the same person's, seen twice."""
+"""The similarity of two poses, to decide whether they are of the same person."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from convnextpose.skeleton import JointSet
 SPREAD = {
     "Shoulder": 0.158, "Elbow": 0.144, "Wrist": 0.124, "Hip": 0.214, "Knee": 0.174, "Ankle": 0.178, "Nose": 0.052,
 }  # fmt: skip
-"""How far people who mark the same joint are apart, as a share of the person's size.
+"""Distance between different annotators' marks of a joint, as a share of the person's size.
 
 Source: COCO's keypoint evaluation, k = 2 sigma (cocodataset.org, "Keypoint evaluation").
 """
@@ -20,10 +20,10 @@ OTHER_SPREAD = 0.158
 
 
 class PoseSimilarity:
-    """Object keypoint similarity of poses: 1 where joint lies on joint, 0 for people far apart.
+    """Object keypoint similarity of poses: 1 for identical joints, 0 for people far apart.
 
-    A pose network takes left for right now and then, in a picture from the side above all, so that a pose and the one with its
-    sides exchanged are as good as the same.
+    A pose network sometimes exchanges left and right, especially in a view from the side, so a pose and its mirror image count
+    as equal.
 
     Args:
         joint_set: the joints' names and sides.

@@ -17,15 +17,15 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class OneEuro:
-    """What a One-Euro filter lets through: a low-pass whose cutoff rises with the speed.
+    """The parameters of a One-Euro filter: a low-pass whose cutoff rises with the speed.
 
-    Source: Casiez, Roussel and Vogel, "1€ Filter" (CHI 2012). Speed is that of the point in space, so that the axes do not
-    matter, and time steps are the real ones.
+    Source: Casiez, Roussel and Vogel, "1€ Filter" (CHI 2012). The speed is that of the point in space, so that the axes do not
+    matter, and the time steps are those of the frames.
 
     Attributes:
-        cutoff_hz: of a point at rest.
-        per_speed: how much it rises, Hz for each mm/s.
-        speed_cutoff_hz: of the speed itself.
+        cutoff_hz: cutoff of a point at rest, Hz.
+        per_speed: increase of the cutoff, Hz for each mm/s.
+        speed_cutoff_hz: cutoff of the filter for the speed, Hz.
     """
 
     cutoff_hz: float
@@ -37,14 +37,14 @@ BODY = OneEuro(cutoff_hz=1.5, per_speed=0.006)
 """For the joints from the pelvis: chosen by measurement, docs/people.md."""
 
 ACROSS = OneEuro(cutoff_hz=1.5, per_speed=0.012)
-"""For the place of the pelvis across the line of sight, which the picture shows: quick, so that nobody walks ahead
-of the pose."""
+"""For the position of the pelvis across the line of sight, which is visible in the picture: fast, so that the pose does not lag
+behind the person."""
 
 DEPTH = OneEuro(cutoff_hz=0.5, per_speed=0.003)
 """For the depth of the pelvis, the least certain number of a pose."""
 
 FORGET_S = 1.0
-"""Who was not seen for longer begins anew, s."""
+"""After a longer absence a person's filter starts again, s."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class _Filter(Generic[Value]):
         self._speed: Value = value * 0.0
 
     def step(self, elapsed_s: float, value: Value) -> Value:
-        """The value, smoothed, a time above 0 after the last one."""
+        """The smoothed value; the time since the last one is above 0."""
         settings, radians = self._settings, 2 * math.pi * elapsed_s
         rate: Any = radians * settings.speed_cutoff_hz  # a number, or a column of one for each point
         self._speed = self._speed + rate / (rate + 1) * ((value - self._raw) / elapsed_s - self._speed)

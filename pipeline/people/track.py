@@ -1,4 +1,4 @@
-"""Somebody who is followed: where they are, how they look, and how likely it is that a pose is theirs."""
+"""A tracked person: position, appearance, and the likelihood that a pose is theirs."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from pipeline.people.similarity import PoseSimilarity
 from pipeline.stages import RelativePose
 
 UNLIKELY = 4.0
-"""Cost of a match from which it is more likely that the two have nothing to do with each other."""
+"""Largest cost of a match; above it, it is more likely that track and observation are of different people."""
 
 TAIL = 4.0
-"""Degrees of freedom of Student's distribution that places are taken to have: now and then somebody, or the camera, jerks."""
+"""Degrees of freedom of Student's distribution of positions: it allows for sudden moves of a person or the camera."""
 
 SIZE_SPREAD, SIZE_CHANGE = 0.12, 0.25
-"""How far the size of the same person's poses differs (logarithm), and how much more so for each second between them."""
+"""Standard deviation of the size of a person's poses (logarithm), and its increase for each second between them."""
 
 SHAPE_SPREAD, SHAPE_CHANGE, SHAPE_SPREAD_MOST = 0.1, 0.5, 0.3
-"""How far joints move against the body's middle (a share of its size), by how much more each second, and at most."""
+"""Standard deviation of joints relative to the body's centre (share of its size), its increase each second, and its maximum."""
 
 SHAPE_WEIGHT = 4.0
-"""For how many independent numbers a pose's shape counts: joints move together."""
+"""Number of independent numbers in a pose's shape, since joints move together."""
 
 CLOTHES_SPREAD, CLOTHES_WEIGHT = 20.0, 1.5
-"""How far the colours of one person's clothes differ from look to look, grey levels, and how much that counts: less than the
-place of somebody who was just seen, more than that of somebody who has been out of sight."""
+"""Standard deviation of the colours of a person's clothes, grey levels, and their weight: less than the position of a person
+who was just seen, more than that of a person who has been out of sight."""
 
 CLOTHES_S = 1.0
-"""Time constant of what is known of a person's clothes, s."""
+"""Time constant of the average of a person's clothes, s."""
 
 SMOOTHING_S = 0.15
 """Time constant of a person's size and box, s."""
 
 MARGIN_SIDE, MARGIN_TOP, MARGIN_BOTTOM = 0.04, 0.02, 0.095
-"""What a person's outline has beyond the joints, as fractions of the joints' height: measured on the demo clip's truth."""
+"""Margins of a person's outline around the joints, as fractions of the joints' height: measured on the demo clip's truth."""
 
 
 def box_from_joints(joints: NDArray[np.floating]) -> Box:
-    """The box of a person from the joints [J, 2 or more] (px): their box and the margins that an outline has beyond them.
+    """The box of a person from the joints [J, 2 or more] (px): the joints' box with the margins of an outline.
 
     Raises:
         GeometryError: the joints enclose nothing.
@@ -62,17 +62,17 @@ def box_from_joints(joints: NDArray[np.floating]) -> Box:
 
 @dataclass(eq=False)
 class Observation:
-    """Somebody who was seen in a frame.
+    """An observed person in a frame.
 
     Attributes:
         pose: the pose.
-        box: its box, px; it may reach beyond the picture.
-        place: [2] the middle of its joints, px.
+        box: its box, px; it may extend beyond the picture.
+        place: [2] the centre of its joints, px.
         size: square root of the box's area, px.
         clothes: [3, 3] their colours, BGR.
-        sure: whether the pose is sure, or, in a single picture, the detector.
-        detected: the detector's score there, 0 where it saw nobody.
-        expected_by: the tracks in whose expected places it was seen.
+        sure: whether the pose has a high score, or, in a single picture, the detection.
+        detected: the detector's score there, 0 if it found nobody.
+        expected_by: the tracks in whose predicted boxes it was found.
     """
 
     pose: RelativePose
@@ -87,21 +87,21 @@ class Observation:
 
 @dataclass(eq=False)
 class Track:
-    """Somebody who is followed.
+    """A tracked person.
 
     Attributes:
-        motion: where the person is going.
-        joints: [J, 2] from their middle when last seen, px.
-        corners: [4] left, top, right and bottom of the box, from the middle of the joints, px.
+        motion: the filter of the person's path.
+        joints: [J, 2] relative to their centre when last seen, px.
+        corners: [4] left, top, right and bottom of the box, relative to the centre of the joints, px.
         size: square root of the box's area, px.
         clothes: [3, 3] their colours, BGR.
         detected: the detector's score at the first observation.
         first_s, seen_s: times of the first and of the last observation.
-        confirmed_s: when a pose was last sure, or the detector last saw somebody there.
-        missed_s: time of the first frame since then that lacks the person, or None.
+        confirmed_s: when a pose last had a high score, or the detector last found a person there.
+        missed_s: time of the first frame since then without the person, or None.
         track_id: None until a second observation agrees with the first.
-        told_lost: whether `lost` was told since the last observation.
-        together: the people from whom this one was never seen apart.
+        told_lost: whether `lost` was reported since the last observation.
+        together: the people who were never seen apart from this one.
     """
 
     motion: Motion
@@ -120,23 +120,23 @@ class Track:
 
     @classmethod
     def begin(cls, observation: Observation, time_s: float) -> Track:
-        """Somebody who was just seen for the first time."""
+        """The track of a person who was just seen for the first time."""
         motion = Motion(time_s, observation.place, observation.size)
         shape = _centred(observation), _corners(observation), observation.size
         return cls(motion, *shape, observation.clothes, observation.detected, time_s, time_s, time_s)
 
     def expected(self, time_s: float) -> Box:
-        """The box that the person has now, px."""
+        """The person's predicted box, px."""
         (x, y), _ = self.motion.predict(time_s, self.size)
         left, top, right, bottom = self.corners.tolist()
         return Box(float(x) + left, float(y) + top, right - left, bottom - top)
 
     def expected_joints(self, time_s: float) -> NDArray[np.float64]:
-        """[J, 2] the joints that the person has now, if the body has not moved, px."""
+        """[J, 2] the person's predicted joints, if the posture has not changed, px."""
         return self.joints + self.motion.predict(time_s, self.size)[0]
 
     def update(self, observation: Observation, time_s: float) -> None:
-        """Take in where and how the person was seen now."""
+        """Update the track with an observation."""
         elapsed_s = time_s - self.seen_s
         # The second look at a picture replaces the first.
         share = 1 - math.exp(-elapsed_s / SMOOTHING_S) if elapsed_s > 0 else 1.0
@@ -151,9 +151,9 @@ class Track:
         self.seen_s, self.missed_s, self.told_lost = time_s, None, False
 
     def costs(self, observations: Sequence[Observation], time_s: float, alike: PoseSimilarity) -> NDArray[np.float64]:
-        """[S]: how unlikely it is that this person is each of those who were seen (negative logarithm of the likelihood).
+        """[S]: the cost of matching this person with each observation (negative logarithm of the likelihood).
 
-        Where place and size alone cost UNLIKELY or more, the pose and the clothes are not looked at: they can only add to it.
+        Where place and size alone cost UNLIKELY or more, pose and clothes are not compared: they can only add to the cost.
         """
         elapsed_s = max(0.0, time_s - self.seen_s)
         place, spread_px = self.motion.predict(time_s, self.size)

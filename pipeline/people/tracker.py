@@ -1,8 +1,8 @@
-"""Everybody in the picture, each with an identity that lasts.
+"""The tracker: finds everybody in the picture and gives each person a lasting id.
 
-Where somebody may be comes from the people detector, a few times a second, and in every frame from the people who are followed:
-constant velocity says where each is now. The pose network reads all these places in one batch, and the poses are matched with
-the people followed so far. All times are those of the stream, in seconds: how many frames lie between them does not matter.
+Boxes come from the people detector, a few times a second, and in every frame from the tracked people, whose positions are
+predicted with constant velocity. The pose network reads all these boxes in one batch, and the poses are matched with the
+tracked people. All times are those of the stream, in seconds: the number of frames between them does not matter.
 """
 
 from __future__ import annotations
@@ -34,59 +34,60 @@ from pipeline.types import Frame, TrackEvent, TrackEventKind
 _log = logging.getLogger("convnextpose.people")
 
 MAX_PEOPLE = 10
-"""How many people are followed at once, unless told otherwise."""
+"""Default number of people who are tracked at once."""
 
 KEEP_LOST_S = 1.5
-"""How long somebody who is out of sight is looked for, unless told otherwise, s."""
+"""Default time for which a person who is out of sight keeps the track id, s."""
 
 KEEP_FRACTION = 2 / 3
-"""Fraction of the minimum score from which a pose counts as unsure, and under which it counts as none. An unsure pose keeps a
-track and begins none, except in single pictures where the detector is sure (SURE_DETECTION)."""
+"""A pose whose score is at least this fraction of the minimum score counts as unsure; below it there is no pose. An unsure pose
+continues a track but begins none, except in single pictures if the detector's score is high (SURE_DETECTION)."""
 
 DETECTION_AGREEMENT = 0.4
-"""Intersection over union that a detected box and that of the pose in it have at least, if somebody is there."""
+"""Smallest intersection over union of a detected box and the box of the pose in it, if a person is there."""
 
 EXPLAINED = 0.5
-"""Intersection over union from which a detected box is that of somebody who is followed."""
+"""Smallest intersection over union at which a detected box belongs to a tracked person."""
 
 CANDIDATES = 8
-"""Detected boxes that are read in a frame at most, the surest."""
+"""Largest number of detected boxes that are read in a frame, those with the highest scores."""
 
 BORN_WITHIN_S = 0.5
-"""Time between the first observation and the one that makes it sure at most, s; BORN_AFTER_S at least. In the first frame of a
-take, where nobody is known yet, further looks at the same frame make it sure."""
+"""Longest time between the first observation and the one that confirms it, s; the shortest is BORN_AFTER_S. In the first frame
+of a take, further readings of the same frame confirm it."""
 
 LOOKS = 3
-"""How often the first frame of a take is looked at, at most: each time in the boxes of the poses that were just seen."""
+"""Largest number of readings of the first frame of a take: each time in the boxes of the last poses."""
 
 LOST_AFTER_S = 0.25
-"""How long somebody is out of sight who counts as lost, s."""
+"""A person who is out of sight for this time counts as lost, s."""
 
 UNSURE_S = 3.0
-"""How long somebody is followed of whom every pose is unsure and whom no look of the detector confirms, s. In `vtest.avi`
-people went 2.0 s without a sure pose at most, and a sign post that once had passed for somebody 48 s."""
+"""How long a person is tracked whose poses are all unsure and whom the detector does not confirm, s. In `vtest.avi` people went
+at most 2.0 s without a sure pose, and a sign post that had been taken for a person 48 s."""
 
 SAME_PERSON = 0.5
-"""Object keypoint similarity from which two poses of a frame are one person's."""
+"""Smallest object keypoint similarity at which two poses of a frame are of one person."""
 
 APART = 0.2
-"""Object keypoint similarity under which the poses of two tracks show that they are two people."""
+"""If the object keypoint similarity of two tracks' poses is below this, they are two people."""
 
 NEARER = 1.2
-"""How many times larger a newcomer is than the smallest of `max_people` people, to be followed in that person's place."""
+"""A newcomer replaces the smallest of `max_people` tracked people if this many times larger."""
 
 
 class PeopleTracker:
-    """Finds everybody in the frames of one source and follows them.
+    """Finds and tracks everybody in the frames of one source.
 
     Args:
-        detect: the people whom the detector sees in a frame, duplicates left out.
+        detect: finds the people in a frame, without duplicates.
         joint_set: the joints' names.
-        min_score: mean joint score from which a person counts as found; followed down to KEEP_FRACTION of it.
-        max_people: how many people are followed at once; with more in the picture, the nearest.
-        keep_lost_s: how long somebody who is out of sight is looked for, s.
-        follows: whether the frames follow each other in time. If not, as with pictures of a folder, each is searched anew, and
-            an unsure pose is enough where the detector is sure (SURE_DETECTION), as no later frame can bring a sure one.
+        min_score: lowest mean joint score that counts as a person; a tracked person needs KEEP_FRACTION of it.
+        max_people: largest number of people tracked at once; if there are more, the nearest.
+        keep_lost_s: how long a person who is out of sight keeps the track id, s.
+        follows: whether the frames follow each other in time. If not, as in a folder of pictures, each is searched
+            independently, and an unsure pose is enough if the detector's score is high (SURE_DETECTION), because no later
+            frame can bring a sure one.
     """
 
     def __init__(
@@ -118,9 +119,9 @@ class PeopleTracker:
         self._events: list[TrackEvent] = []
 
     def find(self, frame: Frame, stopwatch: Stopwatch) -> tuple[TrackedBox, ...]:
-        """The places where somebody may be: of everybody who is followed, and those that the detector sees beside them.
+        """The boxes that may contain a person: those of all tracked people, and other boxes of the detector.
 
-        Asked again about the same frame, the places where a second look is worth it.
+        If it is called again with the same frame, the boxes that are worth a second reading.
         """
         again = frame is self._frame
         self._frame, self._events = frame, []
@@ -187,7 +188,7 @@ class PeopleTracker:
         return [(detection, detection.box) for detection in new[:CANDIDATES]]
 
     def identify(self, poses: Sequence[RelativePose]) -> Identified:
-        """Who the poses are that were read in the places that the last `find` named."""
+        """Assign the poses that were read in the boxes of the last `find` to people."""
         assert self._frame is not None
         now = self._frame.time_s
         observations, at_expected = self._observations(poses)
@@ -307,9 +308,9 @@ class PeopleTracker:
             return "out of the picture"
         for other, observation in matches.items():
             if other.track_id is not None and (observation is seen or observation.box.iou(expected) > 0.3):
-                return f"where person {other.track_id} is"
+                return f"person {other.track_id} is there"
         if seen is not None and now - track.confirmed_s > UNSURE_S:
-            return f"no sure pose for {UNSURE_S:g} s"
+            return f"no confident pose for {UNSURE_S:g} s"
         return "nobody is seen there"
 
     def _is_apart(self, observation: Observation, matches: Mapping[Track, Observation], now: float) -> bool:

@@ -1,4 +1,4 @@
-"""People who show only when the picture is turned: a camera that hangs upside down, a clip that was turned by mistake."""
+"""Finds out whether people appear only in the rotated picture, as with a camera that hangs upside down."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from pipeline.timeline import Stopwatch
 from pipeline.types import Frame
 
 INTERVAL_S = 5.0
-"""Between two looks at a picture that is turned, s: a second's frames cost more than all looks at a picture."""
+"""Time between two searches of rotated pictures, s: the frames of a second cost more than one such search."""
 
 MOST_LOOKS = 12
-"""Frames that are looked at, at most: where nobody is, something else looks like a person sooner or later."""
+"""Largest number of frames that are searched: without people, some object looks like a person sooner or later."""
 
 TURNS = ("180", "90", "270")
-"""How pictures are turned, by names of `FLIPS`, in the order of how often cameras hang so."""
+"""The rotations that are tried, by names of `FLIPS`, the most frequent first."""
 
 
 class TurnedPeople:
-    """Looks, now and then and until somebody was found, whether people show when the picture is turned.
+    """Searches rotated pictures now and then, until a person is found.
 
-    The networks know people who stand: of those who are upside down they see nobody.
+    The networks know only people who are upright, and do not find people who are upside down.
 
     Args:
-        detect: the people whom the detector sees in a frame, as for `PeopleTracker`.
+        detect: finds the people in a frame, as for `PeopleTracker`.
         model: reads their poses.
-        min_score: mean joint score from which a person counts as found.
-        follows: whether the frames follow each other in time, as for `PeopleTracker`: who is told of here must be found there.
+        min_score: lowest mean joint score that counts as a person.
+        follows: whether the frames follow each other in time, as for `PeopleTracker`, so that both find the same people.
     """
 
     def __init__(
@@ -56,14 +56,14 @@ class TurnedPeople:
         self._looks = 0
 
     def look(self, frame: Frame) -> str | None:
-        """One sentence about people who show when a frame without people is turned, or None. Most frames are not looked at."""
+        """One sentence about people in the rotated picture of a frame without people, or None. Most frames are not searched."""
         if self._looks == MOST_LOOKS or self._next_s - INTERVAL_S <= frame.time_s < self._next_s:
             return None
         self._next_s, self._looks = frame.time_s + INTERVAL_S, self._looks + 1
         for name in TURNS:
             image = np.ascontiguousarray(FLIPS[name].apply(frame.image))
             if self._finds(replace(frame, image=image)):
-                return f"somebody shows when the picture is turned by {name} degrees: turn it with --flip {name}"
+                return f"people were found in the picture rotated by {name} degrees: use --flip {name}"
         return None
 
     def _finds(self, frame: Frame) -> bool:

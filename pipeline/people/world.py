@@ -1,14 +1,14 @@
-"""Where down is and where the floor is, from the people themselves, refined while a camera that stands still watches them.
+"""Estimates the up direction and the floor from the people themselves, for a camera that does not move.
 
-Two things tell where up is. A body that stands or walks is upright on average: from the ankles to the neck. And feet that
-stand on one floor are smaller in the picture the nearer they are to the horizon: with each person's depth from the lengths of
-the bones, the feet of people who walk about lie in a plane. Both are weighed by what they are worth and fitted together
-(iteratively reweighted least squares with Cauchy's weights), so that who sits, bends, lies or jumps is outvoted. How high the
-camera is follows from the size in the picture of bodies that stand along that direction. It is a height in sizes of adults:
-each person's own size is an unknown of the fit, and its spread among adults is a part of the height's error.
+The up direction follows from two facts. People who stand or walk are upright on average, from the ankles to the neck. And
+people on one floor look smaller the nearer their feet are to the horizon: with each person's depth from the lengths of the
+bones, the feet of people who walk around lie in a plane. Both are weighted by their standard deviations and fitted together
+(iteratively reweighted least squares with Cauchy's weights), so that people who sit, bend, lie or jump are outvoted. The
+camera's height follows from the size in the picture of people who stand. It assumes adults of usual height: each person's size
+is an unknown of the fit, and the spread of adults' sizes is part of the height's error.
 
-Sources: the relation of a foot's place in the picture to its distance is the horizon geometry of Criminisi, Reid and Zisserman,
-"Single view metrology" (IJCV 2000); the weights are Cauchy's as in Huber's "Robust Statistics".
+Sources: the relation of a foot's position in the picture to its distance is the horizon geometry of Criminisi, Reid and
+Zisserman, "Single view metrology" (IJCV 2000); the weights are Cauchy's as in Huber's "Robust Statistics".
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from pipeline.types import Pose, TrackEvent, TrackEventKind
 Array = NDArray[np.float64]
 
 ANKLE_MM = 85.0
-"""Height of the ankle's joint over the floor where the foot stands in its shoe, mm: 83 in the mean of 14 dressed walkers of the
-training data (`python -m benchmarks.world --bodies 14`), 85 of 14 others. Over a bare sole it is 55 mm."""
+"""Height of the ankle joint above the floor for a standing foot with a shoe, mm: 83 on average for 14 dressed walkers of the
+training data (`python -m benchmarks.world --bodies 14`), 85 for 14 others. With a bare foot it is 55 mm."""
 
 UPRIGHT_MM = 1280.0
-"""From the middle of the ankles up to the neck of a walking adult, for bones as long as in BONE_LENGTHS_MM, mm. By the same
-command it is 1270 mm in a walk, where the swinging foot lifts that middle, and 1360 mm of who only stands."""
+"""From the midpoint of the ankles to the neck of a walking adult, for bones as long as in BONE_LENGTHS_MM, mm. By the same
+command it is 1270 mm for a walk, in which the swinging foot lifts the midpoint, and 1360 mm for people who only stand."""
 
 SAMPLE_S = 0.2
-"""Time between two samples of a person, s: nearer ones tell the same."""
+"""Time between two samples of a person, s: samples at shorter distances contain the same information."""
 
 MAX_SAMPLES = 600
-"""Samples that are kept; when there are more, every second one of each track goes."""
+"""Largest number of samples; when there are more, every second one of each track is removed."""
 
 FIT_S, FIT_SHARE, MAX_FIT_S = 0.5, 0.1, 10.0
-"""The world is fitted anew after this time, or this share of the time since the first fit, but at least so often, s."""
+"""The world is fitted again after this time, or this share of the time since the first fit, but at least this often, s."""
 
 LEAST_SCORE = 0.3
-"""Joints below this score tell nothing."""
+"""Joints below this score are ignored."""
 
 BENT = math.cos(math.radians(35.0))
-"""Bodies that are bent by more, at the hips or at both knees, tell nothing about where up is."""
+"""Cosine of the largest bend, at the hips or at both knees, at which a body is used for the up direction."""
 
 # Standard deviations. The body's direction, rad: of one sample, of a person, and of all alike, as the network's depths are
 # too shallow (seen from 20 degrees above, bodies are read as from 13); to the side, where depths do not matter, all are surer.
@@ -64,17 +64,17 @@ _STEPS, _SETTLED = 12, 1e-6
 _FLATTEST = 0.02  # a foot lies at least so far under the horizon, as a slope
 
 SCALE_S = 1.0
-"""Time over which a person's size is followed, s: jumps are shorter."""
+"""Time constant of a person's size, s: jumps are shorter."""
 
 SCALES = (0.7, 1.4)
-"""The smallest and largest factor that puts somebody's feet on the floor: beyond it they stand on something else."""
+"""The smallest and largest factor that puts a person's feet on the floor: beyond this the person stands on something else."""
 
 FORGET_S = 10.0
-"""How long the size of somebody who is out of sight is remembered, s."""
+"""How long the size of a person who is out of sight is remembered, s."""
 
 WATCHED_S = 10.0
-"""A track counts for the height as long as it was watched, but no more than this, s: who is lost and found again, and so has
-several tracks, does not count several times, and who stays for long does not outvote everybody who passes."""
+"""A track's weight for the height is its duration, but at most this, s. So a person with several tracks does not count several
+times, and a person who stays for long does not outvote everybody who passes."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ class WorldEstimator:
 
     Args:
         joint_set: the joints' names.
-        given: what the caller knows; only the rest is estimated.
-        true_camera: whether the intrinsics are true: the height's error is larger where a field of view is assumed.
+        given: known values; only the rest is estimated.
+        true_camera: whether the intrinsics are true: with an assumed field of view the height's error is larger.
     """
 
     joint_set: JointSet
@@ -148,11 +148,11 @@ class WorldEstimator:
     def step(
         self, time_s: float, camera: Intrinsics, poses: Sequence[Pose], events: Sequence[TrackEvent] = ()
     ) -> tuple[World, dict[int, float]]:
-        """Learn from a frame.
+        """Update the estimate with a frame.
 
         Returns:
-            The world as it is known by now, and for each track in the frame the factor on its root depth that puts the
-            person's feet on the floor: 1 where they have not been seen.
+            The world as known at this frame, and for each track in the frame the factor on its root depth that puts the
+            person's feet on the floor: 1 if they have not been seen.
         """
         if time_s < self._seen_s or any(event.kind is TrackEventKind.CUT for event in events):
             self._begin()  # another take: the camera may stand anywhere

@@ -1,26 +1,26 @@
 """Where frames come from: files and cameras, all through `open_source`.
 
-Pictures arrive upright: a video's display matrix and a photograph's orientation are applied. Pixels that are not square stay as
-they are stored. What cannot be read is refused with one sentence, when it is opened where that can be known; a camera is opened
-when its frames are asked for, and is waited for. It imports numpy, av, cv2, `convnextpose` and `pipeline.types`.
+Pictures arrive upright: a video's display matrix and a photograph's orientation are applied. Pixels that are not square stay
+unchanged. A source that cannot be read is refused with one sentence, if possible when it is opened. A camera is opened when its
+first frame is requested, and is waited for. It imports numpy, av, cv2, `convnextpose` and `pipeline.types`.
 
-    uri.py         what a URI is, its parts, and how to name it without its password
-    source.py      what every source is
-    files.py       a path: what kind of file it is
+    uri.py         the parts of a URI, and how to show it without its password
+    source.py      the base class of sources
+    files.py       finds out what kind of file a path is
     pictures.py    pictures and folders of pictures; their formats are in formats.py, heif.py and webp.py
-    video.py       video files; their times are in stamps.py, what is lost of them in gaps.py
-    decoding.py    who decodes them
-    turned.py      turned as the user asks; orientation.py
+    video.py       video files; their times are in stamps.py, lost frames in gaps.py
+    decoding.py    the decoder: CPU or GPU
+    turned.py      rotation on request (`--flip`); orientation.py
     truncation.py  whether a file was cut short
-    limits.py      how large a picture may be
-    live.py        what every live source is: states, reconnecting; patience.py, clocks.py
-    ffmpeg.py      a camera that FFmpeg reads; options.py, failures.py, tls.py
-    v4l2.py        cameras of this computer, and which there are
+    limits.py      the largest picture that is read
+    live.py        the base class of live sources: states, reconnecting; patience.py, clocks.py
+    ffmpeg.py      cameras that FFmpeg reads; options.py, failures.py, tls.py
+    v4l2.py        cameras of this computer
     csi.py         a Jetson's cameras
-    rtsp.py, http.py, udp.py   what comes through a network
+    rtsp.py, http.py, udp.py   network cameras and streams
     replay.py      a recording that plays as a camera
 
-Another transport is one more file here and one more line in SCHEMES.
+To add a transport, add one file here and one line in SCHEMES.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ SCHEMES: dict[str, Callable[[str, Opening], Source]] = {
     "rtp": open_rtp,
     "test": open_test,
 }
-"""What opens the URIs of a scheme."""
+"""A function that opens the URIs of a scheme."""
 
 
 def open_source(
@@ -80,26 +80,26 @@ def open_source(
     """Open a video file, a picture or a folder of pictures, by its path or as `file://`; or a camera by its URI.
 
     A camera is `0`, `usb:0` or `/dev/video0` on this computer, `csi://0` on a Jetson, and `rtsp://`, `rtsps://`, `http://`,
-    `https://`, `udp://` or `rtp://` in a network; `test://` plays the demo clip for ever. It need not be there yet when this
-    returns: its states, which come among its frames, say how it fares.
+    `https://`, `udp://` or `rtp://` in a network; `test://` plays the demo clip in a loop. A camera need not be connected when
+    this returns: it gives its changes of state between its frames.
 
-    A folder gives its pictures in natural order (`img2` before `img10`); files of other kinds, hidden files and folders inside
-    are left out, and the source's notes say so. Pictures have no time of their own: time_s is their index.
+    A folder gives its pictures in natural order (`img2` before `img10`). Other files, hidden files and subfolders are left out,
+    and the source's notes say so. Pictures have no time of their own: time_s is their index.
 
     Args:
-        uri: a `Path` is always a file's; a string is one too unless it begins with a scheme and `://`.
+        uri: a `Path` is always a file or folder; so is a string, unless it begins with a scheme and `://`.
         stream: which of a file's video streams, from 0 in the file's own order; None: the default one, then the largest.
-        on_damage: whether a video ends at damage (`stop`) or goes on behind it (`skip`).
-        live: play a file as a camera: in real time, and what nobody takes in time is lost.
-        loop: a file that plays as a camera goes on from its beginning for ever.
-        patience: how long a live source waits for what.
-        options: what is asked of a camera, as in its address: pairs of a name and a value, such as ("size", "1280x720"). Of a
-            file `flip` may be asked: how its pictures are turned beyond what the file says.
-        decode: who decodes video: `cpu`; or `nvdec`, an NVIDIA GPU. Where that cannot be, the CPU does, and the source's notes
-            say why.
+        on_damage: whether a video ends at damage (`stop`) or goes on after it (`skip`).
+        live: play a file as a camera: in real time, and frames that are not taken in time are lost.
+        loop: play a file as a camera in a loop.
+        patience: the timeouts of a live source.
+        options: options of a camera, as in its address: pairs of a name and a value, such as ("size", "1280x720"). For a file
+            only `flip` is allowed: a rotation or mirroring in addition to the file's own orientation.
+        decode: what decodes video: `cpu`; or `nvdec`, an NVIDIA GPU. If that is not available, the CPU decodes, and the
+            source's notes say why.
 
     Raises:
-        SourceError: it isn't there, nothing in it can be read, its scheme is unknown, or an option has no meaning.
+        SourceError: it does not exist, nothing in it can be read, its scheme is unknown, or an option is not valid.
     """
     asked, flip = tuple(options), UPRIGHT
     recorded = isinstance(uri, Path) or (device_of(uri) is None and scheme_of(uri) in (None, "file", "test"))

@@ -5,19 +5,19 @@ from __future__ import annotations
 import time
 
 JUMP_S = 5.0
-"""A stream's clock that moves by so much more or less than ours between two pictures was set anew, s."""
+"""If a stream's clock differs from ours by this much between two pictures, it was set to another time, s."""
 
 LEAST_STEP_S = 0.001
-"""Time between two pictures whose stamps do not grow, s."""
+"""Assumed time between two pictures whose time stamps do not grow, s."""
 
 OLDEST_S, NEWEST_S = 10.0, -0.5
-"""Ages that a picture can have; stamps that say another are by a clock that is not set, s."""
+"""Smallest and largest plausible age of a picture, s; otherwise the sender's clock is not set."""
 
 
 class LiveClock:
-    """`time_s` of a live source: by the stream's own clock, from the first picture on, growing over every reconnection.
+    """`time_s` of a live source: by the stream's own clock, from the first picture; it continues after a reconnection.
 
-    While it is away the camera's clock may have begun anew: there our own clock tells how much time has passed.
+    The camera's clock may have been reset in the meantime, so the time in between is measured by our own clock.
     """
 
     def __init__(self) -> None:
@@ -28,14 +28,14 @@ class LiveClock:
         self._stream: float | None = None  # its time by the stream's clock
 
     def connect(self) -> None:
-        """What follows is by a clock that may have begun anew."""
+        """A new connection: the stream's clock may have been reset."""
         self._offset = self._stream = None
 
     def time_s(self, stream_s: float | None, arrived_s: float) -> float:
         """The time of the next picture.
 
         Args:
-            stream_s: by the stream's clock, s; None where it has none.
+            stream_s: by the stream's clock, s; None without one.
             arrived_s: by our monotonic clock, s.
         """
         if self._first is None:
@@ -55,12 +55,12 @@ class LiveClock:
 
 
 def of_monotonic(stamp_s: float) -> int | None:
-    """A stamp of the kernel's CLOCK_MONOTONIC as ns since 1970, or None if it cannot be one."""
+    """A time stamp of the kernel's CLOCK_MONOTONIC as ns since 1970, or None if it is not plausible."""
     age_s = time.monotonic() - stamp_s
     return time.time_ns() - round(age_s * 1e9) if NEWEST_S <= age_s <= OLDEST_S else None
 
 
 def of_sender(wall_us: int) -> int | None:
-    """A sender's time, us since 1970, as ns, or None if it is not set right."""
+    """A sender's time, us since 1970, as ns, or None if its clock is not set."""
     age_s = time.time() - wall_us / 1e6
     return wall_us * 1000 if NEWEST_S <= age_s <= OLDEST_S else None

@@ -1,7 +1,7 @@
 """Cameras on a Jetson's ribbon cable: `csi://0`, read from a GStreamer process through a pipe.
 
-NVIDIA's camera service is reached by GStreamer's `nvarguscamerasrc` only. A process of its own needs no Python bindings, and
-one that hangs in the service is killed and started again.
+NVIDIA's camera service can be used only through GStreamer's `nvarguscamerasrc`. A separate process needs no Python bindings,
+and if it hangs in the service it is killed and started again.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _FLIP_METHODS = {
     UPRIGHT: 0, Orientation.turned(1): 1, Orientation.turned(2): 2, Orientation.turned(3): 3,
     Orientation(flip=1): 4, Orientation(flip=0): 6,
 }  # fmt: skip
-"""Numbers of `nvvidconv`'s flip-method: the quarters anticlockwise, then the mirrorings."""
+"""Numbers of `nvvidconv`'s flip-method: rotations by quarter turns anticlockwise, then mirrorings."""
 
 
 def open_csi(uri: str, opening: Opening) -> Source:
     """A CSI camera by its number.
 
     Raises:
-        SourceError: it is no number, or an option has no meaning.
+        SourceError: it is not a number, or an option is not valid.
     """
     number, _, query = uri.split("://", 1)[1].partition("?")
     if not (number.isdecimal() and len(number) < 4):
@@ -49,7 +49,7 @@ def open_csi(uri: str, opening: Opening) -> Source:
 
 
 def csi_source(number: int, options: Options) -> list[str]:
-    """The part of the pipeline that is the camera's: pictures as I420 in the computer's memory."""
+    """The camera's part of the GStreamer pipeline: pictures as I420 in the computer's memory."""
     width, height = options.size or (1280, 720)
     rate = f"{round((options.rate or 30) * 1000)}/1000"
     caps = f"video/x-raw(memory:NVMM),width={width},height={height},framerate={rate}"
@@ -93,7 +93,7 @@ class _Process:
         self.file: IO[bytes] = self._process.stdout
 
     def end(self) -> None:
-        """Kill it: one that hangs in the camera service heeds nothing else."""
+        """Kill it: a process that hangs in the camera service reacts to nothing else."""
         self._process.kill()
         self._process.wait()
 

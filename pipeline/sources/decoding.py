@@ -1,6 +1,6 @@
-"""Who decodes a video: the CPU, or NVDEC, the decoder of an NVIDIA GPU, through the FFmpeg that is in PyAV's wheel.
+"""The decoder of a video: the CPU, or NVDEC, the decoder of an NVIDIA GPU, through the FFmpeg in PyAV's wheel.
 
-With NVDEC pictures come back to the CPU's memory as NV12, and all that follows is the same. Where it cannot be had, the CPU
+With NVDEC pictures come back to the CPU's memory as NV12, and everything else is the same. If NVDEC is not available, the CPU
 decodes, and the source's notes say why.
 """
 
@@ -24,16 +24,16 @@ class Decode(str, Enum):
 
 
 def accelerator(decode: Decode) -> HWAccel | None:
-    """What `av.open` is given for its `hwaccel`: None where the CPU decodes, by wish or as there is no NVDEC."""
+    """The `hwaccel` of `av.open`: None if the CPU decodes, on request or because there is no NVDEC."""
     return _accelerator() if decode is Decode.NVDEC and why_no_nvdec() is None else None
 
 
 def decoding_notes(decode: Decode, decoder: av.VideoCodecContext | None = None) -> tuple[str, ...]:
-    """For a source's notes, where NVDEC was asked for: who decodes, and why.
+    """Notes of a source for which NVDEC was requested: what decodes, and why.
 
     Args:
-        decode: what was asked for.
-        decoder: what has decoded a picture; None where nothing is open yet.
+        decode: what was requested.
+        decoder: the decoder of the last picture; None if nothing is open yet.
     """
     if decode is not Decode.NVDEC:
         return ()
@@ -47,7 +47,7 @@ def decoding_notes(decode: Decode, decoder: av.VideoCodecContext | None = None) 
 
 @cache
 def why_no_nvdec() -> str | None:
-    """Why NVDEC cannot be used on this machine, or None if it can; looked at once."""
+    """Why NVDEC cannot be used on this machine, or None if it can; checked once."""
     if _CUDA not in hwdevices_available():
         return "this build of PyAV has no CUDA, unlike the wheels from PyPI: pip install --force-reinstall av"
     try:

@@ -1,8 +1,8 @@
 """Why a camera cannot be opened or is lost, in one sentence with what to do.
 
-The type of a library's error says little: a mute server raises `invalid data`, `exit` or `timeout`, and a name that nobody
-knows is an `input/output error`. So the clock counts first, and what was being done; where that leaves a choice, the network
-is asked with a connection of our own. No message repeats a library's, which may hold the address with its password.
+The type of a library's error says little: a mute server raises `invalid data`, `exit` or `timeout`, and an unknown host name is
+an `input/output error`. So the elapsed time and the current step are used first. If these are not enough, a test connection
+decides. No message repeats a library's message, which may contain the address with its password.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import av
 
 _PROBE_S = 1.5
-"""How long the network is asked why a server does not answer, s."""
+"""Timeout of the test connection that finds out why a server does not answer, s."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Place:
 
     Attributes:
         name: as it is shown.
-        host, port: of its server, or None for what has none.
-        tls: whether it is spoken to through TLS.
-        ca: file of certificates that are trusted beside the system's, or None.
+        host, port: of its server, or None without one.
+        tls: whether it uses TLS.
+        ca: file of certificates that are trusted in addition to the system's, or None.
         device: path of its device, or None.
     """
 
@@ -61,7 +61,7 @@ def why_not_opened(error: av.FFmpegError, place: Place, took_s: float, open_s: f
 
 
 def why_broken(error: av.FFmpegError | None, place: Place, silent_s: float, read_s: float) -> str:
-    """Why reading ended, with an error or without one, after `silent_s` seconds in which nothing came."""
+    """Why reading ended, with or without an error, after `silent_s` seconds without data."""
     if place.device is not None and error is not None and error.errno in (errno.ENODEV, errno.EIO, errno.ENXIO):
         return "unplugged: the device has gone: plug it in again"
     if silent_s >= 0.9 * read_s:
@@ -97,7 +97,7 @@ def _of_device(error: av.FFmpegError, device: str) -> str:
     if code == errno.EINVAL:
         return f"{device} has no such size, rate or format, or is no camera: `convnextpose cameras` lists what it has"
     reason = os.strerror(code) if code and code > 0 else "its driver reports a fault"
-    return f"{device} cannot be opened ({reason}): plug it in anew"
+    return f"{device} cannot be opened ({reason}): plug it in again"
 
 
 def _of_network(host: str, port: int) -> str | None:
@@ -105,7 +105,7 @@ def _of_network(host: str, port: int) -> str | None:
     try:
         socket.create_connection((host, port), timeout=_PROBE_S).close()
     except socket.gaierror:
-        return f"its name is unknown: the network knows no {host}: check the spelling, or give the camera's address in numbers"
+        return f"its name is unknown: no host {host} was found: check the spelling, or give the camera's IP address"
     except ConnectionRefusedError:
         return f"refused: nothing listens at port {port} of {host}: check the port, and that the camera is on"
     except TimeoutError:
@@ -134,4 +134,4 @@ def _of_tls(host: str, port: int, ca: str | None) -> str | None:
     except TimeoutError:
         return None  # mute
     except OSError:
-        return "TLS: no encrypted connection can be made: check that this port speaks TLS"
+        return "TLS: no encrypted connection can be made: check that this port uses TLS"

@@ -33,16 +33,16 @@ _WITHOUT_STAMPS = frozenset({"mpjpeg", "mjpeg", "jpeg_pipe", "image2pipe", "h264
 """Formats without time stamps of their own: FFmpeg invents 25 frames a second."""
 
 _KEPT_STAMPS = 64
-"""Senders' times of packets that are kept until their pictures are decoded."""
+"""Number of senders' time stamps that are kept until their pictures are decoded."""
 
 _DAMAGED = "its data is damaged"
 
 DAMAGE_LASTS_S = 5.0
-"""Pictures that may rest on a damaged one are passed over until one comes that rests on none, or for so long, s."""
+"""Pictures that may depend on a damaged one are skipped until one arrives that depends on none, but no longer than this, s."""
 
 
 class Feed(Protocol):
-    """What FFmpeg reads in place of an address.
+    """A stream that FFmpeg reads instead of an address.
 
     Attributes:
         file: where it reads.
@@ -51,11 +51,11 @@ class Feed(Protocol):
     file: IO[bytes]
 
     def end(self) -> None:
-        """End what writes it, so that a read in progress ends; calling it again does nothing."""
+        """End the writer, so that a read in progress ends; calling it again does nothing."""
         ...
 
     def why(self) -> str | None:
-        """Why it has ended, in one sentence, or None where that is not known."""
+        """Why it has ended, in one sentence, or None if unknown."""
         ...
 
 
@@ -64,13 +64,13 @@ class Input:
     """How FFmpeg opens a camera.
 
     Attributes:
-        address: what is opened, with its password; or a function that starts what is read in its place.
-        place: the same, as it is shown.
-        format: FFmpeg's name of the format, or None to find out.
+        address: the address with its password; or a function that starts a `Feed` instead.
+        place: the address without its password, for messages.
+        format: FFmpeg's name of the format, or None to detect it.
         options: FFmpeg's options.
         kernel_clock: whether time stamps are the kernel's CLOCK_MONOTONIC.
-        flip: how its pictures are turned.
-        ends: whether what has a known length ends there for good.
+        flip: how its pictures are rotated or mirrored.
+        ends: whether a source of known length ends for good at its end.
     """
 
     address: str | Callable[[], Feed]
@@ -216,7 +216,7 @@ class FfmpegConnection:
                 begin_ns = time.perf_counter_ns()
 
     def abort(self) -> None:
-        """End what feeds it, if something does; FFmpeg's own reading ends at its time-out."""
+        """End its feed, if any; FFmpeg's own reading ends at its timeout."""
         if self._feed is not None:
             self._feed.end()
 

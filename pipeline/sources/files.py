@@ -1,4 +1,4 @@
-"""A path: what kind of file it is, by its content."""
+"""Finds out what kind of file a path is, by its content."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PICTURE_SUFFIXES = (
     ".avif", ".bmp", ".dib", ".heic", ".heif", ".hif", ".jfif", ".jif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm",
     ".pjpeg", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
-"""Files of a folder that are read as one picture each (of an animated one, the first). A single file's content decides."""
+"""Suffixes of a folder's files that are read as pictures, one frame each. For a single file the content decides."""
 
 
 def open_file(path: Path, stream: int | None, on_damage: OnDamage, decode: Decode = Decode.CPU) -> Source:
@@ -93,6 +93,6 @@ def _is_picture(path: Path) -> bool:
 
 
 def natural_key(path: Path) -> tuple[list[tuple[int, str]], str]:
-    """Order by name, with the numbers in it as numbers; of names that differ in case alone, by the names as they are."""
+    """Sort key: by name, with numbers in numerical order; names that differ only in case are sorted by character codes."""
     words = [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", path.name.lower())]
     return words, path.name

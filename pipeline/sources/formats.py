@@ -1,4 +1,4 @@
-"""What kind of picture a file holds and how large it says that it is, from its first bytes: nothing is decoded.
+"""The format of a picture file and its declared size, from its first bytes: nothing is decoded.
 
 Sources: PNG and APNG (W3C, third edition), JPEG (ITU-T T.81), WebP (RFC 9649), TIFF 6.0 and BigTIFF, BMP (Microsoft's
 BITMAPFILEHEADER and BITMAPINFOHEADER), GIF89a (CompuServe), JPEG 2000 (ITU-T T.800), Netpbm's manual pages.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pipeline.sources.heif as heif
 
 MALFORMED = (ValueError, IndexError, KeyError, struct.error)
-"""What reading a broken header raises."""
+"""The exceptions that reading a broken header raises."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class PictureFormat:
     """A format of pictures.
 
     Attributes:
-        name: as people call it.
-        begins: whether a file with these first bytes (at least 32 where the file has them) is of this format.
-        size: its width and height, px, from the whole file; where that is broken, one of MALFORMED.
+        name: its usual name.
+        begins: whether a file with these first bytes (at least 32 if the file has them) is of this format.
+        size: its width and height, px, from the complete file; raises one of MALFORMED if that is broken.
     """
 
     name: str
@@ -125,12 +125,12 @@ FORMATS = (
 
 
 def format_of(head: bytes) -> PictureFormat | None:
-    """The format of a picture's file by its first bytes, or None if it is no picture that is known here."""
+    """The format of a picture file by its first bytes, or None if it is not a known picture format."""
     return next((known for known in FORMATS if known.begins(head)), None)
 
 
 def is_animated(data: bytes) -> bool:
-    """Whether a file of one of the formats holds moving pictures: GIF, APNG, animated WebP, AVIF and HEIF sequences."""
+    """Whether a file of one of the formats is animated: GIF, APNG, animated WebP, AVIF and HEIF sequences."""
     if data.startswith(b"GIF8"):
         return True
     if data.startswith(b"\x89PNG"):

@@ -1,4 +1,4 @@
-"""What is lost where a video's data is damaged or missing: in stretches, each with its reason and, where known, its length."""
+"""The frames that are lost where a video's data is damaged or missing: gaps, each with its reason and, if known, its length."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from fractions import Fraction
 CUT_SHORT = "the file is cut short, its end is missing"
 
 _UNEVEN_STEPS, _MISSING_STEPS = 0.25, 1.5
-"""Steps by which the time between pictures may be uneven in a stream that is regular, and from which a picture is missing."""
+"""In frame intervals: the largest jitter of a regular stream, and the smallest distance at which a picture is missing."""
 
 _MOST_LOST = 10_000
-"""Lost frames that are told one by one at most, as a time stamp may claim any number."""
+"""Largest number of lost frames that are reported one by one, because a time stamp may claim any number."""
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A stretch of lost frames: why, and how many where that is known."""
+    """A gap of lost frames: the reason, and the number if known."""
 
     reason: str
     count: int | None
 
     def reasons(self) -> list[str]:
-        """The reason for each frame, or once for the whole stretch."""
+        """The reason for each frame, or once for the whole gap."""
         if self.count is None:
             return [f"{self.reason}: an unknown number of frames is lost"]
         if self.count > _MOST_LOST:
@@ -31,18 +31,17 @@ class Loss:
 
 
 class Gap:
-    """The stretch that is being lost, if one is, and how frames are counted that nobody saw.
+    """The current gap of lost frames, if any, and the count of frames that could not be seen.
 
-    In a stream whose pictures come one step after another, the time that is missing tells how many: from the first damage on,
-    as more may be missing behind it without a mark. In other streams the packets that gave no picture are counted, where the
-    format keeps them.
+    In a regular stream the missing time gives the number of lost frames, counted from the first damage, because more frames may
+    be missing after it without a sign. In other streams the packets without a picture are counted, if the format keeps them.
 
     Attributes:
-        reason: why, or None where nothing is being lost.
-        packets: those of it that gave no picture.
-        awaits_key_packet: whether packets are passed over until one that can be decoded without others.
-        awaits_key_picture: whether pictures are passed over in the same way.
-        regular: whether pictures have come one step after another so far.
+        reason: the reason of the current gap, or None.
+        packets: packets of the gap that gave no picture.
+        awaits_key_packet: whether packets are skipped until one that can be decoded without others.
+        awaits_key_picture: whether pictures are skipped in the same way.
+        regular: whether pictures have come at regular intervals so far.
     """
 
     def __init__(self, step: Fraction, *, packets_count: bool) -> None:
@@ -57,17 +56,17 @@ class Gap:
         self._told = 0  # frames of this stretch that are counted already
 
     def open(self, reason: str) -> None:
-        """Something was lost."""
+        """Begin a gap, or continue the current one."""
         self.reason = self._damaged = self.reason or reason
 
     def misses(self, time: Fraction) -> bool:
-        """Whether frames are missing, though nothing marked them, between the picture before and one of this time."""
+        """Whether frames are missing, without any sign of damage, between the previous picture and one of this time."""
         if self._damaged is None or not self.regular or self._last is None or self.reason is not None:
             return False
         return time - self._last >= _MISSING_STEPS * self._step
 
     def before(self, time: Fraction, *, held_back: bool) -> Loss | None:
-        """What was lost before the picture of this time; one that was held back doesn't end the stretch."""
+        """The loss before the picture of this time; a picture that was held back does not end the gap."""
         missing = 0
         if self._last is not None:
             passed = (time - self._last) / self._step
@@ -84,7 +83,7 @@ class Gap:
         return loss
 
     def at_end(self, reason: str) -> Loss:
-        """What was lost when the stream has ended and does not say how many frames it has."""
+        """The loss at the end of a stream that does not declare its number of frames."""
         return Loss(reason, None) if reason == CUT_SHORT else self._counted(reason)
 
     def _counted(self, reason: str) -> Loss:

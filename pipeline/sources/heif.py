@@ -1,7 +1,7 @@
 """HEIF pictures, which HEIC and AVIF are: size, orientation, and the tiles that large ones are made of.
 
-A phone's HEIC is a grid of HEVC pictures; read one by one they would pass for whole pictures. OpenCV reads no HEIC, and no AVIF
-whose EXIF data stands behind the picture.
+A phone's HEIC is a grid of HEVC pictures; FFmpeg would read each tile as a complete picture. OpenCV reads no HEIC, and no AVIF
+whose EXIF data follows the picture.
 
 Sources: ISO/IEC 23008-12 (HEIF: items, properties, grids), ISO/IEC 14496-12 (boxes, `iloc`), ISO/IEC 23000-22 (MIAF).
 """
@@ -26,7 +26,7 @@ _CODERS = {b"hvc1": ("hevc", b"hvcC"), b"av01": ("libdav1d", b"av1C")}
 """By the kind of an item: FFmpeg's decoder, and the property that configures it."""
 
 _SMALLEST_TILE = 64
-"""Side of a grid's tiles at least, px (MIAF, 7.3.11.4.2): fewer would let a small file claim many thousands."""
+"""Smallest side of a grid's tiles, px (MIAF, 7.3.11.4.2): with smaller ones a small file could declare many thousands."""
 
 
 def _brands(head: bytes) -> list[bytes]:
@@ -68,8 +68,8 @@ class HeifPicture:
         size: width and height as it is stored, px.
         turns: quarters of a turn anticlockwise (`irot`) and flips (`imir`; OpenCV's code), in the order of the file: pairs of a
             name and a number.
-        exif: its EXIF data from the TIFF header on, or None. Where `turns` is empty its orientation holds.
-        rows, columns: of its tiles; one each where it is one picture.
+        exif: its EXIF data, beginning with the TIFF header, or None. If `turns` is empty its orientation applies.
+        rows, columns: of its tiles; one each if it is a single picture.
         decoder: FFmpeg's name of what decodes them.
         tiles: their decoder's configuration and data, row by row.
         full_range: whether its luma uses 0..255, None where the file doesn't say.
@@ -86,7 +86,7 @@ class HeifPicture:
 
 
 def read(data: bytes) -> HeifPicture:
-    """What a file says of its primary picture.
+    """Read the description of a file's primary picture.
 
     Raises:
         ValueError, IndexError, KeyError, struct.error: it is damaged, or of a kind that isn't read here; a ValueError says so.
@@ -143,7 +143,7 @@ def read(data: bytes) -> HeifPicture:
 
 
 def decode(picture: HeifPicture) -> NDArray[np.uint8]:
-    """The picture BGR uint8 [H, W, 3] as it is stored, put together from its tiles.
+    """The picture BGR uint8 [H, W, 3] as it is stored, assembled from its tiles.
 
     Raises:
         ValueError: a tile does not decode, or is smaller than it has to be.
@@ -250,7 +250,7 @@ def _items(data: bytes) -> tuple[dict[int, _Item], int, tuple[int, int]]:
         base = numbers.take(base_size)
         count = numbers.take(2)
         if count > 1 and not offset_size + length_size + index_size:
-            raise ValueError("its pieces have no place")
+            raise ValueError("its pieces have no position")
         for _ in range(count):
             numbers.take(index_size)
             place = base + numbers.take(offset_size)

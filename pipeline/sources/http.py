@@ -1,4 +1,4 @@
-"""What a web server sends: MJPEG, HLS, and files, which play as a camera would."""
+"""Sources over HTTP: MJPEG, HLS, and files, which play as a camera would."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.sources.uri import NetworkUri
 _KNOWN = ("flip", "ca", "verify")
 
 _PROTOCOLS = "http,https,tls,tcp,crypto,httpproxy"
-"""What a playlist or a redirection may lead to: the network, never a file of this computer."""
+"""Protocols that a playlist or a redirection may use: the network, never a file of this computer."""
 
 
 def open_http(uri: str, opening: Opening) -> Source:

@@ -1,23 +1,24 @@
-"""How large a picture may be: looked at before anything is decoded, since a few kilobytes can claim gigabytes."""
+"""The largest picture that is read: checked before anything is decoded, because a few kilobytes can declare gigabytes."""
 
 from __future__ import annotations
 
 from convnextpose.errors import SourceError
 
 PIXEL_LIMIT = 8192 * 8192
-"""A picture has fewer pixels than this: twice an 8K video's, as many as a 64-megapixel camera's. 200 MB as BGR."""
+"""Limit of the pixels of a picture: twice an 8K video's, as many as a 64-megapixel camera's; 200 MB as BGR."""
 
 FILE_LIMIT = 16 * PIXEL_LIMIT
-"""Bytes of a picture's file at most: the largest picture, uncompressed, in four channels of four bytes."""
+"""Limit of the size of a picture file, bytes: the largest picture, uncompressed, in four channels of four bytes."""
 
 DECODER_OPTIONS = {"max_pixels": str(PIXEL_LIMIT - 1)}
-"""FFmpeg refuses larger pictures before it makes room for them, also where a stream grows half way."""
+"""FFmpeg refuses larger pictures before it allocates memory, even if the size changes within a stream."""
 
 
 def decoder_options(codec: str) -> dict[str, str]:
-    """Options of a decoder: the bound on the size; and a JPEG that ends too early is an error, not half a guess.
+    """Options of a decoder: the limit of the size; and a JPEG that ends too early is an error.
 
-    FFmpeg fills the rest of such a picture with the one before, without a mark. For other codecs it marks what it guesses.
+    Otherwise FFmpeg would fill the rest of such a picture from the previous one, without a mark. For other codecs it marks
+    concealed errors.
     """
     return DECODER_OPTIONS | ({"err_detect": "explode"} if codec == "mjpeg" else {})
 
@@ -26,8 +27,8 @@ def check_size(width: int, height: int, name: object) -> None:
     """Refuse a picture or a video that is too large.
 
     Args:
-        width, height: what it says of itself, px.
-        name: of its file, for the message.
+        width, height: its declared size, px.
+        name: its file's name, for the message.
 
     Raises:
         SourceError: it has PIXEL_LIMIT pixels or more.

@@ -1,8 +1,8 @@
-"""What every live source shares: it connects, tells what it does, notices silence, and comes back by itself.
+"""The base class of live sources: it connects, reports its state, notices silence, and reconnects by itself.
 
-A worker thread opens the camera and reads it; whoever iterates watches the worker by the clock. A call into a library or a
-driver may hang for ever and cannot be ended from outside: such a worker is given up and another one takes its place. So no
-camera holds up whoever iterates, and closing takes no time.
+A worker thread opens the camera and reads it; the thread that iterates over the source watches the worker's time. A call into a
+library or a driver may hang for ever and cannot be ended from outside. Such a worker is abandoned and replaced by another one.
+So no camera blocks the iteration, and closing takes no time.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from pipeline.types import Frame, SourceInfo, State, UnreadableFrame
 CONNECTING, LIVE, STALLED, LOST = "connecting", "live", "stalled", "lost"
 
 WAITING_FRAMES = 8
-"""Frames that wait for whoever iterates; of more the oldest are given up."""
+"""Number of frames that wait for the iteration; if there are more, the oldest are dropped."""
 
 NOT_TAKEN = "newer frames came before it was taken"
 
 HANGS_AFTER_S = 2.0
-"""A worker is given up that is silent for so much longer than its own time-outs, s."""
+"""A worker that is silent for this much longer than its own timeouts is abandoned, s."""
 
 MOST_HANGING = 3
-"""Workers that hang at once at most: then no other is started until one of them ends."""
+"""Largest number of hanging workers: then no other is started until one of them ends."""
 
 BEHIND_S = 1.0
-"""A paced stream that is so late is not caught up with: it goes on from where it is, s."""
+"""A paced stream that is this late does not catch up but continues from there, s."""
 
 
 class Lost(Exception):  # noqa: N818  # a signal: what was lost is tried again
@@ -45,18 +45,18 @@ class Lost(Exception):  # noqa: N818  # a signal: what was lost is tried again
 
 
 class Ended(Exception):  # noqa: N818  # a signal
-    """What plays as a camera has come to its end."""
+    """A recording that plays as a camera has ended."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """What a connection gives.
+    """A picture from a connection.
 
     Attributes:
         image: BGR uint8 [H, W, 3], upright.
-        stream_s: its time by the stream's own clock, s; None where the stream has none that can be believed.
+        stream_s: its time by the stream's own clock, s; None without a reliable one.
         taken_ns: when it was taken, or arrived, ns since 1970.
-        clock: what `taken_ns` is by.
+        clock: what measured `taken_ns`.
         decode_ns: how long it took to decode, ns.
     """
 
@@ -71,9 +71,9 @@ class Connection(Protocol):
     """An open camera.
 
     Attributes:
-        paced: whether its pictures come in bursts and are given at the times that their stamps say.
-        description: size and codec, for people.
-        frame_rate: nominal frames a second, or None where it is not known.
+        paced: whether its pictures arrive in bursts and are played at the times of their stamps.
+        description: size and codec, as text.
+        frame_rate: nominal frames a second, or None if unknown.
     """
 
     paced: bool
@@ -90,11 +90,11 @@ class Connection(Protocol):
         ...
 
     def abort(self) -> None:
-        """Let a read in progress end, where that can be done from another thread."""
+        """End a read in progress, if that is possible from another thread."""
         ...
 
     def close(self) -> None:
-        """Give back what it holds; called by the thread that reads."""
+        """Release its resources; called by the thread that reads."""
         ...
 
 
@@ -113,7 +113,7 @@ class _Worker:
         self.thread = threading.Thread(target=target, args=(self,), name=name, daemon=True)
 
     def does(self, what: str) -> None:
-        """Note what it is doing from now on, or that it is still alive."""
+        """Record what it is doing now, or that it is still alive."""
         self.doing, self.since = what, time.monotonic()
 
 
@@ -122,10 +122,10 @@ class _Retired(Exception):  # noqa: N818  # a signal
 
 
 class LiveSource(Source):
-    """A camera, from now until it is closed: iterating gives its frames and, when they change, its states.
+    """A camera: iterating gives its frames and its changes of state, until it is closed.
 
-    It may be absent at the start, and may come back at any time with pictures of another size or codec. Nothing is opened
-    before it is iterated over.
+    It may be absent at the start, and may reconnect at any time with pictures of another size or codec. It is opened only when
+    the iteration begins.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class LiveSource(Source):
             raise StopIteration
 
     def close(self) -> None:
-        """End the frames at once. A worker that is inside a library's call ends with it, at its time-out at the latest."""
+        """End the frames at once. A worker inside a library call ends when the call returns, at the latest at its timeout."""
         with self._changed:
             self._closed = True
             workers = [*self._hanging, *([self._worker] if self._worker else [])]
@@ -206,7 +206,7 @@ class LiveSource(Source):
         silent = time.monotonic() - worker.since
         reading = worker.doing == "reading"
         if reading and self._state[0] == LIVE and silent > patience.stalled_s:
-            self._say(STALLED, f"connected, but no picture has come for {patience.stalled_s:g} s: look whether it is frozen")
+            self._say(STALLED, f"connected, but no picture has come for {patience.stalled_s:g} s: check whether it is frozen")
         limit = HANGS_AFTER_S + (patience.read_s if reading else 2 * patience.open_s)
         if silent > limit:
             what = "reading" if reading else "opening"
@@ -280,7 +280,7 @@ class LiveSource(Source):
             finally:
                 worker.connection = None
                 connection.close()
-            raise Lost("the connection ended without a word")
+            raise Lost("the connection ended without a reason")
         except Lost as lost:
             with self._changed:
                 self._check(worker)

@@ -1,4 +1,4 @@
-"""The options of a live source: behind a `?` for devices, behind a `#` where the query belongs to a server."""
+"""The options of a live source: after a `?` for devices, after a `#` for network sources, whose query belongs to the server."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from pipeline.sources.orientation import FLIPS, UPRIGHT, Orientation
 
 @dataclass(frozen=True)
 class Options:
-    """What a user asks of a camera; each scheme takes some of it.
+    """A user's options of a camera; each scheme supports some of them.
 
     Attributes:
         size: width and height, px.
         rate: frames a second.
-        format: pixel format or codec that a device is asked for, by FFmpeg's name, such as mjpeg or yuyv422.
-        codec: what an RTP stream without a description holds: h264, h265 or jpeg.
-        flip: how its pictures are turned.
+        format: requested pixel format or codec of a device, by FFmpeg's name, such as mjpeg or yuyv422.
+        codec: the codec of an RTP stream without a description: h264, h265 or jpeg.
+        flip: how its pictures are rotated or mirrored.
         transport: `tcp` or `udp`.
-        latency_ms: how long packets that come in the wrong order are waited for, ms.
-        ca: file of the certificates that are trusted beside the system's.
-        verify: whether a TLS server has to prove who it is.
+        latency_ms: how long to wait for packets that arrive out of order, ms.
+        ca: file of certificates that are trusted in addition to the system's.
+        verify: whether a TLS server's certificate is checked.
     """
 
     size: tuple[int, int] | None = None
@@ -77,16 +77,16 @@ _READ: dict[str, tuple[str, str, Callable[[str], Any]]] = {
 
 
 def read_options(text: str, known: Sequence[str], shown: str, asked: Sequence[tuple[str, str]] = ()) -> Options:
-    """The options in `name=value&name=value`, and those that are asked of every source, which count less.
+    """Read the options in `name=value&name=value`; they override those that were given for all sources.
 
     Args:
-        text: what the user wrote into the source's address.
-        known: the names that the scheme takes.
+        text: the options in the source's address.
+        known: the names that the scheme supports.
         shown: the source's name, for messages.
-        asked: names and values; each has to be one that the scheme takes.
+        asked: names and values for all sources; the scheme must support each of them.
 
     Raises:
-        SourceError: an option is not known to the scheme, or its value has no meaning; the value is not repeated.
+        SourceError: the scheme does not support an option, or its value is not valid; the value is not repeated.
     """
     options = Options()
     for name, value in [*asked, *parse_qsl(text, keep_blank_values=True)]:

@@ -71,4 +71,4 @@ FLIPS = {
     "180": Orientation.turned(2),
     "270": Orientation.turned(1),
 }
-"""How pictures are turned: flipped, or by degrees clockwise."""
+"""The values of `--flip`: mirrorings, or rotations by degrees clockwise."""

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a live source waits for what.
+    """The timeouts and waits of a live source.
 
     Attributes:
-        open_s: for a camera to be opened, s.
-        read_s: for data of an open camera, s; then the connection is given up.
-        stalled_s: for a picture of an open camera, s; then its state says so.
-        first_wait_s: before the second try to come back, s; the first follows at once. Each wait is twice the one before.
-        longest_wait_s: before a try at most, s.
-        jitter: by which fraction the waits vary, so that many cameras of one recorder do not come back at one moment.
+        open_s: time to open a camera, s.
+        read_s: time without data from an open camera, s; then the connection is closed.
+        stalled_s: time without a picture from an open camera, s; then its state is `stalled`.
+        first_wait_s: wait before the second attempt to reconnect, s; the first follows at once. Each wait is twice the last.
+        longest_wait_s: longest wait before an attempt, s.
+        jitter: random variation of the waits (a fraction), so that the cameras of one recorder do not reconnect at the same
+            moment.
     """
 
     open_s: float = 10.0
@@ -38,7 +39,7 @@ PATIENCE = Patience()
 
 
 class Backoff:
-    """The waits between tries to come back: none, then longer and longer ones, until a connection proves itself."""
+    """The waits between attempts to reconnect: none, then longer and longer ones, until a connection is stable."""
 
     def __init__(self, patience: Patience) -> None:
         self._patience = patience
@@ -47,8 +48,8 @@ class Backoff:
     def after(self, lived_s: float) -> float:
         """The wait after a connection that gave pictures for `lived_s` seconds (0: it could not be made), s.
 
-        A connection proves itself by living longer than the wait before it: a camera that breaks again and again after a
-        moment is not tried without a pause.
+        A connection counts as stable if it lasts longer than the wait before it, so that a camera which fails again and again
+        after a moment is not tried without a pause.
         """
         last = self._wait_s
         if last is None or lived_s > max(last, self._patience.first_wait_s):

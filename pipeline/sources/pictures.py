@@ -112,7 +112,7 @@ def read_file(path: Path) -> bytes:
     try:
         size = path.stat().st_size
         if size > FILE_LIMIT:
-            raise SourceError(f"expected a picture, but {path} is larger than any that is read: it has {size / 1e9:.1f} GB")
+            raise SourceError(f"expected a picture, but {path} is too large to be read: it has {size / 1e9:.1f} GB")
         data = path.read_bytes()
     except OSError as error:
         if isinstance(error, SourceError):

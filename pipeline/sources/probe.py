@@ -1,4 +1,4 @@
-"""How a camera fares over some seconds: how soon it is open, how evenly its frames come, and how old they are."""
+"""A test of a camera over some seconds: the time to open it, the jitter of its frames, and their age."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from pipeline.types import Frame, State, UnreadableFrame
 
 @dataclass(frozen=True)
 class CameraReport:
-    """What was seen of a camera.
+    """The results of a camera's test.
 
     Attributes:
-        opened_s: until its first frame, s; None if none came.
+        opened_s: time to its first frame, s; None without a frame.
         description: size and codec.
-        frames: that came.
-        unreadable: frames that could not be read.
-        rate: frames a second from the first to the last one; None of fewer than two.
-        jitter_ms: how far the times between frames are from their median, 95th percentile, ms.
+        frames: number of frames.
+        unreadable: number of frames that could not be read.
+        rate: frames a second from the first to the last one; None with fewer than two.
+        jitter_ms: deviation of the times between frames from their median, 95th percentile, ms.
         longest_gap_ms: longest time between two frames, ms.
-        stalls: how often it was connected and nothing came.
-        clock: what its frames' ages are by at the end: `kernel`, `sender` or `arrival`.
-        age_p50_ms, age_p99_ms: how old frames are when they can be worked on, by that clock, ms.
-        offset_ms: by how much the sender's clock is behind ours at most, ms: the age of the youngest frame, which holds the
-            network's delay too; None where the clock is not the sender's.
+        stalls: how often it was connected but sent nothing.
+        clock: what measures its frames' ages at the end: `kernel`, `sender` or `arrival`.
+        age_p50_ms, age_p99_ms: age of frames when they can be processed, by that clock, ms.
+        offset_ms: upper limit of how far the sender's clock is behind ours, ms: the age of the youngest frame, which includes
+            the network's delay; None if the clock is not the sender's.
         states: its states, in order.
     """
 
@@ -50,7 +50,7 @@ class CameraReport:
 
 
 def probe(source: Source, seconds: float) -> CameraReport:
-    """Watch a live source for some seconds, then close it."""
+    """Test a live source for some seconds, then close it."""
     begin = time.monotonic()
     timer = threading.Timer(seconds, source.close)
     timer.daemon = True

@@ -15,7 +15,7 @@ from pipeline.sources.source import OnDamage, Opening, Source
 from pipeline.types import State, UnreadableFrame
 
 _PICTURES_RATE = 1.0
-"""Frames a second of pictures, which have no time of their own."""
+"""Assumed frame rate of pictures, which have no time of their own, frames a second."""
 
 
 def open_test(uri: str, opening: Opening) -> Source:

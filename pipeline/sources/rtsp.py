@@ -13,7 +13,7 @@ from pipeline.sources.uri import NetworkUri
 _KNOWN = ("transport", "latency", "flip", "ca", "verify")
 
 _ANALYZED_US = 100_000
-"""How much of a stream FFmpeg reads before it gives pictures, us: its default of 5 s delays the first one by 2 s."""
+"""How much of a stream FFmpeg analyses before it gives pictures, us: its default of 5 s delays the first one by 2 s."""
 
 
 def open_rtsp(uri: str, opening: Opening) -> Source:

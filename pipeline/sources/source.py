@@ -1,4 +1,4 @@
-"""What every source is."""
+"""The base classes of sources."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pipeline.types import Frame, SourceInfo, State, UnreadableFrame
 
 
 class OnDamage(str, Enum):
-    """What a video does where its data is damaged or missing."""
+    """The behaviour of a video at damaged or missing data."""
 
     STOP = "stop"
-    """It ends with a SourceError; the frames before it came."""
+    """It ends with a SourceError, after the frames before the damage."""
 
     SKIP = "skip"
-    """It goes on with the next whole picture; what was lost comes as UnreadableFrame."""
+    """It goes on with the next complete picture; each lost frame is an UnreadableFrame."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Opening:
 
     Attributes:
         stream: which of a file's video streams, from 0, or None for the one that players show.
-        on_damage: whether a video ends at damage or goes on behind it.
+        on_damage: whether a video ends at damage or goes on after it.
         live: whether a file plays as a camera does.
         loop: whether that goes on from its beginning for ever.
         patience: how long a live source waits for what.
@@ -49,12 +49,12 @@ class Opening:
 
 
 class Source(Protocol):
-    """Something that gives frames, in order and once; a context manager. Iterating again continues.
+    """Gives frames, in order and once; a context manager. Iterating again continues.
 
-    May be iterated in another thread than the one that opened it, and closed from any.
+    It may be iterated in another thread than the one that opened it, and closed from any thread.
 
     Attributes:
-        info: what it says about itself.
+        info: its description.
     """
 
     info: SourceInfo
@@ -70,7 +70,7 @@ class Source(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what it holds; the frames end, also for a thread that waits for one. Calling it again does nothing."""
+        """Release its resources; the frames end, also for a thread that waits for one. Calling it again does nothing."""
         ...
 
     def __enter__(self) -> Source:

@@ -6,20 +6,20 @@ import bisect
 from fractions import Fraction
 
 _REORDERED = 20
-"""Steps that stamps jump back at most where pictures are only reordered: H.264 and HEVC keep 16 pictures back."""
+"""Largest jump back of stamps, in frame intervals, if pictures are only reordered: H.264 and HEVC reorder up to 16 pictures."""
 
 
 class PresentationClock:
-    """Gives each picture its time: its own stamp where that can be true, otherwise a time before the next true stamp.
+    """Gives each picture its time: its own stamp if that is plausible, otherwise a time before the next plausible stamp.
 
-    Times always grow. The stamps of packets are announced as they are read, ahead of the pictures, so that an invented time
-    never overtakes a stamp that was announced. Three kinds of wrong stamps are understood:
+    Times always grow. The stamps of packets are announced when they are read, ahead of the pictures, so that an interpolated
+    time is never after an announced stamp. Three kinds of wrong stamps are handled:
 
-    - Stamps in the order of decoding where pictures are shown in another (H.264 in AVI, MP4 without composition offsets). It
-      shows when a bidirectional picture overtakes smaller stamps though the packets' stamps only ever grew. As a set the stamps
-      are right: each picture takes the smallest that is left.
-    - Stamps that begin again (recordings put together): they go on from where the part before ended.
-    - No stamp, or one that does not grow: one nominal step after the picture before, or half way to the next true stamp.
+    - Stamps in decoding order, although pictures are shown in another order (H.264 in AVI, MP4 without composition offsets).
+      This is detected if a bidirectional picture overtakes smaller stamps while the packets' stamps only grew. As a set the
+      stamps are right: each picture takes the smallest remaining one.
+    - Stamps that start again (concatenated recordings): they continue from the end of the previous part.
+    - No stamp, or one that does not grow: one nominal interval after the previous picture, or half way to the next stamp.
 
     All times are in ticks of the stream's time base.
 
@@ -41,7 +41,7 @@ class PresentationClock:
         self._decoding_order = False
 
     def announce(self, stamp: int) -> None:
-        """Note a packet's stamp, in the order of the file."""
+        """Announce a packet's stamp, in the order of the file."""
         raw = Fraction(stamp)
         if self._announced is not None and raw < self._announced[0]:
             largest, moved = self._announced
@@ -57,7 +57,7 @@ class PresentationClock:
             bisect.insort(self._known, moved)
 
     def show(self, stamp: int | None, *, key: bool = False, bidirectional: bool = False) -> Fraction:
-        """The time of the next picture in the order of showing.
+        """The time of the next picture in display order.
 
         Args:
             stamp: its own, or None.

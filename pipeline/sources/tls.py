@@ -1,4 +1,4 @@
-"""Whom TLS trusts: PyAV's wheels differ in their defaults, so that everything is said."""
+"""The TLS settings: PyAV's wheels differ in their defaults, so every setting is explicit."""
 
 from __future__ import annotations
 

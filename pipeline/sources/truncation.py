@@ -1,4 +1,4 @@
-"""Whether a video file was cut short, and what of it is whole: read from the sizes that its outermost parts state.
+"""Whether a video file was cut short, and how much of it is complete, from the declared sizes of its outermost parts.
 
 Sources: ISO/IEC 14496-12 (the boxes of MP4 and its relatives), RFC 8794 (EBML: Matroska, WebM), Microsoft's description of RIFF
 (AVI). Other formats don't state their size.
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import IO
 
 _ISO_KINDS = (b"ftyp", b"styp", b"moov", b"mdat", b"free", b"skip", b"wide")
-"""Boxes that such a file begins with."""
+"""Types of the first box of an MP4 file or a relative."""
 
 
 def is_cut_short(path: Path) -> bool:
-    """Whether the file's outermost parts state more bytes than it has."""
+    """Whether the file's outermost parts declare more bytes than it has."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -36,7 +36,7 @@ def is_cut_short(path: Path) -> bool:
 
 
 def whole_length(path: Path) -> int:
-    """How many bytes the whole boxes at the beginning of an MP4 or a relative take; 0 for other files."""
+    """Total size of the complete boxes at the beginning of an MP4 file or a relative, bytes; 0 for other files."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""A source whose pictures are turned, as a user asks."""
+"""A source whose pictures are rotated or mirrored on request."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pipeline.types import Frame, State, UnreadableFrame
 
 
 class TurnedSource(Source):
-    """Another source's frames, turned. It closes that source.
+    """Another source's frames, rotated or mirrored. It closes that source.
 
     Args:
-        source: gives the frames.
-        orientation: how they are turned, beyond what the file itself says.
+        source: the other source.
+        orientation: the rotation or mirroring, in addition to the file's own orientation.
     """
 
     def __init__(self, source: Source, orientation: Orientation) -> None:

@@ -1,4 +1,4 @@
-"""What is sent without a connection: MPEG transport streams by `udp://`, and `rtp://`."""
+"""Streams without a connection: MPEG transport streams by `udp://`, and `rtp://`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.sources.source import Opening, Source
 from pipeline.sources.uri import NetworkUri
 
 _ANALYZED_US = 500_000
-"""How much of a stream FFmpeg reads before it gives pictures, us."""
+"""How much of a stream FFmpeg analyses before it gives pictures, us."""
 
 _RTP_NAMES = {"h264": (96, "H264/90000"), "h265": (96, "H265/90000"), "jpeg": (26, "JPEG/90000")}
 """Payload type and name of a codec in RTP (RFC 6184, RFC 7798, RFC 2435); 96 is what senders choose for what has no number."""

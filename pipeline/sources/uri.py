@@ -10,10 +10,10 @@ from urllib.parse import quote, unquote
 from convnextpose.errors import SourceError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+)://")
-"""A scheme of at least two letters: one letter is a drive of Windows."""
+"""A scheme has at least two letters: a single letter is a Windows drive."""
 
 _SECRET = re.compile(r"(?:pass(?:word|wd|phrase)?|pwd|pw|secret|token|auth|signature|sig|key)=([^&]*)", re.IGNORECASE)
-"""A parameter that is secret by its name, in a query or in a path. It ends at `&`: a password may hold all other separators."""
+"""A parameter with a secret name, in a query or in a path. It ends at `&`: a password may contain all other separators."""
 
 
 def scheme_of(uri: str) -> str | None:
@@ -23,10 +23,9 @@ def scheme_of(uri: str) -> str | None:
 
 
 def without_password(uri: str | Path) -> str:
-    """A URI as it may be shown: without user and password, and with `***` for the value of a secret parameter.
+    """A URI that is safe to show: without user and password, and with `***` for the value of a secret parameter.
 
-    Where it is unclear what belongs to a password, it goes: passwords hold `:`, `/` and `@`, though they should not. The paths
-    of files stay as they are.
+    In doubt too much is removed: passwords may contain `:`, `/` and `@`, although they should not. File paths stay unchanged.
     """
     if isinstance(uri, Path) or scheme_of(uri) == "file":
         return str(uri)
@@ -44,7 +43,7 @@ def without_password(uri: str | Path) -> str:
 
 
 def brief(text: str, most: int = 120) -> str:
-    """A text of at most so many characters, for messages."""
+    """A text, shortened to a number of characters, for messages."""
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
@@ -54,11 +53,11 @@ class NetworkUri:
 
     Attributes:
         scheme: in lower case.
-        user, password: as they are, with nothing encoded; empty where there are none.
-        host: name or address, an IPv6 address without its brackets; may be empty where the scheme allows that.
+        user, password: decoded; empty if there are none.
+        host: name or address, an IPv6 address without its brackets; may be empty if the scheme allows that.
         port: its port, or None for the scheme's own.
         path: path and query as the server gets them, from the first `/` or `?`.
-        options: what stands behind a `#`: never sent to a server, so that our own options are apart from the server's query.
+        options: the part after a `#`, for our own options: it is never sent to a server, unlike the query.
     """
 
     scheme: str
@@ -71,10 +70,10 @@ class NetworkUri:
 
     @classmethod
     def parse(cls, uri: str) -> NetworkUri:
-        """Take a URI apart. A password may hold `:`, `@` and `#`, and a `/` where no `@` stands before it.
+        """Parse a URI. A password may contain `:`, `@` and `#`, and a `/` if there is no `@` before it.
 
         Raises:
-            SourceError: its port is no number.
+            SourceError: its port is not a number.
         """
         scheme, rest = uri.split("://", 1)
         end = re.search(r"[/?]|$", rest)
@@ -95,15 +94,15 @@ class NetworkUri:
 
     @property
     def place(self) -> str:
-        """Host and port as they are shown."""
+        """Host and port, for messages."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port is None else f"{host}:{self.port}"
 
     def address(self, scheme: str | None = None) -> str:
-        """The whole address with user and password, as a library takes it: not to be shown."""
+        """The complete address with user and password, for a library: it must not be shown."""
         secret = f"{quote(self.user, safe='')}:{quote(self.password, safe='')}@" if self.user or self.password else ""
         return f"{scheme or self.scheme}://{secret}{self.place}{self.path}"
 
     def shown(self) -> str:
-        """The address without what is secret and without options."""
+        """The address without secrets and options."""
         return without_password(f"{self.scheme}://{self.place}{self.path}")

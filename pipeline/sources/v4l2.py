@@ -27,7 +27,7 @@ _ENUM_FORMATS, _ENUM_SIZES, _ENUM_INTERVALS = (2, 64), (74, 44), (75, 52)
 
 
 def device_of(text: str) -> str | None:
-    """The `v4l2://` address of a camera that is named in short, with its options, or None where no camera is named."""
+    """The `v4l2://` address of a camera with a short name, with its options, or None if it is not a camera's name."""
     found = _SHORT.fullmatch(text)
     if found is None:
         return None
@@ -59,12 +59,12 @@ def open_v4l2(uri: str, opening: Opening) -> Source:
 
 @dataclass(frozen=True)
 class Mode:
-    """What a camera can send.
+    """A mode of a camera.
 
     Attributes:
         format: its pixel format or codec, four letters.
         width, height: px.
-        rates: frames a second, the largest first; empty where it does not say.
+        rates: frames a second, the largest first; empty if unknown.
     """
 
     format: str
@@ -79,9 +79,9 @@ class Device:
 
     Attributes:
         path: its device.
-        name: what it calls itself.
-        modes: what it can send.
-        problem: why its modes are not known, or empty.
+        name: its own name.
+        modes: its modes.
+        problem: why its modes are unknown, or empty.
     """
 
     path: str
@@ -91,7 +91,7 @@ class Device:
 
 
 def list_devices(folder: Path = Path("/sys/class/video4linux")) -> list[Device]:
-    """The cameras that are there; of devices that give no pictures, such as a camera's second one for metadata, none."""
+    """The connected cameras. Devices without pictures, such as a camera's second one for metadata, are not listed."""
     entries = sorted(folder.glob("video*"), key=lambda entry: int(re.sub(r"\D", "", entry.name) or 0))
     devices = []
     for entry in entries:
@@ -111,7 +111,7 @@ def list_devices(folder: Path = Path("/sys/class/video4linux")) -> list[Device]:
 
 
 def modes_of(path: str) -> tuple[Mode, ...]:
-    """What the camera of a device can send; empty if it is none.
+    """The modes of a device's camera; empty if it is not a camera.
 
     Raises:
         OSError: it cannot be opened.

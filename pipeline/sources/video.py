@@ -1,7 +1,7 @@
-"""Video files: which stream, which pictures, when each is shown, and what happens where the data is damaged.
+"""Video files: the choice of stream, the pictures, their time stamps, and the behaviour at damaged data.
 
-Damage ends a video: every frame before it comes, then a SourceError says at which frame it broke. Where damage is skipped, the
-video goes on at the next picture that needs no other, and what was lost in between comes as UnreadableFrame.
+By default damage ends a video: every frame before it is given, then a SourceError says at which frame it broke. If damage is
+skipped, the video goes on at the next picture that needs no other, and each frame lost in between is an UnreadableFrame.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from pipeline.sources.truncation import FilePart, is_cut_short, whole_length
 from pipeline.types import Frame, SourceInfo, UnreadableFrame
 
 _TEXT_CODECS = frozenset({"ansi", "bintext", "idf", "xbin"})
-"""FFmpeg draws text files as videos of a terminal: nobody means that."""
+"""FFmpeg reads text files as videos of a terminal: such files are refused."""
 
 _BEGIN_ANYWHERE = frozenset({"mpegts", "mpeg", "h264", "hevc"})
-"""Formats of recordings that may begin between key frames: what comes before their first whole picture is no break."""
+"""Formats of recordings that may begin between key frames: data before their first complete picture is not damage."""
 
 _WITHOUT_CLOCK = frozenset({"h264", "hevc"})
-"""Formats without time stamps: FFmpeg takes 25 frames a second for granted, though the stream itself may say how many."""
+"""Formats without time stamps: FFmpeg assumes 25 frames a second, although the stream itself may declare a rate."""
 
 _PACKETS_VANISH = frozenset({"mpegts", "mpeg"})
-"""Formats in which damage takes whole packets away; in others each packet is there, damaged or not."""
+"""Formats in which damage removes complete packets; in others every packet exists, damaged or not."""
 
 _INVALID_DATA = av.error.tag_to_code(b"INDA")
 _DAMAGED = "its data is damaged"
@@ -53,10 +53,10 @@ _ASSUMED_FRAME_RATE = 25
 """Spacing of frames without time stamps in a stream that doesn't state its frame rate."""
 
 _PACKETS_AHEAD, _BYTES_AHEAD = 32, 1 << 23
-"""How far packets are read ahead of the pictures, so that their time stamps are known: whichever bound comes first."""
+"""How far packets are read ahead of the pictures, so that their time stamps are known: whichever limit is reached first."""
 
 _AVI_CHUNK_HEAD = 8
-"""Bytes before a chunk's data: the index gives the place of the one, packets that of the other."""
+"""Size of a chunk's header, bytes: the index has the chunk's position, packets that of its data."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class _Picture:
 class VideoSource(FileSource):
     """One stream of moving pictures of a file.
 
-    time_s is the stream's own time since its first frame, so variable frame rates stay what they are (see PresentationClock).
+    time_s is the stream's own time since its first frame, so variable frame rates are kept (see PresentationClock).
     """
 
     def __init__(

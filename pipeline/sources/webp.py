@@ -1,4 +1,4 @@
-"""Animated WebP, which neither FFmpeg nor older OpenCV reads: each frame as a picture of its own, put on the canvas.
+"""Animated WebP, which neither FFmpeg nor older OpenCV reads: each frame is decoded as a picture and drawn on the canvas.
 
 Source: RFC 9649 (WebP): chunks, frames (`ANMF`), blending and disposal.
 """
@@ -18,11 +18,11 @@ class WebpFrame:
     """A frame of an animation.
 
     Attributes:
-        left, top, width, height: where it lies on the canvas, px.
-        duration_ms: how long it is shown.
-        blends: whether what is transparent shows the canvas under it; otherwise it replaces it.
-        clears: whether its place is cleared before the next frame.
-        picture: it as a WebP file of its own.
+        left, top, width, height: its area on the canvas, px.
+        duration_ms: how long it is shown, ms.
+        blends: whether transparent pixels show the canvas below; otherwise they replace it.
+        clears: whether its area is cleared before the next frame.
+        picture: the frame as a WebP file.
     """
 
     left: int
@@ -63,7 +63,7 @@ def put_on(canvas: NDArray[np.uint8], frame: WebpFrame) -> None:
     """Draw a frame on the canvas BGRA uint8 [H, W, 4].
 
     Raises:
-        ValueError: it does not decode, or does not lie on the canvas.
+        ValueError: it does not decode, or is not inside the canvas.
     """
     place = canvas[frame.top : frame.top + frame.height, frame.left : frame.left + frame.width]
     if place.shape[:2] != (frame.height, frame.width):

@@ -1,4 +1,4 @@
-"""What every view is, and where it stands."""
+"""The interface of views, and their addresses."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from typing import Protocol
 from pipeline.types import PosedFrame
 
 LOOPBACK = "127.0.0.1"
-"""Where a view stands that nobody named a host for: reached from this machine only."""
+"""The default host of a view: it can be reached only from this machine."""
 
 _PLACE = re.compile(r"(?:(?:\[(?P<six>[^\]]+)\]|(?P<host>[^:\[\]]*)):)?(?P<port>\d+)")
 
 
 class View(Protocol):
-    """Something that shows posed frames while a run goes on. One thread at a time calls it.
+    """Shows or sends posed frames during a run. One thread at a time calls it.
 
     Attributes:
-        name: what it is called in messages.
-        address: where a user finds it.
+        name: its name in messages.
+        address: its address for the user.
     """
 
     name: str
     address: str
 
     def show(self, posed: PosedFrame, /) -> None:
-        """Show a frame, in whatever time it takes: frames that come meanwhile are skipped, except the newest of each source.
+        """Show a frame. It may take any time: meanwhile frames are skipped, except the newest of each source.
 
-        The frame's timeline holds the stages up to its poses. An exception ends the view, not the run.
+        The frame's timeline contains the stages up to its poses. An exception ends the view, not the run.
         """
         ...
 
     def close(self) -> None:
-        """Give back what it holds, within a second; calling it again does nothing."""
+        """Release its resources, within a second; calling it again does nothing."""
         ...
 
 
@@ -59,7 +59,7 @@ class Place:
         """Read `[HOST:]PORT`, an IPv6 address in brackets; without a host it is this machine's loopback.
 
         Raises:
-            ValueError: it is none.
+            ValueError: it has another form.
         """
         found = _PLACE.fullmatch(text.strip())
         if found is None:

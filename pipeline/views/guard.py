@@ -1,7 +1,7 @@
-"""Who may see the page: the token beyond loopback, and the checks of Host and Origin that keep other web pages out.
+"""Access control of the page: the token beyond loopback, and the checks of Host and Origin that keep other web pages out.
 
-A browser sends what any web page asks it to. Host is checked so that a foreign name that was pointed at this machine (DNS
-rebinding) is refused; Origin so that a foreign page can open no socket here. Programs send no Origin, and need none.
+Any web page can make a browser send requests here. Host is checked so that another host name that points to this machine (DNS
+rebinding) is refused, and Origin so that another page cannot open a socket here. Programs send no Origin, and need none.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def is_loopback(host: str) -> bool:
 
 
 class Guard:
-    """Lets requests in, or says why not.
+    """Accepts requests, or says why they are refused.
 
     Args:
-        place: where the view stands.
+        place: the view's host and port.
 
     Attributes:
-        token: what a request must bring, or None on loopback. It is shown to the user once and never logged.
-        cookie: the name of the cookie that keeps it. Cookies are not kept apart by port, so each run has a name of its own.
+        token: the token that a request needs, or None on loopback. It is shown to the user once and never logged.
+        cookie: the name of the cookie that stores it. Browsers do not separate cookies by port, so each run has its own name.
     """
 
     def __init__(self, place: Place) -> None:
@@ -45,11 +45,11 @@ class Guard:
         self._names = _LOOPBACK_NAMES if self.token is None else _LOOPBACK_NAMES | {place.host.lower(), name, f"{name}.local"}
 
     def refuse(self, headers: Message, token: str | None = None) -> tuple[HTTPStatus, str] | None:
-        """Why a request is not let in, or None if it is.
+        """Why a request is refused, or None if it is accepted.
 
         Args:
-            headers: the request's.
-            token: what its query gives, if it does.
+            headers: the request's headers.
+            token: the token in its query, if any.
         """
         host, origin = headers.get("Host"), headers.get("Origin")
         if host is None or not self._knows(host):

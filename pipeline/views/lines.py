@@ -15,9 +15,9 @@ from pipeline.views.serving import LISTEN_S, SEND_TIME_S, Connections, has_left
 
 
 def send_lines(connection: socket.socket, board: Board[Shot]) -> None:
-    """Send lines until the run ends or the client leaves: each source's newest frame whenever the last line has gone out.
+    """Send lines until the run ends or the client disconnects: when a line is sent, each source's newest frame is next.
 
-    Before a source's first frame comes its header.
+    A source's header is sent before its first frame.
 
     Raises:
         OSError: the client is gone, or did not take a line in SEND_TIME_S.
@@ -33,14 +33,14 @@ def send_lines(connection: socket.socket, board: Board[Shot]) -> None:
 
 
 class LineView:
-    """Serves lines of JSON over TCP. A view. It asks for no token: beyond loopback, everyone who reaches the port reads along.
+    """A view that serves lines of JSON over TCP. It has no token: beyond loopback, everyone who reaches the port can read them.
 
     Args:
-        place: where clients connect to.
-        status: what the run is and does.
+        place: the host and port that clients connect to.
+        status: the run's status.
 
     Raises:
-        SinkError: the place is taken, or not this machine's.
+        SinkError: the port is in use, or the host is not this machine.
     """
 
     name = "tcp"
@@ -52,12 +52,12 @@ class LineView:
         self.address = f"tcp://{self._server.place}"
 
     def show(self, posed: PosedFrame, /) -> None:
-        """Put a frame where the clients' threads find it."""
+        """Post a frame for the clients' threads."""
         source = posed.frame.source_id
         self._board.post(source, Shot(posed, self._status.headers[source]))
 
     def close(self) -> None:
-        """Let every client go, and free the port."""
+        """Disconnect all clients, and free the port."""
         self._board.close()
         self._server.close()
 

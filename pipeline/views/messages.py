@@ -1,7 +1,7 @@
-"""What leaves a running pipeline: messages for the page, and lines of JSON for programs.
+"""The live output of a pipeline: messages for the page, and lines of JSON for programs.
 
 A message for the page is 4 bytes with the length of its head (big-endian), the head as JSON, and the JPEG of each frame that
-the head lists, in that order: a picture and its poses travel together and cannot come apart.
+the head lists, in that order. So a picture and its poses always arrive together.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from pipeline.sources.uri import without_password
 from pipeline.types import PosedFrame, RunHeader
 
 MAX_SIDE_PX = 1280
-"""The page gets pictures whose longer side is at most this: no screen shows several larger ones."""
+"""Longest side of the pictures for the page, px: no screen shows several larger ones."""
 
 JPEG_QUALITY = 80
 
 
 def without_passwords(value: Any) -> Any:  # noqa: ANN401  # any JSON value
-    """A JSON value whose texts name no password, as `without_password` names URIs, also within sentences."""
+    """A JSON value without passwords: `without_password` is applied to every URI in its texts."""
     if isinstance(value, dict):
         return {key: without_passwords(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -41,7 +41,7 @@ def without_passwords(value: Any) -> Any:  # noqa: ANN401  # any JSON value
 
 
 def page_record(header: RunHeader) -> dict[str, Any]:
-    """What the page must know of a source before its first frame, as plain JSON values."""
+    """The description of a source that the page needs before the first frame, as plain JSON values."""
     joints = header.joint_set
     record: dict[str, Any] = without_passwords(
         {
@@ -65,7 +65,7 @@ def live_record(posed: PosedFrame, header: RunHeader) -> dict[str, Any]:
 
 
 class Shot:
-    """A posed frame on its way to clients: its picture is encoded once for all, when the first of them wants it."""
+    """A posed frame for clients: its picture is encoded once for all of them, when the first client needs it."""
 
     def __init__(self, posed: PosedFrame, header: RunHeader) -> None:
         self._posed = posed
@@ -84,9 +84,9 @@ class Shot:
     def part(self) -> tuple[dict[str, Any], bytes]:
         """Its record, and its picture as JPEG.
 
-        The record is that of `live_record`, its joints smoothed over time as in pictures. It has also `width` and `height` of
-        the frame, px, in whose pixels joints are told; `latency_ms` from its capture to its poses; `jpeg_bytes`; and of a live
-        source `age_ms`, how old the frame is now.
+        The record is that of `live_record`, with joints smoothed over time as in pictures. In addition it has the frame's
+        `width` and `height`, px, which the joints refer to; `latency_ms` from its capture to its poses; `jpeg_bytes`; and for a
+        live source `age_ms`, the frame's present age.
         """
         with self._lock:
             if self._encoded is None:
@@ -114,7 +114,7 @@ class Shot:
 
 
 def page_message(shots: Sequence[Shot], status: dict[str, Any] | None) -> bytes:
-    """One message for the page: frames of different sources, and the run's status where it is time for it."""
+    """One message for the page: frames of different sources, and from time to time the run's status."""
     parts = [shot.part() for shot in shots]
     head = {"type": "frames", "frames": [record for record, _ in parts], "status": status}
     text = json.dumps(head, separators=(",", ":"), allow_nan=False).encode()

@@ -17,7 +17,7 @@ def metrics_text(status: dict[str, Any]) -> str:
         (
             "convnextpose_frames_total",
             "counter",
-            "Frames by what became of them: received = posed + dropped + failed + those on their way.",
+            "Frames by outcome: received = posed + dropped + failed + frames in flight.",
             [
                 ({"source": s["name"], "result": result}, s["ledger"][result])
                 for s in sources
@@ -49,13 +49,13 @@ def metrics_text(status: dict[str, Any]) -> str:
         (
             "convnextpose_frames_per_second",
             "gauge",
-            "Frames received (in) and posed (out) in a second, of late.",
+            "Frames received (in) and posed (out) in a second, recently.",
             [({"source": s["name"], "way": way}, s["now"][f"fps_{way}"]) for s in sources for way in ("in", "out")],
         ),
         (
             "convnextpose_frame_age_seconds",
             "gauge",
-            "How old the newest posed frame of a live source was when it was done, by which clock.",
+            "Age of the newest posed frame of a live source when it was done, by clock.",
             [
                 ({"source": s["name"], "clock": s["now"]["clock"]}, s["now"]["age_ms"] / 1e3)
                 for s in sources

@@ -4,8 +4,9 @@ Space: metres, upright in the world (`convnextpose/world.py`), the floor at heig
 
 - `plain`: the world's axes: right-handed, x to the camera's right, y up, z towards the camera and behind it; the origin is the
   floor below the camera. All people.
-- `vmc` and `vrchat`: Unity's left-handed axes, y up. Somebody who faces the camera looks along +z, the right hand at +x; the
-  origin is where the person was first seen. An avatar follows one person: of the first source, the one seen longest.
+- `vmc` and `vrchat`: Unity's left-handed axes, y up. A person who faces the camera looks along +z, with the right hand at +x;
+the
+  origin is where the person was first seen. An avatar follows one person of the first source: the one seen longest.
 
 Sources: VMC protocol 2.0, https://protocol.vmc.info/english; VRChat's OSC trackers,
 https://docs.vrchat.com/docs/osc-trackers.
@@ -38,7 +39,7 @@ Message = tuple[str, list[Value]]
 """An OSC address and its arguments: strings, 32-bit integers and floats."""
 
 MOST_BYTES = 60_000
-"""A bundle is one UDP datagram: of a crowd, those who do not fit are left out, the farthest first."""
+"""Largest bundle, bytes, since it is one UDP datagram: people who do not fit are left out, the farthest first."""
 
 
 TRACKERS = ("Hips", "LeftFoot", "RightFoot", "LeftLowerLeg", "RightLowerLeg", "LeftLowerArm", "RightLowerArm", "Spine")
@@ -54,11 +55,11 @@ def euler_degrees(rotation: Array) -> tuple[float, float, float]:
 
 
 class OscView:
-    """Sends OSC bundles. A view.
+    """A view that sends OSC bundles.
 
     Args:
-        place: where to.
-        status: what the run is and does.
+        place: the receiver's host and port.
+        status: the run's status.
         style: `vmc`, `vrchat` or `plain`.
 
     Raises:
@@ -85,7 +86,7 @@ class OscView:
         self._origin: dict[int, Array] = {}
 
     def show(self, posed: PosedFrame, /) -> None:
-        """Send a frame's bundle; where the network does not take it, the frame is lost, as UDP has it."""
+        """Send a frame's bundle; if the network does not accept it, the frame is lost, as usual with UDP."""
         source = posed.frame.source_id
         if self._messages is not _plain and source != self._first:
             return
@@ -118,7 +119,7 @@ class OscView:
 
 
 def bundle(messages: Iterator[Message]) -> bytes:
-    """Messages as one OSC bundle, to be acted on at once; what would make it longer than MOST_BYTES is left out."""
+    """Messages as one OSC bundle with immediate execution; messages beyond MOST_BYTES are left out."""
     from pythonosc.osc_bundle_builder import IMMEDIATELY, OscBundleBuilder
     from pythonosc.osc_message_builder import OscMessageBuilder
 
@@ -185,9 +186,9 @@ def _floats(place: Array) -> tuple[float, float, float]:
 
 
 STYLES: dict[str, Callable[[OscView, PosedFrame, Floor], Iterator[Message]]] = {"vmc": _vmc, "vrchat": _vrchat, "plain": _plain}
-"""What is sent of a frame, by style."""
+"""Functions that make a frame's messages, by style."""
 
 
 def opener(style: str) -> Callable[[Place, RunStatus], View]:
-    """What opens an OSC view of a style."""
+    """A function that opens an OSC view of a style."""
     return partial(OscView, style=style)

@@ -1,4 +1,4 @@
-"""What the servers of views share: a thread for each connection, a bound on them, and an end that waits for none for ever."""
+"""The base class of the views' servers: a thread for each connection, a limit of connections, and a close that never hangs."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from convnextpose.errors import SinkError
 from pipeline.views.base import Place
 
 MAX_CONNECTIONS = 64
-"""Connections at once; one more is refused."""
+"""Largest number of connections; one more is refused."""
 
 LISTEN_S = 0.25
-"""How long a connection's thread waits at most before it looks whether the run has ended, s."""
+"""Longest time that a connection's thread waits before it checks whether the run has ended, s."""
 
 SEND_TIME_S = 20.0
-"""A client that does not take what it is sent within this time is given up, s."""
+"""A client that does not receive its data within this time is disconnected, s."""
 
 
 class Connections(ThreadingMixIn, TCPServer):
     """A server whose connections have a thread each.
 
     Attributes:
-        refusal: what a client is sent that is one too many.
+        refusal: the answer to a client beyond the limit.
     """
 
     allow_reuse_address = True
@@ -102,7 +102,7 @@ class Connections(ThreadingMixIn, TCPServer):
                 del self._clients[request]
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        """A client that goes away in the middle is nothing to tell of; what it asked for may hold the token."""
+        """Log nothing: clients may disconnect at any time, and the request may contain the token."""
 
     def _list(self) -> dict[socket.socket, threading.Thread]:
         with self._lock:
@@ -110,7 +110,7 @@ class Connections(ThreadingMixIn, TCPServer):
 
 
 def has_left(connection: socket.socket) -> bool:
-    """Whether a client that is only written to has closed its side. What it says is thrown away."""
+    """Whether a client that only receives has closed its side. Data that it sends is discarded."""
     connection.settimeout(0.0)
     try:
         return not connection.recv(1024)

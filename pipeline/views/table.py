@@ -1,4 +1,4 @@
-"""The views by name: to add one, write it and give it a line here."""
+"""The views by name. To add one, write it and add a line here."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ VIEWS: dict[str, Opener] = {
     "tcp": LineView,
     **{f"osc-{style}": opener(style) for style in STYLES},
 }
-"""What opens each view: a function of its place and of the run's status."""
+"""Functions that open a view, from its host and port and the run's status."""
 
 
 @dataclass(frozen=True)
 class ViewConfig:
-    """A view that a run is to have.
+    """The configuration of a view.
 
     Attributes:
         kind: a name in VIEWS.
-        place: where it stands, or where it sends to.
+        place: the host and port that it serves, or sends to.
     """
 
     kind: str
@@ -43,11 +43,11 @@ def open_view(config: ViewConfig, status: RunStatus) -> View:
     """Open a view.
 
     Args:
-        config: which, and where.
-        status: what the run is and does.
+        config: the view's configuration.
+        status: the run's status.
 
     Raises:
-        SinkError: it cannot stand at its place.
+        SinkError: its host or port cannot be used.
         RuntimeUnavailableError: a library that it needs is not installed.
     """
     return VIEWS[config.kind](config.place, status)

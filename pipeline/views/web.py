@@ -1,9 +1,9 @@
-"""The page and what stands beside it, on one port: `/`, its socket, `/poses`, `/status` and `/metrics`.
+"""The page and its other paths, on one port: `/`, its socket, `/poses`, `/status` and `/metrics`.
 
-Each connection has a thread of its own, so that a slow one holds up nobody else. The standard library's server speaks HTTP;
-a socket is spoken by `websockets`, in its form without I/O: with it, a page, a socket and the endless lines of `/poses` can
-share a port. The next message goes to a page only after it has acknowledged the last: what was sent and not read would grow
-old in buffers on the way, and be shown late.
+Each connection has its own thread, so that a slow one does not block the others. The standard library's server handles HTTP.
+Sockets are handled by `websockets` in its form without I/O, so that the page, its socket and the endless lines of `/poses` can
+share a port. A page gets the next message only after it has acknowledged the last one: otherwise messages would wait in
+buffers on the way and be shown late.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ MAX_CLIENT_BYTES = 1024
 """Longest message that a page may send."""
 
 STATUS_EVERY_S = 1.0
-"""How often a page is told the status, s."""
+"""Time between two messages with the status, s."""
 
 PING_AFTER_S, LOST_AFTER_S = 15.0, 60.0
-"""A client that says nothing is asked whether it is there, and given up, after so many seconds."""
+"""Seconds of silence after which a client gets a ping, and after which it is disconnected."""
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; base-uri 'none'",
@@ -47,25 +47,25 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
-"""Sent with every answer: nothing is loaded from elsewhere, no other page may embed or read it, no address is passed on."""
+"""Headers of every answer: nothing is loaded from elsewhere, no other page may embed or read it, no referrer is sent."""
 
 TYPES = {"js": "text/javascript", "svg": "image/svg+xml", "css": "text/css", "html": "text/html"}
 """What the page's files are; `mimetypes` would ask the system, which may know them otherwise."""
 
 
 class WebView:
-    """Serves the page. A view.
+    """A view that serves the page.
 
     Args:
-        place: where; beyond loopback a token is asked for.
-        status: what the run is and does.
+        place: host and port; beyond loopback a token is needed.
+        status: the run's status.
 
     Attributes:
         name: `page`.
-        address: what to open in a browser, with the token where there is one. Show it, don't log it.
+        address: the address to open in a browser, with the token if there is one. Show it, but do not log it.
 
     Raises:
-        SinkError: the place is taken, or not this machine's.
+        SinkError: the port is in use, or the host is not this machine.
         RuntimeUnavailableError: websockets is not installed.
     """
 
@@ -85,23 +85,23 @@ class WebView:
         self.address = f"http://{Place(host, self._server.place.port)}/" + (f"?token={token}" if token else "")
 
     def show(self, posed: PosedFrame, /) -> None:
-        """Put a frame where the clients' threads find it."""
+        """Post a frame for the clients' threads."""
         source = posed.frame.source_id
         self._site.board.post(source, Shot(posed, self._status.headers[source]))
 
     def close(self) -> None:
-        """Let every client go, and free the port."""
+        """Disconnect all clients, and free the port."""
         self._site.board.close()
         self._server.close()
 
 
 class Site:
-    """What all connections share.
+    """The state that all connections share.
 
     Attributes:
         board: the newest frame of each source.
-        guard: who may come in.
-        pages: the page's files by path: what is not among them cannot be asked for.
+        guard: the access control.
+        pages: the page's files by path; nothing else can be requested.
     """
 
     def __init__(self, place: Place, status: RunStatus) -> None:
@@ -113,7 +113,7 @@ class Site:
         self._status = status
 
     def hello(self) -> bytes:
-        """The first message of a socket: what the run is."""
+        """The first message of a socket: the run's headers."""
         headers = self._status.headers.values()
         return json.dumps({"type": "hello", "sources": [page_record(header) for header in headers]}).encode()
 
@@ -213,7 +213,7 @@ class _Handler(BaseHTTPRequestHandler):
         return "convnextpose"
 
     def log_message(self, format: str, *args: object) -> None:
-        """Log nothing: the first request of a page holds the token."""
+        """Log nothing: the first request of a page contains the token."""
 
 
 class _PageSocket:
@@ -242,7 +242,7 @@ class _PageSocket:
         status_at = -STATUS_EVERY_S
         while self._protocol.state is State.OPEN:
             self._listen(LISTEN_S if self._unacknowledged or self._paused else 0.0)
-            self._ask_whether_it_is_there()
+            self._send_ping_if_silent()
             try:
                 if self._unacknowledged:
                     self._site.board.read(seen, 0.0)  # only to see whether it is closed
@@ -282,7 +282,7 @@ class _PageSocket:
                 self._paused = word == b"pause" if word in (b"pause", b"resume") else self._paused
         self._flush()
 
-    def _ask_whether_it_is_there(self) -> None:
+    def _send_ping_if_silent(self) -> None:
         now = time.monotonic()
         if now - self._heard_at > LOST_AFTER_S:
             raise TimeoutError("the client has gone silent")

@@ -469,13 +469,13 @@ def test_another_variant_than_the_caller_named_is_refused():
     state = random_state(Variant.S)
     assert verify_state(state, source="ConvNeXtPose_L.tar", variant=Variant.S).name_claims is Variant.L
     message = refused(state, variant=Variant.M)
-    assert "expected M, as was asked for, received S with 18 joints" in message
+    assert "expected M, as requested, received S with 18 joints" in message
     assert f"{FINAL} (expected [1152, 256, 1, 1], received [576, 256, 1, 1])" in message
 
 
 def test_a_broken_file_is_held_against_the_variant_that_the_caller_named(xs_state):
     state = {name: tensor for name, tensor in xs_state.items() if name != FINAL}
-    assert "expected a ConvNeXtPose L, as was asked for" in refused(state, variant=Variant.L)
+    assert "expected a ConvNeXtPose L, as requested" in refused(state, variant=Variant.L)
 
 
 # The base install

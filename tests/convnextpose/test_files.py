@@ -48,7 +48,7 @@ def test_a_file_is_written_and_nothing_beside_it(tmp_path):
 @pytest.mark.usefixtures("any_file_system")
 def test_a_file_is_replaced_only_where_that_is_allowed(tmp_path):
     (tmp_path / "a").write_bytes(b"old")
-    with pytest.raises(OutputExistsError, match=r"is there already: .*--overwrite"):
+    with pytest.raises(OutputExistsError, match=r"exists already: .*--overwrite"):
         write_file(tmp_path / "a", b"new")
     assert (tmp_path / "a").read_bytes() == b"old"
     write_file(tmp_path / "a", b"new", overwrite=True)
@@ -60,7 +60,7 @@ def test_a_file_is_replaced_only_where_that_is_allowed(tmp_path):
 def test_a_file_that_appears_meanwhile_stays(tmp_path, monkeypatch):
     """Another program writes the file after it was looked for: while the disk is waited for."""
     monkeypatch.setattr(os, "fsync", lambda _: (tmp_path / "b").write_bytes(b"another's"))
-    with pytest.raises(OutputExistsError, match="b is there already"):
+    with pytest.raises(OutputExistsError, match="b exists already"):
         write_files({tmp_path / "a": b"new", tmp_path / "b": b"new"})
     assert names(tmp_path) == ["b"], "of several files all are written or none"
     assert (tmp_path / "b").read_bytes() == b"another's"

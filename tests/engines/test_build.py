@@ -210,14 +210,14 @@ def test_what_does_not_fit_is_replaced(engine, bundle, tmp_path):
 def test_what_is_of_another_origin_is_kept(bundle, tmp_path):
     engine = tmp_path / "xs-fp16-rtx40.engine"
     engine.write_text("mine")
-    with pytest.raises(OutputExistsError, match=r"does not tell what it is .*--overwrite"):
+    with pytest.raises(OutputExistsError, match=r"does not say what it is .*--overwrite"):
         rebuild(bundle, tmp_path)
     assert engine.read_text() == "mine"
     assert rebuild(bundle, tmp_path, overwrite=True).outcome == "built"
     found = manifest.load(engine)
     other = replace(found, model=replace(found.model, checkpoint_sha256="00" * 32))
     manifest.path_of(engine).write_text(other.to_json())
-    with pytest.raises(OutputExistsError, match="of another checkpoint"):
+    with pytest.raises(OutputExistsError, match="from another checkpoint"):
         rebuild(bundle, tmp_path)
 
 
@@ -284,7 +284,7 @@ def test_an_engine_without_its_manifest_is_never_left(bundle, tmp_path, monkeypa
 def test_a_file_that_is_no_manifest_is_not_replaced_by_one(bundle, tmp_path):
     mine = tmp_path / "xs-fp16-rtx40.engine.json"
     mine.write_text("mine")
-    with pytest.raises(OutputExistsError, match="is there and is no manifest"):
+    with pytest.raises(OutputExistsError, match="exists and is not a manifest"):
         rebuild(bundle, tmp_path)
     assert mine.read_text() == "mine"
     assert names(tmp_path) == [mine.name]

@@ -135,7 +135,7 @@ def test_what_is_there_is_kept_and_another_size_is_another_engine(made, tmp_path
     assert made_of("detector", tmp_path).outcome == "kept"
     found = manifest.read(wide.path)
     manifest.path_of(wide.path).write_text(replace(found, model=replace(found.model, file_sha256="00" * 32)).to_json())
-    with pytest.raises(OutputExistsError, match="of another checkpoint or file"):
+    with pytest.raises(OutputExistsError, match="from another checkpoint or file"):
         made_of("detector", tmp_path, frame=(384, 224))
 
 
@@ -224,7 +224,7 @@ def test_files_that_compute_in_other_types_are_refused(tmp_path):
 
 
 def test_a_graph_in_which_more_than_the_batch_is_free_is_refused():
-    with pytest.raises(EngineError, match=r"the batch alone is free, received frames \[-1, -1, -1, 3\]"):
+    with pytest.raises(EngineError, match=r"only the batch varies, received frames \[-1, -1, -1, 3\]"):
         build_engine(weights.detector().read_bytes(), load_library("tensorrt_rtx"), "8.9")
     with pytest.raises(EngineError, match="expected a batch of 1, which the graph has fixed, received 1 to 8"):
         build_engine(detector("YOLOX", batch=1), load_library("tensorrt_rtx"), "8.9")

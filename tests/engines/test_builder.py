@@ -55,7 +55,7 @@ def small():
 
 @pytest.fixture
 def full(rtx, monkeypatch):
-    """The real module with the face of the full TensorRT: it takes no compute capability, and builds for the GPU at hand."""
+    """The real module with the face of the full TensorRT: it takes no compute capability, and builds for the local GPU."""
     hidden = ("set_compute_capability", "num_compute_capabilities")
     config = type("IBuilderConfig", (), {n: None for n in dir(rtx.module.IBuilderConfig) if n[0] != "_" and n not in hidden})
     module = SimpleNamespace(**{**vars(rtx.module), "IBuilderConfig": config})
@@ -304,7 +304,7 @@ def test_profiles_cover_the_batch_without_overlap_and_keep_what_is_typical(fewes
 
 def test_no_gpu_at_hand(full, small, monkeypatch):
     monkeypatch.setattr(building, "find_gpu", lambda: None)
-    with pytest.raises(RuntimeUnavailableError, match=r"tensorrt 10\.13\.3 builds for the GPU at hand, and there is none"):
+    with pytest.raises(RuntimeUnavailableError, match=r"tensorrt 10\.13\.3 builds for the local GPU, and there is none"):
         build_engine(small, full)
 
 

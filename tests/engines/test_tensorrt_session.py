@@ -335,7 +335,7 @@ def test_a_failure_while_little_memory_is_free_is_one_of_memory_whatever_its_wor
 def test_a_failure_while_much_memory_is_free_is_none_of_memory():
     bench = Bench()
     bench.library.module.failures = 1
-    with pytest.raises(EngineError, match=r"tensorrt 10\.3\.0 cannot run the engine: it printed why above"):
+    with pytest.raises(EngineError, match=r"tensorrt 10\.3\.0 cannot run the engine: it printed the reason above"):
         bench.open()
     bench.check()
 
@@ -400,7 +400,7 @@ def test_kernels_that_are_of_no_use_are_thrown_away_and_that_is_told(kept, damag
     if damage == "version":
         bench.library.module.__version__ = "1.8.0"
         bench.library = Library("tensorrt_rtx", "1.8.0", bench.library.module)
-    with pytest.warns(RuntimeWarning, match=r"tiny\.engine\.kernels .*thrown away.*compiled again") as told:
+    with pytest.warns(RuntimeWarning, match=r"tiny\.engine\.kernels .*discarded.*compiled again") as told:
         runtime = bench.open(cache=kept)
     assert len(told) == 1
     with runtime:
@@ -488,7 +488,7 @@ def test_an_engine_that_does_not_fit_is_refused_before_it_is_loaded(changes, mes
 def test_bytes_that_tensorrt_does_not_take_are_an_error(capsys):
     bench, data = Bench(), b"not an engine"
     with pytest.raises(
-        EngineError, match=r"tensorrt 10.3.0 cannot load the engine: it printed why above; .*convnextpose build"
+        EngineError, match=r"tensorrt 10.3.0 cannot load the engine: it printed the reason above; .*convnextpose build"
     ):
         TensorRTSession(data, manifest_of(data), bench.library, bench.device)
     assert "Magic tag does not match" in capsys.readouterr().err
@@ -565,7 +565,7 @@ def test_tensorrt_itself_prints_why_it_does_not_load_an_engine_without_a_gpu(rea
     data, found = real_engine.read_bytes(), manifests.load(real_engine)
     device = CudaDevice(Driver(), "cuda-python in memory")
     python = io.StringIO()
-    refused = pytest.raises((EngineError, RuntimeUnavailableError), match=r"it printed why above|does not start")
+    refused = pytest.raises((EngineError, RuntimeUnavailableError), match=r"it printed the reason above|does not start")
     with redirect_stdout(python), redirect_stderr(python), refused as told:
         TensorRTSession(data, found, load_library("tensorrt_rtx"), device)
     assert "\n" not in str(told.value)

@@ -108,7 +108,7 @@ def test_a_second_time_it_does_nothing(cli, bundle, tmp_path):
     assert text.count("convolutions: 47 in Half") == 2
     code, text, _ = cli(*arguments)
     assert code == 0
-    assert text.count("is there already and fits: nothing to do") == 2
+    assert text.count("exists already and fits: nothing to do") == 2
     assert "built by" not in text
     found = json.loads((tmp_path / "ConvNeXtPose_XS-fp16-rtx30.engine.json").read_text())
     assert found["batch"] == {"min": 1, "typical": 2, "max": 4}

@@ -68,7 +68,7 @@ def test_inspecting_without_a_gpu_prints_the_manifest_and_says_why_that_is_all(c
     assert error == ""
     assert manifests.read(engine).command in text
     assert "does not run" in text
-    assert "layers   and memory are told by TensorRT" in text
+    assert "layers   and memory: TensorRT reports them" in text
 
 
 def test_inspecting_a_damaged_engine_fails_after_its_manifest_was_printed(cli, engine):
@@ -117,7 +117,7 @@ def test_a_run_with_an_engine_gives_poses(cli, engine, gpu, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--model", "a.engine", "--weights", "random"), "a model to replace the weights of"),
+        (("--model", "a.engine", "--weights", "random"), "a model with replaceable weights"),
     ],
 )
 def test_an_engine_and_something_else_is_wrong_use(cli, arguments, message, tmp_path):
@@ -203,7 +203,7 @@ def test_bench_engine_wants_the_checkpoint_that_the_engine_was_made_from(cli, en
     manifests.path_of(path).write_text(manifest_of(data).to_json())
     code, _, error = cli("bench-engine", path)
     assert code == 1
-    assert "name its file with --checkpoint" in error
+    assert "give its file with --checkpoint" in error
     code, _, error = cli("bench-engine", path, "--checkpoint", weights.load("xs").safetensors)
     assert code == 1
     assert "expected checkpoint 000000000000, that the engine was made from" in error

@@ -41,7 +41,7 @@ def test_it_keeps_what_is_there(cli, checkpoint, tmp_path):
     out.write_text("mine")
     code, text, error = cli("export", checkpoint, "--out", out)
     assert (code, text) == (1, "")
-    assert "is there already" in error
+    assert "exists already" in error
     assert out.read_text() == "mine"
 
 

@@ -354,8 +354,8 @@ def test_an_empty_room_gives_no_pose(inside, tmp_path):
         (("run", "CLIP", "--out", "OUT", "--runtime", "magic"), "'magic'"),
         (("run", "CLIP", "--out", "OUT", "--boxes", "pyproject.toml"), "boxes"),
         (("run", "CLIP", "--out", "OUT", "--trace", "pyproject.toml/trace.json"), "trace"),
-        (("run", "CLIP", "--out", "OUT", "--trace", "CLIP", "--overwrite"), "made from"),
-        (("run", "CLIP", "--out", "OUT", "--trace", "OUT/poses.npz"), "apart from the results"),
+        (("run", "CLIP", "--out", "OUT", "--trace", "CLIP", "--overwrite"), "in another place than the sources"),
+        (("run", "CLIP", "--out", "OUT", "--trace", "OUT/poses.npz"), "other than the results"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_sentence(inside, tmp_path, arguments, told):

@@ -111,7 +111,7 @@ def test_json(files, run):
 def test_the_variant_that_the_caller_names(variant, code, files, run):
     result = run(files / "ConvNeXtPose_XS.tar", "--variant", variant)
     assert result.exit_code == code
-    assert ("expected S, as was asked for, received XS" in result.output) == (code == 1)
+    assert ("expected S, as requested, received XS" in result.output) == (code == 1)
 
 
 @pytest.mark.parametrize("arguments", [[], ["m.pth", "--variant", "XL"], ["m.pth", "--nonsense"]])

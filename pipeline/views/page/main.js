@@ -87,7 +87,7 @@ function write() {
 
 function link(state) {
   lost = state !== "open";
-  $("link").textContent = lost ? "no run answers here; trying again" : paused ? "paused" : "connected";
+  $("link").textContent = lost ? "no run answers at this address; trying again" : paused ? "paused" : "connected";
   $("link").className = lost ? "bad" : paused ? "warn" : "good";
   write();
 }
@@ -95,7 +95,7 @@ function link(state) {
 function pause() {
   paused = !paused;
   $("pause").setAttribute("aria-pressed", String(paused));
-  $("pause").textContent = paused ? "Go on" : "Pause";
+  $("pause").textContent = paused ? "Resume" : "Pause";
   connection.pause(paused);
   link(lost ? "lost" : "open");
 }

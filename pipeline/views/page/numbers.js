@@ -2,7 +2,7 @@
 
 import { TONES, duration, element } from "./picture.js";
 
-const CLOCKS = { kernel: "by the kernel's stamp", sender: "by the sender's clock", arrival: "since its arrival" };
+const CLOCKS = { kernel: "by the kernel's time stamp", sender: "by the sender's clock", arrival: "since its arrival" };
 const SHOWN_REASONS = 5;
 
 function figure(term, value, small) {
@@ -17,9 +17,9 @@ function reasons(ledger, missed) {
   const list = element("ul", "reasons");
   const kinds = [["dropped", ledger.drop_reasons], ["failed", ledger.failures], ["without a pose", ledger.without_a_pose]];
   const rows = kinds.flatMap(([what, all]) => all.map(({ reason, count }) => `${count} ${what}: ${reason}`));
-  rows.push(...Object.entries(missed).filter(([by]) => by !== "caller").map(([by, count]) => `${count} missed by ${by}, which was behind`));
+  rows.push(...Object.entries(missed).filter(([by]) => by !== "caller").map(([by, count]) => `${count} missed by ${by}, which was too slow`));
   for (const row of rows.slice(0, SHOWN_REASONS)) list.append(element("li", "", row));
-  if (rows.length > SHOWN_REASONS) list.append(element("li", "", `and ${rows.length - SHOWN_REASONS} reasons more`));
+  if (rows.length > SHOWN_REASONS) list.append(element("li", "", `and ${rows.length - SHOWN_REASONS} more reasons`));
   return list;
 }
 
@@ -51,7 +51,7 @@ export function write(root, card, source, header, lost) {
   const parts = [];
   const top = element("div");
   const now = source?.now;
-  const state = lost ? "out of reach" : (now?.state ?? "connecting");
+  const state = lost ? "unreachable" : (now?.state ?? "connecting");
   top.append(element("h2", "", card.name), element("span", `state ${lost ? "bad" : (TONES[state] ?? "")}`, state));
   if (now?.cause && !lost) top.append(element("p", "cause", now.cause));
   parts.push(top);
@@ -65,7 +65,7 @@ export function write(root, card, source, header, lost) {
     if (source.stages.length) parts.push(stages(source.stages, now.live));
     const ledger = element("div");
     const { received, posed, dropped, failed } = source.ledger;
-    const open = now.in_flight ? ` + ${now.in_flight} on their way` : "";
+    const open = now.in_flight ? ` + ${now.in_flight} in flight` : "";
     ledger.append(element("h2", "", "Frames"));
     ledger.append(element("p", "", `received ${received} = posed ${posed} + dropped ${dropped} + failed ${failed}${open}`));
     ledger.append(reasons(source.ledger, source.missed));

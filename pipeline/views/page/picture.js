@@ -136,7 +136,7 @@ export class Card {
     this.badges.replaceChildren(...badges);
     const now = this.now;
     const parts = [element("span", "name", this.name)];
-    const state = lost ? "out of reach" : (now?.state ?? "connecting");
+    const state = lost ? "unreachable" : (now?.state ?? "connecting");
     parts.push(element("span", `state ${lost ? "bad" : (TONES[state] ?? "")}`, state));
     if (now && !lost) {
       parts.push(element("span", "soft", `${now.fps_out.toFixed(1)} fps`));

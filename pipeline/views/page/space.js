@@ -175,7 +175,7 @@ export class Space {
     if (floor?.centre) {
       this.mark(context, project, floor, paint);
       const outside = this.people(context, project, floor, paint);
-      if (outside) words.push(`${outside} farther out`);
+      if (outside) words.push(`${outside} farther away`);
     }
     this.note.textContent = words.join(" · ");
   }

@@ -69,13 +69,13 @@ def test_the_command_makes_a_folder_of_results_and_goes_on_where_it_was(folder, 
     frames = {p.parent.relative_to(out).as_posix(): len(read_poses(p).frames) for p in out.rglob("poses.ndjson")}
     some = frames.pop("videos/damaged.avi")
     assert 0 < some < 12 and frames == {"videos/a.mp4": 3, "videos/day 2/[b].mkv": 2}
-    for words in ("2  whole", "1  damaged", "2  unreadable", "1  the same bytes", "6  in all", "empty.mp4 is empty"):
+    for words in ("2  complete", "1  damaged", "2  unreadable", "1  the same content", "6  in all", "empty.mp4 is empty"):
         assert words in result.stdout, result.stdout
     job = json.loads((out / "videos" / "damaged.avi" / "job.json").read_text())
     assert job["status"] == DAMAGED and "cut short" in job["reason"] and job["frames"] == some
     ledger = (out / "ledger.ndjson").read_bytes()
     code, told, _ = cli("archive", folder, "--out", out)
-    assert code == 0 and "6  settled by earlier runs" in told
+    assert code == 0 and "6  finished by earlier runs" in told
     assert (out / "ledger.ndjson").read_bytes() == ledger
     code, _, error = cli("archive", folder, "--out", out, "--smooth")
     assert code == 1 and "smooth true" in error and error.count("\n") == 1

@@ -288,7 +288,7 @@ def test_a_segment_that_is_there_already_is_not_touched(tmp_path):
     theirs = tmp_path / "2023-11-14T22-13-23Z" / "poses.ndjson"
     theirs.write_text("theirs")
     (recorder,) = open_recorders(tmp_path, ("ndjson",), header, segments=Segments(10, BEGIN))
-    with pytest.raises(SinkError, match="is there already"):
+    with pytest.raises(SinkError, match="exists already"):
         recorder.write(posed(BEGIN, 0))
     recorder.write(posed(BEGIN + 9 * 10**9, 1))
     recorder.close()

@@ -93,5 +93,5 @@ def test_a_run_says_what_finds_the_people(tmp_path):
         assert "class 3 (cow)" in pipeline.detector
     with pytest.raises(ValueError, match="expected boxes or a people detector, received both"):
         RunConfig(weights.DEMO_CLIP, boxes=own, detector=str(own))
-    with pytest.raises(SinkError, match="apart from what they are made from"):
+    with pytest.raises(SinkError, match="in another place than the sources"):
         open_pipeline(RunConfig(weights.DEMO_CLIP, detector=str(own), trace=own, overwrite=True))

@@ -331,7 +331,7 @@ def test_what_no_pose_and_no_look_is_sure_of_is_not_followed_for_long(rate):
     unseen = World(walkers, score=score, detection_score=lambda who, time_s: 0.8 if time_s < 1 else 0.1)
     result = film(unseen, steady(rate, 10))
     (lost,) = [event for event in result.events if event.kind is TrackEventKind.LOST]
-    assert lost.reason == "no sure pose for 3 s"
+    assert lost.reason == "no confident pose for 3 s"
     assert UNSURE_S <= lost.time_s - 1 <= UNSURE_S + 0.5
     assert max(time_s for time_s, ids in result.frames if ids) <= 1 + UNSURE_S
     seen = film(World(walkers, score=score), steady(rate, 10))

@@ -58,7 +58,7 @@ def test_a_picture_that_is_not_upright_is_told_and_can_be_turned(models, tmp_pat
     _, counts = run(models, tmp_path, lying)
     assert counts.with_person == 0
     (sentence, _), *others = counts.problems
-    assert sentence == f"somebody shows when the picture is turned by {BACK[turn]} degrees: turn it with --flip {BACK[turn]}"
+    assert sentence == f"people were found in the picture rotated by {BACK[turn]} degrees: use --flip {BACK[turn]}"
     assert not others
     found, _ = run(models, tmp_path, lying, camera_options=(("flip", BACK[turn]),))
     for one, other in zip(found, expected, strict=True):

@@ -176,10 +176,10 @@ def test_several_people_have_colours_and_labels_apart_and_room_in_the_3d_view(br
         for canvas in (".picture canvas", "#space canvas"):
             counts = page.run(f"({COUNTS})(document.querySelector('{canvas}'), {colours})")
             assert min(counts) > 150, "a label's ground, less its words"
-        assert "farther out" not in page.run("document.querySelector('#scale').innerText")
+        assert "farther away" not in page.run("document.querySelector('#scale').innerText")
         far = (*people, standing(at_mm=(-60_000, 0, 9000), camera=camera, track_id=5))
         view.show(PosedFrame(Frame(picture, "walk.mp4", 1, 0.1), far, camera))
-        page.wait("document.querySelector('#scale').innerText.includes('farther out')")
+        page.wait("document.querySelector('#scale').innerText.includes('farther away')")
         assert not page.complaints
         page.close()
 
