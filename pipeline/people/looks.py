@@ -16,7 +16,7 @@ NEWCOMER_S = 0.5
 """Time within which a newcomer has a pose, s, if frames are 0.2 s apart or less."""
 
 BUSY_INTERVAL_S = 0.2
-"""Shortest time between two runs of the detector, s; the time used while a person is out of sight or not yet confirmed."""
+"""Time between two runs of the detector while a person is out of sight or not yet confirmed, s."""
 
 FULL_INTERVAL_S = 0.8
 """Time between two runs of the detector while the largest number of people is tracked and visible, s: then only nearer people
@@ -68,12 +68,14 @@ class Looks:
         """
         gap_s, elapsed_s = time_s - self._frame_s, time_s - self._looked_s
         self._frame_s = time_s
+        # A newcomer who appears right after a run is still in time if this frame is skipped, the next one is the first
+        # observation, and a later one confirms it.
+        confirmed_s = gap_s if gap_s >= BORN_AFTER_S else BORN_AFTER_S + gap_s
+        interval_s = NEWCOMER_S - gap_s - confirmed_s
         if busy:
-            interval_s = BUSY_INTERVAL_S
+            interval_s = min(interval_s, BUSY_INTERVAL_S)
         elif full:
             interval_s = FULL_INTERVAL_S
-        else:  # as late as whoever comes right after a look is still known in time: with this frame skipped, two more pass
-            interval_s = max(BUSY_INTERVAL_S, NEWCOMER_S - BORN_AFTER_S - 2 * gap_s)
         if elapsed_s < interval_s - 1e-6:
             return False
         self._looked_s = time_s

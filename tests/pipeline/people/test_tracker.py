@@ -124,6 +124,7 @@ def test_a_newcomer_has_a_pose_within_half_a_second(rate):
 
 
 @few
+@example(5.25, 1.5625, 1)  # frames a little less than 0.2 s apart
 @given(st.floats(5, 60), st.floats(1.0, 2.0), st.sampled_from([1, 3]))
 def test_a_newcomer_is_in_time_at_any_rate_whether_or_not_somebody_is_there(rate, entry, others):
     aside = [Walker(line((150 + 180 * n, 600), (5, 0))) for n in range(others)]
