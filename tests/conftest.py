@@ -48,17 +48,30 @@ def pytest_cmdline_main(config):
         option.dist, option.loadscopereorder = "loadfile", False
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # of the workers and what they start
             os.environ.setdefault(name, "1")
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each would compile the same files, as would all that they start
 
 
 def pytest_collection_modifyitems(config, items):
     """The longest files first where several processes share them, so that none is left with a long one at the end."""
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: [not item.nodeid.startswith(start) for start in LONGEST])
+        items.sort(key=lambda item: ([not item.nodeid.startswith(start) for start in LONGEST], str(item.path)))
+
+
+def _from_a_place_of_its_own(folders, worker):
+    """The files of tests in some folders, for each worker from another one on.
+
+    After a change or in a new clone pytest compiles them, and keeps what it made for whoever comes to a file later.
+    """
+    files = [str(path) for folder in folders for path in sorted(Path(folder).rglob("test_*.py"))]
+    begin = len(files) * int(worker["workerid"].removeprefix("gw")) // worker["workercount"]
+    return files[begin:] + files[:begin]
 
 
 def pytest_configure(config):
     """Fewer examples of each law in `make test` than where the slow cases run, too. A busy machine makes no example wrong."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts tests in the background has it ignored
+    if hasattr(config, "workerinput"):
+        config.args = _from_a_place_of_its_own(config.args, config.workerinput)
     thorough = "not slow" not in config.getoption("markexpr")
     settings.register_profile(
         "convnextpose", max_examples=100 if thorough else 20, deadline=None, suppress_health_check=[HealthCheck.too_slow]
