@@ -27,7 +27,7 @@ from tools.run import _open_browser
 
 ROOT = Path(__file__).parent.parent.parent
 CAMERA = "620,620,319.5,239.5"
-SHORT = 20
+SHORT = 14
 
 
 def convnextpose(*arguments, **options):

@@ -17,7 +17,7 @@ import pytest
 
 from convnextpose import weights
 from convnextpose.errors import ModelError, RuntimeUnavailableError
-from pipeline.archive.crew import LocalCrew, local_crew
+from pipeline.archive.crew import local_crew
 from pipeline.archive.ledger import DAMAGED, DONE, FAILED
 from pipeline.archive.on_ray import ray_crew
 from pipeline.archive.run import ArchiveRun
@@ -195,7 +195,7 @@ def test_the_detector_and_the_turn_that_were_asked_for_are_taken(folder, tmp_pat
 
 def test_models_that_cannot_be_opened_end_the_run_with_their_sentence(folder, tmp_path):
     (tmp_path / "bad.onnx").write_bytes(b"no model")
-    run = ArchiveRun(RunConfig(sources=folder, out=tmp_path / "out", model=str(tmp_path / "bad.onnx")), LocalCrew)
+    run = ArchiveRun(RunConfig(sources=folder, out=tmp_path / "out", model=str(tmp_path / "bad.onnx")), local_crew(1))
     with pytest.raises(ModelError, match=r"bad\.onnx"):
         run.run()
     assert not multiprocessing.active_children()
