@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import importlib
 import io
+import logging
 import sys
 from contextlib import redirect_stderr, redirect_stdout, suppress
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
 
 import numpy as np
+import typer.main
 
 import pipeline.models
+import tools.calibrate
 import tools.main
 from convnextpose import weights
 from engines.opening import open_people_detector, open_pose_model
@@ -33,7 +37,24 @@ class Kind(Protocol):
 def command(*arguments: object) -> None:
     """Run the command line in this process; it ends with SystemExit."""
     sys.argv = ["convnextpose", *map(str, arguments)]
-    tools.main.main()
+    logger = logging.getLogger("convnextpose")
+    handlers, level = list(logger.handlers), logger.level
+    try:
+        tools.main.main()
+    finally:  # what --verbose added
+        logger.handlers[:], logger.level = handlers, level
+
+
+_build_app = tools.main.build_app
+
+
+@cache
+def _app(wanted: str) -> Any:
+    return typer.main.get_command(_build_app([wanted]))
+
+
+WHOLE_RUNS = 0.02
+"""The share of cases that are whole runs of the command line: each costs as much as a hundred others."""
 
 
 def run_on(source: object, *options: object) -> None:
@@ -42,7 +63,11 @@ def run_on(source: object, *options: object) -> None:
 
 
 def import_all() -> None:
-    """Import what the command line does, also what it imports when it prints, so that no child has to."""
+    """Import what the command line does, also what it imports when it prints, so that no child has to.
+
+    Each subcommand's parser, too, is made only once: that costs more than most inputs.
+    """
+    tools.main.build_app = lambda words: _app(next((word for word in words if word in tools.main.COMMANDS), ""))
     for name in tools.main.COMMANDS:
         importlib.import_module(f"tools.{name.replace('-', '_')}")
     lines = (
@@ -65,16 +90,19 @@ def warm() -> None:
     if not _warm:
         _warm["model"] = open_pose_model(weights.load("xs").onnx, "onnxruntime", threads=1, name="xs")
         _warm["detector"] = open_people_detector(weights.detector(), "onnxruntime", threads=1)
+        for each in _warm.values():
+            each.close = lambda: None  # the next case of a child runs it, too
         cold = pipeline.models.open_model
 
         def open_model(model: str, runtime: str = "auto", **options: Any) -> object:
             plain = options.get("precision", "auto") == "auto" and not options.get("random_weights")
-            if model == "xs" and runtime == "onnxruntime" and options.get("threads") == 1 and plain:
+            if model == "xs" and runtime in ("auto", "onnxruntime") and plain:
                 return _warm["model"]
             return cold(model, runtime, **options)
 
-        pipeline.models.open_model = open_model  # type: ignore[assignment]
-        pipeline.models.open_detector = lambda *_, **__: _warm["detector"]
+        for module in (pipeline.models, tools.calibrate):
+            module.open_model = open_model  # type: ignore[assignment]
+            module.open_detector = lambda *_, **__: _warm["detector"]
 
 
 def picture(index: int = 0, width: int = 64, height: int = 48) -> np.ndarray:

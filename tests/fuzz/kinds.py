@@ -34,6 +34,39 @@ class Fault:
         return self._action()
 
 
+class FaultsAmongOthers:
+    """Inputs of which some crash, some raise, and most do neither."""
+
+    def prepare(self) -> str | None:
+        return None
+
+    def read(self, random: Random, folder: Path) -> None:
+        kind = random.random()
+        if kind < 0.15:
+            os.abort()
+        if kind < 0.3:
+            raise KeyError(kind)
+        if any(folder.iterdir()) or Path.cwd() != folder:
+            raise AssertionError("a case begins in an empty folder of its own")
+        (folder / "left").write_text("what it leaves")
+        if kind < 0.5:
+            _refuse(f"expected a case that is refused, received {kind}")
+
+
+class FaultAfterAnother:
+    """The first input of a process is read, the others are faults."""
+
+    def __init__(self) -> None:
+        self._seen = False
+
+    def prepare(self) -> str | None:
+        return None
+
+    def read(self, random: Random, folder: Path) -> None:
+        self._seen, seen = True, self._seen
+        assert not seen
+
+
 def _refuse(told: str) -> None:
     raise CalibrationError(told)
 
@@ -59,6 +92,8 @@ KINDS: dict[str, Kind] = {
     "sources": SourceLists(),
     "uri": Uris(),
     "arguments": Arguments(),
+    "faults: among others": FaultsAmongOthers(),
+    "faults: after another": FaultAfterAnother(),
     "fault: accepted": Fault(int),
     "fault: refused": Fault(lambda: _refuse("expected a case that is refused, received this one")),
     "fault: speechless": Fault(lambda: _refuse("no")),

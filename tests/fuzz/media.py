@@ -13,7 +13,7 @@ import av
 import cv2
 
 from pipeline.sources import open_source
-from tests.fuzz.base import picture, run_on, warm
+from tests.fuzz.base import WHOLE_RUNS, picture, run_on, warm
 from tests.fuzz.mutations import damaged
 
 MOST_FRAMES = 100
@@ -47,7 +47,7 @@ class Media:
         path = folder / f"clip.{name.split('.')[-1] if random.random() < 0.8 else random.choice(('mp4', 'png', 'x', 'heic'))}"
         path.write_bytes(damaged(random, self._files[name]))
         damage = random.choice(("stop", "skip"))
-        if random.random() < 0.05:
+        if random.random() < WHOLE_RUNS:
             run_on(path, "--on-damage", damage)
         read_all(path, on_damage=damage)
 
@@ -118,6 +118,6 @@ class Folders:
             (place / "folder.png").mkdir()
         elif kind == 3:
             (place / "notes.txt").write_bytes(b"")
-        if random.random() < 0.05:
+        if random.random() < WHOLE_RUNS:
             run_on(place)
         read_all(place if random.random() < 0.9 else str(place))

@@ -14,7 +14,6 @@ from dataclasses import asdict
 from pathlib import Path
 from random import Random
 
-import cv2
 import numpy as np
 
 from convnextpose import weights
@@ -23,9 +22,9 @@ from convnextpose.checkpoint import verify_state
 from convnextpose.errors import CalibrationError, CheckpointError
 from engines import manifest
 from engines.bundle import read_bundle
-from engines.calibration import CalibrationSet
+from engines.calibration import MIN_CROPS, CalibrationSet
 from engines.opening import open_pose_model
-from tests.fuzz.base import command, picture
+from tests.fuzz.base import command
 from tests.fuzz.mutations import damaged, json_text, odd_json, odd_message
 
 
@@ -110,7 +109,11 @@ def _new_archive(random: Random, data: bytes) -> bytes:
 
 
 class Graphs:
-    """ONNX files: a small graph that keeps the contract of pose models, opened and run."""
+    """ONNX files: a small graph that keeps the contract of pose models, opened and run.
+
+    Attributes:
+        whole: the graph before it is spoilt.
+    """
 
     def prepare(self) -> str | None:
         try:
@@ -147,11 +150,11 @@ class Graphs:
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
         texts = {"variant": "XS", "joint_set": "human36m", "checkpoint_sha256": "0", "name": "x", "random": "0"}
         helper.set_model_props(model, {"convnextpose.contract": "1", **texts})
-        self._data = model.SerializeToString()
+        self.whole = model.SerializeToString()
         return None
 
     def read(self, random: Random, folder: Path) -> None:
-        data = self._data
+        data = self.whole
         for _ in range(random.choice((1, 1, 2, 3))):
             data = odd_message(random, data)
         path = folder / "model.onnx"
@@ -200,8 +203,11 @@ class Bundles:
 
         graph = weights.load("xs").int8
         assert graph is not None
-        onnx = graph.read_bytes()
-        draft = {k: v for k, v in json.loads(make(onnx_sha256=hashlib.sha256(onnx).hexdigest()).to_json()).items()}
+        self._whole = self._small = graph.read_bytes()
+        graphs = Graphs()
+        if graphs.prepare() is None:
+            self._small = graphs.whole
+        draft = json.loads(make().to_json())
         own = {f for f in manifest.EngineDraft.__dataclass_fields__}
         self._draft = {k: v for k, v in draft.items() if k in own}
         self._head = {"format": manifest.EngineDraft.FORMAT, "version": draft["version"]}
@@ -213,13 +219,15 @@ class Bundles:
             scores=np.zeros((2, 18), np.float32),
             reference=np.array(json.dumps(asdict(parity().reference))),
         )
-        self._onnx, self._proof = onnx, arrays.getvalue()
+        self._proof = arrays.getvalue()
         return None
 
     def read(self, random: Random, folder: Path) -> None:
         from engines.bundle import BUNDLE_DRAFT, BUNDLE_GRAPH, BUNDLE_PROOF
 
-        draft, onnx, proof = json.loads(json.dumps(self._draft)), self._onnx, self._proof
+        draft, proof = json.loads(json.dumps(self._draft)), self._proof
+        onnx = self._whole if random.random() < 0.05 else self._small
+        draft["onnx_sha256"] = hashlib.sha256(onnx).hexdigest()
         kind = random.random()
         if kind < 0.5:
             draft = odd_json(random, draft)
@@ -246,7 +254,8 @@ def spoilt_npz(random: Random, data: bytes) -> bytes:
     if random.random() < 0.3:
         return damaged(random, data)
     buffer = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new:
+    method = random.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, "w", method, compresslevel=1) as new:
         chosen = random.choice(old.namelist())
         for name in old.namelist():
             contents = old.read(name)
@@ -271,7 +280,8 @@ class Calibrations:
     """Calibration sets, with headers that are right again."""
 
     def prepare(self) -> str | None:
-        crops = np.stack([cv2.resize(picture(index), (256, 256)) for index in range(12)])
+        crops = np.full((MIN_CROPS + 1, 256, 256, 3), 255, np.uint8)
+        crops[:, :100] = np.arange(len(crops))[:, None, None, None]  # stripes are soon unpacked
         self._data = CalibrationSet(crops, ("a.mp4",)).to_bytes()
         return None
 
@@ -282,7 +292,7 @@ class Calibrations:
                 header, crops = json.loads(str(arrays["header"])), arrays["crops"]
             buffer = io.BytesIO()
             text = json_text(random, header).decode("utf-8", "replace")
-            np.savez(buffer, header=np.array(text), crops=crops[: random.choice((0, 1, 12))])
+            np.savez(buffer, header=np.array(text), crops=crops[: random.choice((0, 1, MIN_CROPS + 1))])
             path.write_bytes(buffer.getvalue())
         else:
             path.write_bytes(spoilt_npz(random, self._data))

@@ -13,7 +13,7 @@ from pipeline.formats.records import frame_record, header_record, read_poses, to
 from pipeline.people.given import GivenBoxes
 from pipeline.run import read_sources
 from pipeline.sources import open_source
-from tests.fuzz.base import command, picture, run_on, warm
+from tests.fuzz.base import WHOLE_RUNS, command, picture, run_on, warm
 from tests.fuzz.media import videos
 from tests.fuzz.mutations import ODD_WORDS, damaged, json_text, odd_lines, odd_words
 
@@ -38,7 +38,7 @@ class Boxes:
         path = folder / "boxes"
         kind = random.randrange(5)
         path.write_bytes(self._poses.spoilt(random) if kind == 0 else odd_lines(random, random.choice(self._texts), ",\n"))
-        if random.random() < 0.1:
+        if random.random() < WHOLE_RUNS:
             (folder / "p.png").write_bytes(self._picture)
             run_on(folder / "p.png", "--boxes", path)
         GivenBoxes.read(path).check(path, 640, 480)

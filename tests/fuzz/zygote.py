@@ -1,7 +1,9 @@
 """Runs cases in children of their own, each within bounds of time and memory.
 
-A process that has imported everything forks for each case, so that a case costs milliseconds. It starts no thread before
-that: a child would lack it.
+A process that has imported everything forks, so that a case costs milliseconds. It starts no thread before that: a child would
+lack it. A child runs some cases one after the other, each within its own bounds; where it ends early, the case that it was at
+is to blame, and another child goes on behind it. A fault is tried again in a child of its own; where it is none there, its
+outcome says so.
 
     python -m tests.fuzz.zygote KIND SEED CASE    runs one case again, in this process, with what it writes and any traceback
 """
@@ -18,10 +20,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 from types import TracebackType
@@ -33,6 +36,9 @@ MEMORY = 1536 * 1024**2
 
 CPU_S, WALL_S = 20, 120
 """A case takes at most so much time of the processor; and so long by the clock, though other programs have the processor."""
+
+TOGETHER = 100
+"""Cases that a child runs at most: forking, and the pages that a child writes first, cost more than most cases."""
 
 LONGEST_SENTENCE = 1500
 """Characters of an error with what a command puts before it."""
@@ -111,79 +117,114 @@ def run_case(kind: str, seed: int, case: int, folder: Path) -> object:
     return KINDS[kind].read(Random(f"{kind} {seed} {case}"), folder)
 
 
-def _child(kind: str, seed: int, case: int, folder: Path, result: Path, said: Path) -> None:
+def _child(kind: str, seed: int, cases: range, scratch: Path) -> None:
     os.setsid()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S + 5))
-    resource.setrlimit(resource.RLIMIT_DATA, (_data_bytes() + MEMORY, resource.RLIM_INFINITY))
-    file = os.open(said, os.O_RDWR | os.O_CREAT, 0o600)
+    resource.setrlimit(resource.RLIMIT_DATA, (_memory("VmData") + MEMORY, resource.RLIM_INFINITY))
+    said = os.open(scratch / "said", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.chdir(folder)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
 
     def output() -> str:
         sys.stdout.flush()
         sys.stderr.flush()
-        return said.read_text(encoding="utf-8", errors="replace")
+        return (scratch / "said").read_text(encoding="utf-8", errors="replace")
 
-    end, told = judged(lambda: run_case(kind, seed, case, folder), output)
-    result.write_text(json.dumps([end, told[-4000:]]))
+    most_s = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    with (scratch / "ends").open("w", buffering=1) as ends:
+        for case in cases:
+            folder = scratch / f"case {case}"
+            folder.mkdir()
+            os.chdir(folder)
+            begun = time.process_time()
+            resource.setrlimit(resource.RLIMIT_CPU, (int(begun) + CPU_S, most_s))
+            Path("/proc/self/clear_refs").write_text("5")  # the most memory that it had is what it has now
+            end, told = judged(lambda: run_case(kind, seed, case, folder), output)  # noqa: B023  # called at once
+            output()
+            os.ftruncate(said, 0)
+            memory = _memory("VmHWM")
+            ends.write(json.dumps([end, told[-4000:], memory, time.process_time() - begun]) + "\n")
 
 
-def _data_bytes() -> int:
+def _memory(name: str) -> int:
+    """A line of /proc/self/status, bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmData:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     return 0
 
 
-def _run(kind: str, seed: int, case: int, scratch: Path) -> Outcome:
-    folder, result, said = scratch / "case", scratch / "result", scratch / "said"
-    folder.mkdir()
+def _run(kind: str, seed: int, cases: range, scratch: Path) -> Iterator[Outcome]:
+    """The outcomes of cases, as many as a child comes to at a time."""
+    while cases:
+        done = _run_together(kind, seed, cases[:TOGETHER], scratch)
+        for outcome in done:
+            if not outcome.is_fault or outcome.case == cases[0]:
+                yield outcome
+                continue
+            (alone,) = _run_together(kind, seed, range(outcome.case, outcome.case + 1), scratch)
+            after = f"{outcome.told} (not alone, but after the cases from {cases[0]} on)"
+            yield alone if alone.is_fault else replace(outcome, told=after)
+        cases = cases[len(done) :]
+
+
+def _run_together(kind: str, seed: int, cases: range, scratch: Path) -> list[Outcome]:
+    """The outcomes of the first cases: all, or those up to the one that ended the child."""
+    scratch.mkdir()
     child = os.fork()
     if child == 0:
         try:
-            _child(kind, seed, case, folder, result, said)
+            _child(kind, seed, cases, scratch)
         finally:
             os._exit(0)
-    watch = os.pidfd_open(child)
-    timely = bool(select.select([watch], [], [], WALL_S)[0])
+
+    def ends() -> list[str]:
+        path = scratch / "ends"
+        return path.read_text().splitlines() if path.exists() else []
+
+    watch, before, timely = os.pidfd_open(child), -1, True
+    while not select.select([watch], [], [], WALL_S)[0]:
+        ended = len(ends())
+        if ended == before:  # no case has ended in all this time
+            timely = False
+            os.kill(child, signal.SIGKILL)
+        before = ended
     os.close(watch)
-    if not timely:
-        os.kill(child, signal.SIGKILL)
     _, status, usage = os.wait4(child, 0)
     with suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)  # whatever it started and left behind
-    end, told = "crash", f"wait status {status}: {said.read_text(errors='replace') if said.exists() else ''}"
-    if not timely or (os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL)):
-        end = "hang"
-    elif result.exists():
-        end, told = json.loads(result.read_text())
-        if usage.ru_maxrss * 1024 > MEMORY or "MemoryError" in told:
-            end = "memory"
+    outcomes = []
+    for case, (end, told, memory, cpu_s) in zip(cases, map(json.loads, ends()), strict=False):
+        too_much = memory > MEMORY or "MemoryError" in told
+        outcomes.append(Outcome(kind, seed, case, "memory" if too_much else end, told, memory, cpu_s))
+    if len(outcomes) < len(cases):
+        said = (scratch / "said").read_text(errors="replace") if (scratch / "said").exists() else ""
+        late = not timely or (os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL))
+        cpu_s = usage.ru_utime + usage.ru_stime - sum(outcome.cpu_s for outcome in outcomes)
+        told, memory = f"wait status {status}: {said}", usage.ru_maxrss * 1024
+        outcomes.append(Outcome(kind, seed, cases[len(outcomes)], "hang" if late else "crash", told, memory, cpu_s))
     shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    return Outcome(kind, seed, case, end, told, usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime)
+    return outcomes
 
 
 def _serve() -> None:
-    """Answer each line [kind, seed, case] on stdin with a line of the outcome on stdout."""
+    """Answer each line [kind, seed, first case, cases] on stdin with a line of each outcome on stdout."""
     from tests.fuzz.base import import_all
     from tests.fuzz.kinds import KINDS
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
     with tempfile.TemporaryDirectory(prefix="fuzz-") as place:
-        scratch = Path(place, "scratch")
-        scratch.mkdir()
         import_all()
         answers.write(json.dumps({name: kind.prepare() for name, kind in KINDS.items()}) + "\n")
         answers.flush()
         gc.collect()
         gc.freeze()
         for line in sys.stdin:
-            answers.write(json.dumps(asdict(_run(*json.loads(line), scratch))) + "\n")
+            kind, seed, first, cases = json.loads(line)
+            for outcome in _run(kind, seed, range(first, first + cases), Path(place, "scratch")):
+                answers.write(json.dumps(asdict(outcome)) + "\n")
             answers.flush()
 
 
@@ -206,12 +247,12 @@ class Zygote:
         )
         self.lacks: dict[str, str | None] = json.loads(self._answer())
 
-    def run(self, kind: str, seed: int, case: int) -> Outcome:
-        """Run a case."""
+    def run(self, kind: str, seed: int, first: int = 0, cases: int = 1) -> list[Outcome]:
+        """Run so many cases of a kind, from a first one on."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([kind, seed, case]) + "\n")
+        self._process.stdin.write(json.dumps([kind, seed, first, cases]) + "\n")
         self._process.stdin.flush()
-        return Outcome(**json.loads(self._answer()))
+        return [Outcome(**json.loads(self._answer())) for _ in range(cases)]
 
     def _answer(self) -> str:
         assert self._process.stdout is not None
