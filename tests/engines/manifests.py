@@ -8,7 +8,7 @@ from engines.manifest import BatchRange, EngineManifest
 from engines.parity import LIMITS, Differences, ParityReport
 from engines.pose import ModelInfo, PoseModel
 from engines.session import SessionDescription
-from tests.engines.memory_gpu import sha256
+from tests.engines.memory_tensorrt import sha256
 
 
 def manifest_of(data, **changes):

@@ -44,7 +44,8 @@ from engines.tensorrt.module import Library, load_library
 from tests.cases import fast_first
 from tests.engines.detectors import GROUND, NAMES, PERSON, detector, picture
 from tests.engines.manifests import manifest_of
-from tests.engines.memory_gpu import DTYPES, Driver, engine_bytes, tensorrt_module
+from tests.engines.memory_gpu import DTYPES, Driver
+from tests.engines.memory_tensorrt import engine_bytes, tensorrt_module
 
 RTX40, ORIN, THIS = find_target("rtx40"), find_target("orin"), find_target("this")
 ENGINE, BUNDLE = "detector-384x384-fp32-rtx40.engine", "detector-384x384-fp32-orin.bundle.zip"

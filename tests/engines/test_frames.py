@@ -26,7 +26,8 @@ from engines.typed_graph import ends_at_logits
 from tests.engines import kernel_twin
 from tests.engines.cpu_kernels import KernelDriver, compiled, cpu_device, on_device
 from tests.engines.manifests import Opened, manifest_of
-from tests.engines.memory_gpu import engine_bytes, predict, pycuda_driver, tensorrt_module
+from tests.engines.memory_gpu import pycuda_driver
+from tests.engines.memory_tensorrt import engine_bytes, predict, tensorrt_module
 
 
 @pytest.fixture(autouse=True)

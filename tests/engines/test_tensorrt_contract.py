@@ -3,7 +3,7 @@
 import pytest
 
 from engines.pose import Predictions
-from tests.engines.memory_gpu import FAMILIES
+from tests.engines.memory_tensorrt import FAMILIES
 from tests.engines.tensorrt_contract import EngineUnderTest, TensorRTContract
 from tests.engines.test_tensorrt_session import CROPS, DEVICES, JOINTS, SCORES, Bench
 

@@ -1,33 +1,25 @@
-"""The runtime's laws, on a GPU in memory; and what a machine without a GPU says of a real engine."""
+"""The runtime's laws, on a GPU in memory."""
 
-import io
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convnextpose.errors import EngineError, GeometryError, ModelError, RuntimeUnavailableError
-from engines import manifest as manifests
-from engines.batcher import Batcher
+from convnextpose.errors import EngineError, ModelError, RuntimeUnavailableError
 from engines.parity import noise_crops
-from engines.sessions import engine_file
 from engines.sessions import tensorrt as tensorrt_session
-from engines.sessions.engine_file import open_engine
 from engines.sessions.tensorrt import TensorRTSession
 from engines.tensorrt.device_cuda import CudaDevice
 from engines.tensorrt.device_pycuda import PycudaDevice
 from engines.tensorrt.engine import LOW_MEMORY, read_layers
-from engines.tensorrt.gpu import binding_installed
-from engines.tensorrt.module import Library, load_library
+from engines.tensorrt.module import Library
 from tests.engines.manifests import Opened, manifest_of
-from tests.engines.memory_gpu import FAMILIES, Driver, engine_bytes, predict, pycuda_driver, tensorrt_module
+from tests.engines.memory_gpu import Driver, pycuda_driver
+from tests.engines.memory_tensorrt import FAMILIES, engine_bytes, predict, tensorrt_module
 
 CROPS = noise_crops(24, seed=3)
 JOINTS, SCORES = predict(CROPS)
@@ -64,6 +56,16 @@ class Bench:
 def assert_is(found, first, count):
     assert np.array_equal(found.joints, JOINTS[first : first + count])
     assert np.array_equal(found.scores, SCORES[first : first + count])
+
+
+def give(runtime, first, count):
+    return runtime.submit({"crops": CROPS[first : first + count]})
+
+
+def take(runtime, ticket, first, count):
+    found = runtime.collect(ticket)
+    assert np.array_equal(found["joints"], JOINTS[first : first + count])
+    assert np.array_equal(found["scores"], SCORES[first : first + count])
 
 
 PROFILES = [(1, 1), (2, 4), (5, 8)]
@@ -176,113 +178,6 @@ def test_more_crops_than_the_engine_takes_are_in_flight_together():
         assert times.host_ms > 0
         assert times.gpu_ms == pytest.approx(times.copy_in_ms + times.inference_ms + times.copy_out_ms)
         assert min(times.copy_in_ms, times.inference_ms, times.copy_out_ms) > 0
-    bench.check()
-
-
-# Tickets.
-
-
-def give(runtime, first, count):
-    return runtime.submit({"crops": CROPS[first : first + count]})
-
-
-def take(runtime, ticket, first, count):
-    found = runtime.collect(ticket)
-    assert np.array_equal(found["joints"], JOINTS[first : first + count])
-    assert np.array_equal(found["scores"], SCORES[first : first + count])
-
-
-@given(
-    plan=st.lists(st.tuples(st.integers(0, 16), st.integers(1, 8), st.integers(0, 2)), min_size=1, max_size=8),
-    binding=st.sampled_from(sorted(DEVICES)),
-    seed=st.integers(0, 99),
-)
-def test_tickets_give_their_own_batch_in_whatever_order_they_are_collected(plan, binding, seed):
-    bench, flying = Bench(binding, seed=seed), []
-    with bench.open() as runtime:
-        for first, count, choice in plan:
-            if len(flying) == runtime.slots:
-                take(runtime, *flying.pop(choice % len(flying)))
-            crops = CROPS[first : first + count].copy()
-            ticket = runtime.submit({"crops": crops})
-            crops[:] = 0  # whoever gave them may use them again
-            flying.append((ticket, first, count))
-        while flying:
-            take(runtime, *flying.pop())
-    bench.check()
-
-
-def test_a_batch_is_given_while_another_one_is_waited_for():
-    """No lock is held across a wait: a thread that waits for the GPU keeps nobody out."""
-    bench = Bench()
-    entered, gate = threading.Event(), threading.Event()
-    with bench.open() as runtime:
-        first = give(runtime, 0, 2)
-        stream, synchronise = first.slot._stream, first.slot._stream.synchronize
-
-        def held():
-            entered.set()
-            assert gate.wait(30)
-            synchronise()
-
-        stream.synchronize = held
-        waiter = threading.Thread(target=take, args=(runtime, first, 0, 2))
-        waiter.start()
-        assert entered.wait(30)
-        take(runtime, give(runtime, 3, 4), 3, 4)
-        assert_is(runtime.run(CROPS[:9]), 0, 9)
-        gate.set()
-        waiter.join()
-        stream.synchronize = synchronise
-    bench.check()
-
-
-def test_who_submits_more_than_there_are_slots_waits_for_one():
-    bench = Bench()
-    with bench.open() as runtime:
-        tickets = [give(runtime, index, 1) for index in range(3)]
-        fourth = []
-        waiter = threading.Thread(target=lambda: fourth.append(give(runtime, 7, 1)))
-        waiter.start()
-        waiter.join(0.05)
-        assert waiter.is_alive()
-        take(runtime, tickets[1], 1, 1)
-        waiter.join()
-        for ticket, first in ((tickets[0], 0), (tickets[2], 2), (fourth[0], 7)):
-            take(runtime, ticket, first, 1)
-    bench.check()
-
-
-def test_a_ticket_is_good_once_and_not_after_closing():
-    bench = Bench()
-    runtime = bench.open()
-    ticket = give(runtime, 0, 1)
-    take(runtime, ticket, 0, 1)
-    with pytest.raises(RuntimeUnavailableError, match="expected a ticket that was not collected"):
-        runtime.collect(ticket)
-    with pytest.raises(GeometryError, match="expected at most 8 items in one batch, received 9"):
-        give(runtime, 0, 9)
-    left = give(runtime, 0, 1)
-    runtime.close()
-    with pytest.raises(RuntimeUnavailableError, match="closed"):
-        runtime.collect(left)
-    bench.check()
-
-
-def test_many_callers_through_a_batcher_get_what_each_gets_alone():
-    bench = Bench()
-    runtime = bench.open()
-    batcher = Batcher(runtime._session, 100)
-
-    def work(index):
-        for turn in range(8):
-            count = 1 + (index * 3 + turn) % 12
-            found = batcher.run({"crops": CROPS[index : index + count]})
-            assert np.array_equal(found["joints"], JOINTS[index : index + count])
-
-    with ThreadPoolExecutor(6) as pool:
-        list(pool.map(work, range(6)))
-    batcher.close()
     bench.check()
 
 
@@ -521,106 +416,3 @@ def test_it_tells_what_it_runs():
 
 def test_layers_without_types_are_names():
     assert [layer.name for layer in read_layers('{"Layers": ["a", "b"], "Bindings": []}')] == ["a", "b"]
-
-
-# Real engines, on a machine without a GPU.
-
-
-@pytest.fixture(scope="module")
-def real_engine(exported, tmp_path_factory):
-    """An engine that TensorRT-RTX built of XS with random weights, with its manifest."""
-    pytest.importorskip("tensorrt_rtx", reason="building an engine without a GPU needs TensorRT-RTX")
-    from engines.precision import to_fp16
-    from engines.tensorrt.builder import build_engine
-
-    library = load_library("tensorrt_rtx")
-    built = build_engine(to_fp16(exported.path.read_bytes()), library, "8.9")
-    path = tmp_path_factory.mktemp("engines") / "tiny.engine"
-    path.write_bytes(built.data)
-    made = manifest_of(
-        built.data, library=library.name, library_version=library.version, compute_capabilities=built.compute_capabilities
-    )
-    manifests.path_of(path).write_text(made.to_json())
-    return path
-
-
-@pytest.fixture
-def copied(real_engine, tmp_path):
-    path = tmp_path / "mine.engine"
-    path.write_bytes(real_engine.read_bytes())
-    manifests.path_of(path).write_bytes(manifests.path_of(real_engine).read_bytes())
-    return path
-
-
-def test_a_real_engine_without_a_gpu_is_told_in_a_sentence(real_engine, no_gpu):
-    if not binding_installed("cuda-python"):
-        pytest.skip("cuda-python is not installed")
-    with pytest.raises(RuntimeUnavailableError, match=r"no NVIDIA driver was found|finds no GPU") as told:
-        open_engine(real_engine)
-    assert "\n" not in str(told.value)
-
-
-def test_tensorrt_itself_prints_why_it_does_not_load_an_engine_without_a_gpu(real_engine, no_gpu, capfd):
-    """The runtime above a GPU in memory, with the real library: what comes of its refusal, printed without Python's help."""
-    data, found = real_engine.read_bytes(), manifests.load(real_engine)
-    device = CudaDevice(Driver(), "cuda-python in memory")
-    python = io.StringIO()
-    refused = pytest.raises((EngineError, RuntimeUnavailableError), match=r"it printed the reason above|does not start")
-    with redirect_stdout(python), redirect_stderr(python), refused as told:
-        TensorRTSession(data, found, load_library("tensorrt_rtx"), device)
-    assert "\n" not in str(told.value)
-    printed = "".join(capfd.readouterr())
-    assert "CUDA driver version is insufficient" in printed
-    assert python.getvalue() == ""
-
-
-def test_a_truncated_engine_is_told_before_the_gpu_is_asked(copied):
-    copied.write_bytes(copied.read_bytes()[:-100])
-    with pytest.raises(
-        EngineError, match=r"mine\.engine: expected an engine of .* cut short or replaced; .*convnextpose build"
-    ):
-        open_engine(copied)
-
-
-def test_a_changed_engine_is_told(copied):
-    data = bytearray(copied.read_bytes())
-    data[len(data) // 2] ^= 1
-    copied.write_bytes(data)
-    with pytest.raises(EngineError, match=r"expected an engine with SHA-256 .* convnextpose build|changed or replaced"):
-        open_engine(copied)
-
-
-def test_an_edited_manifest_is_told(copied):
-    path = manifests.path_of(copied)
-    path.write_text(path.read_text().replace('"8.9"', '"9.0"'))
-    with pytest.raises(EngineError, match="manifest was edited"):
-        open_engine(copied)
-
-
-@pytest.mark.parametrize("missing", ["engine", "manifest"])
-def test_half_an_engine_is_told(copied, missing):
-    (copied if missing == "engine" else manifests.path_of(copied)).unlink()
-    with pytest.raises(EngineError, match=f"expected (an|the) {missing}.*there is no such file"):
-        open_engine(copied)
-
-
-def test_an_engine_of_a_library_that_is_not_here_names_the_library(copied, monkeypatch):
-    found = manifests.load(copied)
-    manifests.path_of(copied).write_text(replace(found, library="tensorrt").to_json())
-    monkeypatch.setattr(engine_file, "open_device", lambda binding: CudaDevice(Driver(), "in memory"))
-    if load_or_none("tensorrt"):
-        pytest.skip("both families are here")
-    with pytest.raises(EngineError, match="library: the engine is of tensorrt, this machine's is tensorrt_rtx"):
-        open_engine(copied)
-
-
-def load_or_none(name):
-    try:
-        return load_library(name)
-    except RuntimeUnavailableError:
-        return None
-
-
-def test_paths_are_paths(copied):
-    with pytest.raises(EngineError, match=r"expected an engine at .*nowhere\.engine"):
-        open_engine(Path("nowhere.engine"))

@@ -237,7 +237,8 @@ def runtime(device, figures):
     from engines.parity import noise_crops
     from engines.sessions.tensorrt import TensorRTSession
     from engines.tensorrt.module import Library
-    from tests.engines.memory_gpu import Driver, engine_bytes, predict, tensorrt_module
+    from tests.engines.memory_gpu import Driver
+    from tests.engines.memory_tensorrt import engine_bytes, predict, tensorrt_module
     from tests.engines.test_tensorrt_session import manifest_of
 
     if device == "cuda":
@@ -298,7 +299,7 @@ def frames(device, figures):
     from engines.sessions.tensorrt import TensorRTSession
     from engines.tensorrt.module import Library
     from tests.engines.cpu_kernels import on_device
-    from tests.engines.memory_gpu import engine_bytes, tensorrt_module
+    from tests.engines.memory_tensorrt import engine_bytes, tensorrt_module
     from tests.engines.test_frames import network
     from tests.engines.test_tensorrt_session import manifest_of
 

@@ -6,7 +6,7 @@ import weakref
 import numpy as np
 
 from engines.kernels.program import Kernels
-from tests.engines.memory_gpu import tensorrt_module
+from tests.engines.memory_tensorrt import tensorrt_module
 
 SOURCE = """
 extern "C" __global__ void stand_in(const unsigned char* crops, float* joints, float* scores, int count)
@@ -27,7 +27,7 @@ extern "C" __global__ void stand_in(const unsigned char* crops, float* joints, f
     }
 }
 """
-"""What `tests.engines.memory_gpu.predict` computes."""
+"""What `tests.engines.memory_tensorrt.predict` computes."""
 
 
 class _Nothing:

@@ -20,7 +20,8 @@ from engines.tensorrt.device_cuda import CudaDevice
 from engines.tensorrt.module import Library
 from engines.timing import RunTimes
 from tests.engines.manifests import manifest_of
-from tests.engines.memory_gpu import Driver, engine_bytes, predict, tensorrt_module
+from tests.engines.memory_gpu import Driver
+from tests.engines.memory_tensorrt import engine_bytes, predict, tensorrt_module
 
 
 @pytest.fixture
