@@ -23,7 +23,7 @@ def pytest_addoption(parser):
 MOST_WORKERS = 4
 """Each takes up to 3 GB."""
 
-LONGEST = ("tests/tools/test_run.py", "tests/tools/", "tests/engines/", "tests/training/", "tests/pipeline/", "tests/fuzz/")
+LONGEST = ("tests/tools/test_run.py", "tests/fuzz/", "tests/tools/", "tests/engines/", "tests/training/", "tests/pipeline/")
 """What takes the longest, in this order. The first begins without an export: meanwhile another process makes the one that many
 tests wait for."""
 
