@@ -81,7 +81,7 @@ def test_the_same_case_is_the_same_input(zygote):
 def test_a_child_of_many_cases_tells_of_each_what_a_child_of_its_own_does(zygote):
     """Whatever becomes of the cases before it."""
     kind = IN_COMPANY[0]
-    alone, together = [zygote.run(kind, 1, case)[0] for case in range(14)], zygote.run(kind, 1, cases=14)
+    alone, together = [zygote.run(kind, 8, case)[0] for case in range(14)], zygote.run(kind, 8, cases=14)
     assert [one.case for one in together] == list(range(14))
     assert [one.end for one in together] == [one.end for one in alone]
     assert {one.end for one in together} == {"accepted", "refused", "traceback", "crash"}
