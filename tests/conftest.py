@@ -39,8 +39,8 @@ def pytest_cmdline_main(config):
     if hasattr(config, "workerinput") or not config.pluginmanager.hasplugin("xdist"):
         return
     option = config.option
-    folders = all(Path(argument).is_dir() and Path(argument).name != "gpu" for argument in config.args)
-    if option.numprocesses is not None or option.dist != "no" or option.usepdb or option.collectonly or not folders:
+    one_process = option.dist != "no" or option.usepdb or option.collectonly or not _are_folders(config.args)
+    if option.numprocesses is not None or one_process:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     option.numprocesses = 0 if cores < 2 else min(cores + 1, MOST_WORKERS)
@@ -57,6 +57,11 @@ def pytest_collection_modifyitems(config, items):
         items.sort(key=lambda item: ([not item.nodeid.startswith(start) for start in LONGEST], str(item.path)))
 
 
+def _are_folders(arguments):
+    """Whether whole folders of tests are to be run, not single files or tests, nor those of a GPU."""
+    return all(Path(argument).is_dir() and Path(argument).name != "gpu" for argument in arguments)
+
+
 def _from_a_place_of_its_own(folders, worker):
     """The files of tests in some folders, for each worker from another one on.
 
@@ -70,7 +75,7 @@ def _from_a_place_of_its_own(folders, worker):
 def pytest_configure(config):
     """Fewer examples of each law in `make test` than where the slow cases run, too. A busy machine makes no example wrong."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts tests in the background has it ignored
-    if hasattr(config, "workerinput"):
+    if hasattr(config, "workerinput") and _are_folders(config.args):
         config.args = _from_a_place_of_its_own(config.args, config.workerinput)
     thorough = "not slow" not in config.getoption("markexpr")
     settings.register_profile(
