@@ -15,6 +15,7 @@ from pathlib import Path
 from convnextpose import weights
 from convnextpose.camera import Intrinsics, RootDepthSource
 from convnextpose.errors import GeometryError, SinkError, SourceError
+from convnextpose.files import read_file
 from convnextpose.world import GivenWorld
 from engines.manifest import is_engine
 from pipeline.draw import PoseRenderer
@@ -47,6 +48,9 @@ _log = logging.getLogger("convnextpose.run")
 RANDOM_CAPTION = "RANDOM WEIGHTS"
 """Written on every picture of a run with random weights, whose poses mean nothing."""
 
+MAX_LIST_BYTES = 2**20
+"""Largest file of sources: more lines than any machine can run."""
+
 
 @dataclass(frozen=True)
 class SourceEntry:
@@ -73,10 +77,9 @@ def read_sources(path: Path) -> tuple[SourceEntry, ...]:
             may contain a password.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
-        raise SourceError(f"expected a file of sources, but {path} cannot be read: {reason}") from error
+        lines = read_file(path, MAX_LIST_BYTES, SourceError, "a file of sources").decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise SourceError(f"expected a file of sources, but {path} is not text in UTF-8") from error
     entries: list[SourceEntry] = []
     for number, line in enumerate(lines, 1):
         parts = line.split()

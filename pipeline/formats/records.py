@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from convnextpose.camera import Intrinsics, RootDepthSource
 from convnextpose.crop import Box
 from convnextpose.errors import SourceError
+from convnextpose.files import read_file
 from convnextpose.skeleton import JOINT_SETS
 from convnextpose.variants import Variant
 from convnextpose.world import World
@@ -27,6 +28,9 @@ from pipeline.types import Pose, PosedFrame, RunHeader, TrackEvent, TrackEventKi
 
 FORMAT = "convnextpose/1"
 """Name and version of the records; a reader refuses another."""
+
+MAX_BYTES = 2**32
+"""Largest file of poses that is read, bytes: a day of one person at 25 frames a second."""
 
 AXES = "x right, y down, z forward"
 
@@ -191,10 +195,7 @@ def read_poses(path: str | Path) -> PoseFile:
     Raises:
         SourceError: it cannot be read, or is not such a file; names the line.
     """
-    try:
-        *lines, rest = Path(path).read_bytes().split(b"\n")
-    except OSError as error:
-        raise SourceError(f"expected a file of poses, but {path} cannot be read: {error.strerror}") from error
+    *lines, rest = read_file(Path(path), MAX_BYTES, SourceError, "a file of poses").split(b"\n")
     number = 1
     try:
         header = _parse_header(json.loads(lines[0] if lines else rest))

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from convnextpose.errors import SourceError
+from convnextpose.files import show
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+)://")
 """A scheme has at least two letters: a single letter is a Windows drive."""
@@ -73,8 +74,13 @@ class NetworkUri:
         """Parse a URI. A password may contain `:`, `@` and `#`, and a `/` if there is no `@` before it.
 
         Raises:
-            SourceError: its port is not a number.
+            SourceError: its port is not a number, or there are characters in it that no address has.
         """
+        if not uri.isprintable():  # nor does a lone surrogate have bytes that could be sent
+            raise SourceError(
+                f"expected an address of printable characters, received {show(without_password(uri))}: "
+                "percent-encode the others"
+            )
         scheme, rest = uri.split("://", 1)
         end = re.search(r"[/?]|$", rest)
         at = rest.rfind("@", 0, end.start() if end else None)

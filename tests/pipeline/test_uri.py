@@ -71,6 +71,9 @@ def test_names_of_files_stay_as_they_are():
         ("test" * 2000, "File name too long"),
         (f"test:{'a' * 5000}", "did you mean test://?"),
         ("admin:hunter2@10.0.0.7/live", "there is no"),
+        ("rtp://admin:hunter2@10.0.0.7\ud800:5004", "printable characters"),
+        ("rtp://admin:hunter2@10.0.0.7\r\na=x:5004", "printable characters"),
+        ("rtsp://admin:hunter2@10.0.0.7/li\x00ve", "printable characters"),
     ],
 )
 def test_an_unknown_scheme_gets_a_sentence_without_the_password(uri, says):

@@ -129,6 +129,12 @@ def test_a_line_cut_off_is_left_out_and_told(tmp_path):
     assert result.cut_off and [f.index for f in result.frames] == [0, 1]
 
 
+@pytest.mark.parametrize("path", ["/dev/zero", "."])
+def test_a_device_or_a_folder_is_no_file_of_poses(path):
+    with pytest.raises(SourceError, match="expected a file of poses"):
+        read_poses(path)
+
+
 @pytest.mark.parametrize(
     "content",
     [

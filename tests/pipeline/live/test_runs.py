@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -363,6 +364,23 @@ def test_a_file_of_sources_with_a_fault_is_told_by_its_line(tmp_path, text, told
     with pytest.raises(SourceError) as caught:
         read_sources(path)
     assert told in str(caught.value) and "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [("/dev/zero", "a device"), (".", "the folder"), ("nothing", "no such file")],
+)
+def test_what_is_no_file_of_sources_is_refused(path, told):
+    with pytest.raises(SourceError, match=told):
+        read_sources(Path(path))
+
+
+def test_a_file_of_sources_is_small_text(tmp_path):
+    path = tmp_path / "cameras.txt"
+    for content, told in ((b"a 0\n" * 2**19, "at most"), (b"d\xf6r 0\n", "UTF-8")):
+        path.write_bytes(content)
+        with pytest.raises(SourceError, match=told):
+            read_sources(path)
 
 
 def test_results_of_cameras_are_named_by_their_addresses():
