@@ -28,7 +28,15 @@ from typing import IO, Any
 from convnextpose.archives import MAX_MEMBERS, open_zip, unpacked_limit
 from convnextpose.errors import CheckpointError, RuntimeUnavailableError, install_command
 from convnextpose.files import MAX_JSON_BYTES, LimitError, parse_json, read_file, show, size_text
-from convnextpose.pickles import ITEM_SIZES, ForbiddenGlobalError, Storage, StoredTensor, read_pickle, storage_type
+from convnextpose.pickles import (
+    ITEM_SIZES,
+    MAX_DIMENSIONS,
+    ForbiddenGlobalError,
+    Storage,
+    StoredTensor,
+    read_pickle,
+    storage_type,
+)
 
 MAX_BYTES = 512 * 1024**2
 """The largest file or folder that is read. The largest variant with Adam's moments has 67 MB."""
@@ -367,6 +375,9 @@ def _safetensor(told: Any, buffer: memoryview) -> StoredTensor:  # noqa: ANN401 
     """A tensor from its entry in a safetensors header: `{"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}`."""
     begin, end = told["data_offsets"]
     dtype, shape = _SAFETENSORS_TYPES[told["dtype"]], tuple(told["shape"])
+    # Looked at before anything is multiplied: a text times a number is a long text.
+    if len(shape) > MAX_DIMENSIONS or not all(type(number) is int and 0 <= number < 2**62 for number in (*shape, begin, end)):
+        raise ValueError("a tensor's shape and offsets are not a few whole numbers")
     strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
     if not 0 <= begin <= end <= len(buffer) or math.prod(shape) * ITEM_SIZES[dtype] != end - begin:
         raise ValueError("unexpected end of data")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 import zipfile
 from collections import Counter, OrderedDict
@@ -171,3 +172,21 @@ def test_any_operations_give_a_tree_or_one_sentence(operations, tmp_path_factory
         read_container(path)
     except CheckpointError as error:
         assert str(error).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("shape", "offsets"),
+    [
+        ([160, 640, "9" * 5000], [0, 8]),
+        ([1] * 300_000, [0, 4]),
+        ([2, 2.0], [0, 16]),
+        ([True], [0, 4]),
+        ([-1, -1], [0, 4]),
+        ([1], [0, "4"]),
+    ],
+    ids=["a text", "300,000 dimensions", "a fraction", "a truth value", "negative", "an offset as text"],
+)
+def test_a_safetensors_shape_that_is_none(shape, offsets, tmp_path):
+    header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": offsets}}).encode()
+    (tmp_path / "bad").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    assert "not a few whole numbers" in refused(tmp_path / "bad")
