@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from enum import Enum
 from functools import cache
+from typing import Any
 
 import av
 from av.codec.hwaccel import HWAccel, hwdevices_available
+
+ANY_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+"""Keywords of `av.open` that accept titles in an old encoding. From version 19 on PyAV accepts them and refuses the keyword."""
 
 _CUDA = "cuda"
 """FFmpeg's name for NVDEC's pictures and for what gives them."""

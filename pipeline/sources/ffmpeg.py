@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from convnextpose.errors import SourceError
 from pipeline.sources.clocks import of_monotonic, of_sender
-from pipeline.sources.decoding import Decode, accelerator, decoding_notes
+from pipeline.sources.decoding import ANY_METADATA, Decode, accelerator, decoding_notes
 from pipeline.sources.failures import Place, why_broken, why_not_opened
 from pipeline.sources.limits import DECODER_OPTIONS, check_size, decoder_options
 from pipeline.sources.live import Ended, LiveSource, Lost, Picture
@@ -142,8 +142,8 @@ class FfmpegConnection:
             "format": camera.format,
             "options": options,
             "timeout": (open_s, patience.read_s),
-            "metadata_errors": "replace",
             "hwaccel": self._hwaccel,
+            **ANY_METADATA,
         }
         if isinstance(camera.address, str):
             return av.open(camera.address, "r", **settings)

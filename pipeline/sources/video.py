@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -25,7 +24,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from convnextpose.errors import SourceError
-from pipeline.sources.decoding import Decode, accelerator, decoding_notes
+from pipeline.sources.decoding import ANY_METADATA, Decode, accelerator, decoding_notes
 from pipeline.sources.gaps import CUT_SHORT, Gap, Loss
 from pipeline.sources.limits import DECODER_OPTIONS, check_size, decoder_options
 from pipeline.sources.orientation import Orientation
@@ -322,11 +321,7 @@ class VideoSource(FileSource):
 def _open_container(path: Path, hwaccel: HWAccel | None) -> InputContainer:
     address = f"file:{path}"  # with its protocol, as a colon in a name would else begin one
     try:
-        try:
-            return av.open(address, options=DECODER_OPTIONS, hwaccel=hwaccel)
-        except UnicodeDecodeError:  # titles in an old encoding, which PyAV before 19 doesn't let pass on its own
-            lenient: dict[str, Any] = {"metadata_errors": "replace"}
-            return av.open(address, "r", options=DECODER_OPTIONS, hwaccel=hwaccel, **lenient)
+        return av.open(address, "r", options=DECODER_OPTIONS, hwaccel=hwaccel, **ANY_METADATA)
     except av.FFmpegError as error:
         # A fragmented MP4 that ends inside a fragment's index is refused, though the fragments before it are whole.
         if length := whole_length(path):

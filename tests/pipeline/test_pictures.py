@@ -225,7 +225,8 @@ def test_a_videos_size_is_looked_at_before_it_is_decoded(tmp_path):
         stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
         stream.width, stream.height, stream.pix_fmt = 8192, 8192, "yuv420p"
         stream.codec_context.thread_count = 1
-        container.mux(stream.encode(av.VideoFrame(8192, 8192, "yuv420p")))
+        grey = np.full((8192 * 3 // 2, 8192), 128, np.uint8)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="yuv420p")))
         container.mux(stream.encode(None))
     assert big.stat().st_size < 300_000
     assert "8192 x 8192" in refusal(big)
