@@ -64,9 +64,9 @@ def initialise(network: nn.Module, last: nn.Conv2d, seed: int) -> None:
 def load_grown(network: PoseNetwork, path: Path, seed: int) -> None:
     """Load a weights file into its own variant, or into a larger one that then begins with the same function.
 
-    Each new channel is a copy of an old one; what the next layer made of the old channel is shared out between the two at
-    random, so that they can part. Blocks that the file does not have keep their zero branch. A final layer for heat-maps of
-    another size stays as it is. Source: Chen, Goodfellow, Shlens, "Net2Net: Accelerating Learning via Knowledge Transfer",
+    Each new channel is a copy of an old one. The next layer's weights of the old channel are split between the two at random,
+    so that they can diverge. Blocks that are not in the file keep their zero branch. The last layer is not loaded if its
+    heat-map has another size. Source: Chen, Goodfellow, Shlens, "Net2Net: Accelerating Learning via Knowledge Transfer",
     ICLR 2016.
     """
     generator = torch.Generator().manual_seed(seed)

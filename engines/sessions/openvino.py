@@ -31,8 +31,8 @@ class OpenVinoSession(LockedSession):
     The precision is always explicit: left to itself, OpenVINO takes BF16 where the CPU has it. Convolutions between INT8
     quantisation nodes compute in INT8 in any case; the precision is that of the rest. Softmax and the like stay in FP32.
 
-    One item has a network of its own, compiled for that fixed shape: it takes 13 to 28 % less time than one of any batch. That
-    one is compiled when it is first needed.
+    One item has a network of its own, compiled for that fixed shape: it takes 13 to 28 % less time than one of any batch. Two
+    items run in it one after the other. Each network is compiled when it is first needed.
 
     Args:
         onnx: the file.

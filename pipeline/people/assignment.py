@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def assign(costs: NDArray[np.floating], limit: float) -> list[tuple[int, int]]:
-    """The pairs (row, column) with the smallest sum of costs [A, B], where each pair that is not made costs `limit` instead.
+    """The pairs (row, column) with the smallest sum of costs [A, B], where each row without a pair costs `limit`.
 
     Every row and every column is in at most one pair; pairs that cost `limit` or more, including infinite ones, are not made.
     Source: the Hungarian method by shortest augmenting paths (Jonker and Volgenant 1987), O(A B min(A, B)).
