@@ -408,16 +408,32 @@ def test_a_live_source_keeps_the_newest_frame_and_counts_what_it_drops():
     assert len(pipeline.streams[0].ages_ns) == account.posed
 
 
+class Paced(Pictures):
+    """A live source whose next frame comes once `follower` has the one before; afterwards it opens `gate`."""
+
+    def __init__(self, count, follower, gate):
+        super().__init__(count, live=True)
+        self.follower, self.gate = follower, gate
+
+    def __iter__(self):
+        for frame in super().__iter__():
+            yield frame
+            for _ in range(1000):
+                if len(self.follower.frames) == self.taken:
+                    break
+                time.sleep(0.01)
+            else:
+                raise SourceError(f"{self.follower.path} is held up")
+        self.gate.set()
+
+
 def test_a_slow_recorder_of_a_live_source_misses_frames_and_holds_nobody_up():
     gate = threading.Event()
     slow, quick = Collect("slow.all", wait_for=gate), Collect("quick.all")
-    source = Pictures(120, live=True, pause_s=0.002)
-    pipeline = make(source, [slow, quick], people=everywhere(120))
-    opener = threading.Timer(1.0, gate.set)
-    opener.start()
+    pipeline = make(Paced(60, quick, gate), [slow, quick], people=everywhere(60))
     list(pipeline)
-    opener.join()
     account, missed = counts(pipeline), pipeline.streams[0].missed
-    assert balanced(account) and account.received == 120
-    assert len(slow.frames) + missed["slow.all"] == account.posed == len(quick.frames) + missed["quick.all"]
-    assert missed["slow.all"] > 20 and len(slow.frames) >= LIVE_WAITING_FRAMES and missed["quick.all"] == 0
+    assert balanced(account) and account.received == account.posed == 60
+    assert len(quick.frames) == 60 and missed["quick.all"] == 0
+    assert len(slow.frames) + missed["slow.all"] == 60
+    assert missed["slow.all"] > 20 and len(slow.frames) >= LIVE_WAITING_FRAMES
