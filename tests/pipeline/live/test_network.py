@@ -142,7 +142,7 @@ def test_jetson_utils_161_two_cameras_at_once(rtsp, patience):
         one.kill()
         a.until_state("lost")
         b.until_frames(10)
-    assert [s.state for s in b.states] == ["connecting", "live"]
+    assert "lost" not in [s.state for s in b.states], "the other one is read on"
 
 
 # HTTP.

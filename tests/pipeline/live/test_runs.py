@@ -106,7 +106,7 @@ def test_the_header_is_completed_by_the_first_frame_also_of_a_camera_that_return
     account = exact(one)
     read = read_poses(tmp_path / "poses.ndjson")
     assert (read.header.width, read.header.height) == SIZE and read.header.camera == Intrinsics.assumed(*SIZE)
-    assert len(read.frames) == account.posed
+    assert len(read.frames) + one.missed["poses.ndjson"] == account.posed
     assert {frame.camera for frame in read.frames} == {Intrinsics.assumed(*SIZE), Intrinsics.assumed(320, 240)}
     assert [state.state for state in one.states][:6] == ["open", "connecting", "lost", "live", "lost", "live"]
     assert one.states[-1].state == "stopped"
@@ -155,9 +155,12 @@ def test_every_record_says_when_its_picture_was_taken_and_by_which_clock(tmp_pat
     frames = run_for(Pipeline([one]), lambda: one.ledger.counts().posed > 5)
     lines = [json.loads(line) for line in (tmp_path / "poses.ndjson").read_text().splitlines()[1:]]
     assert {line["clock"] for line in lines} == {"arrival"}
-    for line, frame in zip(lines, frames, strict=False):
+    moments = {frame.frame.index: frame.frame.captured_ns // 1000 for frame in frames}
+    in_both = [line for line in lines if line["index"] in moments]
+    assert len(in_both) > 2, "a busy machine may miss a few in either"
+    for line in in_both:
         moment = np.datetime64(line["utc"].removesuffix("+00:00"), "us").astype(int)
-        assert moment == frame.frame.captured_ns // 1000 >= before // 1000
+        assert moment == moments[line["index"]] >= before // 1000
     read = read_poses(tmp_path / "poses.ndjson")
     assert [frame.utc for frame in read.frames] == [line["utc"] for line in lines]
     assert {frame.clock for frame in read.frames} == {"arrival"}
