@@ -1,4 +1,4 @@
-"""Makes the default weights: rendered people with licences that allow any use, and the training on them.
+"""Makes the default weights: renders people under licences that allow any use, and trains on them.
 
 Run as modules (`python -m training.train`); not installed. Imports torch, numpy, cv2 and `convnextpose`.
 """

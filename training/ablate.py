@@ -1,14 +1,13 @@
-"""Trains the same short run again and again with one choice of the recipe changed, and tells what each change costs.
+"""Repeats a short run with one choice of the recipe changed at a time, and shows what each change costs.
 
     python -m training.ablate results.json [--only NAME...] [--size 64] [--images 24000] [--init FILE.safetensors]
         [--data FOLDER] [--seeds 1 2 3]
 
-The base run and each change begin from the same weights, random ones without `--init`, and see the same crops, but where
-weights, crops or seed are the choice. With `--data` the recipe has real people, captured poses, real cloth and avatars, each of
-them a choice, and the runs are judged on the held-out people, too.
-`results.json` keeps what is done, so that an interrupted call goes on; the table is printed from it. With several
-`--seeds` every run is made with each of them. A change is compared with the base of the same seed, and the table tells the
-mean and how far a seed was from it.
+The base run and each change begin from the same weights (random without `--init`) and see the same crops, unless weights,
+crops or seed are what is changed. With `--data` the recipe has real people, captured poses, real cloth and avatars, each of
+them a choice, and the runs are also evaluated on the held-out people. `results.json` keeps finished runs, so that an
+interrupted call continues; the table is printed from it. With several `--seeds` every run is made with each of them. A change
+is compared with the base of the same seed; the table shows the mean and the largest deviation of a seed from it.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ BASE = "base"
 
 
 class KeptChunks(PoseChunks):
-    """Crops that are rendered once, however many runs train on them: those of a seed's first run, in the CPU's memory."""
+    """Renders crops once, however many runs train on them: those of a seed's first run, kept in the CPU's memory."""
 
     _first: ClassVar[tuple | None] = None
     _kept: ClassVar[dict[tuple, tuple[Tensor, Tensor]]] = {}
 
     def render(self, plan: Plan, number: int) -> tuple[Tensor, Tensor]:
-        """A chunk's images and joints, as `PoseChunks` has them."""
+        """A chunk's images and joints, as in `PoseChunks`."""
         run = (plan.seed, plan.size, plan.chunk, plan.reuse, *plan.shares().values())
         if KeptChunks._first is None or KeptChunks._first[0] != plan.seed:
             KeptChunks._first = run
@@ -56,7 +55,7 @@ class KeptChunks(PoseChunks):
 
 
 class Base(Trainer):
-    """The recipe as it is."""
+    """The recipe unchanged."""
 
     chunks = KeptChunks
 
@@ -65,15 +64,15 @@ class Unmirrored(Base):
     """No picture is mirrored."""
 
     def mirrored(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Both as they are."""
+        """Both unchanged."""
         return images, labels
 
 
 class PlainBranches(Base):
-    """Residual branches begin with Kaiming's weights, as all else does, not at zero."""
+    """Residual branches begin with Kaiming initialisation, like all other layers, not at zero."""
 
     def new_network(self, init: Path | None) -> nn.Module:
-        """The network as a new run begins with it."""
+        """The network of a new run."""
         network, generator = super().new_network(init), torch.Generator().manual_seed(self.plan.seed + 1)
         for name, module in network.named_modules():
             if name.endswith("pwconv2"):
@@ -115,7 +114,7 @@ class Broad(Base):
 class Choice:
     """One change of the recipe: another trainer, other numbers of the plan, or both.
 
-    Some are only of runs from random weights, some only of runs with a data folder.
+    Some apply only to runs from random weights, some only to runs with a data folder.
     """
 
     trainer: type[Base] = Base
@@ -162,7 +161,7 @@ CHOICES = {
 }
 
 PEOPLE = "people"
-"""The figure of the held-out people: the share of their limb joints that are wrong, %."""
+"""The score on the held-out people: the share of their limb joints that are wrong, %."""
 
 
 def measure(
@@ -174,10 +173,10 @@ def measure(
     data: Path | None = None,
     people: HeldOutPeople | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Train with one choice; MPJPE (mm, true root depth) on each set, and what `PEOPLE` is where `people` are given, of the
-    average and of the last weights.
+    """Train with one choice, and return the scores of the average and of the last weights: MPJPE (mm, true root depth) on each
+    set, and `PEOPLE` if `people` are given.
 
-    The count of images stays the plan's, whatever the batch.
+    The number of images stays that of the plan, whatever the batch.
     """
     images = plan.steps * plan.batch
     changed = replace(plan, **choice.plan)
@@ -197,10 +196,10 @@ def measure(
 
 
 def table(results: dict[str, dict[str, dict[str, dict[str, float]]]]) -> str:
-    """Markdown: what the base has, and what is added to it by each change.
+    """Markdown: the scores of the base, and what each change adds to them.
 
-    `results` has, by seed, the figures of each run. With more than one seed each figure is the mean, followed by the farthest
-    that a seed is from it.
+    `results` has the scores of each run by seed. With more than one seed each score is the mean, followed by the largest
+    deviation of a seed from it.
     """
     runs = list(results.values())
     names = [*SETS, *([PEOPLE] if PEOPLE in runs[0][BASE]["average"] else [])]
@@ -224,13 +223,13 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
-    parser.add_argument("--only", nargs="+", choices=CHOICES, default=list(CHOICES), metavar="NAME", help="some of the changes")
+    parser.add_argument("--only", nargs="+", choices=CHOICES, default=list(CHOICES), metavar="NAME", help="only these changes")
     parser.add_argument("--size", type=int, default=64, help="side of the crops, px")
-    parser.add_argument("--images", type=int, default=24_000, help="crops trained on in a run")
-    parser.add_argument("--init", type=Path, help="weights to begin with; the crops are then hard from the start")
-    parser.add_argument("--data", type=Path, help="data folder of real people, captured poses, cloth and avatars")
-    parser.add_argument("--held-out", type=int, default=256, help="crops of each held-out set")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1], metavar="N", help="seeds of every run")
+    parser.add_argument("--images", type=int, default=24_000, help="crops that a run trains on")
+    parser.add_argument("--init", type=Path, help="initial weights; the crops are then hard from the start")
+    parser.add_argument("--data", type=Path, help="data folder with real people, captured poses, cloth and avatars")
+    parser.add_argument("--held-out", type=int, default=256, help="crops in each held-out set")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1], metavar="N", help="seeds; every run is made with each")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

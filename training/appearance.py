@@ -18,8 +18,8 @@ HAIR = ((0.06, 0.05, 0.05), (0.1, 0.08, 0.07), (0.16, 0.1, 0.07), (0.2, 0.13, 0.
 
 @dataclass(frozen=True)
 class Appearance:
-    """Colours [N, P, 3] in 0..1 RGB, how far cloth and hair stand off the skin [N, P] (m), and a bend of the normals
-    [N, P, 3] that shades as folds do."""
+    """Colours [N, P, 3] in 0..1 RGB, distance of cloth and hair from the skin [N, P] (m), and a bend of the normals [N, P, 3]
+    that shades like folds."""
 
     colours: Tensor
     thickness_m: Tensor
@@ -27,7 +27,7 @@ class Appearance:
 
 
 def random_colour(draws: Draws, difficulty: float = 1.0, saturation: float = 0.9, darkest: float = 0.05) -> Tensor:
-    """[N, 3] RGB: any hue; mostly muted, as dyed things are, more so at a high difficulty."""
+    """[N, 3] RGB: any hue; mostly muted, like dyed cloth, and more so at a high difficulty."""
     hue, value = draws.uniform(0, 6), draws.uniform(darkest + 0.2 * (1 - difficulty), 1)
     strength = draws.uniform(0, 1) ** (0.5 + 1.3 * difficulty) * saturation
     channel = (torch.tensor([5.0, 3.0, 1.0], device=draws.device) + hue[:, None]) % 6
@@ -44,10 +44,10 @@ def dress_up(
     cloth: float = 0.0,
     fabric: Fabric | None = None,
 ) -> Appearance:
-    """An appearance for each of the people drawn for.
+    """An appearance for each person.
 
-    A share `bare` of them has bare arms and legs, as for sport; a share `coats` wears a jacket or a coat over the rest. A share
-    `cloth` of the garments is of real `fabric`.
+    A share `bare` of them has bare arms and legs, as in sport; a share `coats` wears a jacket or a coat over the rest. A share
+    `cloth` of the garments is made of real `fabric`.
     """
     wardrobe = _Wardrobe(draws, surface, difficulty)
     wardrobe.skin()
@@ -63,8 +63,8 @@ def dress_up(
 class _Wardrobe:
     """Layers put on one after the other; each mask is [N, P] or broadcasts to it.
 
-    Until the end a point knows only the number of its material, how far it is mixed with the material's second colour and
-    how bright it is: three numbers are cheaper to move than colours.
+    Until the end a point has only the number of its material, the share of the material's second colour and its brightness:
+    three numbers are cheaper to move than colours.
     """
 
     def __init__(self, draws: Draws, surface: Surface, difficulty: float) -> None:
@@ -88,9 +88,9 @@ class _Wardrobe:
         shade: Tensor | float = 1.0,
         garment: str | None = None,
     ) -> None:
-        """Colour [N, 3]; thickness [N, 1] or [N, P], m; a pattern is a second colour [N, 3] and how much of it, [N, P].
+        """Colour [N, 3]; thickness [N, 1] or [N, P], m; a pattern is a second colour [N, 3] and its share, [N, P].
 
-        With the name of a garment (of `fabric.WORN_AS`) it can be of real cloth.
+        With the name of a garment (from `fabric.WORN_AS`) it can be made of real cloth.
         """
         if garment is not None:
             self.garments[len(self.palette)] = garment
@@ -141,7 +141,7 @@ class _Wardrobe:
         self.paint(parts["eye"][None], torch.full_like(skin, 0.85))
 
     def pattern(self, waves: Tensor) -> tuple[Tensor, Tensor]:
-        """A second colour [N, 3] and how much of it [N, P]: none, stripes, checks, mottled; sometimes a print on the chest."""
+        """A second colour [N, 3] and its share [N, P]: plain, stripes, checks, mottled; sometimes a print on the chest."""
         surface, draws = self.surface, self.draws
         stripes = (waves[..., 0] > draws.uniform(-0.6, 0.6, 1)).float()
         checks = ((waves[..., 0] > 0).float() + (waves[..., 1] > 0).float()) / 2
@@ -194,7 +194,7 @@ class _Wardrobe:
         self.folds = bend * ((top | trousers) * self.each(0, 0.22))[..., None]
 
     def undress(self, share: float) -> None:
-        """Skin where sleeves and trouser legs were, often on the trunk, too, and sometimes on the feet."""
+        """Show skin in place of sleeves and trouser legs, often on the trunk as well, and sometimes on the feet."""
         surface, parts = self.surface, self.surface.parts
         arm, leg, trunk = surface.along_arm, surface.along_leg, surface.trunk
         topless = self.maybe(0.45)
@@ -207,7 +207,7 @@ class _Wardrobe:
         self.folds = torch.where(bare[..., None], 0.0, self.folds)
 
     def coat(self, share: float) -> None:
-        """Thick and dark more often than not: the outline is no longer the body's."""
+        """Put a coat over the rest, mostly thick and dark: the outline is no longer the body's."""
         surface, draws = self.surface, self.draws
         arm, leg, trunk, parts = surface.along_arm, surface.along_leg, surface.trunk, surface.parts
         short = self.maybe(0.6)

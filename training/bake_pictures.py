@@ -6,9 +6,9 @@
     pip install OpenEXR==3.5.3 scikit-image==0.26.0 scikit-learn==1.9.1
     python -m training.bake_pictures PACKAGES
 
-A file's name tells what it is: `panorama-` is all around (equirectangular), `flat-` a photograph or a surface. Pictures in
-`held_out/` are never trained on. LICENSES.md has a line for each. Pictures with people in them were left out by eye, however
-small the people are.
+A file's name shows its kind: `panorama-` is a full panorama (equirectangular), `flat-` a photograph or a surface. Pictures in
+`held_out/` are never used in training. LICENSES.md has a line for each. Pictures with people, however small, were found by eye
+and left out.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PANORAMAS = {
     WORLDS: "city courtyard* forest interior night studio sunrise",
     "pmndrs-assets/hdri": "apartment bridge dawn forest* hall lab lobby* night park sky venice* warehouse workshop",
 }
-"""Folder to names; a star means held out. Left out: those with people in them, and second versions of the same place."""
+"""Names by folder; a star means held out. Pictures with people and second versions of the same place are left out."""
 
 FLATS = {
     TEXTURES: "Tizeta_grey1.png bumpy_surface.png cottage_wall1.jpg cottage_wall2.jpg ceramic.jpg hacienda_ground.jpg "
@@ -49,14 +49,15 @@ FLATS = {
     "skimage/data": "brick.png chelsea.png coffee.png grass.png gravel.png* rocket.jpg",
     "sklearn/datasets/images": "china.jpg",
 }
-"""Folder, in PACKAGES or of an installed Python package, to files."""
+"""Files by folder, which is in PACKAGES or in an installed Python package."""
 
 LONGEST = {TEXTURES: 512, TRACKS: 512, WALLPAPERS: 1024}
-"""Longest side of what is kept, px; 640 where nothing is said."""
+"""Longest side of the saved picture, px; 640 for all others."""
 
 
 def displayed(light: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Linear light [H, W, 3] as a camera with a fair exposure shows it; what compression broke is filled from around."""
+    """Linear light [H, W, 3] as a camera with a suitable exposure shows it; pixels broken by compression are filled from their
+    neighbours."""
     broken = (~np.isfinite(light).all(2) | (light <= 0).any(2)).astype(np.uint8)
     light = np.nan_to_num(light, nan=0.0, posinf=1000.0).clip(0, 1000)
     exposed = light * (0.3 / np.exp(np.log(light.mean(2)[broken == 0].clip(1e-3)).mean()))
@@ -94,7 +95,7 @@ def flat(path: Path, longest: int) -> NDArray[np.uint8]:
 
 
 def folder_of(packages: Path, name: str) -> Path:
-    """Where a folder of the tables is: unpacked, or in an installed Python package."""
+    """Path of a folder in the tables: unpacked, or in an installed Python package."""
     if name.startswith("sk"):
         spec = importlib.util.find_spec(name.partition("/")[0])
         if spec is None or spec.origin is None:

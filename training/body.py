@@ -1,6 +1,6 @@
 """A parametric human body, baked into training/data/body.npz: shapes, skinning and points on the surface.
 
-Body axes, metres: x to the person's left, y to the back, z up; the person looks along -y. LICENSES.md tells where the data
+Body axes, metres: x to the person's left, y to the back, z up; the person looks along -y. LICENSES.md says where the data
 comes from. The shape is a mean and 32 principal components of 2,000 sampled bodies; the skeleton has 24 segments.
 """
 
@@ -29,7 +29,7 @@ PARENTS = (0, 0, 1, 2, 3, 4, 3, 6, 7, 8, 9, 3, 11, 12, 13, 14, 0, 16, 17, 18, 0,
 RIGHT, FORWARD, UP = (-1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, 1.0)
 
 HELD_OUT_BODIES = 200
-"""The last bodies of the file are never trained on."""
+"""The last bodies of the file are never used in training."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Surface:
     weights: Tensor
     spacing_m: float
     along_arm: Tensor
-    """[P] 0 shoulder, 1 elbow, 2 wrist; -9 where it is not an arm."""
+    """[P] 0 shoulder, 1 elbow, 2 wrist; -9 outside the arms."""
     along_leg: Tensor
-    """[P] 0 hip, 1 knee, 2 ankle; -9 where it is not a leg."""
+    """[P] 0 hip, 1 knee, 2 ankle; -9 outside the legs."""
     trunk: Tensor
     """[P] height: 0 hips, 1 neck."""
     head_height: Tensor
@@ -67,7 +67,7 @@ class Surface:
 
 @dataclass(frozen=True)
 class Skeleton:
-    """Where the 24 segments begin, the nose and the top of the head: mean [26, 3] and basis [K, 26 * 3], m."""
+    """The heads of the 24 segments, the nose and the top of the head: mean [26, 3] and basis [K, 26 * 3], m."""
 
     mean: Tensor
     basis: Tensor
@@ -77,7 +77,7 @@ class Body:
     """The body data on a device."""
 
     def __init__(self, points: int, device: torch.device | str = "cpu") -> None:
-        """Read the data and place `points` points on the surface, evenly by area (hands and head denser)."""
+        """Read the data and place `points` points on the surface, evenly by area (more densely on hands and head)."""
         with np.load(DATA) as data:
             raw = {name: data[name] for name in data.files}
         if tuple(raw["seg"]) != SEGMENTS or tuple(raw["par"]) != PARENTS:
@@ -93,7 +93,8 @@ class Body:
         self.surface = self._place_points(raw, basis, weights, points)
 
     def sample_shapes(self, count: int, generator: torch.Generator, held_out: bool = False) -> Tensor:
-        """[N, K] shape coefficients: blends of two of the bodies, so that hardly two are alike; or held-out bodies."""
+        """[N, K] shape coefficients: blends of two of the bodies, so that hardly any two people are alike; or held-out
+        bodies."""
         last = len(self.shapes) - HELD_OUT_BODIES
         low, high = (last, len(self.shapes)) if held_out else (0, last)
         pair = torch.randint(low, high, (2, count), generator=generator, device=self.device)
@@ -146,7 +147,7 @@ class Body:
 
 
 def _regions(points: np.ndarray, weights: np.ndarray, raw: dict, face: np.ndarray) -> tuple[dict, dict]:
-    """Where on the body each point of the mean shape lies: coordinates and masks, for clothes, hair and faces."""
+    """Positions on the body of each point of the mean shape: coordinates and masks, for clothes, hair and faces."""
     first = int(raw["nv"])
     heads = {name: raw["mu"][first + i] for name, i in SEGMENT.items()}
     marks = {str(name): raw["mu"][first + len(SEGMENTS) + i] for i, name in enumerate(raw["kp"])}
@@ -207,7 +208,7 @@ def rotation(axis: tuple[float, float, float], angle: Tensor) -> Tensor:
 
 
 def align(source: Tensor, target: Tensor) -> Tensor:
-    """The smallest rotations [..., 3, 3] that turn unit vectors `source` [..., 3] to `target`."""
+    """The smallest rotations [..., 3, 3] that turn unit vectors `source` [..., 3] into `target`."""
     v = torch.linalg.cross(source, target)
     zero = torch.zeros_like(v[..., 0])
     rows = [zero, -v[..., 2], v[..., 1], v[..., 2], zero, -v[..., 0], -v[..., 1], v[..., 0], zero]

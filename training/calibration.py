@@ -1,4 +1,4 @@
-"""Make the calibration set that the package ships: half rendered people, half frames of the demo clip.
+"""Makes the package's calibration set: half rendered people, half frames of the demo clip.
 
 python -m training.calibration [--out convnextpose/weights/calibration.npz]
 """
@@ -18,7 +18,7 @@ from training.dataset import Renderer
 
 SEED = 2026
 EACH = 12
-"""Rendered crops, and as many of the clip: 2.5 MB in all."""
+"""Number of rendered crops, and of crops from the clip: 2.5 MB in all."""
 
 DIFFICULTIES = (0.3, 0.6, 0.9)
 
@@ -36,7 +36,7 @@ def main() -> None:
         ]
     )
     filmed = collect_crops([weights.DEMO_CLIP], open_model("xs"), open_detector(), EACH).crops
-    # In turn, so that every part of the set has both.
+    # Alternating, so that every part of the set has both.
     crops = np.stack([rendered, filmed], axis=1).reshape(-1, *rendered.shape[1:])
     CalibrationSet(crops, ("training.dataset.Renderer", weights.DEMO_CLIP.name)).save(out, overwrite=True)
     print(f"wrote {out}: {len(crops)} crops, {out.stat().st_size / 2**20:.1f} MiB")

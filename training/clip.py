@@ -1,9 +1,9 @@
-"""Renders a video clip of one person with the true pose of every frame: what a whole run is judged on.
+"""Renders a video clip of one person with the true pose of every frame, on which a whole run is evaluated.
 
     python -m training.clip FILE.mp4 [--script yard]      # writes FILE.mp4 and FILE.json
 
 A script is a list of acts: the person walks, or moves smoothly through poses of a family (families.py). Person and background
-are held out: training never sees them. The truth is written as `benchmarks/accuracy.py` reads it.
+are held out from training. The ground truth is written in the format that `benchmarks/accuracy.py` reads.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from training.render import CAMERA_FROM_BODY, MAX_POINTS, People, Stand, render
 
 WIDTH, HEIGHT, RATE = 640, 480, 25
 LAYER_PX = 512
-"""Side of the picture that the person is rendered in, before it is laid into the frame."""
+"""Side of the picture that the person is rendered in before it is placed in the frame."""
 
 STEPS_HZ, SPEED_M_S = 0.9, 1.25
-"""Walking: double steps a second, and how fast they carry."""
+"""Walking: double steps a second, and walking speed."""
 
 NOTE = (
     "box = [x, y, width, height] px of the silhouette; camera axes: x right, y down, z forward, mm; "
@@ -48,13 +48,13 @@ NOTE = (
 
 @dataclass(frozen=True)
 class Act:
-    """What the person does for a while.
+    """What the person does for some time.
 
     Attributes:
-        family: draws the poses; None walks.
-        seconds: how long.
+        family: draws the poses; None means walking.
+        seconds: duration.
         heading: where the person looks at its end, degrees; 0 toward the camera, 90 to the right in the picture.
-        poses: how many poses of the family follow each other.
+        poses: number of poses of the family.
     """
 
     family: Callable[[Draws], families.Angles] | None
@@ -68,13 +68,13 @@ class Script:
     """A clip.
 
     Attributes:
-        seed: decides the person and the poses.
-        acts: one after the other.
-        start_m: where the person stands at first: to the right and away from the middle of the scene.
-        picture: the panorama behind.
-        facing: the direction in it that the camera looks to, degrees.
+        seed: determines the person and the poses.
+        acts: in this order.
+        start_m: where the person starts: right and away from the middle of the scene.
+        picture: the panorama in the background.
+        facing: the direction in it that the camera faces, degrees.
         pan: how far the camera turns to the right in the whole clip, degrees.
-        camera_m: where the camera is: right, away and up, m.
+        camera_m: the camera's position: right, away and up, m.
         down: how far it looks down, degrees.
     """
 
@@ -112,7 +112,7 @@ FOCAL_PX = 600.0
 """The camera's focal length."""
 
 WIDER = 1.6
-"""The panorama is shown as through a lens so much wider: it has few pixels."""
+"""The panorama is shown as through a lens wider by this factor, because it has few pixels."""
 
 
 def walking(phase: float) -> dict[str, float]:
@@ -136,7 +136,8 @@ def _vector(angles: dict[str, float]) -> Tensor:
 
 @dataclass(frozen=True)
 class Moment:
-    """The person at a time: angles [A] (rad), heading (rad, 0 toward the camera), place on the ground (m, right and away)."""
+    """The person at one time: angles [A] (rad), heading (rad, 0 toward the camera), position on the ground (m, right and
+    away)."""
 
     angles: Tensor
     heading: float
@@ -144,7 +145,7 @@ class Moment:
 
 
 def motion(script: Script) -> Iterator[Moment]:
-    """The person in every frame; it moves smoothly from pose to pose, and forward as far as it walks."""
+    """The person in every frame: moves smoothly from pose to pose, and forward when walking."""
     draws = Draws(1, seeded(torch.device("cpu"), script.seed, 1))
     keys: list[tuple[float, Tensor | None, float]] = [(0.0, None, script.acts[0].heading)]
     end = 0.0
@@ -154,7 +155,7 @@ def motion(script: Script) -> Iterator[Moment]:
             drawn = families.relaxed(draws) | act.family(draws) if act.family else {}
             pose = _vector({name: float(angle) for name, angle in drawn.items()}) if drawn else None
             if first is not None and pose is not None:
-                pose = torch.lerp(first, pose, 0.4)  # another, but much like the first
+                pose = torch.lerp(first, pose, 0.4)  # another pose, but similar to the first
             first = pose if first is None else first
             keys.append((end + act.seconds * number / act.poses, pose, act.heading))
         end += act.seconds
@@ -189,13 +190,13 @@ class Scene:
         self.which = torch.tensor([self.album.names.index(script.picture)])
 
     def camera(self, share: float) -> Tensor:
-        """[3, 3] camera-from-world rotation when a share of the clip is over."""
+        """[3, 3] camera-from-world rotation after a share of the clip."""
         pan = torch.tensor(math.radians(self.script.pan * (share - 0.5)))
         down = torch.tensor(math.radians(self.script.down))
         return rotation((1.0, 0.0, 0.0), down) @ torch.tensor(CAMERA_FROM_BODY) @ rotation(UP, pan)
 
     def behind(self, camera: Tensor) -> tuple[Tensor, Tensor]:
-        """The background [1, 3, H, W], and where it is ground [1, 1, H, W]."""
+        """The background [1, 3, H, W], and the mask of the ground [1, 1, H, W]."""
         rows, columns = torch.meshgrid(
             torch.arange(HEIGHT) - (HEIGHT - 1) / 2, torch.arange(WIDTH) - (WIDTH - 1) / 2, indexing="ij"
         )
@@ -211,18 +212,18 @@ class Scene:
 
     @torch.no_grad()
     def layer(self, moment: Moment, camera: Tensor, view: Tensor) -> tuple[NDArray[np.float32], Tensor]:
-        """The person's layer in the frame [H, W, 5], as `_laid` gives it, and the joints [J, 3], m, camera axes."""
+        """The person's layer in the frame [H, W, 5], as from `_laid`, and the joints [J, 3], m, camera axes."""
         place = camera @ (torch.tensor([*moment.place_m, 0.0]) - torch.tensor(self.script.camera_m))
         turn = camera @ rotation(UP, torch.tensor(moment.heading))
         stand = Stand(turn[None], place[None], self.light(camera), moment.angles[None])
-        generator = seeded(torch.device("cpu"), self.script.seed, 2)  # the same for each frame: so the person is the same
+        generator = seeded(torch.device("cpu"), self.script.seed, 2)  # for each frame, so that the person stays the same
         people = render(self.body, Draws(1, generator), LAYER_PX, 0.4, never=True, stand=stand, closed=True)
         people = in_its_light(Draws(1, generator), people, view)
         return _laid(people), people.joints_m[0]
 
     @torch.no_grad()
     def shot(self, moment: Moment, share: float) -> tuple[NDArray[np.uint8], dict[str, object]]:
-        """A frame [H, W, 3] uint8 BGR and what the truth says of it."""
+        """A frame [H, W, 3] uint8 BGR and its ground truth."""
         camera = self.camera(share)
         view, ground = self.behind(camera)
         layer, joints = self.layer(moment, camera, view)
@@ -255,7 +256,7 @@ def _laid(people: People) -> NDArray[np.float32]:
 
 
 def film(script: Script, path: Path, quality: int = 20) -> None:
-    """Write a script's clip, and its truth beside it as JSON; `quality` is H.264's constant rate factor."""
+    """Write a script's clip, and its ground truth beside it as JSON; `quality` is H.264's constant rate factor."""
     scene, frames = Scene(script), []
     noise = np.random.default_rng(script.seed)
     moments = list(motion(script))
@@ -280,7 +281,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--script", choices=sorted(SCRIPTS), default="yard")
-    parser.add_argument("--quality", type=int, default=20, help="H.264's constant rate factor: less is better and larger")
+    parser.add_argument("--quality", type=int, default=20, help="H.264's constant rate factor: lower is better and larger")
     arguments = parser.parse_args()
     film(SCRIPTS[arguments.script], arguments.file, arguments.quality)
     print(f"{arguments.file}: {arguments.file.stat().st_size / 1e6:.2f} MB")

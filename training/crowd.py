@@ -1,9 +1,9 @@
-"""Renders clips of several people who cross, hide, leave and come back, with everybody's true box in every frame.
+"""Renders clips of several people who cross, are hidden, leave and come back, with everybody's true box in every frame.
 
     python -m training.crowd FOLDER [--only NAME...]      # writes NAME.mp4 and NAME.json for each clip
 
-Each person is rendered once for some phases of a walk and four headings (clip.py), and laid into the frames at the places where
-the person walks, scaled by the distance, far ones first. People and background are held out: training never sees them.
+Each person is rendered once for some phases of a walk and four headings (clip.py), and placed in the frames along the person's
+path, scaled by the distance, farthest first. People and background are held out from training.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from training.poses import ANGLES
 
 RATE = 10
 PHASES = 8
-"""Rendered phases of a walk; one more stands."""
+"""Rendered phases of a walk; one more shows the person standing."""
 
 STEPS_HZ = 0.9
 RENDERED_M = (0.0, -1.0)
-"""Where a person is rendered: right and away of the middle of the scene, m."""
+"""Where a person is rendered: right and away from the middle of the scene, m."""
 
 VISIBLE = 0.25
-"""A person counts as there if this share of the box is in the picture and not behind others."""
+"""A person counts as present if this share of the box is in the picture and not hidden by others."""
 
 Picture = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Actor:
-    """Somebody in a clip.
+    """A person in a clip.
 
     Attributes:
-        person: decides body and clothes.
-        path: (time s, right m, away m); straight between them, and away before the first and after the last.
+        person: determines body and clothes.
+        path: points (time s, right m, away m), joined by straight lines; absent before the first and after the last.
     """
 
     person: int
@@ -59,7 +59,7 @@ class Actor:
         return float(np.interp(time_s, times, right)), float(np.interp(time_s, times, away))
 
     def looks(self, time_s: float) -> tuple[int, int | None]:
-        """Which way the person looks, degrees (0 toward the camera, 90 to the right), and the walk's phase, or None."""
+        """The heading of the person, degrees (0 toward the camera, 90 to the right), and the phase of the walk, or None."""
         before, after = self.place(max(self.path[0][0], time_s - 0.05)), self.place(min(self.path[-1][0], time_s + 0.05))
         assert before is not None
         assert after is not None
@@ -77,9 +77,9 @@ class Clip:
     """A clip.
 
     Attributes:
-        seconds: how long.
+        seconds: duration.
         actors: the people, numbered in this order.
-        pillar: right m, away m and width m of something that hides people, or None.
+        pillar: right m, away m and width m of an object that hides people, or None.
     """
 
     seconds: float
@@ -137,12 +137,12 @@ CLIPS = {
 
 @dataclass(frozen=True)
 class Sprite:
-    """A person as rendered once.
+    """A rendered person.
 
     Attributes:
         layer: [h, w, 4] float32: colours (BGR) times alpha, and alpha.
         feet: [2] where the person stands in it, px.
-        depth_m: how far from the camera.
+        depth_m: distance from the camera.
     """
 
     layer: NDArray[np.float32]
@@ -161,7 +161,7 @@ class Cast:
         self.sprite = lru_cache(maxsize=None)(self._sprite)
 
     def project(self, right_m: float, away_m: float) -> tuple[NDArray[np.float64], float]:
-        """Where a place on the ground is in the picture, px, and how far from the camera, m."""
+        """The position in the picture of a point on the ground, px, and its distance from the camera, m."""
         x, y, z = (self.camera @ (torch.tensor([right_m, away_m, 0.0]) - torch.tensor(self._scene.script.camera_m))).tolist()
         return np.array([FOCAL_PX * x / z + (WIDTH - 1) / 2, FOCAL_PX * y / z + (HEIGHT - 1) / 2]), z
 
@@ -178,11 +178,11 @@ class Cast:
 
 
 def shoot(clip: Clip, cast: Cast) -> Iterator[tuple[Picture, list[dict[str, object]]]]:
-    """Each frame [H, W, 3] uint8 BGR, and the people in it: id, box x, y, width, height (px), and the share that shows."""
+    """Each frame [H, W, 3] uint8 BGR, and the people in it: id, box x, y, width, height (px), and the visible share."""
     for number in range(round(clip.seconds * RATE)):
         time_s = number / RATE
         layers: list[tuple[float, int, NDArray[np.float32]]] = []
-        whole: dict[int, float] = {}  # how many pixels each whole person covers, inside the picture or not
+        whole: dict[int, float] = {}  # pixels of each whole person, inside the picture or not
         for who, actor in enumerate(clip.actors):
             place = actor.place(time_s)
             if place is None:
@@ -200,7 +200,7 @@ def shoot(clip: Clip, cast: Cast) -> Iterator[tuple[Picture, list[dict[str, obje
             layers.append((depth_m, -1, pillar))
         picture, truth = cast.background.copy(), []
         covered = np.zeros((HEIGHT, WIDTH), np.float32)
-        for _, who, layer in sorted(layers, key=lambda entry: entry[0]):  # near ones first: who is behind them shows less
+        for _, who, layer in sorted(layers, key=lambda entry: entry[0]):  # nearest first: the people behind are less visible
             mask = layer[..., 3] > 0.5
             if who >= 0 and mask.any():
                 rows, columns = (np.nonzero(mask.any(axis))[0] for axis in (1, 0))
@@ -225,7 +225,7 @@ def _placed(sprite: Sprite, feet: NDArray[np.float64], depth_m: float) -> NDArra
 
 
 def write(clip: Clip, cast: Cast, path: Path) -> None:
-    """Write a clip, and its truth beside it as JSON."""
+    """Write a clip, and its ground truth beside it as JSON."""
     frames = []
     with av.open(str(path), "w", options={"movflags": "faststart"}) as file:
         stream = file.add_stream("libx264", rate=RATE, options={"crf": "20", "preset": "medium"})

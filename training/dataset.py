@@ -1,4 +1,4 @@
-"""Labelled crops of rendered people: what the network is trained and judged on."""
+"""Labelled crops of rendered people, to train and evaluate the network on."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ POINTS = 40960
 """Points on a body for a picture of 256 px; smaller pictures need fewer."""
 
 OUTSIDE_PX = -1e4
-"""Where joints lie that are in no picture."""
+"""Position of joints that are in no picture."""
 
 HIDDEN_MM = 200.0
-"""A joint is hidden where a surface is this much nearer to the camera: joints lie inside the body."""
+"""A joint is hidden if a surface is at least this much nearer to the camera: joints are inside the body."""
 
 
 @dataclass(frozen=True)
 class Crops:
-    """Crops of people with their truth.
+    """Crops of people with their ground truth.
 
     Attributes:
         images: [N, S, S, 3] uint8, BGR.
@@ -41,7 +41,7 @@ class Crops:
         camera_mm: [N, 18, 3] float32, the same joints in camera space.
         intrinsics: [N, 4] float32: fx, fy, cx, cy of the crop, px.
         boxes: [N, 4] float32: x, y, width, height of the whole person in the crop, px.
-        visible: [N, 18] bool: inside the crop and not hidden by the body, another person or a thing.
+        visible: [N, 18] bool: inside the crop and not hidden by the body, another person or an object.
     """
 
     images: Tensor
@@ -65,23 +65,23 @@ class Crops:
 
     @staticmethod
     def join(parts: list[Crops]) -> Crops:
-        """All crops of several lots."""
+        """All crops of several parts."""
         return Crops(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Crops)))
 
 
 def mirror(images: Tensor, joints: Tensor) -> tuple[Tensor, Tensor]:
-    """Images [N, S, S, 3] and joints [N, 18, 3] of the mirrored pictures: left and right trade places."""
+    """Mirror images [N, S, S, 3] and joints [N, 18, 3]: left and right are exchanged."""
     mirrored = joints[:, list(HUMAN36M.flip_order)].clone()
     mirrored[..., 0] = images.shape[2] - 1 - mirrored[..., 0]
     return images.flip(2), mirrored
 
 
 def recolour(images: Tensor, left: Tensor, gamma: Tensor) -> Tensor:
-    """Pictures in other colours and tones.
+    """Change the colours and tones of pictures.
 
     Args:
         images: [N, S, S, 3] in 0..255.
-        left: [N, 1, 1, 1] how much of their colour is left; 0 makes them grey.
+        left: [N, 1, 1, 1] share of their colour that is kept; 0 makes them grey.
         gamma: [N, 1, 1, 3] each channel's exponent; under 1 brightens.
 
     Returns:
@@ -91,10 +91,10 @@ def recolour(images: Tensor, left: Tensor, gamma: Tensor) -> Tensor:
 
 
 def turn(images: Tensor, joints: Tensor, angles: Tensor, zoom: Tensor) -> tuple[Tensor, Tensor]:
-    """Pictures turned in their plane and enlarged, about their middle; what was beyond an edge is mirrored in.
+    """Rotate pictures in their plane and enlarge them, about their middle; areas beyond an edge are filled by mirroring.
 
-    It is what a camera rolled about its axis sees, so the depths of the joints stay true. Joints that were outside the picture
-    are put far outside: what is mirrored in is not them.
+    This is what a camera rolled about its axis sees, so the depths of the joints stay true. Joints that were outside the
+    picture are moved far outside, because mirrored areas do not show them.
 
     Args:
         images: [N, S, S, 3] float.
@@ -120,7 +120,7 @@ def turn(images: Tensor, joints: Tensor, angles: Tensor, zoom: Tensor) -> tuple[
 def seeded(device: torch.device, *seeds: int) -> torch.Generator:
     """A generator on a device for a tuple of seeds."""
     number = 0
-    for seed in seeds:  # splitmix64's mixing, so that neighbouring seeds have nothing in common
+    for seed in seeds:  # splitmix64's mixing, so that neighbouring seeds are unrelated
         number = (number + seed + 0x9E3779B97F4A7C15) & (2**64 - 1)
         number = ((number ^ (number >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
         number = ((number ^ (number >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
@@ -134,7 +134,7 @@ class Renderer:
     def __init__(
         self, device: torch.device | str = "cpu", size: int = INPUT_SIZE, points: int | None = None, data: Path | None = None
     ) -> None:
-        """Crops of `size` px, bodies of `points` points, motion capture from the data folder that README.md describes."""
+        """Crops of `size` px and bodies of `points` points; README.md describes the data folder with motion capture."""
         self.size, self.data = size, data
         self.body = Body(points or max(4096, POINTS * size * size // INPUT_SIZE**2), device)
 
@@ -144,12 +144,12 @@ class Renderer:
 
     @cached_property
     def pictures(self) -> Pictures:
-        """The pictures that are trained on."""
+        """The pictures used in training."""
         return Pictures(self.body.device)
 
     @cached_property
     def held_out_pictures(self) -> Pictures:
-        """The pictures that are never trained on."""
+        """The pictures that are never used in training."""
         return Pictures(self.body.device, held_out=True)
 
     @cached_property
@@ -194,20 +194,21 @@ class Renderer:
         """`count` crops of a difficulty in 0..1.
 
         Args:
-            count: crops.
+            count: number of crops.
             difficulty: 0..1.
-            generator: decides everything else.
-            never: draw bodies, poses and procedural backgrounds that training leaves out.
-            pictures: share of the people who stand before a real picture. With 0, crops are what they were before there
-                were pictures: so the older held-out sets stay the same. With more, all crops have what else was mended then.
-            held_out_pictures: the pictures are those that training leaves out.
+            generator: determines everything else.
+            never: draw bodies, poses and procedural backgrounds that are held out from training.
+            pictures: share of the people in front of a real picture. With 0, crops are as they were before pictures were
+                added, so that the older held-out sets do not change. Above 0, all crops also have the other fixes made at that
+                time.
+            held_out_pictures: use the pictures that are held out from training.
             wide: share of the people who are moved far from their family's pose.
-            far: share of the people who are seen from far off and above, in few pixels, as by a camera on a pole.
+            far: share of the people who are seen from far away and above, in few pixels, as by a camera on a pole.
             coats: share of the people who wear a jacket or a coat.
-            bare: share of the people with bare arms and legs, as for sport.
-            clutter: share of the people who stand before many things.
-            mocap: share of the people in poses of motion capture, but for those who pass far off.
-            cloth: share of the garments that are of real cloth.
+            bare: share of the people with bare arms and legs, as in sport.
+            clutter: share of the people in front of many objects.
+            mocap: share of the people in poses of motion capture, except people far away.
+            cloth: share of the garments made of real cloth.
             avatars: share of the people who are avatars.
         """
         draws = Draws(count, generator)
@@ -274,7 +275,7 @@ def _visible(people: People, hidden: Tensor) -> Tensor:
 def _neighbour(
     draws: Draws, people: People, picture: Tensor, probability: float, reach: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
-    """Another person of the batch to the left or right, over the picture; also where, [N, 1, S, S]."""
+    """Put another person of the batch over the picture, to the left or right; also returns the mask, [N, 1, S, S]."""
     size = picture.shape[-1]
     covered = torch.zeros_like(picture[:, :1])
     chosen = (draws.chance(probability) & (draws.count > 1)).nonzero()[:, 0]
@@ -296,11 +297,11 @@ def _neighbour(
 
 
 FEW_PIXELS = (56, 80, 112, 160)
-"""Sides of the crops, in the camera's own pixels, of people who are far off: they are 45 to 130 px tall."""
+"""Sides of the crops, in the camera's own pixels, of people far away: they are 45 to 130 px tall."""
 
 
 def _few_pixels(draws: Draws, picture: Tensor, chosen: Tensor) -> Tensor:
-    """Some of the pictures as they are when so small a part of a camera's picture is enlarged."""
+    """Some of the pictures as they look when such a small part of a camera's picture is enlarged."""
     size, which, result = picture.shape[-1], draws.integers(len(FEW_PIXELS)), picture
     for number, pixels in enumerate(FEW_PIXELS):
         some = (chosen & (which == number)).nonzero()[:, 0]
@@ -312,7 +313,7 @@ def _few_pixels(draws: Draws, picture: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _by_a_camera(draws: Draws, picture: Tensor) -> Tensor:
-    """Colour at half the resolution, as video has it, and edges that the camera has made sharper, with their bright rims."""
+    """Colour at half the resolution, as in video, and edges sharpened by the camera, with bright rims."""
     size = picture.shape[-1]
     grey = picture.mean(1, keepdim=True)
     colour = F.interpolate(F.avg_pool2d(picture - grey, 2), size=(size, size), mode="bilinear")
@@ -322,7 +323,7 @@ def _by_a_camera(draws: Draws, picture: Tensor) -> Tensor:
 
 
 def _picture_edge(draws: Draws, picture: Tensor, probability: float) -> tuple[Tensor, Tensor]:
-    """Black beyond one edge, as where a crop reaches out of its picture; also where, [N, 1, S, S]."""
+    """Black beyond one edge, as when a crop extends beyond its picture; also returns the mask, [N, 1, S, S]."""
     size = picture.shape[-1]
     line = torch.arange(size, device=draws.device) < draws.uniform(0.03, 0.2, 1) * size
     side = draws.integers(4)[:, None, None]
@@ -333,7 +334,7 @@ def _picture_edge(draws: Draws, picture: Tensor, probability: float) -> tuple[Te
 
 
 def damage(draws: Draws, picture: Tensor, difficulty: float) -> Tensor:
-    """Blur, low resolution, exposure, colour cast, grey pictures, noise and blocks, more with the difficulty."""
+    """Blur, low resolution, exposure, colour cast, grey pictures, noise and blocks, stronger with the difficulty."""
     size, strength = picture.shape[-1], 0.35 + 0.65 * difficulty
 
     def reduced(factor: int) -> Tensor:

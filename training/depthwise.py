@@ -1,4 +1,4 @@
-"""Depthwise convolutions whose weights' gradient does not take the larger part of a training step on a CPU."""
+"""Depthwise convolutions whose weight gradient does not take most of a training step on a CPU."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 STRIP = 3
-"""Columns of a kernel at a time: oneDNN (3.12) has a fast way to the weights of depthwise convolutions up to 3 px wide, of any
-height; a 7x7 takes it ten times as long as three strips (13.4 and 1.4 ms for 16 maps of 40x32x32 in BF16 on one core)."""
+"""Columns of a kernel processed at a time: oneDNN (3.12) has a fast weight gradient for depthwise convolutions up to 3 px
+wide, of any height. A 7x7 takes it ten times as long as three strips (13.4 and 1.4 ms for 16 maps of 40x32x32 in BF16 on one
+core)."""
 
 
 def strip_weight_gradient(inputs: Tensor, gradient: Tensor, kernel: int) -> Tensor:
     """The gradient of a depthwise convolution's weights, strip by strip: the same sum as PyTorch's, up to rounding.
 
     Args:
-        inputs: [N, C, H, W] what was convolved, with a stride of 1 and a padding that keeps its size.
-        gradient: [N, C, H, W] the loss's gradient at what came out.
+        inputs: [N, C, H, W] the input, convolved with a stride of 1 and a padding that keeps its size.
+        gradient: [N, C, H, W] the loss's gradient at the output.
         kernel: the kernel's side, px, odd.
 
     Returns:
@@ -69,7 +70,7 @@ class StripConv2d(nn.Conv2d):
 
 
 def quicken(network: nn.Module) -> None:
-    """Give a network's wide depthwise convolutions the quick gradient, in place."""
+    """Give a network's wide depthwise convolutions the fast gradient, in place."""
     for module in list(network.modules()):
         for name, child in module.named_children():
             if not isinstance(child, nn.Conv2d) or child.bias is None or child.kernel_size[0] <= STRIP:

@@ -1,13 +1,14 @@
-"""Trains the people detector on rendered frames, with the trainer of the poses: slices, exact resume, small state files.
+"""Trains the people detector on rendered frames, with the trainer of the pose network: slices, exact resume, small state
+files.
 
     python -m training.detector train RUN --init convnextpose/weights/xs.safetensors --steps 20000 --pictures 0.6 --minutes 55
-    python -m training.detector train RUN --minutes 55          (goes on where the last slice ended)
+    python -m training.detector train RUN --minutes 55          (continues where the last slice ended)
     python -m training.detector evaluate FILE.safetensors [--count 128] [--bars]   # on the held-out rendered frames
     python -m training.detector evaluate FILE.safetensors --data FOLDER [--bars]   # on the held-out real pictures
     python -m training.detector ship FILE.safetensors --summary "..."   # into the package
 
-RUN is as for `training.train`. A run at another size begins with the weights of the last: `--init RUN/best.safetensors`;
-`training/start/detector.safetensors` are those of the package's detector.
+RUN is as for `training.train`. A run at another size begins with the weights of the last one: `--init RUN/best.safetensors`;
+`training/start/detector.safetensors` has those of the package's detector.
 """
 
 from __future__ import annotations
@@ -55,33 +56,33 @@ from training.real_frames import (
 from training.stream import seeds_of
 
 WEIGHTS = Path(__file__).parent / "start" / "detector.safetensors"
-"""What the package's exported detector was made from: to go on from, and too large to be installed."""
+"""The weights of the package's exported detector, to continue training from; too large to be installed."""
 
 SPREAD = 0.1
 """Standard deviation of the target around a person's middle, as a share of the root of the box's area."""
 
 REGRESSED = 0.2
-"""Cells with at least this target learn the box."""
+"""Cells with at least this target learn to predict the box."""
 
 FIRST_HEAT = 0.02
 FIRST_SIZE = (30.0, 70.0)
-"""What an untrained network answers: a score, and a box's width and height, px."""
+"""Output of an untrained network: a score, and a box's width and height, px."""
 
 SETS = {"easy": (0.12, False), "hard": (0.85, False), "never": (0.85, True)}
-"""Difficulty, and whether only what is never trained on."""
+"""Difficulty, and whether only held-out bodies, poses and backgrounds are used."""
 
 MIN_SCORE = 0.3
-"""Score from which a box counts in recall, precision and false positives."""
+"""Lowest score at which a box counts in recall, precision and false positives."""
 
 MIN_SCORES = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
-"""What `evaluate --data` counts from."""
+"""Lowest scores for which `evaluate --data` computes its figures."""
 
 HEIGHTS_PX = (0, 32, 64, 128, 10**6)
 """Classes of people's heights in the frame, px."""
 
 
 def targets(frames: Frames) -> Tensor:
-    """[N, P, 5]: boxes clipped to the picture (x, y, width, height, px), and what each is, as `training.real_frames` says."""
+    """[N, P, 5]: boxes clipped to the picture (x, y, width, height, px), and their class, as in `training.real_frames`."""
     low = frames.boxes[..., :2].clamp_min(-0.5)
     high = (frames.boxes[..., :2] + frames.boxes[..., 2:]).minimum(frames.areas[:, None] - 0.5)
     size = (high - low).clamp_min(0)
@@ -91,10 +92,10 @@ def targets(frames: Frames) -> Tensor:
 
 
 def detection_loss(maps: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss (focal loss of the heat-map, L1 of boxes) and, of it, the mean absolute error of the boxes.
+    """The loss (focal loss of the heat-map, L1 of boxes) and the mean absolute error of the boxes in it.
 
     Args:
-        maps: [N, 5, H, W] as `Detector` gives them.
+        maps: [N, 5, H, W] as from `Detector`.
         labels: [N, P, 5] as `targets` gives them.
     """
     maps = maps.float()
@@ -135,7 +136,7 @@ def detection_loss(maps: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class FrameChunks:
-    """Frames and where people are in them."""
+    """Frames and the people in them."""
 
     label_shape: tuple[int, ...] = (MAX_PEOPLE, 5)
 
@@ -161,7 +162,7 @@ class DetectorTrainer(train.Trainer):
         return read_frames(data, self.plan.size)
 
     def new_network(self, init: Path | None) -> nn.Module:
-        """The detector with what fits of a pose network's or another detector's weights."""
+        """The detector, with all matching weights of a pose network or another detector."""
         network = Detector()
         train.initialise(network, network.final_layer, self.plan.seed)
         sizes = [math.log(px / STRIDE) for px in FIRST_SIZE]
@@ -180,7 +181,7 @@ class DetectorTrainer(train.Trainer):
         return detection_loss(maps, labels)
 
     def weighted(self, labels: Tensor) -> Tensor:
-        """As they are, since they say themselves who counts, with as many rows as those of real pictures."""
+        """Unchanged, since they already have weights, padded to as many rows as those of real pictures."""
         if self._real is None:
             return labels
         missing = self._real.source.most - labels.shape[1]
@@ -193,7 +194,8 @@ class DetectorTrainer(train.Trainer):
         return images.flip(2), mirrored
 
     def judge(self, count: int) -> tuple[dict[str, dict], float]:
-        """Figures on the held-out sets, and the average precision that hard and never lack: real pictures choose nothing."""
+        """Scores on the held-out sets, and the sum of what hard and never lack to an average precision of 1; real pictures do
+        not count."""
         if not self._sets:
             renderer = FrameRenderer(self.device, self.plan.size)
             sets = {name: held_out(name, count, renderer) for name in SETS}
@@ -207,14 +209,14 @@ class DetectorTrainer(train.Trainer):
 
 @dataclass(frozen=True)
 class Score:
-    """Figures of one set, boxes counting as right from an intersection over union of 0.5.
+    """Scores on one set; a box is right from an intersection over union of 0.5.
 
     Attributes:
         average_precision: area under precision over recall, 0..1, whatever the boxes' scores.
-        recall: share of the people who are found from a score up.
-        precision: share of the boxes from that score up that are right; NaN without boxes.
+        recall: share of the people found by boxes of at least the lowest score.
+        precision: share of these boxes that are right; NaN without boxes.
         recalls, precisions: the same by classes of the people's, or the boxes', height (HEIGHTS_PX).
-        false_positives: boxes from that score up in each frame without people.
+        false_positives: such boxes in each frame without people.
     """
 
     average_precision: float
@@ -226,7 +228,7 @@ class Score:
 
 
 def held_out(name: str, count: int, renderer: FrameRenderer) -> Frames:
-    """The first `count` frames of a set (rounded up to lots of 32); half stand before real pictures."""
+    """The first `count` frames of a set (rounded up to lots of 32); half have real pictures as backgrounds."""
     difficulty, never = SETS[name]
     generators = (seeded(renderer.device, SEED + 1, list(SETS).index(name), lot) for lot in range(-(-count // LOT)))
     return Frames.join([renderer.batch(LOT, difficulty, generator, never, 0.5) for generator in generators])
@@ -238,7 +240,7 @@ def predict(
 ) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
     """Boxes [K, 4] (px) and scores [K] of each of the frames [N, S, S, 3], without duplicates.
 
-    With `areas` [N, 2] as `Frames` has them, the black bars are cut off each frame, as the package's detector runs.
+    With `areas` [N, 2] as in `Frames`, the black bars of each frame are cut off, as when the package's detector runs.
     """
     lots: Iterable[Tensor] = images.split(LOT)
     if areas is not None:
@@ -255,15 +257,15 @@ def predict(
 
 
 def score(found: list[tuple[NDArray[np.float32], NDArray[np.float32]]], labels: Tensor, min_score: float = MIN_SCORE) -> Score:
-    """Compare boxes and scores of each frame with its truth.
+    """Compare boxes and scores of each frame with its ground truth.
 
-    A box is that of the person whom it fits best, among those who have no surer one. A box of nobody is wrong, unless it is
-    that of somebody who is neither wanted nor wrong, or half of it or more lies in a crowd.
+    A box is matched with the person whom it fits best, among those without a box of a higher score. A box without a person is
+    wrong, unless it matches a person who is ignored, or half of it or more lies in a crowd.
 
     Args:
         found: boxes [K, 4], px, and scores [K] of each of N frames.
         labels: [N, P, 5] as `targets` gives them.
-        min_score: from which boxes count in recall, precision and false positives.
+        min_score: lowest score at which boxes count in recall, precision and false positives.
     """
     results: list[tuple[float, float, bool]] = []  # score and height of each box, and whether it is right
     people: list[tuple[float, float]] = []  # height, and the score with which each is found
@@ -293,12 +295,12 @@ def score(found: list[tuple[NDArray[np.float32], NDArray[np.float32]]], labels: 
 
 
 def covered(boxes: NDArray[np.floating], others: NDArray[np.floating]) -> NDArray[np.float64]:
-    """[A, B] the share of each of the boxes [A, 4] that lies in each of the others [B, 4]."""
+    """[A, B] the share of each of the boxes [A, 4] that is inside each of the others [B, 4]."""
     return np.asarray(shared_areas(boxes, others) / boxes[:, None, 2:].prod(-1).clip(1e-6), np.float64)
 
 
 def _by_height(counted: NDArray) -> tuple[float, tuple[float, ...]]:
-    """The mean of the second of N pairs [N, 2] of a height and 0 or 1, and in classes of height; NaN where there is none."""
+    """The mean of the second of N pairs [N, 2] (height, 0 or 1), in all and by class of height; NaN for an empty class."""
     heights, right = counted.reshape(-1, 2).astype(np.float64).T
     classes = [np.ones(len(heights), bool)] + [(heights >= a) & (heights < b) for a, b in itertools.pairwise(HEIGHTS_PX)]
     means = [float(right[c].mean()) if c.any() else math.nan for c in classes]
@@ -306,7 +308,7 @@ def _by_height(counted: NDArray) -> tuple[float, tuple[float, ...]]:
 
 
 def _average_precision(results: Iterable[tuple[float, bool]], people: int) -> float:
-    """Area under the precision, made falling, over the recall; 0 without people."""
+    """Area under the precision, made non-increasing, over the recall; 0 without people."""
     right = np.array([r for _, r in sorted(results, key=lambda r: -r[0])], float)
     if not people or not len(right):
         return 0.0
@@ -316,14 +318,15 @@ def _average_precision(results: Iterable[tuple[float, bool]], people: int) -> fl
 
 
 def rounded(value: Score) -> dict[str, object]:
-    """Figures as they are logged."""
+    """Scores as they are logged."""
     figures = asdict(value)
     return {name: [round(n, 3) for n in number] if isinstance(number, tuple) else round(number, 4)
             for name, number in figures.items()}  # fmt: skip
 
 
 def ship(source: Path, summary: str) -> None:
-    """Make `source` (FP16 safetensors) the package's people detector: export, hash, write its card; keep it as WEIGHTS."""
+    """Make `source` (FP16 safetensors) the package's people detector: export, hash, write its card; keep the weights as
+    WEIGHTS."""
     onnx = weights.FOLDER / f"{weights.DETECTOR}.onnx"
     print(export_detector(source, onnx))
     if source.resolve() != WEIGHTS.resolve():
@@ -343,11 +346,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["train", "evaluate", "ship"])
     parser.add_argument("weights", type=Path)
-    parser.add_argument("--count", type=int, default=128, help="frames of each set")
+    parser.add_argument("--count", type=int, default=128, help="frames in each set")
     parser.add_argument("--size", type=int, default=FRAME_SIZE)
-    parser.add_argument("--bars", action="store_true", help="for `evaluate`: leave the black bars on, as in training")
-    parser.add_argument("--data", type=Path, help="the held-out real pictures of a data folder, for `evaluate`")
-    parser.add_argument("--summary", help="how good it is, in one line; for `ship`")
+    parser.add_argument("--bars", action="store_true", help="for `evaluate`: keep the black bars, as in training")
+    parser.add_argument("--data", type=Path, help="for `evaluate`: a data folder, for its held-out real pictures")
+    parser.add_argument("--summary", help="for `ship`: one line on its accuracy")
     arguments = parser.parse_args()
     if arguments.what == "ship":
         if not arguments.summary:

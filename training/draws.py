@@ -1,4 +1,4 @@
-"""Random numbers for a batch, all from one generator, so that a seed decides everything on a given device."""
+"""Random numbers for a batch, all from one generator, so that the seed determines everything on a given device."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Draws:
         return self.uniform(math.log(low), math.log(high), *shape).exp()
 
     def choice(self, shares: list[float]) -> Tensor:
-        """[count] indices, each with its share of the probability."""
+        """[count] indices, drawn with these probabilities."""
         table = torch.tensor(shares, device=self.device)
         return torch.multinomial(table, self.count, replacement=True, generator=self.generator)
 
     def of(self, count: int) -> Draws:
-        """Draws from the same generator for another count of items."""
+        """Draws from the same generator for another number of items."""
         return Draws(count, self.generator)

@@ -1,9 +1,9 @@
-"""How good a network is on fixed sets of crops that no training run ever draws.
+"""Evaluates a network on fixed sets of crops that no training run ever draws.
 
     python -m training.evaluate FILE.safetensors [--count 256] [--flip]
 
 `easy` and `hard` come from the renderer with seeds of their own; `never` has bodies, families of poses and backgrounds that
-training leaves out; `pictures` is hard, before real pictures that training leaves out. Figures: MPJPE and PA-MPJPE with the
+are held out from training; `pictures` is hard, with held-out real pictures as backgrounds. Scores: MPJPE and PA-MPJPE with the
 true root depth (mm), error in the crop (px), share of joints within 0.2 torso lengths, share of left-right pairs that are
 exchanged. Joints outside the crop's volume do not count.
 """
@@ -32,17 +32,18 @@ from training.losses import expectations, joints_from_shares, marginals, shares_
 from training.mixed import mixed
 
 SETS = {"easy": (0.12, False, 0.0), "hard": (0.85, False, 0.0), "never": (0.85, True, 0.0), "pictures": (0.85, False, 1.0)}
-"""Difficulty, whether only what is never trained on, and the share before real pictures (held-out ones)."""
+"""Difficulty, whether only held-out bodies, poses and backgrounds are used, and the share with real pictures (held-out
+ones)."""
 
 SEED = 2**40
-"""Above any seed of a training run."""
+"""Higher than any seed of a training run."""
 
 LOT = 32
 
 
 @dataclass(frozen=True)
 class Score:
-    """Figures of one set."""
+    """Scores on one set."""
 
     mpjpe_mm: float
     pa_mpjpe_mm: float
@@ -52,7 +53,7 @@ class Score:
 
 
 def held_out(name: str, count: int, renderer: Renderer) -> Crops:
-    """The first `count` crops of a set (rounded up to lots of 32); the same on every machine up to rounding."""
+    """The first `count` crops of a set (rounded up to a multiple of 32); the same on every machine up to rounding."""
     difficulty, never, pictures = SETS[name]
     generators = (renderer.generator(SEED, list(SETS).index(name), lot) for lot in range(-(-count // LOT)))
     return Crops.join([renderer.batch(LOT, difficulty, each, never, pictures, held_out_pictures=True) for each in generators])
@@ -66,7 +67,7 @@ def network_input(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def predict(network: PoseNetwork, images: Tensor, flip: bool = False) -> Tensor:
-    """Joints [N, J, 3] (px, px, mm) of crops [N, S, S, 3]; with `flip`, averaged with those of the mirrored pictures."""
+    """Joints [N, J, 3] (px, px, mm) of crops [N, S, S, 3]; with `flip`, the mean with those of the mirrored pictures."""
     size, results = images.shape[2], []
     for lot in images.split(LOT):
         with mixed(images.device):
@@ -79,7 +80,7 @@ def predict(network: PoseNetwork, images: Tensor, flip: bool = False) -> Tensor:
 
 
 def score(predicted: Tensor, crops: Crops) -> Score:
-    """Compare joints [N, 18, 3] (px, px, mm) with the crops' truth."""
+    """Compare joints [N, 18, 3] (px, px, mm) with the crops' ground truth."""
     size = crops.images.shape[2]
     counts, place, camera, predicted_, joints = _placed(predicted, crops)
     torso = np.linalg.norm(joints[:, 17, :2] - joints[:, 0, :2], axis=-1)
@@ -94,14 +95,14 @@ def score(predicted: Tensor, crops: Crops) -> Score:
 
 
 def joint_errors_mm(predicted: Tensor, crops: Crops) -> dict[str, float]:
-    """The part of `score`'s mpjpe_mm that each scored joint has: its mean error, mm, by name."""
+    """The mean error of each scored joint, mm, by name: the parts of `score`'s mpjpe_mm."""
     counts, place, camera, _, _ = _placed(predicted, crops)
     errors = metrics.joint_errors(place, camera, HUMAN36M)
     return {HUMAN36M.joints[j]: float(errors[counts[:, j], j].mean()) for j in HUMAN36M.scored}
 
 
 def _placed(predicted: Tensor, crops: Crops) -> tuple[NDArray[Any], ...]:
-    """Which joints count [N, 18], where they are and should be in camera space, mm, and the same in the crop, px."""
+    """Which joints count [N, 18], their predicted and true positions in camera space, mm, and the same in the crop, px."""
     target = shares_from_joints(crops.joints, crops.images.shape[2])
     counts = ((target >= 0) & (target < 1)).all(-1).cpu().numpy()
     counts[:, list(HUMAN36M.unscored)] = False
@@ -114,13 +115,13 @@ def _placed(predicted: Tensor, crops: Crops) -> tuple[NDArray[Any], ...]:
 
 
 def evaluate(network: PoseNetwork, sets: dict[str, Crops], flip: bool = False) -> dict[str, Score]:
-    """The figures of a network on each set; the network is left in evaluation mode."""
+    """The scores of a network on each set; the network is left in evaluation mode."""
     network.eval()
     return {name: score(predict(network, crops.images, flip), crops) for name, crops in sets.items()}
 
 
 def rounded(value: Score) -> dict[str, float]:
-    """Figures as they are logged."""
+    """Scores as they are logged."""
     return {name: round(number, 4 if name in ("pck", "swaps") else 2) for name, number in asdict(value).items()}
 
 
@@ -128,7 +129,7 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", type=Path)
-    parser.add_argument("--count", type=int, default=256, help="crops of each set")
+    parser.add_argument("--count", type=int, default=256, help="crops in each set")
     parser.add_argument("--size", type=int, default=INPUT_SIZE, help="side of the crops, px")
     parser.add_argument("--flip", action="store_true", help="average with the mirrored picture")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Real cloth for the rendered clothes: small pictures of garments, laid over the body in mirrored repetition.
+"""Real cloth for the rendered clothes: small pictures of garments, repeated over the body with mirroring.
 
 README.md describes the file; none of it is in this repository.
 """
@@ -17,17 +17,17 @@ from training.draws import Draws
 from training.files import decoded, described
 
 PATCH_PX = 64
-"""Side of a patch as it is kept: laid over half a metre, a pixel is about as large as a point of the skin."""
+"""Side of a stored patch: over half a metre, a pixel is about as large as a point of the skin."""
 
 SIDE_M = (0.25, 0.9)
-"""The smallest and the largest piece of the body that one patch covers, m."""
+"""Smallest and largest side of the area of the body that one patch covers, m."""
 
 WORN_AS = {
     "top": ("t-shirt", "longsleeve", "shirt", "dress", "outwear"),
     "trousers": ("pants", "shorts", "skirt", "dress"),
     "coat": ("outwear",),
 }
-"""Folders of the file whose patches each rendered garment can have."""
+"""Folders of the file with the patches for each rendered garment."""
 
 
 class Fabric:
@@ -61,7 +61,7 @@ class Fabric:
     def lay(self, draws: Draws, garment: str, points: Tensor, normals: Tensor) -> Tensor:
         """[N, P, 3] RGB in 0..1: for each person one patch of a garment over points [P, 3] (m) with normals [P, 3].
 
-        Each point sees the patch from the side, front or top, whichever its normal points to most.
+        Each point is projected onto the patch from the side, front or top, whichever is nearest to its normal.
         """
         kinds = self.kinds[garment]
         which = kinds[draws.integers(len(kinds))]
@@ -78,6 +78,6 @@ class Fabric:
 
 
 def _reflected(place: Tensor) -> Tensor:
-    """Pixels 0..PATCH_PX - 1 at places on an endless line, every second patch mirrored."""
+    """Pixels 0..PATCH_PX - 1 at positions on an endless line on which every second patch is mirrored."""
     folded = place.floor().long() % (2 * PATCH_PX)
     return torch.where(folded < PATCH_PX, folded, 2 * PATCH_PX - 1 - folded)

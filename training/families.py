@@ -1,7 +1,7 @@
-"""The families of poses, written by hand: each draws the joint angles it cares about (rad; `poses.ANGLES` names them).
+"""The families of poses, written by hand: each draws the joint angles that matter to it (rad; `poses.ANGLES` names them).
 
-Flexion is forward (knees: backward), abduction away from the body, twist inward. What moves to a side moves the right one
-here: `poses.sample` mirrors half of all people. No motion capture.
+Flexion is forward (knees: backward), abduction away from the body, twist inward. One-sided movements use the right side here:
+`poses.sample` mirrors half of all people. No motion capture.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ ARMS = (
     (0.09, (-0.6, 2.8), (-0.2, 1.7), (-1.2, 1.2), (0.0, 2.4)),  # anywhere
     (0.07, (-0.8, -0.1), (0.2, 0.8), (0.3, 1.2), (0.6, 1.9)),  # hands on hips or behind
 )
-"""Arms where a family leaves them free: share, then ranges of flexion, abduction, twist and elbow."""
+"""Arms for families that do not set them: share, then ranges of flexion, abduction, twist and elbow."""
 
 
 def _legs(draws: Draws, **ranges: tuple[float, float]) -> Angles:
-    """The same ranges for both legs, drawn apart."""
+    """The same ranges for both legs, drawn separately."""
     return {f"{s}.{name}": draws.uniform(*span) for name, span in ranges.items() for s in "RL"}
 
 
 def _trunk(d: Draws, scale: float) -> Angles:
-    """The trunk turned and bent a little, for whatever a family leaves free."""
+    """The trunk, turned and bent a little, for families that do not set it."""
     spread = {"root_lean": 0.05, "root_roll": 0.05, "spine_flex": 0.1, "spine_side": 0.08, "spine_twist": 0.15}
     spread |= {"neck_flex": 0.2, "neck_side": 0.12, "neck_twist": 0.3}
     return {name: d.normal(deviation * (1 + scale)) for name, deviation in spread.items()}
@@ -59,7 +59,7 @@ def _arms(d: Draws) -> Angles:
 
 
 def relaxed(d: Draws) -> Angles:
-    """What every person has before the family changes it."""
+    """The pose of every person before the family changes it."""
     free = _legs(d, leg_abd=(0, 0.15), leg_twist=(-0.3, 0.1), knee=(0, 0.1), ankle=(-0.15, 0.15), foot_turn=(-0.2, 0.2))
     return {
         **_trunk(d, 0),
@@ -321,7 +321,7 @@ def jump(d: Draws) -> Angles:
 
 
 def anything(d: Draws) -> Angles:
-    """Limbs anywhere a joint reaches with ease."""
+    """Limbs in any position that a joint reaches with ease."""
     arms = _legs(d, arm_flex=(-0.8, 2.9), arm_abd=(-0.2, 2.6), arm_twist=(-1.6, 1.3), elbow=(0, 2.4), wrist_flex=(-1, 1))
     legs = _legs(d, leg_flex=(-0.5, 2), leg_abd=(-0.2, 1), leg_twist=(-0.7, 0.6), knee=(0, 2.3), ankle=(-0.7, 0.4))
     return {**arms, **legs, **_trunk(d, 1.0)}

@@ -1,4 +1,4 @@
-"""Reading files of the data folder: whatever is wrong with one becomes one sentence."""
+"""Reading files of the data folder: whatever is wrong with one is reported in one sentence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from convnextpose.errors import SourceError
 
 _DAMAGE = (OSError, EOFError, BadZipFile, zlib.error, KeyError, TypeError, ValueError, IndexError)
-"""What missing, cut, damaged and foreign files raise."""
+"""Exceptions raised for missing, truncated, damaged and foreign files."""
 
 
 @contextmanager

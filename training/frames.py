@@ -1,9 +1,9 @@
-"""Whole frames with several people: one camera, one ground, one light; what a detector of people is trained and judged on.
+"""Whole frames with several people, one camera, one ground and one light, to train and evaluate a people detector on.
 
     python -m training.frames FILE.jpg [--columns 6] [--rows 4] [--size 384] [--difficulty 0.85] [--pictures 0.5] [--seed 1]
 
-Each person is rendered as a layer of its own, in a picture that just holds it but with the frame's camera, and laid into the
-frame; nearer people cover farther ones. The command draws a sheet to look at.
+Each person is rendered as a separate layer with the frame's camera, in a picture just large enough, and placed in the frame;
+nearer people cover farther ones. The command draws a sheet to look at.
 """
 
 from __future__ import annotations
@@ -42,27 +42,27 @@ SMALLEST_PX, LARGEST = 18.0, 1.5
 STATURE_M = 1.65
 
 LAYERS = ((0.3, 3 / 8), (float("inf"), 3 / 4))
-"""Side of a person's layer for people up to a height, both as shares of the frame's side."""
+"""Side of a person's layer for people up to a given height, both as shares of the frame's side."""
 
 ASPECTS = (1.0, 4 / 3, 3 / 2, 16 / 9, 3 / 4, 9 / 16)
-"""Width over height of the pictures; what is left of the square frame is black."""
+"""Width over height of the pictures; the rest of the square frame is black."""
 
 TRIES = 12
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Frames of N pictures with up to P people each, and their truth. People who are not there have zeros.
+    """Frames of N pictures with up to P people each, and their ground truth. Absent people have zeros.
 
     Attributes:
         images: [N, S, S, 3] uint8, BGR: the picture in the top left, black beyond it.
         areas: [N, 2] float32 width and height of the picture in the frame, px.
-        there: [N, P] bool, which of the people there are.
+        there: [N, P] bool, which of the people are present.
         boxes: [N, P, 4] float32: x, y, width, height of the whole person, px; may reach out of the picture.
-        shown: [N, P] float32: the share of the person's outline that can be seen, 0..1.
+        shown: [N, P] float32: the visible share of the person's outline, 0..1.
         joints_px: [N, P, 18, 2] float32 (pixel centres at whole numbers).
         camera_mm: [N, P, 18, 3] float32, the same joints in camera space.
-        visible: [N, P, 18] bool: inside the picture and not hidden by the body, another person or a thing.
+        visible: [N, P, 18] bool: inside the picture and not hidden by the body, another person or an object.
         intrinsics: [N, 4] float32: fx, fy, cx, cy, px.
     """
 
@@ -86,13 +86,13 @@ class Frames:
 
     @staticmethod
     def join(parts: list[Frames]) -> Frames:
-        """All frames of several lots."""
+        """All frames of several parts."""
         return Frames(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Frames)))
 
 
 @dataclass(frozen=True)
 class _Scene:
-    """N cameras and where the people of each are.
+    """N cameras and the positions of each one's people.
 
     Attributes:
         turn: [N, 3, 3] camera-from-world rotations.
@@ -101,7 +101,7 @@ class _Scene:
         ground_m: [N] the ground: points with `up . point = ground_m`.
         there: [N, P] bool.
         foot_m: [N, P, 3] where the people stand, camera space.
-        height_px: [N, P] about how tall they are in the frame.
+        height_px: [N, P] their approximate height in the frame.
         areas: [N, 2] width and height of the picture, px.
     """
 
@@ -125,7 +125,7 @@ class FrameRenderer:
     """Makes frames of `size` px on a device; the same generator state gives the same frames."""
 
     def __init__(self, device: torch.device | str = "cpu", size: int = 384, data: Path | None = None) -> None:
-        """`data` is the folder that motion capture, cloth and avatars come from."""
+        """`data` is the folder with motion capture, cloth and avatars."""
         self.size, self.data = size, data
         self.layers = [(limit * size, round(share * size / 8) * 8) for limit, share in LAYERS]
         self.bodies = [Body(max(4096, POINTS * side**2 // INPUT_SIZE**2), device) for _, side in self.layers]
@@ -144,7 +144,7 @@ class FrameRenderer:
 
     @cached_property
     def avatars(self) -> list[Avatars]:
-        """Modelled people of the data folder, as fine as each of `bodies`."""
+        """Modelled people from the data folder, with as many points as each of `bodies`."""
         return [Avatars(self._folder / "avatars", len(body.surface.mean), self.device) for body in self.bodies]
 
     @property
@@ -154,7 +154,7 @@ class FrameRenderer:
         return self.data
 
     def pictures(self, held_out: bool) -> Pictures:
-        """The real pictures that are trained on, or those that never are."""
+        """The real pictures used in training, or the held-out ones."""
         if held_out not in self.album:
             self.album[held_out] = Pictures(self.device, held_out=held_out)
         return self.album[held_out]
@@ -175,14 +175,14 @@ class FrameRenderer:
         """`count` frames of a difficulty in 0..1.
 
         Args:
-            count: frames.
+            count: number of frames.
             difficulty: 0..1.
-            generator: decides everything else.
-            never: draw bodies, poses, procedural backgrounds and real pictures that training leaves out.
-            pictures: share of the frames before a real picture.
-            clutter: share of the frames with many things behind the people.
+            generator: determines everything else.
+            never: draw bodies, poses, procedural backgrounds and real pictures that are held out from training.
+            pictures: share of the frames with a real picture as background.
+            clutter: share of the frames with many objects behind the people.
             mocap: share of the people in poses of motion capture.
-            cloth: share of the garments that are of real cloth.
+            cloth: share of the garments made of real cloth.
             avatars: share of the people who are avatars.
         """
         draws, size = Draws(count, generator), self.size
@@ -192,7 +192,7 @@ class FrameRenderer:
         rgb = torch.zeros(count, 3, size, size, device=self.device)
         free = torch.ones(count, 1, size, size, device=self.device)
         before = torch.zeros(count, MAX_PEOPLE, size, size, device=self.device)
-        for rank in range(MAX_PEOPLE):  # the nearest first
+        for rank in range(MAX_PEOPLE):  # nearest first
             slot = order[:, rank]
             each = torch.arange(count, device=self.device)
             layer = layers.rgba[each, slot]
@@ -228,7 +228,7 @@ class FrameRenderer:
     def _layers(
         self, draws: Draws, scene: _Scene, difficulty: float, never: bool, mocap: float, cloth: float, avatars: float
     ) -> _Layers:
-        """Every person of every frame, as it would be alone in its frame."""
+        """Every person of every frame, as if alone in the frame."""
         result = _Layers.empty(draws.count, self.size, self.device)
         done = torch.zeros_like(scene.there)
         for number, (body, (limit, side)) in enumerate(zip(self.bodies, self.layers, strict=True)):
@@ -260,8 +260,8 @@ class FrameRenderer:
 
 @dataclass(frozen=True)
 class _Layers:
-    """People laid into N frames, P to each: colours times alpha and alpha [N, P, 4, S, S], shadows on the ground
-    [N, P, 1, S, S], px of the whole outline [N, P], and what `Frames` has of each."""
+    """People placed in N frames, P in each: colours times alpha and alpha [N, P, 4, S, S], shadows on the ground [N, P, 1, S,
+    S], px of the whole outline [N, P], and the values of `Frames` for each."""
 
     rgba: Tensor
     shadow: Tensor
@@ -279,7 +279,7 @@ class _Layers:
 
 
 def _lay(layers: _Layers, people: People, scene: _Scene, frame: Tensor, slot: Tensor) -> None:
-    """Put rendered people into their places in their frames. The camera is the same: only focal length and centre differ."""
+    """Place rendered people in their frames. The camera is the same; only focal length and centre differ."""
     size, side = layers.rgba.shape[-1], people.rgb.shape[-1]
     finer = people.focal / scene.focal[frame]  # px of the layer for each of the frame
     edge = torch.ones(side, side, device=frame.device)
@@ -320,7 +320,7 @@ def _at_joints(joints_px: Tensor, open_: Tensor) -> Tensor:
 
 
 def _stand_in(scene: _Scene, rgb: Tensor, alpha: Tensor, shadow: Tensor) -> People:
-    """All people of each frame as if they were one, for what a background asks of a person."""
+    """All people of each frame combined into one, as a background needs it."""
     count, size = len(rgb), rgb.shape[-1]
     farthest = scene.foot_m[..., 2].masked_fill(~scene.there, 4.0).amax(1)
     place = torch.zeros(count, 18, 3, device=rgb.device)
@@ -342,7 +342,7 @@ def _stand_in(scene: _Scene, rgb: Tensor, alpha: Tensor, shadow: Tensor) -> Peop
 
 
 def _scene(draws: Draws, size: int, difficulty: float) -> _Scene:
-    """Cameras over a ground, and up to MAX_PEOPLE people at places that they see, some not on that ground."""
+    """Cameras over a ground, and up to MAX_PEOPLE people at places in view, some not on that ground."""
     device, count = draws.device, MAX_PEOPLE
     aspect = torch.tensor(ASPECTS, device=device)[draws.integers(len(ASPECTS))]
     areas = torch.stack([aspect.clamp_max(1), (1 / aspect).clamp_max(1)], 1) * size
@@ -359,13 +359,13 @@ def _scene(draws: Draws, size: int, difficulty: float) -> _Scene:
     light = torch.where((light * up).sum(-1, keepdim=True) > 0.15, light, up)
 
     there = torch.arange(count, device=device) < draws.choice(list(COUNTS))[:, None]
-    # Several tries for each person: the first whose middle the camera sees counts.
+    # Several tries for each person: the first whose middle is in view counts.
     tall = torch.log(areas[:, 1] * LARGEST)[:, None, None]
     lowest = torch.log(torch.tensor(SMALLEST_PX, device=device))
     tall = (lowest + (tall - lowest) * draws.uniform(0, 1, count, TRIES)).exp()
     depth = focal[:, None, None] * STATURE_M / tall
     column = draws.uniform(-0.05, 1.05, count, TRIES) * areas[:, :1, None]
-    crowd = draws.chance(0.35, 1, 1)  # close together, one before the other
+    crowd = draws.chance(0.35, 1, 1)  # close together, one in front of the other
     column = torch.where(crowd, column[:, :1] + draws.normal(0.12, count, TRIES) * size, column)
     depth = torch.where(crowd, depth[:, :1] * draws.normal(0.2, count, TRIES).exp(), depth).clamp_min(1.2)
     x = (column - center[:, :1, None]) / focal[:, None, None] * depth
@@ -394,7 +394,7 @@ def _scene(draws: Draws, size: int, difficulty: float) -> _Scene:
 
 
 def draw(frames: Frames, index: int) -> np.ndarray:
-    """One frame with its boxes (green; orange where little of the person shows) and joints (hidden ones hollow)."""
+    """One frame with its boxes (green; orange if little of the person is visible) and joints (hidden ones hollow)."""
     picture = frames.images[index].cpu().numpy().copy()
     for slot in frames.there[index].nonzero()[:, 0].tolist():
         x, y, width, height = (round(v) for v in frames.boxes[index, slot].tolist())
@@ -413,10 +413,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--size", type=int, default=384)
     parser.add_argument("--difficulty", type=float, default=0.85)
-    parser.add_argument("--pictures", type=float, default=0.5, help="share before real pictures")
-    parser.add_argument("--never", action="store_true", help="what is never trained on")
+    parser.add_argument("--pictures", type=float, default=0.5, help="share with a real picture as background")
+    parser.add_argument("--never", action="store_true", help="only what is held out from training")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--data", type=Path, help="a data folder: its poses, cloth and avatars come in, too")
+    parser.add_argument("--data", type=Path, help="data folder, to use its poses, cloth and avatars as well")
     arguments = parser.parse_args()
     renderer, lines = FrameRenderer(size=arguments.size, data=arguments.data), []
     shares = FROM_DATA if arguments.data else {}

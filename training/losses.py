@@ -1,4 +1,5 @@
-"""The loss: L1 of the expected coordinates, and cross-entropy of each joint's marginals with a Gaussian around the truth."""
+"""The loss: L1 of the expected coordinates, and cross-entropy of each joint's marginals with a Gaussian around the ground
+truth."""
 
 from __future__ import annotations
 
@@ -13,14 +14,14 @@ TARGET_WIDTH = 1 / 16
 
 
 CACHED = 2**18
-"""Numbers of a volume to work on at a time on a CPU: a megabyte in FP32, so that they stay in its cache."""
+"""Values of a volume to process at a time on a CPU: a megabyte in FP32, so that they stay in its cache."""
 
 
 class _Marginals(torch.autograd.Function):
     """The softmax over each joint's volume, summed to a plane and to the depth axis.
 
-    Autograd would keep several copies of the volume, the largest tensor by far; this keeps the logits and works, on a CPU, on
-    as few pictures at a time as its cache holds.
+    Autograd would keep several copies of the volume, by far the largest tensor. This keeps only the logits and, on a CPU,
+    processes only as many pictures at a time as fit into its cache.
     """
 
     @staticmethod
@@ -63,7 +64,7 @@ def _lots(maps: Tensor, joints: int) -> list[Tensor]:
 
 
 def _lot(maps: Tensor) -> int:
-    """Pictures to work on at a time."""
+    """Number of pictures to process at a time."""
     return max(1, CACHED // maps[0].numel()) if maps.device.type == "cpu" else max(1, len(maps))
 
 
@@ -74,7 +75,7 @@ def marginals(maps: Tensor, joints: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def expectations(axes: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """[N, J, 3] expected x, y, z as shares (0..1) of the axes: the bin's index over the count of bins, as decoding has it."""
+    """[N, J, 3] expected x, y, z as shares (0..1) of the axes: the bin's index over the number of bins, as in decoding."""
     return torch.stack([p @ torch.arange(p.shape[2], dtype=p.dtype, device=p.device) / p.shape[2] for p in axes], 2)
 
 
@@ -97,14 +98,14 @@ def pose_loss(
     entropy: float = 1.0,
     width: float = TARGET_WIDTH,
 ) -> tuple[Tensor, Tensor]:
-    """The loss and, of it, the mean absolute error as a share of the axes.
+    """The loss, and the mean absolute error in it as a share of the axes.
 
     Args:
         maps: [N, J * D, H, W] the head's output.
-        joints: [N, J, 3] the truth, x and y in px of a crop of `size` px, z in mm from the pelvis. Joints outside the volume
-            do not count.
+        joints: [N, J, 3] the ground truth, x and y in px of a crop of `size` px, z in mm from the pelvis. Joints outside the
+            volume do not count.
         size: side of the crops, px.
-        weights: [N, J, 3] what each coordinate counts, 0 where the truth is not known; 1 for all where nothing is given.
+        weights: [N, J, 3] weight of each coordinate, 0 if its true value is unknown; by default all are 1.
         l1: weight of the mean absolute error.
         entropy: weight of the marginals' cross-entropy.
         width: standard deviation of the target marginals, as a share of the axis.

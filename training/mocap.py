@@ -1,7 +1,7 @@
 """Poses of motion capture: orientations of the body's segments, from any skeleton that rests in a T-pose.
 
-Lengths are the rendered body's own; what is taken are directions of the limbs and rotations, so that twists are right, too.
-README.md describes the file.
+Lengths are those of the rendered body. Directions of the limbs and rotations are taken from the capture, so that twists are
+also right. README.md describes the file.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from training.files import described
 from training.poses import mirror_orientations
 
 COUNT = 20_000
-"""Poses that are used. They are sorted by variety, and those after differ by under 36 mm from one before."""
+"""Number of poses used. They are sorted by variety; each of the rest differs by under 36 mm from an earlier one."""
 
 HAND, FOOT, HEAD = 1.3, 0.9, 1.3
-"""How far these turn at most against the forearm, the shank and the chest, rad: there a capture is least to be trusted."""
+"""Largest rotation of these relative to the forearm, the shank and the chest, rad: captures are least reliable there."""
 
 CURL = 0.3
-"""How far fingers are bent, rad; the capture has none."""
+"""How far fingers are bent, rad; the capture does not have this."""
 
 BODY_FROM_CAPTURE = ((1.0, 0.0, 0.0), (0.0, 0.0, -1.0), (0.0, 1.0, 0.0))
 """From x to the left, y up, z forward."""
@@ -39,7 +39,7 @@ class Mocap:
     """The poses on a device.
 
     Attributes:
-        orientations: [P, 24, 3, 3] as `poses.orient` gives them, facing forward.
+        orientations: [P, 24, 3, 3] as from `poses.orient`, facing forward.
     """
 
     def __init__(self, path: Path, device: torch.device | str = "cpu") -> None:
@@ -75,7 +75,7 @@ def _orientations(names: list[str], parents: list[int], turns: Tensor, offsets: 
     down = -torch.tensor(UP)
 
     def hanging(start: str, end: str) -> Tensor:
-        """The rotation from a limb that hangs down to the T-pose."""
+        """The rotation from a hanging limb to the T-pose."""
         assert parents[at[end]] == at[start]
         return align(down, F.normalize(basis @ offsets[at[end]], dim=0))
 
@@ -106,7 +106,7 @@ def exponential(vectors: Tensor) -> Tensor:
     x, y, z = vectors.unbind(-1)
     zero = torch.zeros_like(x)
     cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
-    bend = (angle / (2 * torch.pi)).sinc()  # sin(a / 2) / (a / 2), and so without a division by 0
+    bend = (angle / (2 * torch.pi)).sinc()  # sin(a / 2) / (a / 2), without a division by 0
     return torch.eye(3) + (angle / torch.pi).sinc() * cross + 0.5 * bend.square() * (cross @ cross)
 
 
@@ -120,6 +120,6 @@ def logarithm(rotations: Tensor) -> Tensor:
 
 
 def limited(rotations: Tensor, most: float) -> Tensor:
-    """Rotations [..., 3, 3], those by more than `most` (rad) about the same axis by that."""
+    """Rotations [..., 3, 3], reduced to at most the angle `most` (rad) about the same axis."""
     vectors = logarithm(rotations)
     return exponential(vectors * (most / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-9)).clamp_max(1))

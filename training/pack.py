@@ -1,10 +1,10 @@
-"""Packs the data folder small, for a machine that it must be carried to.
+"""Makes a small copy of the data folder, to transfer to another machine.
 
     python -m training.pack DATA PACKED [--avatars 80]
 
-PACKED has the files of DATA that training reads, each in the same format: the poses that are used, smaller patches of cloth,
-some of the avatars. Only real people are kept in another way: `people.npz` holds the squares that crops are cut from, and the
-crops of held-out people.
+PACKED has the files of DATA that training reads, in the same formats: the poses that are used, smaller patches of cloth, some
+of the avatars. Only real people are stored differently: `people.npz` has the squares that crops are cut from, and the crops of
+held-out people.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ AVATARS = 80
 
 
 def pack(data: Path, packed: Path, avatars: int = AVATARS) -> dict[str, int]:
-    """Write the packed folder; bytes of each of its files and folders.
+    """Write the packed folder; returns the bytes of each of its files and folders.
 
     Raises:
         SourceError: a file of `data` is missing or not what README.md describes.
-        FileExistsError: `packed` is there already.
+        FileExistsError: `packed` already exists.
         OSError: `packed` cannot be written.
     """
     packed.mkdir(parents=True)
@@ -63,7 +63,7 @@ def _pack_fabric(source: Path, target: Path) -> None:
 
 
 def _pack_avatars(source: Path, target: Path, count: int) -> None:
-    """Some of those that are trained on, spread over heads and outfits."""
+    """Some of the training avatars, spread evenly over heads and outfits."""
     entries = json.loads((source / "avatars.json").read_text(encoding="utf-8"))
     trained = [entry for entry in entries if not is_held_out(entry["name"])]
     kept = [trained[k] for k in np.linspace(0, len(trained) - 1, min(count, len(trained))).round().astype(int)]
@@ -81,8 +81,8 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("packed", type=Path, help="a folder that is not there yet")
-    parser.add_argument("--avatars", type=int, default=AVATARS, help="how many of the avatars")
+    parser.add_argument("packed", type=Path, help="the folder to make")
+    parser.add_argument("--avatars", type=int, default=AVATARS, help="number of avatars")
     arguments = parser.parse_args()
     if arguments.packed.exists():
         parser.error(f"expected a folder that is not there yet, received {arguments.packed}: name another")

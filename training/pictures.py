@@ -1,7 +1,7 @@
 """Real pictures without people, as backgrounds: views into panoramas, crops of photographs, surfaces for walls and floors.
 
-They lie in data/pictures; LICENSES.md has a line for each, and `training.bake_pictures` made them. Those in `held_out/` are
-never trained on.
+They are in data/pictures; LICENSES.md has a line for each, and `training.bake_pictures` made them. Those in `held_out/` are
+never used in training.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from training.draws import Draws
 FOLDER = Path(__file__).parent / "data" / "pictures"
 
 DETAIL_PX = 256
-"""Views are sampled at least this finely, so that smaller ones are averages and not samples of their pixels."""
+"""Views are sampled at least this finely, so that smaller ones are averages of the pixels and not single samples."""
 
 LARGE_PX = 600
-"""A photograph larger than this is there a second time at half its size, so that a crop can show most of it."""
+"""A photograph larger than this is stored a second time at half its size, so that a crop can show most of it."""
 
 BLURS_PX = (2, 4, 8)
-"""Out of focus: means over squares of so many px of 256, with smooth passages."""
+"""Out of focus: means over squares of this many px of 256, with smooth transitions."""
 
 
 class Pictures:
-    """All pictures of a folder on a device, their pixels in one list, so that a batch can look into many at once.
+    """All pictures of a folder on a device, their pixels in one list, so that a batch can sample many at once.
 
     Attributes:
-        names: of the first pictures, those that have a file.
+        names: names of the first pictures, which have a file.
         pixels: [T, 3] uint8 RGB: row after row, picture after picture.
-        first: [K] where each picture begins in it.
+        first: [K] where each picture begins in `pixels`.
         height, width: [K] px.
         sun: [K] the azimuth of a panorama's brightest part, rad.
-        panoramas, flats: indices of both kinds.
+        panoramas, flats: indices of the pictures of each kind.
     """
 
     def __init__(self, device: torch.device | str = "cpu", held_out: bool = False) -> None:
-        """Decode the pictures that are trained on, or those that never are."""
+        """Decode the pictures used in training, or the held-out ones."""
         paths = sorted((FOLDER / "held_out" if held_out else FOLDER).glob("*.jpg"))
         if not paths:
             raise FileNotFoundError(f"expected pictures in {FOLDER}, found none: python -m training.bake_pictures makes them")
@@ -60,9 +60,9 @@ class Pictures:
         self.flats = torch.tensor([k for k, a in enumerate(around) if not a], device=device)
 
     def sample(self, which: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """[N, 3, H, W] in 0..1: pictures [N] at x, y [N, H, W] (px, centres at whole numbers), between pixels bilinear.
+        """[N, 3, H, W] in 0..1: pictures [N] at x, y [N, H, W] (px, centres at whole numbers), with bilinear interpolation.
 
-        Beyond its left edge a picture begins again at the right one; its first and last rows go on for ever.
+        Horizontally a picture repeats; beyond the top and bottom its first and last rows repeat.
         """
         first, height, width = (t[which, None, None] for t in (self.first, self.height, self.width))
         left, top = x.floor(), y.floor()
@@ -75,17 +75,17 @@ class Pictures:
         return torch.lerp(above, below, down).permute(0, 3, 1, 2) / 255
 
     def around(self, draws: Draws, rays: Tensor, up: Tensor, light: Tensor, size: int) -> Tensor:
-        """[N, 3, S, S]: what a camera sees of a panorama, the horizon level and the sun about where the light comes from.
+        """[N, 3, S, S]: what a camera sees of a panorama, with a level horizon and the sun roughly where the light comes from.
 
         Args:
-            draws: for N views.
+            draws: random numbers for N views.
             rays: [N, S, S, 2] x and y of the directions through the pixels at z = 1, camera axes.
             up: [N, 3] the world's up in camera axes.
             light: [N, 3] toward the light, camera axes.
             size: S, px.
         """
         which = self.panoramas[draws.integers(len(self.panoramas))]
-        narrowest = 0.8 * (1024 / self.width[which]) ** 0.7  # rad; a coarse panorama shows nothing in a narrow view
+        narrowest = 0.8 * (1024 / self.width[which]) ** 0.7  # rad; a narrow view of a coarse panorama shows no detail
         angle = narrowest + (1.9 - narrowest) * draws.uniform(0, 1)
         wider = (2 * torch.tan(angle / 2) / (rays[:, 0, -1, 0] - rays[:, 0, 0, 0])).clamp_min(1)
         forward = torch.tensor([0.0, 0.0, 1.0], device=draws.device) - up * up[:, 2:]
@@ -107,7 +107,7 @@ class Pictures:
         return self.sample(which, x, y)
 
     def across(self, draws: Draws, size: int) -> Tensor:
-        """[N, 3, S, S]: crops of photographs and surfaces, turned, nearer or farther, some seen from the side."""
+        """[N, 3, S, S]: crops of photographs and surfaces, rotated, nearer or farther, some seen from the side."""
         line = torch.linspace(-0.5, 0.5, size, device=draws.device)
         v, u = torch.meshgrid(line, line, indexing="ij")
         slant = draws.normal(0.35, 2, 1, 1) * draws.chance(0.6, 1, 1, 1)
@@ -119,18 +119,18 @@ class Pictures:
         shape = torch.stack([self.width[which], self.height[which]], 1).float()[..., None, None]
         extent = DETAIL_PX * draws.log_uniform(0.4, 1.6, 1, 1)  # in the picture's own pixels
         extent = torch.minimum(extent, 1.3 * shape.amax(1))
-        margin = torch.minimum(0.5 * extent[:, None], 0.5 * shape)  # within the picture where it is large enough
+        margin = torch.minimum(0.5 * extent[:, None], 0.5 * shape)  # within the picture if it is large enough
         start = margin + draws.uniform(0, 1, 2, 1, 1) * (shape - 2 * margin)
         return self.mirrored(which, x * extent + start[:, 0], y * extent + start[:, 1])
 
     def floor(self, draws: Draws, across_m: Tensor, along_m: Tensor) -> Tensor:
-        """[N, 3, S, S]: surfaces laid on the floor, which the pixels see at `across_m` and `along_m` [N, S, S]."""
+        """[N, 3, S, S]: surfaces laid on the floor, which the pixels show at `across_m` and `along_m` [N, S, S]."""
         which = self.flats[draws.integers(len(self.flats))]
         pixels = DETAIL_PX / draws.log_uniform(0.5, 2.5, 1, 1)  # for each metre
         return self.mirrored(which, across_m * pixels, along_m * pixels)
 
     def mirrored(self, which: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """As `sample`, but beyond its edges a picture goes on as in a mirror."""
+        """As `sample`, but mirrored beyond its edges."""
         shape = (self.width[which, None, None] - 1, self.height[which, None, None] - 1)
         x, y = (last - (last - p.abs() % (2 * last)).abs() for p, last in zip((x, y), shape, strict=True))
         return self.sample(which, x, y)
@@ -147,7 +147,7 @@ def _read(path: Path) -> np.ndarray:
 
 
 def _sun(picture: np.ndarray) -> float:
-    """The azimuth (rad) of the light that comes in, of an equirectangular picture [H, W, 3]."""
+    """The azimuth (rad) from which the light comes in an equirectangular picture [H, W, 3]."""
     light = (picture[: picture.shape[0] // 2].astype(np.float64).mean(2) / 255) ** 8
     azimuth = ((np.arange(picture.shape[1]) + 0.5) / picture.shape[1] - 0.5) * 2 * np.pi
     columns = light.sum(0)

@@ -1,4 +1,4 @@
-"""What a training run does, decided before its first step: every number that its result depends on."""
+"""The plan of a training run, fixed before its first step: every number that its result depends on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 FROM_DATA = {"mocap": 0.5, "cloth": 0.5, "avatars": 0.35}
-"""Shares of the rendered people's parts that come from a data folder, where one is used."""
+"""For runs with a data folder: shares of people and garments for which its motion capture, cloth and avatars are used."""
 
 
 @dataclass(frozen=True)
@@ -15,35 +15,35 @@ class Plan:
 
     Attributes:
         variant: XS, S, M or L.
-        seed: decides crops, batches and first weights.
+        seed: determines crops, batches and initial weights.
         size: side of the crops, px: 128 to begin cheaply, 256 in the end.
-        steps: updates in all; the learning rate falls to its end over them.
-        batch: crops of an update.
+        steps: total number of updates, over which the learning rate falls to its final value.
+        batch: crops in an update.
         rate: highest learning rate.
-        last_rate: share of `rate` that is left at the end.
+        last_rate: the final learning rate, as a share of `rate`.
         warmup: steps in which the rate rises.
         decay: weight decay, on weights of convolutions only.
         clip: largest norm of the gradient.
         average: decay of the moving average of weights and batch-norm statistics, for each step.
-        reuse: how often a rendered crop is trained on, on average.
+        reuse: how often a rendered crop is used, on average.
         chunk: crops rendered at a time.
-        kept: chunks held at a time.
+        kept: chunks kept at a time.
         filled: chunks rendered before the first step.
-        first_difficulty, last_difficulty: hardest crops at the start, and after `ramp` of the run.
+        first_difficulty, last_difficulty: highest difficulty at the start, and after `ramp` of the run.
         ramp: share of the run in which the difficulty rises.
-        pictures: share of the crops whose people stand before a real picture.
+        pictures: share of the crops with a real picture as background.
         wide: share of the people who are moved far from their family's pose, all over the ranges of motion.
-        far: share of the people who are seen from far off and above, in few pixels.
+        far: share of the people who are seen from far away and above, in few pixels.
         coats: share of the people who wear a jacket or a coat.
-        bare: share of the people with bare arms and legs, as for sport.
-        clutter: share of the people who stand before many things.
-        turned: share of a batch's crops that are turned in their plane and zoomed a little, anew each time.
+        bare: share of the people with bare arms and legs, as in sport.
+        clutter: share of the people in front of many objects.
+        turned: share of a batch's crops that are rotated in their plane and zoomed a little, differently each time.
         mocap: share of the people in poses of motion capture.
-        cloth: share of the garments that are of real cloth.
+        cloth: share of the garments made of real cloth.
         avatars: share of the people who are avatars.
         real: share of a batch's crops that show people in real pictures.
-        recoloured: share of a batch's crops that lose colour, three in eight of these all of it; the same share, drawn apart,
-            has other tones.
+        recoloured: share of a batch's crops that lose colour, three in eight of them all of it; the same share, drawn
+            separately, gets other tones.
     """
 
     variant: str = "XS"
@@ -78,7 +78,7 @@ class Plan:
     recoloured: float = 0.5
 
     def __post_init__(self) -> None:
-        """Check what would fail late or silently."""
+        """Check values that would otherwise fail late or silently."""
         if not 0 < self.filled <= self.kept or self.reuse <= 0 or self.size % 32 or self.seed >= 2**40:
             raise ValueError(f"expected 0 < filled <= kept, reuse > 0, a size in 32s and a seed under 2**40, received {self}")
         shares = {**self.shares(), "real": self.real, "turned": self.turned, "recoloured": self.recoloured}
@@ -96,11 +96,11 @@ class Plan:
 
     @property
     def needs_data(self) -> bool:
-        """Whether a share is of what the data folder holds."""
+        """Whether a share needs the data folder."""
         return any((self.real, self.mocap, self.cloth, self.avatars))
 
     def shares(self) -> dict[str, float]:
-        """What `Renderer.batch` is told of the people, by name."""
+        """The arguments of `Renderer.batch` about the people, by name."""
         return {
             "pictures": self.pictures,
             "wide": self.wide,
@@ -118,7 +118,7 @@ class Plan:
         return self.filled + int(step * (self.batch - self.real_crops) / self.reuse / self.chunk)
 
     def hardest(self, chunk: int) -> float:
-        """The highest difficulty in a chunk."""
+        """The highest difficulty of a chunk."""
         progress = min(1.0, chunk / max(1.0, self.ramp * self.chunks_before(self.steps)))
         return self.first_difficulty + (self.last_difficulty - self.first_difficulty) * progress
 

@@ -1,4 +1,4 @@
-"""Draws the logs of runs into one picture: the loss, and the error on every held-out set, over the images trained on.
+"""Draws the logs of runs in one picture: the loss, and the error on every held-out set, over the number of training images.
 
     python -m training.plot RUN... [--out plot.svg]
 
@@ -16,11 +16,11 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's: told apart by all eyes. Runs beyond the last begin again at the first."""
+"""Palette of Okabe and Ito, distinguishable with colour blindness. Further runs begin again at the first colour."""
 
 PANEL = (400, 250)
 MARGIN = (62, 56, 34, 40)
-"""Of a panel: left, right, top, bottom, px."""
+"""Margins of a panel: left, right, top, bottom, px."""
 
 COLUMNS = 3
 
@@ -36,7 +36,7 @@ class Run:
 
 
 def read(path: Path) -> Run:
-    """A run from its folder or log. What is not a whole line yet is left out."""
+    """Read a run from its folder or log. An incomplete last line is ignored."""
     log = path / "log.jsonl" if path.is_dir() else path
     if not log.is_file():
         raise FileNotFoundError(f"expected a run's folder with a log.jsonl, or a log, received {path}: name another")
@@ -55,7 +55,7 @@ def read(path: Path) -> Run:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Round numbers from `low` to `high` for a logarithmic axis: as many kinds of them as leave it readable."""
+    """Round numbers from `low` to `high` for a logarithmic axis, as many as stay readable."""
     two, three = (tuple(d / 10**k for d in range(10**k, 10 ** (k + 1))) for k in (1, 2))
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for digits in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), two, three):
@@ -66,7 +66,7 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def short(value: float) -> str:
-    """A number as people write it at an axis: 20k, 1.5M, 0.3."""
+    """A number as it is written at an axis: 20k, 1.5M, 0.3."""
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:g}{letter}"
@@ -83,19 +83,19 @@ class Axis:
     end: float
 
     def __call__(self, value: float) -> float:
-        """Where a value lies, px."""
+        """Position of a value, px."""
         share = (math.log(value) - math.log(self.low)) / (math.log(self.high) - math.log(self.low))
         return self.start + share * (self.end - self.start)
 
 
 def _axis(values: list[float], start: float, end: float) -> Axis:
-    """Around all values, a little wider."""
+    """An axis a little wider than the range of all values."""
     room = max(1.02, (max(values) / min(values)) ** 0.04)
     return Axis(min(values) / room, max(values) * room, start, end)
 
 
 def panel(title: str, runs: list[Run], left: float, top: float) -> list[str]:
-    """The elements of one panel at a place; images run along the same axis in all."""
+    """The elements of one panel at a position; all panels share the axis of images."""
     width, height = PANEL
     inner = (left + MARGIN[0], left + width - MARGIN[1], top + MARGIN[2], top + height - MARGIN[3])
     across = _axis([x for run in runs for points in run.series.values() for x, _ in points], inner[0], inner[1])
@@ -121,14 +121,14 @@ def panel(title: str, runs: list[Run], left: float, top: float) -> list[str]:
             result += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.4" fill="{colour}"/>' for x, y in line]
         ends.append((line[-1], colour, run.series[title][-1][1]))
     below = -math.inf
-    for (x, y), colour, value in sorted(ends, key=lambda end: end[0][1]):  # last figures, one beneath the other
+    for (x, y), colour, value in sorted(ends, key=lambda end: end[0][1]):  # last values, one below the other
         below = max(y + 4, below + 13)
         result.append(f'<text x="{x + 6:.1f}" y="{below:.1f}" class="tick" style="fill:{colour}">{value:.4g}</text>')
     return result
 
 
 def draw(runs: list[Run]) -> str:
-    """The picture, SVG."""
+    """The picture as SVG."""
     titles = list(dict.fromkeys(title for run in runs for title in run.series))
     if not titles:
         names = ", ".join(run.name for run in runs)

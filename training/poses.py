@@ -1,8 +1,8 @@
-"""Poses by procedure: joint angles within the limits of joints, and the skeleton that they turn.
+"""Procedural poses: joint angles within the joint limits, and the skeleton that they move.
 
-A pose is a vector of angles (rad) named by `ANGLES`. Each family of `families.py` draws its angles, `sample` adds a little to
-each, mirrors half of them and keeps all within `LIMITS`. `orient` turns angles into orientations of the body's segments, which
-motion capture (`mocap.py`) has as they are, and `move_skeleton` moves any body by these.
+A pose is a vector of angles (rad) named by `ANGLES`. Each family of `families.py` draws its angles; `sample` adds a little
+noise to each, mirrors half of them and clamps all to `LIMITS`. `orient` converts angles to orientations of the body's
+segments, which motion capture (`mocap.py`) provides directly, and `move_skeleton` applies these to any body.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RANGE_OF_MOTION = {
     "ankle": (-0.85, 0.45), "foot_turn": (-0.4, 0.4),
 }  # fmt: skip
 """Joint limits, rad: the usual clinical ranges of healthy adults (shoulder 180/60 degrees, elbow 150, hip 120/30, knee 140,
-ankle 50/20), rounded outward where sport reaches further."""
+ankle 50/20), rounded up where sport goes further."""
 
 LIMITS = torch.tensor([RANGE_OF_MOTION.get(n.split(".")[-1], (-math.pi, math.pi)) for n in ANGLES])
 
@@ -42,18 +42,18 @@ _MIRROR_SIGN = [-1.0 if n.endswith(("_roll", "spine_side", "spine_twist", "neck_
 
 
 WIDE_LIMB, WIDE_SPINE, WIDE_ROOT = 0.3, 0.25, 0.6
-"""Standard deviations, rad, of what moves people far from their family's pose."""
+"""Standard deviations, rad, of the angles that move people far from their family's pose."""
 
 
 PASSING_FAMILIES = {gait: 0.6, stand: 0.4}
-"""What people do who just pass, and its shares."""
+"""Poses of people who just pass by, and their shares."""
 
 
 def sample(draws: Draws, difficulty: float, never: bool = False, wide: float = 0.0, passing: Tensor | None = None) -> Tensor:
-    """[N, A] poses, rad, of families by their shares at this difficulty (0..1), or of those that are never trained on.
+    """[N, A] poses, rad, from the families by their shares at this difficulty (0..1), or from the held-out ones.
 
-    A share `wide` of them is moved far from its family, all over the ranges of motion: the families alone leave trunks upright,
-    and a network that knows no others is lost on whatever tips over. Those of `passing` [N] walk or stand.
+    A share `wide` of them is moved far from its family, over the full ranges of motion: with the families alone trunks stay
+    upright, and a network trained only on these fails when a person tips over. The people in `passing` [N] walk or stand.
     """
     shares = [f.never if never else (1 - difficulty) * f.easy + difficulty * f.hard for f in FAMILIES]
     chosen = draws.choice(shares)
@@ -86,12 +86,13 @@ _ALONG = {f"{segment}{side}": (f"{start}{side}", f"{end}{side}") for side in "RL
     ("uarm", "uarm", "larm"), ("larm", "larm", "hand"), ("hand", "larm", "hand"), ("fing", "larm", "hand"),
     ("thigh", "thigh", "shank"), ("shank", "shank", "foot"),
 )}  # fmt: skip
-"""The limbs' segments, and the two whose heads are the ends of a bone that hangs straight down at orientation 1."""
+"""The segments of limbs, each with two segments whose heads are the ends of a bone that hangs straight down at orientation
+1."""
 
 
 def orient(angles: Tensor) -> Tensor:
-    """[N, 24, 3, 3] orientations of the segments for angles [N, A] (rad): how each is turned from standing upright, the limbs
-    hanging straight down."""
+    """[N, 24, 3, 3] orientations of the segments for angles [N, A] (rad), relative to standing upright with the limbs hanging
+    straight down."""
 
     def angle(name: str) -> Tensor:
         return angles[:, INDEX[name]]
@@ -142,8 +143,8 @@ def move_skeleton(orientations: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
     """Forward kinematics.
 
     Args:
-        orientations: [N, 24, 3, 3] as `orient` gives them.
-        rest: [N, 26, 3] the skeleton at rest as `Body.shaped` gives it, m.
+        orientations: [N, 24, 3, 3] as from `orient`.
+        rest: [N, 26, 3] the skeleton at rest as from `Body.shaped`, m.
 
     Returns:
         Each segment's rigid motion from rest [N, 24, 3, 4], and the 18 Human3.6M joints [N, 18, 3], m.

@@ -1,7 +1,7 @@
-"""People in real pictures: what a person or another network marked of them, and which are never trained on.
+"""People in real pictures: labels made by hand or by another network, and which people are held out from training.
 
-The pictures are not in this repository; README.md describes the folder that holds them. Here is no torch: whoever judges
-weights reads the held-out people with this, too.
+The pictures are not in this repository; README.md describes their folder. This module does not import torch, because
+evaluation also reads the held-out people with it.
 """
 
 from __future__ import annotations
@@ -22,45 +22,46 @@ from convnextpose.skeleton import HUMAN36M
 from training.files import described
 
 HELD_OUT_EVERY = 3
-"""One in so many pictures with key points marked by hand is held out."""
+"""One in this many pictures with hand-marked key points is held out."""
 
 _LIMBS = tuple(f"{side}_{part}" for part in ("Shoulder", "Elbow", "Wrist", "Hip", "Knee", "Ankle") for side in "LR")
 LIMBS = tuple(HUMAN36M.joints.index(name) for name in _LIMBS)
-"""The 12 joints that all labellers place alike, in the order of COCO and MediaPipe: these are scored."""
+"""The 12 joints that all labellers place alike, in the order of COCO and MediaPipe; only these are scored."""
 
 _NOSE = HUMAN36M.joints.index("Nose")
 COCO = {0: _NOSE} | dict(zip(range(5, 17), LIMBS, strict=True))
-"""Joints by the number of COCO's key point. Its eyes and ears are none of ours."""
+"""Joints by index of COCO's key points. Its eyes and ears are not among our joints."""
 MEDIAPIPE = {0: _NOSE} | dict(zip((11, 12, 13, 14, 15, 16, 23, 24, 25, 26, 27, 28), LIMBS, strict=True))
-"""Joints by the number of MediaPipe's landmark."""
+"""Joints by index of MediaPipe's landmarks."""
 
 _MIDDLES = tuple(
     (HUMAN36M.joints.index(middle), HUMAN36M.joints.index(f"L_{ends}"), HUMAN36M.joints.index(f"R_{ends}"))
     for middle, ends in (("Pelvis", "Hip"), ("Thorax", "Shoulder"))
 )
-"""Joints that are the middle of two others, as in the rendered people."""
+"""Joints that are the midpoint of two others, as in the rendered people."""
 
 MIN_MARKED = 5
-"""Key points, of those with a joint, from which on a person marked by hand is of use."""
+"""Smallest number of marked key points, among those with a joint, for a hand-marked person to be used."""
 MIN_GUESSED = 8
-"""Joints in sight, of 13, from which on a guessed pose is of use."""
+"""Smallest number of visible joints, of 13, for a guessed pose to be used."""
 MIN_IOU = 0.5
-"""A guessed pose must cover its person's box by this much: else it is often the neighbour's."""
+"""A guessed pose must overlap its person's box by at least this much; otherwise it often belongs to a neighbour."""
 MIN_VISIBILITY = 0.5
 SAME_IOU = 0.6
-"""A guess in a box that overlaps a marked person's by more is of the same person."""
+"""A guess whose box overlaps a marked person's by more than this is of the same person."""
 NEAR = 0.08
-"""A guess is right about a joint when it is this near to the mark, in longer sides of the box."""
+"""A guess agrees with a mark if a joint is at most this far from it, in longer sides of the box."""
 DEPTH_WEIGHT = 0.2
-"""What a guessed depth counts, beside 1 for a place in the picture: it is right about the order of joints more than in mm."""
+"""Weight of a guessed depth, compared with 1 for a position in the picture: the order of joints is more reliable than the
+mm."""
 
 CROWDED = ("oid__",)
-"""Names of the frames of `real/more` that show people whom nobody marked begin so."""
+"""Prefixes of the names of frames in `real/more` that show unmarked people."""
 PEOPLED = ("000000060623.jpg", "000000204805.jpg", "000000522418.jpg")
-"""Names of the pictures among those without people in which there are some, end so."""
+"""Name endings of pictures that do show people although they are listed as without."""
 MARGINS = (0.036, 0.094, 0.040, 0.028)
-"""What a person's outline has to the left, above, to the right and below the extent of MediaPipe's landmarks, as shares of that
-extent's height: the median over 90 people whom COCO marked, with all landmarks in sight."""
+"""How far a person's outline extends beyond MediaPipe's landmarks on the left, above, on the right and below, as shares of the
+landmarks' height: the median over 90 people marked in COCO, with all landmarks visible."""
 
 Array = NDArray[np.float32]
 
@@ -71,12 +72,11 @@ class RealPerson:
 
     Attributes:
         picture: the file.
-        subject: who it is; frames of one person have the same.
+        subject: who it is; the same in all frames of one person.
         box: the person's box, px of the picture.
         joints: [18, 3] in Human3.6M's order: px, px of the picture (pixel centres at whole numbers), mm from the pelvis.
-        weights: [18, 3] how far each coordinate can be trusted, 0..1; 0 where nothing is known, and then `joints` holds no
-            truth.
-        by_hand: whether a person marked the places in the picture.
+        weights: [18, 3] how far each coordinate can be trusted, 0..1; 0 if it is unknown and `joints` has no true value.
+        by_hand: whether the positions in the picture were marked by hand.
     """
 
     picture: Path
@@ -88,7 +88,7 @@ class RealPerson:
 
     @property
     def torso_px(self) -> float:
-        """From the middle of the shoulders to the middle of the hips, px; NaN where one of the four is not known."""
+        """From the middle of the shoulders to the middle of the hips, px; NaN if one of the four is unknown."""
         (pelvis, *_), (thorax, *_) = _MIDDLES
         if not self.weights[[pelvis, thorax], 0].all():
             return float("nan")
@@ -96,30 +96,30 @@ class RealPerson:
 
     @property
     def scorable(self) -> bool:
-        """Whether errors of this person in torso lengths mean something.
+        """Whether errors in torso lengths are meaningful for this person.
 
-        All of the torso and eight limb joints or more are marked, the box is 80 px high or more, and the torso is not seen
-        from its end: it is at least 5 % of the box's longer side.
+        The torso joints and at least eight limb joints are marked, the box is at least 80 px high, and the torso is not
+        foreshortened too much: it is at least 5 % of the box's longer side.
         """
         enough = int((self.weights[list(LIMBS), 0] > 0).sum()) >= 8 and self.box.height >= 80
         return enough and self.torso_px >= 0.05 * max(self.box.width, self.box.height)
 
 
 def is_held_out(name: str) -> bool:
-    """Whether the picture of this name, if people in it are marked by hand, is never trained on.
+    """Whether the picture of this name, if it has hand-marked people, is held out from training.
 
-    The SHA-256 of the name decides, so that pictures that come later change nothing for those that are there.
+    The SHA-256 of the name decides, so that new pictures do not change which existing ones are held out.
     """
     return int(hashlib.sha256(name.encode()).hexdigest(), 16) % HELD_OUT_EVERY == 0
 
 
 @dataclass(frozen=True)
 class RealPicture:
-    """A picture in which everybody is marked, for a detector.
+    """A picture in which everybody is marked, to train a detector on.
 
     Attributes:
         picture: the file.
-        subject: who is in it; frames of one person have the same.
+        subject: who is in it; the same in all frames of one person.
         boxes: [K, 4] x, y, width, height, px of the picture (pixel centres at whole numbers); K may be 0.
         crowds: [K] whether a box holds many people who are not all marked one by one.
     """
@@ -134,7 +134,7 @@ def read_pictures(folder: Path) -> tuple[list[RealPicture], list[RealPicture]]:
     """The pictures that a detector trains on, and the held-out ones.
 
     One in three of the pictures with boxes, and of those without people, is held out, by its name. COCO's boxes of crowds are
-    told by their whole numbers: they are made from coarser outlines.
+    recognised by their whole numbers, because they come from coarser outlines.
 
     Args:
         folder: the data folder; the pictures are in its `real/`.
@@ -149,7 +149,7 @@ def read_pictures(folder: Path) -> tuple[list[RealPicture], list[RealPicture]]:
         for name, marked in json.loads(path.read_text(encoding="utf-8")).items():
             boxes = np.array(marked, np.float32).reshape(-1, 4)
             crowds = (boxes == boxes.round()).all(-1)
-            boxes[:, :2] -= 0.5  # COCO's picture begins at its first pixel's edge
+            boxes[:, :2] -= 0.5  # COCO's coordinates begin at the edge of the first pixel
             pictures.append(RealPicture(_picture(real / "pictures", name), name, boxes, crowds))
     pictures += [
         RealPicture(path, path.name, np.zeros((0, 4), np.float32), np.zeros(0, np.bool_)) for path in read_backgrounds(more)
@@ -162,7 +162,7 @@ def read_pictures(folder: Path) -> tuple[list[RealPicture], list[RealPicture]]:
 
 
 def read_backgrounds(more: Path) -> list[Path]:
-    """The pictures without people that the manifest of `real/more` names; none where it is not there.
+    """The pictures without people that the manifest of `real/more` lists; none if there is no manifest.
 
     Raises:
         SourceError: the manifest is not what README.md describes.
@@ -176,7 +176,7 @@ def read_backgrounds(more: Path) -> list[Path]:
 
 
 def _alone(person: RealPerson) -> RealPicture:
-    """The frame of somebody who is alone in it, with the box of the outline around the guessed pose's."""
+    """The frame of a person who is alone in it, with a box of the outline, estimated from the guessed pose's box."""
     left, top, right, bottom = (margin * person.box.height for margin in MARGINS)
     x, y, width, height = person.box.x, person.box.y, person.box.width, person.box.height
     box = np.array([[x - left, y - top, width + left + right, height + top + bottom]], np.float32)
@@ -184,10 +184,10 @@ def _alone(person: RealPerson) -> RealPicture:
 
 
 def read_people(folder: Path) -> tuple[list[RealPerson], list[RealPerson]]:
-    """The people to train on, and the held-out ones, all of these marked by hand.
+    """The people to train on, and the held-out ones, which are all marked by hand.
 
-    Nobody in a held-out picture is among the first, not with a guessed pose either. Where a person and a network marked
-    the same body, the person's places count, and the network's depth at the joints where both agree.
+    Nobody in a held-out picture is among the first, not even with a guessed pose. If the same body was marked by hand and by a
+    network, the hand-marked positions are used, with the network's depth at the joints where both agree.
 
     Args:
         folder: the data folder; the pictures are in its `real/`.
@@ -254,7 +254,8 @@ def _picture(folder: Path, name: str) -> Path:
 
 
 def _subject(name: str, number: int) -> str:
-    """Who is in a frame, by its name `SOURCE__...Subject_N...`; photographs of COCO and Open Images show different people."""
+    """The person in a frame, by its name `SOURCE__...Subject_N...`; all photographs of COCO and Open Images show different
+    people."""
     source, found = name.split("__")[0], re.search(r"Subject_\d+", name)
     return f"{name} {number}" if source in (name, "oid") else f"{source} {found[0] if found else ''}".strip()
 
@@ -275,12 +276,12 @@ def _with_depth(person: RealPerson, guess: RealPerson) -> RealPerson:
 
 
 def shares(people: list[RealPerson], by_hand: float, frames: float) -> NDArray[np.float64]:
-    """[N] how often each is drawn, summing to 1: many frames of one person are no more people.
+    """[N] probabilities of the people, summing to 1: many frames of one person do not count as many people.
 
     Args:
-        people: N of them.
-        by_hand: how often one marked by hand is drawn, where one with a guessed pose is drawn once.
-        frames: for how many people the frames of one subject count at most.
+        people: N people.
+        by_hand: weight of a hand-marked person; a person with a guessed pose has 1.
+        frames: the number of people that the frames of one subject count for at most.
     """
     counts: defaultdict[str, int] = defaultdict(int)
     for person in people:

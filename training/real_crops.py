@@ -1,7 +1,8 @@
-"""Crops of people in real pictures: changed anew each time for training, and as the package makes them for judging.
+"""Crops of people in real pictures: augmented differently each time for training, and as the package makes them for
+evaluation.
 
-A person is kept as a square cut out of the picture, larger than the crop, so that all people lie in one array and a crop takes
-OpenCV two milliseconds. The trainer mirrors, turns and recolours them like the rendered ones.
+A person is kept as a square cut out of the picture, larger than the crop, so that all people are in one array and OpenCV makes
+a crop in two milliseconds. The trainer mirrors, rotates and recolours them like the rendered ones.
 """
 
 from __future__ import annotations
@@ -30,32 +31,32 @@ from training.real import LIMBS, RealPerson, read_people, shares
 
 CUT_OUT_PX = 544
 REACH = 1.9
-"""Side of a cut-out, in sides of the crop that the package makes: then 288 px of it are that crop."""
+"""Side of a cut-out, in sides of the crop that the package makes: 288 px of it are then that crop."""
 
 FRAMES_KEPT = 48
-"""Frames kept of one person; more of them add no people."""
+"""Frames kept of one person; more of them would not add people."""
 FRAMES_COUNT = 4.0
-"""For how many people the frames of one person count."""
+"""The number of people that the frames of one person count for."""
 BY_HAND = 1.5
-"""How often a person marked by hand is drawn, where one with a guessed pose is drawn once."""
+"""Weight of a hand-marked person when people are drawn; a person with a guessed pose has 1."""
 
 ZOOM, ZOOMS = 0.2, (0.6, 1.4)
-"""Standard deviation of the logarithm of the zoom, and its limits: boxes that follow a person are too large or too small."""
+"""Standard deviation of the logarithm of the zoom, and its limits: boxes from tracking are too large or too small."""
 SHIFT, SHIFTS = 0.07, 0.2
-"""Standard deviation of how far the crop's middle is moved, and its limit, in sides of the crop."""
+"""Standard deviation of the shift of the crop's middle, and its limit, in sides of the crop."""
 COVERS = (0.4, 0.3, 0.2, 0.1)
-"""Shares of the crops with 0, 1, 2 and 3 things before the person."""
+"""Shares of the crops with 0, 1, 2 and 3 objects in front of the person."""
 HIDDEN_WEIGHT = 0.5
-"""What a joint behind such a thing counts: it is to be guessed."""
+"""Weight of a joint behind such an object: its position can only be guessed."""
 BLURRED, COARSE, COMPRESSED, NOISY, EXCHANGED = 0.15, 0.25, 0.2, 0.25, 0.08
 """Shares of the crops that are out of focus, in few pixels, JPEG of a low quality, noisy, with colour channels exchanged."""
 REAL_WEIGHT = 2.0
-"""What a coordinate counts beside one of a rendered person. Of a real one at most two in three are known: so both kinds weigh
-about alike."""
+"""Weight of a coordinate compared with that of a rendered person. At most two in three coordinates of a real person are known,
+so both kinds have about the same weight."""
 
 
 PACKED = "people.npz"
-"""The file of a packed data folder that stands for its pictures; `training.pack` writes it."""
+"""The file of a packed data folder that replaces its pictures; `training.pack` writes it."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class CutOuts:
         pixels: [M, Q, Q, 3] uint8, BGR, Q = CUT_OUT_PX; black beyond the picture.
         joints: [M, 18, 3] float32: px, px of the cut-out, mm from the pelvis.
         weights: [M, 18, 3] float32: how far each coordinate can be trusted, 0..1.
-        odds: [M] how often each is drawn, summing to 1.
+        odds: [M] probability of each, summing to 1.
     """
 
     pixels: NDArray[np.uint8]
@@ -96,11 +97,11 @@ class CutOuts:
 
     @property
     def fingerprint(self) -> str:
-        """Tells whether two runs learn from the same people."""
+        """Shows whether two runs learn from the same people."""
         return hashlib.sha256(self.joints.tobytes() + self.weights.tobytes() + self.odds.tobytes()).hexdigest()[:16]
 
     def crop(self, size: int, *seeds: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """A crop of `size` px of somebody, as training sees it; the seeds (0 or above) decide everything.
+        """A crop of `size` px of one person, as used in training; the seeds (0 or above) determine everything.
 
         Returns:
             The image [S, S, 3], BGR, and labels [18, 6]: joints (px, px, mm) and the weight of each coordinate.
@@ -118,7 +119,7 @@ class CutOuts:
         return damaged(image, rng), np.concatenate([joints, weights], 1, dtype=np.float32)
 
     def _cover(self, image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-        """Put a thing before the person, into the picture itself; where it is, [S, S]."""
+        """Put an object in front of the person, into the picture itself; returns its mask, [S, S]."""
         size = len(image)
         center, half, angle = rng.uniform(0, size, 2), np.exp(rng.uniform(*np.log((0.03, 0.2)), 2)) * size, rng.uniform(0, 180)
         mask = np.zeros((size, size), np.uint8)
@@ -137,12 +138,12 @@ class CutOuts:
 
 
 def damaged(image: NDArray[np.uint8], rng: np.random.Generator, coarsest: float = 0.22) -> NDArray[np.uint8]:
-    """A square picture out of focus, in few pixels, compressed, noisy, in other tones, each by chance.
+    """A square picture, randomly out of focus, in few pixels, compressed, noisy or in other tones.
 
     Args:
         image: [S, S, 3], BGR.
-        rng: decides.
-        coarsest: to which share of its pixels it is reduced at most, along a side.
+        rng: determines the damage.
+        coarsest: the smallest share of its pixels, along a side, to which it is reduced.
     """
     size = len(image)
     if rng.random() < BLURRED:
@@ -166,23 +167,23 @@ def damaged(image: NDArray[np.uint8], rng: np.random.Generator, coarsest: float 
 
 
 class RealPictures(Protocol):
-    """What pictures to train on are made from."""
+    """A source of training pictures."""
 
     @property
     def fingerprint(self) -> str:
-        """Tells whether two runs learn from the same pictures."""
+        """Shows whether two runs learn from the same pictures."""
         ...
 
     def crop(self, size: int, *seeds: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """A picture [S, S, 3], BGR, as training sees it, and its labels; the seeds (0 or above) decide everything."""
+        """A picture [S, S, 3], BGR, as used in training, and its labels; the seeds (0 or above) determine everything."""
         ...
 
 
 class RealCrops:
-    """The real pictures for each step of a run, made by threads while the step before it is computed."""
+    """The real pictures for each step of a run, made by threads during the previous step."""
 
     def __init__(self, source: RealPictures, count: int, size: int, seed: int) -> None:
-        """`count` pictures of `size` px a step; step and seed decide everything."""
+        """`count` pictures of `size` px a step; step and seed determine everything."""
         self.source, self._count, self._size, self._seed = source, count, size, seed
         self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
         self._ahead: dict[int, list[Future[tuple[NDArray[np.uint8], NDArray[np.float32]]]]] = {}
@@ -199,7 +200,7 @@ class RealCrops:
 
 
 def _fewer_frames(people: list[RealPerson]) -> list[RealPerson]:
-    """The people, but of who is in many frames only some, spread evenly over them."""
+    """The people, but only some frames of a person who is in many, spread evenly over them."""
     groups: defaultdict[str, list[RealPerson]] = defaultdict(list)
     for person in people:
         groups[person.subject].append(person)
@@ -208,7 +209,7 @@ def _fewer_frames(people: list[RealPerson]) -> list[RealPerson]:
 
 
 def _read(person: RealPerson) -> tuple[NDArray[np.uint8], Box]:
-    """The person's picture, and the region of it that the package cuts out."""
+    """The person's picture, and its region that the package cuts out."""
     image = cv2.imread(str(person.picture), cv2.IMREAD_COLOR)
     if image is None:
         raise SourceError(f"expected a picture in {person.picture}, which cannot be decoded: get it again")
@@ -216,7 +217,7 @@ def _read(person: RealPerson) -> tuple[NDArray[np.uint8], Box]:
 
 
 def _at(mask: NDArray[np.uint8], joints: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """[J] whether a mask [S, S] covers joints [J, 2 or more] (px); not those outside it."""
+    """[J] whether a mask [S, S] covers joints [J, 2 or more] (px); false outside the mask."""
     cell = joints[:, :2].round().astype(int)
     inside = ((cell >= 0) & (cell < len(mask))).all(-1)
     column, row = cell.clip(0, len(mask) - 1).T
@@ -225,13 +226,13 @@ def _at(mask: NDArray[np.uint8], joints: NDArray[np.float64]) -> NDArray[np.bool
 
 @dataclass(frozen=True)
 class HeldOutPeople:
-    """N people marked by hand, in crops as the package makes them.
+    """N hand-marked people, in crops as the package makes them.
 
     Attributes:
         images: [N, S, S, 3] uint8, BGR, on the CPU.
         joints_px: [N, 18, 2] in the crop.
         seen: [N, 18] which limb joints are marked.
-        torso_px: [N] from the middle of the shoulders to that of the hips, px of the crop.
+        torso_px: [N] distance from the middle of the shoulders to that of the hips, px of the crop.
     """
 
     images: Tensor
@@ -241,10 +242,10 @@ class HeldOutPeople:
 
     @classmethod
     def of(cls, people: list[RealPerson], size: int = INPUT_SIZE) -> HeldOutPeople:
-        """Crops of `size` px of those of the people who are scorable.
+        """Crops of `size` px of the scorable people.
 
         Raises:
-            SourceError: nobody is, or a picture cannot be read.
+            SourceError: nobody is scorable, or a picture cannot be read.
         """
         people = [person for person in people if person.scorable]
         if not people:
@@ -281,7 +282,7 @@ def write_packed(path: Path, cut_outs: CutOuts, held_out: HeldOutPeople) -> None
 
 
 def read_crops(folder: Path, size: int) -> tuple[CutOuts, HeldOutPeople]:
-    """Those who are trained on, and the held-out people in crops of `size` px, from a data folder or a packed one.
+    """The people to train on, and the held-out people in crops of `size` px, from a data folder or a packed one.
 
     Raises:
         SourceError: a file of it is missing or is not what README.md describes.
@@ -302,7 +303,7 @@ def read_crops(folder: Path, size: int) -> tuple[CutOuts, HeldOutPeople]:
 
 @dataclass(frozen=True)
 class LimbScore:
-    """How near predicted limb joints come to those marked by hand.
+    """Distances of predicted limb joints from those marked by hand.
 
     Attributes:
         right: share within 0.2 torso lengths, 0..1.

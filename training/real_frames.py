@@ -1,7 +1,7 @@
-"""Real pictures of people as the detector's frames: changed anew each time for training, and as the package lays them out for
-judging.
+"""Real pictures of people as frames for the detector: augmented differently each time for training, and in the package's
+layout for evaluation.
 
-A frame of training is a whole picture, a part of one, or four beside each other, each for a part of the frames. The trainer
+A training frame is a whole picture, a part of one, or four of these side by side, each for a share of the frames. The trainer
 mirrors and recolours them like the rendered ones.
 """
 
@@ -24,39 +24,40 @@ from training.real import RealPicture, read_pictures
 from training.real_crops import damaged
 
 NOBODY, UNCLEAR, WANTED, CROWD = -1.0, 0.0, 1.0, 2.0
-"""What a label's fifth number says of its box: it is none; neither wanted nor wrong is who has this box; a person is wanted; in
-it nothing is wrong."""
+"""Fifth value of a label, the class of its box: no box; a person who is ignored, neither wanted nor wrong; a wanted person; a
+crowd, in which no box is wrong."""
 
 SHOWN = 0.2
-"""People of whom less can be seen are neither wanted nor wrong."""
+"""People with a smaller visible share are ignored."""
 
 SMALLEST_PX, SHORTEST_PX = 6.0, 12.0
-"""Nor are people whose box in the frame has a side under this, nor, of real ones, those whose longer side is under this."""
+"""Also ignored are people whose box in the frame has a side under the first limit and, if they are real, those whose longer
+side is under the second."""
 
 WHOLE, NEAR = 0.35, 0.4
-"""Shares of the pictures that are whole, and of those cut out around somebody; the others are cut out anywhere."""
+"""Shares of the pictures that are used whole, and of those cut out around a person; the others are cut out anywhere."""
 
 NEAREST, FARTHEST = 0.8, 6.0
-"""Side of what is cut out around somebody, in longer sides of the person's box."""
+"""Side of the area cut out around a person, in longer sides of the person's box."""
 
 FOURS = 0.25
-"""Share of the frames that are four pictures beside each other: small people, and many of them."""
+"""Share of the frames that show four pictures side by side: many small people."""
 
 STRETCH = 0.08
 """Standard deviation of the logarithm of a picture's stretch."""
 
 COARSEST = 0.45
-"""Share of a frame's pixels, along a side, that damage leaves at least."""
+"""Smallest share of a frame's pixels, along a side, that damage leaves."""
 
 FRAMES_KEPT, FRAMES_COUNT = 48, 4.0
-"""Frames kept of one person who is in many, and for how many pictures they count."""
+"""Frames kept of one person who is in many, and the number of pictures that they count for."""
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.float32]
 
 
 def letterbox(image: Pixels, boxes: Labels, width: int, height: int) -> tuple[Pixels, Labels]:
-    """A picture reduced or enlarged to fit `width` x `height` px, and its boxes [K, 4] there."""
+    """Scale a picture to fit `width` x `height` px, with its boxes [K, 4]."""
     scale = min(width / image.shape[1], height / image.shape[0])
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
@@ -65,7 +66,7 @@ def letterbox(image: Pixels, boxes: Labels, width: int, height: int) -> tuple[Pi
 
 
 def labelled(boxes: Labels, crowds: NDArray[np.bool_], width: int, height: int) -> Labels:
-    """Labels [K, 5] of people in a picture of `width` x `height` px: boxes [K, 4] clipped to it, and what each is."""
+    """Labels [K, 5] of people in a picture of `width` x `height` px: boxes [K, 4] clipped to it, and their class."""
     low = boxes[:, :2].clip(-0.5)
     size = (np.minimum(boxes[:, :2] + boxes[:, 2:], np.array([width, height]) - 0.5) - low).clip(0)
     seen = size.prod(-1) >= SHOWN * boxes[:, 2:].prod(-1)
@@ -76,7 +77,7 @@ def labelled(boxes: Labels, crowds: NDArray[np.bool_], width: int, height: int) 
 
 
 def padded(labels: Labels, count: int) -> Labels:
-    """Labels [K, 5] with nobody after them, [count, 5]."""
+    """Labels [K, 5] padded with empty ones to [count, 5]."""
     return np.concatenate([labels, np.tile(np.float32([0, 0, 0, 0, NOBODY]), (count - len(labels), 1))])
 
 
@@ -87,7 +88,7 @@ class RealFrames:
     Attributes:
         images: the pictures [H, W, 3], BGR.
         pictures: what is marked in each.
-        odds: [M] how often each is drawn, summing to 1.
+        odds: [M] probability of each, summing to 1.
     """
 
     images: list[Pixels]
@@ -96,7 +97,7 @@ class RealFrames:
 
     @classmethod
     def of(cls, pictures: list[RealPicture]) -> RealFrames:
-        """Read pictures; of who is in many frames some, spread evenly over them.
+        """Read pictures; of a person who is in many frames only some, spread evenly over them.
 
         Raises:
             SourceError: none is given, or one cannot be read.
@@ -115,20 +116,20 @@ class RealFrames:
 
     @property
     def fingerprint(self) -> str:
-        """Tells whether two runs learn from the same pictures."""
+        """Shows whether two runs learn from the same pictures."""
         parts = [part for p in self.pictures for part in (p.picture.name.encode(), p.boxes.tobytes(), p.crowds.tobytes())]
         return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
     @property
     def most(self) -> int:
-        """How many labels a frame has."""
+        """The number of labels of a frame."""
         return max(MAX_PEOPLE, 4 * max(len(picture.boxes) for picture in self.pictures))
 
     def crop(self, size: int, *seeds: int) -> tuple[Pixels, Labels]:
-        """A frame of `size` px, as training sees it; the seeds (0 or above) decide everything.
+        """A frame of `size` px, as used in training; the seeds (0 or above) determine everything.
 
         Returns:
-            The image [S, S, 3], BGR, black where no picture is, and labels [most, 5].
+            The image [S, S, 3], BGR, black outside the picture, and labels [most, 5].
         """
         rng = np.random.default_rng(seeds)
         frame, covered, every = np.zeros((size, size, 3), np.uint8), np.zeros((size, size, 1), np.uint8), []
@@ -170,12 +171,12 @@ class RealFrames:
 
 @dataclass(frozen=True)
 class HeldOutFrames:
-    """N held-out pictures as the package lays them out.
+    """N held-out pictures in the package's layout.
 
     Attributes:
         images: [N, S, S, 3] uint8, BGR: the picture in the top left, black beyond it.
         areas: [N, 2] width and height of the picture in the frame, px.
-        labels: [N, P, 5] as `labelled` gives them.
+        labels: [N, P, 5] as from `labelled`.
     """
 
     images: Tensor
@@ -187,7 +188,7 @@ class HeldOutFrames:
         """Pictures in frames of `size` px.
 
         Raises:
-            SourceError: none shows people, or one cannot be read.
+            SourceError: no picture shows people, or one cannot be read.
         """
         most = max((len(picture.boxes) for picture in pictures), default=0)
         if not most:

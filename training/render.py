@@ -1,4 +1,4 @@
-"""Renders people: points on the skin and clothes, a pinhole camera, a z-buffer, light with cast shadows. Pure torch.
+"""Renders people from points on skin and clothes with a pinhole camera, a z-buffer and light with cast shadows. Pure torch.
 
 Camera axes: x right, y down, z forward, metres. Pixels: centres at whole numbers.
 """
@@ -25,13 +25,13 @@ DEPTH_RANGE_M = 4.0
 """The z-buffer's depth: 15 bits over 4 m around the pelvis, packed above a point's 16-bit index."""
 
 SKIRT_POINTS = 1 / 8
-"""Points of a skirt for each point of the skin; large skirts have holes at that, so there are twice as many where `closed`."""
+"""Points of a skirt for each point of the skin. This leaves holes in large skirts, so `closed` doubles it."""
 
 MAX_POINTS = 58000
-"""On the skin; with a skirt they must fit into 16 bits: where `closed`, nine tenths as many."""
+"""Largest number of points on the skin: with a skirt they must fit into 16 bits. With `closed` it is nine tenths of this."""
 
 PASSING_SHARE = 0.5
-"""Share of the people seen from far off who walk or stand, as people before such cameras mostly do."""
+"""Share of the people seen from far away who walk or stand, as people in front of such cameras mostly do."""
 
 EMPTY = 2**31 - 1
 SHADOW_CELLS = 96
@@ -48,8 +48,8 @@ class People:
     Attributes:
         rgb: [N, 3, S, S] in 0..1, also a little beyond the outline.
         alpha: [N, 1, S, S] in 0..1.
-        depth_m: [N, S, S] depth of the surface; infinity where there is none.
-        ground_shadow: [N, 1, S, S] how much of the light the person takes from the ground, 0..1.
+        depth_m: [N, S, S] depth of the surface; infinity outside it.
+        ground_shadow: [N, 1, S, S] share of the light that the person blocks from the ground, 0..1.
         joints_m: [N, 18, 3] in camera space.
         joints_px: [N, 18, 2] in the picture.
         box: [N, 4] x, y, width, height of the whole person, px.
@@ -80,13 +80,13 @@ class People:
 
 @dataclass(frozen=True)
 class Stand:
-    """Where people stand in scenes with cameras of their own; N people.
+    """Positions of N people in scenes that have their own cameras.
 
     Attributes:
         turn: [N, 3, 3] camera-from-body rotations.
         foot_m: [N, 3] where their lowest point touches the ground, below the pelvis, in camera space.
         light: [N, 3] toward the brightest light, unit length, camera axes.
-        angles: [N, A] their poses, rad; drawn at random where nothing is given.
+        angles: [N, A] their poses, rad; random by default.
     """
 
     turn: Tensor
@@ -116,11 +116,11 @@ def render(
 ) -> People:
     """People of random shape, pose and looks in pictures of `size` px.
 
-    Light and camera are random, too, unless `stand` says where each stands; then the pictures just hold the whole person.
-    With `closed`, skirts have enough points to be without holes. `wide` is the share of the people who are moved far from
-    their family's pose, `mocap` of those in a pose of `captured` (but nobody who passes far off), `coats` of those who wear
-    one, `bare` of those with bare arms and legs; a share `cloth` of the garments is of `fabric`, and a share `modelled` of the
-    people is of the `avatars`. Where `far` [N] is true, the camera is far off and above.
+    Light and camera are also random, unless `stand` gives each person's position; the pictures are then just large enough for
+    the whole person. With `closed`, skirts have enough points to leave no holes. `wide` is the share of the people who are
+    moved far from their family's pose, `mocap` of those in a pose of `captured` (except people far away), `coats` of those who
+    wear one, `bare` of those with bare arms and legs; a share `cloth` of the garments is made of `fabric`, and a share
+    `modelled` of the people are `avatars`. Where `far` [N] is true, the camera is far away and above.
     """
     surface = body.surface
     limit = MAX_POINTS * 9 // 10 if closed else MAX_POINTS
@@ -161,7 +161,7 @@ def render(
     points = (points - pelvis) @ turn.mT + place
     joints = (joints - pelvis) @ turn.mT + place
     normals = normals @ turn.mT
-    if worn is not None:  # hair is to be seen from both sides
+    if worn is not None:  # hair is visible from both sides
         away = (normals[some, : len(surface.mean)] * points[some, : len(surface.mean)]).sum(-1) > 0
         normals[some, : len(surface.mean)] *= torch.where(worn.thin & away, -1.0, 1.0)[..., None]
     up = turn @ torch.tensor(UP, device=draws.device)
@@ -210,8 +210,8 @@ def _dress(
     count: int,
     never: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Points, normals and colours with `count` more of a skirt; where none is worn these repeat some of the skin's. The people
-    `never` [M] wear none."""
+    """Points, normals and colours, with `count` added points of a skirt; without a skirt these repeat some of the skin's. The
+    people `never` [M] wear none."""
     *skirt, worn = drape(draws, surface, rest, joints, count, difficulty)
     worn[never] = False
     every = points.shape[1] // count
@@ -222,7 +222,7 @@ def _dress(
 
 
 def _camera(draws: Draws, difficulty: float, far: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Camera-from-body rotations [N, 3, 3] and where the pelvis stands [N, 1, 3], m; cameras on poles where `far` [N]."""
+    """Camera-from-body rotations [N, 3, 3] and the position of the pelvis [N, 1, 3], m; cameras on poles where `far` [N]."""
     yaw = draws.uniform(0, 2 * torch.pi)
     pitch = (draws.normal(0.1 + 0.14 * difficulty) + 0.1).clamp(-0.5, 1.0)
     if far is not None:
@@ -240,7 +240,7 @@ def _camera(draws: Draws, difficulty: float, far: Tensor | None) -> tuple[Tensor
 def _frame(
     draws: Draws, flat: Tensor, joints: Tensor, size: int, difficulty: float
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Focal lengths [N] and principal points [N, 2] (px) that put the person into the picture as a person's box does."""
+    """Focal lengths [N] and principal points [N, 2] (px) that place the person in the picture as a person's box does."""
     box = flat[:, ::5].amin(1), flat[:, ::5].amax(1)
     low, high = box
     upper = joints[:, list(_UPPER_BODY)]
@@ -255,14 +255,14 @@ def _frame(
 
 
 def _whole(flat: Tensor, size: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """As `_frame`, for pictures that just hold the person and a little around."""
+    """As `_frame`, for pictures that hold just the person and a small margin."""
     low, high = flat[:, ::2].amin(1), flat[:, ::2].amax(1)
     focal = size / ((high - low).amax(1) * 1.12)
     return focal, (size - 1) / 2 - (low + high) / 2 * focal[:, None], (low, high)
 
 
 def _z_buffer(points: Tensor, normals: Tensor, pixels: Tensor, middle_m: Tensor, size: int) -> Tensor:
-    """[N, S, S] int32: the nearest front-facing point of each pixel, its depth above its index; EMPTY where none is."""
+    """[N, S, S] int32: the nearest front-facing point of each pixel, its depth above its index; EMPTY if there is none."""
     steps = (((points[..., 2] - middle_m) / DEPTH_RANGE_M + 0.5).clamp(0, 0.9999) * DEPTH_STEPS).int()
     column, row = (pixels + 0.5).floor().long().unbind(-1)
     inside = (column >= 0) & (column < size) & (row >= 0) & (row < size) & (points[..., 2] > 0.3)
@@ -288,7 +288,7 @@ def _window_min(packed: Tensor, before: int, after: int) -> Tensor:
 
 
 def _fill(packed: Tensor, spacing_px: Tensor) -> Tensor:
-    """Grow each point to the size that its neighbours are apart, then close what gaps remain."""
+    """Grow each point to the distance of its neighbours, then close the remaining gaps."""
     small, large = _window_min(packed, 1, 0), _window_min(packed, 1, 1)
     spacing = spacing_px[:, None, None]
     packed = torch.where(spacing > 1.1, large, small)
@@ -299,7 +299,7 @@ def _fill(packed: Tensor, spacing_px: Tensor) -> Tensor:
     gaps = (1 - F.max_pool2d(1 - grown, 5, 1, 2) > 0) & (covered == 0)
     packed = torch.where(gaps, _window_min(packed, 2, 2), packed)
     behind = int(0.04 / DEPTH_RANGE_M * DEPTH_STEPS) << 16
-    for _ in range(2):  # a pixel that most neighbours pass in front of is a hole in them
+    for _ in range(2):  # a pixel in front of which most neighbours pass is a hole in them
         around, size = F.pad(packed, (1, 1, 1, 1), value=EMPTY), packed.shape[-1]
         others = [around[:, a : a + size, b : b + size] for a in range(3) for b in range(3) if (a, b) != (1, 1)]
         limit = packed - behind
@@ -309,7 +309,7 @@ def _fill(packed: Tensor, spacing_px: Tensor) -> Tensor:
 
 
 def _lit(points: Tensor, light: Tensor) -> Tensor:
-    """[N, P] 1 where nothing of the body stands between a point and the light, by a depth map seen from the light."""
+    """[N, P] 1 where no part of the body is between a point and the light, by a depth map from the light's view."""
     helper = torch.where(light[:, :1].abs() < 0.8, torch.eye(3, device=points.device)[0], torch.eye(3, device=points.device)[1])
     across = F.normalize(torch.linalg.cross(light, helper), dim=-1)
     axes = torch.stack([across, torch.linalg.cross(light, across), light], -1)
@@ -322,7 +322,7 @@ def _lit(points: Tensor, light: Tensor) -> Tensor:
 
 
 def _shade(draws: Draws, seen: Tensor, light: Tensor, up: Tensor, difficulty: float) -> Tensor:
-    """[N, S * S, 3] colours under one light, a weaker second one, the sky and what comes from all around."""
+    """[N, S * S, 3] colours under one light, a weaker second one, the sky and ambient light."""
     colours, normals, lit = seen[..., :3], seen[..., 3:6], seen[..., 6:]
     second = F.normalize(draws.normal(1.0, 1, 3), dim=-1)
     tint = 1 + draws.normal(0.07, 1, 3)
@@ -335,7 +335,7 @@ def _shade(draws: Draws, seen: Tensor, light: Tensor, up: Tensor, difficulty: fl
 
 
 def _soften(rgb: Tensor, covered: Tensor) -> tuple[Tensor, Tensor]:
-    """Colours spread one pixel beyond the outline, and an outline that is not a staircase."""
+    """Colours spread one pixel beyond the outline, and an anti-aliased outline."""
     mask = covered[:, None].float()
     near = F.avg_pool2d(mask, 3, 1, 1)
     spread = F.avg_pool2d(rgb * mask, 3, 1, 1) / near.clamp_min(1e-3)
@@ -345,7 +345,7 @@ def _soften(rgb: Tensor, covered: Tensor) -> tuple[Tensor, Tensor]:
 def _ground_shadow(
     points: Tensor, light: Tensor, up: Tensor, ground: Tensor, focal: Tensor, center: Tensor, size: int
 ) -> Tensor:
-    """[N, 1, S, S] the shadow that the person throws on the ground, blurred, 0..1."""
+    """[N, 1, S, S] the shadow of the person on the ground, blurred, 0..1."""
     height = points @ up[..., None] - ground[:, None, None]
     fallen = points - light[:, None] * (height / (light * up).sum(-1).clamp_min(0.15)[:, None, None])
     pixels = fallen[..., :2] / fallen[..., 2:].clamp_min(0.3) * focal[:, None, None] + center[:, None]

@@ -1,4 +1,4 @@
-"""A sheet of crops to look at, with the joints drawn on every other one.
+"""Draws a sheet of crops to look at, with the joints on every other one.
 
 python -m training.sheet FILE.jpg [--columns 10] [--rows 6] [--difficulty 0.85] [--pictures 0.5] [--never] [--seed 1]
     [--data FOLDER]
@@ -22,7 +22,7 @@ SIDES = {"left": (255, 140, 0), "right": (60, 60, 255), "middle": (60, 220, 60)}
 
 
 def draw(crops: Crops, index: int) -> NDArray[np.uint8]:
-    """One crop with its skeleton: the person's right red, left blue, hidden joints hollow."""
+    """One crop with its skeleton: the person's right side red, the left blue, hidden joints hollow."""
     picture = crops.images[index].cpu().numpy().copy()
     points = [(round(x), round(y)) for x, y, _ in crops.joints[index].tolist()]
     for a, b in HUMAN36M.bones:
@@ -53,11 +53,11 @@ def main() -> None:
     parser.add_argument("--columns", type=int, default=10)
     parser.add_argument("--rows", type=int, default=6)
     parser.add_argument("--difficulty", type=float, default=0.85)
-    parser.add_argument("--pictures", type=float, default=0.5, help="share before real pictures")
-    parser.add_argument("--never", action="store_true", help="bodies, poses and backgrounds that are never trained on")
+    parser.add_argument("--pictures", type=float, default=0.5, help="share with a real picture as background")
+    parser.add_argument("--never", action="store_true", help="only bodies, poses and backgrounds held out from training")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--data", type=Path, help="data folder of captured poses, cloth and avatars")
-    parser.add_argument("--width", type=int, default=1600, help="of the file, px")
+    parser.add_argument("--data", type=Path, help="data folder with captured poses, cloth and avatars")
+    parser.add_argument("--width", type=int, default=1600, help="width of the file, px")
     arguments = parser.parse_args()
     drawn = (arguments.difficulty, arguments.seed, arguments.never, arguments.pictures, arguments.data)
     picture = sheet(arguments.columns, arguments.rows, *drawn)

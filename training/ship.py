@@ -1,11 +1,11 @@
-"""Put a set of weights into the package: verify, export, make and prove INT8, hash, and write its card's figures.
+"""Puts a set of weights into the package: verifies, exports, makes and proves INT8, hashes, and writes its card.
 
     python -m training.ship xs NAME.safetensors --summary "experimental; demo clip 73 mm, ..."
     python -m training.ship xs convnextpose/weights/xs.safetensors      # all files but the weights again
 
 Writes NAME.safetensors, NAME.onnx, NAME.int8.onnx and NAME.json into convnextpose/weights/. The summary is the line that the
-console shows. INT8 is calibrated on the package's calibration set. The card tells how far it strays in BF16 and INT8, and
-in which runtime: BF16 in PyTorch where this CPU does not compute it natively, otherwise both in OpenVINO.
+console shows. INT8 is calibrated on the package's calibration set. The card has the deviations in BF16 and INT8, and the
+runtime in which they were measured: PyTorch for BF16 if this CPU does not compute it natively, otherwise OpenVINO for both.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name")
     parser.add_argument("source", type=Path)
-    parser.add_argument("--summary", help="how good the weights are; without it the card's stays")
+    parser.add_argument("--summary", help="one line on the accuracy of the weights; without it the card keeps its own")
     arguments = parser.parse_args()
     ship(arguments.name, arguments.source, arguments.summary)
 

@@ -1,4 +1,4 @@
-"""Skirts, dresses and coats: a tube of points around both legs, which no point of the skin can stand for."""
+"""Skirts, dresses and coats: a tube of points around both legs, because points of the skin cannot represent it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from training.body import Surface
 from training.draws import Draws
 
 SHARE = 0.12
-"""People who wear one."""
+"""Share of people who wear one."""
 
 _WAIST = 0.35
-"""How far above the hips it begins, in the unit of `along`: thigh lengths."""
+"""How far it begins above the hips, in the unit of `along`: thigh lengths."""
 
 
 def drape(
@@ -23,7 +23,7 @@ def drape(
     """A skirt for each person.
 
     Args:
-        draws: the people.
+        draws: random numbers for the people.
         surface: where the points of `rest` are on the body.
         rest: [N, P, 3] the clothed surface at rest, m.
         joints: [N, 18, 3] the posed joints in body axes, m.
@@ -31,7 +31,7 @@ def drape(
         difficulty: 0..1.
 
     Returns:
-        Points, unit normals, colours [N, count, 3], and who wears it [N].
+        Points, unit normals, colours [N, count, 3], and whether each person wears it [N].
     """
     step = (torch.arange(count, device=draws.device) + 0.5) / count
     around = (torch.arange(count, device=draws.device) * 0.6180339887) % 1 * 2 * torch.pi  # golden ratio: an even spiral
@@ -59,11 +59,11 @@ def drape(
     colours = random_colour(draws, difficulty)[:, None] * (folds.square() * (1 + stripes))[..., None]
     trunk = F.normalize(joints[:, :1] - joints[:, 7:8], dim=-1)
     hanging = (F.normalize(joints[:, [2, 5]] - joints[:, [1, 4]], dim=-1) * trunk).sum(-1).amin(1) > 0.1
-    return points, normals, colours.clamp(0, 1), draws.chance(SHARE) & hanging  # a seat would fold it otherwise
+    return points, normals, colours.clamp(0, 1), draws.chance(SHARE) & hanging  # otherwise a seat would fold it
 
 
 def _leg(leg: Tensor, torso: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
-    """Points on a leg's axis (hip, knee, ankle: [N, 3, 3]) prolonged upward toward the torso, and its direction there."""
+    """Points on a leg's axis (hip, knee, ankle: [N, 3, 3]), extended upward toward the torso, and its direction there."""
     hip, knee, ankle = leg[:, None].unbind(2)
     up = F.normalize(torso[:, None] - hip, dim=-1) * (knee - hip).norm(dim=-1, keepdim=True)
     t = along[..., None]

@@ -1,4 +1,4 @@
-"""A training run's state in files of at most 16 MiB, replaced as one: a crash at any moment leaves a whole state."""
+"""A training run's state in files of at most 16 MiB, replaced together: a crash at any moment leaves a complete state."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 PART_BYTES = 15 * 2**20
-"""What the tensors of one file add up to at most; its header comes on top."""
+"""Largest sum of the tensors in one file; its header is added to this."""
 
 INDEX = "state.json"
 
 
 def save(folder: Path, tensors: dict[str, Tensor], facts: dict, tag: str) -> None:
-    """Write tensors and facts (what JSON can hold) under a tag that the last save did not have.
+    """Write tensors and facts (JSON values) under a tag that differs from that of the last save.
 
-    The index names the parts and is replaced last; parts that it does not name are removed after that.
+    The index lists the parts and is replaced last; then all other parts are removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts: list[dict[str, Tensor]] = [{}]
@@ -45,7 +45,7 @@ def save(folder: Path, tensors: dict[str, Tensor], facts: dict, tag: str) -> Non
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file, on the disk whole or not at all."""
+    """Write a safetensors file, completely or not at all."""
     new = path.with_name(path.name + ".new")
     save_file(tensors, new)
     with new.open("rb") as file:
@@ -54,7 +54,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def load_facts(folder: Path) -> dict | None:
-    """The facts of the state in a folder, None where there is no state."""
+    """The facts of the state in a folder; None if there is no state."""
     index = folder / INDEX
     return json.loads(index.read_text(encoding="utf-8"))["facts"] if index.exists() else None
 

@@ -1,5 +1,5 @@
-"""Rendered pictures for training: chunk k is a function of the plan and k alone, so that an interrupted run can be resumed
-exactly by rendering the last chunks again."""
+"""Rendered pictures for training: chunk k depends only on the plan and k, so that an interrupted run can resume exactly by
+rendering the last chunks again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from training.plan import Plan
 
 
 class Chunks(Protocol):
-    """Renders the chunks of a kind of training; made from a device, the side of the pictures (px) and the data folder."""
+    """Renders the chunks for one kind of training; made from a device, the side of the pictures (px) and the data folder."""
 
     label_shape: tuple[int, ...]
     """Shape of a picture's labels."""
@@ -56,12 +56,12 @@ def seeds_of(device: torch.device, plan: Plan, number: int) -> tuple[torch.Gener
 
 
 _chunks: Chunks | None = None
-"""In a worker process: what it renders."""
+"""In a worker process: the renderer of its chunks."""
 
 
 def _start_worker(kind: type[Chunks], size: int, data: Path | None) -> None:
     global _chunks
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     torch.set_num_threads(1)
     _chunks = kind("cpu", size, data)
 
@@ -101,7 +101,7 @@ class Stream:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def advance(self, chunks: int) -> None:
-        """Hold the newest of the first `chunks` chunks."""
+        """Keep the newest of the first `chunks` chunks."""
         first = max(self.rendered, chunks - self.plan.kept)
         for number in range(first, chunks):
             images, labels = self._chunk(number)
@@ -111,7 +111,7 @@ class Stream:
         self.rendered = max(self.rendered, chunks)
 
     def __len__(self) -> int:
-        """Pictures held."""
+        """Number of pictures kept."""
         return min(self.rendered, self.plan.kept) * self.plan.chunk
 
     def _chunk(self, number: int) -> tuple[Tensor, Tensor]:

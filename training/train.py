@@ -1,12 +1,11 @@
 """Trains a variant on rendered people, in slices that can be interrupted at any moment.
 
     python -m training.train RUN --variant XS --steps 200000 --minutes 55 [--init FILE.safetensors]
-    python -m training.train RUN --minutes 55          (goes on where the last slice ended)
+    python -m training.train RUN --minutes 55          (continues where the last slice ended)
 
-RUN is a folder: `state.json` and `state-*.safetensors` (at most 16 MiB each) are all that a slice needs to go on exactly as if
-it had never stopped, on the same device with the same count of threads; `log.jsonl` is the log and `plot.svg` its picture;
-`last.safetensors` and `best.safetensors` are the averaged weights in FP16, as `convnextpose verify` and `training.ship` take
-them.
+RUN is a folder: `state.json` and `state-*.safetensors` (at most 16 MiB each) are all that a slice needs to continue exactly as
+if it had never stopped, on the same device with the same number of threads. `log.jsonl` is the log and `plot.svg` its plot.
+`last.safetensors` and `best.safetensors` are the averaged weights in FP16, for `convnextpose verify` and `training.ship`.
 """
 
 from __future__ import annotations
@@ -42,14 +41,15 @@ from training.stream import Chunks, PoseChunks, Stream
 DATA_NEEDED = "shares of real people, motion capture, real cloth or avatars"
 
 TURN_RAD, ZOOM = 0.4, 0.1
-"""Standard deviations of the angle by which a crop is turned, cut off at twice that, and of the logarithm of its zoom."""
+"""Standard deviations of a crop's rotation angle, limited to twice that, and of the logarithm of its zoom."""
 
 GAMMA, CAST = 0.35, 0.15
-"""Standard deviations of the logarithm of a tone curve's exponent: what the channels share, and what each has of its own."""
+"""Standard deviations of the logarithm of a tone curve's exponent: the part that the channels share, and the part of each
+channel."""
 
 
 def initialise(network: nn.Module, last: nn.Conv2d, seed: int) -> None:
-    """Kaiming's weights, each residual branch beginning at zero, the last layer near zero."""
+    """Kaiming initialisation, with each residual branch at zero and the last layer near zero."""
     generator = torch.Generator().manual_seed(seed)
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d):
@@ -62,7 +62,7 @@ def initialise(network: nn.Module, last: nn.Conv2d, seed: int) -> None:
 
 
 def load_grown(network: PoseNetwork, path: Path, seed: int) -> None:
-    """Load a weights file into its own variant, or into a larger one that then begins with the same function.
+    """Load a weights file into its own variant, or into a larger one that then begins as the same function.
 
     Each new channel is a copy of an old one. The next layer's weights of the old channel are split between the two at random,
     so that they can diverge. Blocks that are not in the file keep their zero branch. The last layer is not loaded if its
@@ -86,18 +86,18 @@ def load_grown(network: PoseNetwork, path: Path, seed: int) -> None:
 
 
 class Trainer:
-    """One run: its network, the average of it, and the optimiser, at a step."""
+    """One run: its network, the moving average of its weights and the optimiser, at a given step."""
 
     chunks: type[Chunks] = PoseChunks
     unused: frozenset[str] = frozenset()
-    """Numbers of the plan that mean nothing to this kind of training; shares among them are 0."""
+    """Numbers of the plan that this kind of training does not use; shares among them are 0."""
     weighting: Mapping[str, float] = {}
-    """What `pose_loss` is given in place of its own weights."""
+    """Arguments of `pose_loss` that replace its default weights."""
     bfloat16: bool = True
     """Whether the network computes in BF16."""
 
     def __init__(self, plan: Plan, device: torch.device, init: Path | None = None, data: Path | None = None) -> None:
-        """Begin with random weights or those of `init`; `data` is the folder of real people."""
+        """Begin with random weights or those of `init`; `data` is the folder with real people."""
         plan = replace(plan, **{name: 0.0 for name in self.unused if isinstance(getattr(plan, name), float)})
         self.plan, self.device, self.step = plan, device, 0
         self.best: float | None = None
@@ -121,11 +121,11 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(groups, lr=plan.rate, fused=True)
 
     def read_real(self, data: Path) -> tuple[RealPictures, Any]:
-        """What a batch's real pictures are made from, and what `judge` takes of the held-out ones."""
+        """The source of a batch's real pictures, and the held-out ones for `judge`."""
         return read_crops(data, self.plan.size)
 
     def new_network(self, init: Path | None) -> nn.Module:
-        """The network as a new run begins with it."""
+        """The network of a new run."""
         network = PoseNetwork(Variant[self.plan.variant])
         initialise(network, network.head.final_layer, self.plan.seed)
         if init is not None:
@@ -133,13 +133,13 @@ class Trainer:
         return network
 
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss of normalised images and, of it, the mean absolute error."""
+        """The loss of normalised images, and the mean absolute error in it."""
         with mixed(self.device, wanted=self.bfloat16):
             maps = self.network.head(self.network.backbone(images))
         return pose_loss(maps, labels[..., :3], self.plan.size, labels[..., 3:], **self.weighting)
 
     def weighted(self, labels: Tensor) -> Tensor:
-        """Labels [N, 18, 6] of rendered people from their joints: all coordinates count alike."""
+        """Labels [N, 18, 6] of rendered people from their joints: all coordinates have the same weight."""
         return torch.cat([labels, torch.ones_like(labels)], -1)
 
     def mirrored(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,7 +147,7 @@ class Trainer:
         return mirror(images, labels)
 
     def judge(self, count: int) -> tuple[dict[str, dict], float]:
-        """Figures of the average on held-out sets of `count` pictures, and one figure that is lower for better weights."""
+        """Scores of the average on held-out sets of `count` pictures, and one figure that is lower for better weights."""
         if not self._sets:
             renderer = Renderer(self.device, self.plan.size)
             self._sets = {name: held_out(name, count, renderer) for name in SETS}
@@ -176,8 +176,8 @@ class Trainer:
         return loss.detach(), error.detach()
 
     def _batch(self, stream: Stream) -> tuple[Tensor, Tensor]:
-        """Normalised images and labels drawn from the stream and from the real people, half of them mirrored, some turned, some
-        in other colours, each a little brighter or darker."""
+        """Normalised images and labels drawn from the stream and from the real people, half of them mirrored, some rotated,
+        some in other colours, each a little brighter or darker."""
         plan = self.plan
         generator = torch.Generator().manual_seed(plan.seed * 2**22 + self.step)
         rendered = plan.batch - plan.real_crops
@@ -219,7 +219,7 @@ class Trainer:
         return {k: (t.half() if t.is_floating_point() else t).cpu().contiguous() for k, t in tensors}
 
     def save(self, folder: Path) -> None:
-        """Write all that `restore` needs, and the averaged weights."""
+        """Write everything that `restore` needs, and the averaged weights."""
         tensors = {f"network.{k}": t for k, t in self.network.state_dict().items()}
         tensors |= {f"average.{k}": t for k, t in self.average.state_dict().items()}
         for name, parameter in self.network.named_parameters():
@@ -232,14 +232,14 @@ class Trainer:
 
     @property
     def people(self) -> str | None:
-        """Tells which real people the run learns from."""
+        """Shows which real people the run learns from."""
         return None if self._real is None else self._real.source.fingerprint
 
     def restore(self, folder: Path) -> None:
-        """Go back to the state in a folder.
+        """Restore the state in a folder.
 
         Raises:
-            ValueError: it is of a run that learns from other real people.
+            ValueError: it belongs to a run that learns from other real people.
         """
         facts = state.load_facts(folder)
         assert facts is not None
@@ -274,10 +274,9 @@ def run(
     stop: Callable[[], bool] = lambda: False,
     kind: type[Trainer] = Trainer,
 ) -> Trainer:
-    """Train for a slice: until `seconds` are over, `steps` more are done, `stop()` says so, or the plan is fulfilled.
+    """Train for a slice: until `seconds` have passed, `steps` more are done, `stop()` returns true, or the plan is complete.
 
-    The run in the folder goes on where there is one; `init` counts only for a new one. With `held_out_count` 0 nothing is
-    evaluated.
+    If the folder has a run, it continues; `init` applies only to a new one. With `held_out_count` 0 nothing is evaluated.
     """
     began = time.monotonic()
     trainer = kind(plan, device, init, data)
@@ -337,7 +336,7 @@ def run(
 
 
 def _forget_after(log_path: Path, step: int) -> None:
-    """Drop lines of steps that an interrupted slice made after its last save: they are about to be made again."""
+    """Drop lines for steps after the last save of an interrupted slice: these steps are about to be repeated."""
     if log_path.exists():
         lines = [line for line in log_path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
         log_path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
@@ -348,13 +347,13 @@ def main(kind: type[Trainer] = Trainer, description: str | None = __doc__) -> No
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="length of this slice")
-    parser.add_argument("--init", type=Path, help="weights that a new run begins with")
-    parser.add_argument("--data", type=Path, help="folder of real people and motion capture, which README.md describes")
+    parser.add_argument("--init", type=Path, help="initial weights of a new run")
+    parser.add_argument("--data", type=Path, help="folder with real people and motion capture, which README.md describes")
     parser.add_argument("--workers", type=int, default=0, help="processes that render on the CPU; 0 renders on the device")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of the training itself")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads for the training itself")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--evaluate-minutes", type=float, default=15.0)
-    parser.add_argument("--held-out", type=int, default=128, help="crops of each held-out set")
+    parser.add_argument("--held-out", type=int, default=128, help="crops in each held-out set")
     types = {"str": str, "int": int, "float": float}
     for field in (f for f in fields(Plan) if f.name not in kind.unused):
         choices = [v.name for v in Variant] if field.name == "variant" else None
