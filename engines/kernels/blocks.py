@@ -193,7 +193,7 @@ class TailShape:
     mm_offset: float
 
     def __post_init__(self) -> None:
-        """Refuse what the kernel does not read."""
+        """Refuse shapes that the kernel cannot read."""
         if self.width % VECTOR or min(self.joint_count, self.depth, self.height, self.width) < 1:
             raise GeometryError(
                 f"expected volumes with a width in {VECTOR}s, received {self.joint_count} joints of depth {self.depth}, height "
@@ -209,13 +209,13 @@ class TailShape:
 
     @property
     def splits(self) -> int:
-        """How many blocks share a joint's volume: otherwise a single crop would use only a small part of a large GPU."""
+        """Number of blocks that share a joint's volume: otherwise a single crop would use only a small part of a large GPU."""
         vectors = self.depth * self.height * self.width // VECTOR
         return max(1, min(_THREADS, vectors // (_THREADS * _VECTORS_EACH)))
 
     @property
     def logit_bytes(self) -> int:
-        """Of a crop's logits."""
+        """Size of a crop's logits, bytes."""
         return 2 * self.joint_count * self.depth * self.height * self.width
 
     def workspace(self, most: int) -> int:

@@ -38,7 +38,7 @@ def compile_kernel(kernel: str, compute_capability: str, text: str | None = None
 
     Args:
         kernel: its name.
-        compute_capability: of the GPUs.
+        compute_capability: that of the GPUs.
         text: its source; None for the file with its name.
 
     Raises:
@@ -48,7 +48,7 @@ def compile_kernel(kernel: str, compute_capability: str, text: str | None = None
     try:
         nvrtc = importlib.import_module("cuda.bindings.nvrtc")
         (known,) = _checked(nvrtc.nvrtcGetSupportedArchs(), "tell which GPUs it knows")
-    except (ImportError, RuntimeError) as error:  # DynamicLibNotFoundError: the library is looked for when it is first called
+    except (ImportError, RuntimeError) as error:  # DynamicLibNotFoundError: the library is loaded at the first call
         raise RuntimeUnavailableError(
             f"the kernels need NVRTC, which does not load: {str(error).splitlines()[0]}; pip install nvidia-cuda-nvrtc"
         ) from error
@@ -87,7 +87,7 @@ def _checked(result: tuple[Any, ...], purpose: str) -> tuple[Any, ...]:
 class Kernels:
     """The kernels on a GPU. All its methods are called within the device's `current()`.
 
-    A launch gives work to a stream and returns; nothing is allocated, so that a CUDA graph can capture it. Memory that is
+    A launch queues work on a stream and returns; nothing is allocated, so that a CUDA graph can capture it. Memory that is
     passed by address must stay valid until the work is done, or for the life of the graph.
 
     Args:
@@ -96,7 +96,7 @@ class Kernels:
 
     Raises:
         RuntimeUnavailableError: NVRTC is missing.
-        DeviceError: NVRTC or the driver does not take the kernels.
+        DeviceError: NVRTC or the driver rejects the kernels.
     """
 
     def __init__(self, device: CudaDevice, sources: Mapping[str, str | None] | None = None) -> None:
@@ -115,13 +115,12 @@ class Kernels:
             raise
 
     def crop(self, origins: int, crops: int, count: int, stream: Any) -> None:  # noqa: ANN401 - a stream of the device
-        """Let a stream make crops.
+        """Queue the making of crops on a stream.
 
         Args:
-            origins: address of ORIGIN [count], a multiple of 8: what `blocks.crop_origins` gives, on the GPU.
-            crops: address of uint8 [count, 256, 256, 3] BGR, a multiple of 4. Where an origin is all zeros they stay as they
-                are.
-            count: how many; one or more.
+            origins: address of ORIGIN [count], a multiple of 8: the result of `blocks.crop_origins`, on the GPU.
+            crops: address of uint8 [count, 256, 256, 3] BGR, a multiple of 4. A crop whose origin is all zeros is not changed.
+            count: number of crops, at least one.
             stream: what does the work.
         """
         grid = (1, INPUT_SIZE // CROP_THREADS[1], count)
@@ -139,16 +138,16 @@ class Kernels:
         *,
         count: int | None = None,
     ) -> None:
-        """Let a stream turn FP16 logits into joints and scores.
+        """Queue the conversion of FP16 logits to joints and scores on a stream.
 
         Args:
             shape: the volumes.
             logits: address of float16 [count, J * D, H, W], a multiple of 16.
             joints, scores: addresses of float32 [count, J, 3] (x px, y px in the crop, z mm from the pelvis) and [count, J].
             workspace: address of `shape.workspace(most)` bytes, which `clear` has cleared once; used by one stream at a time.
-            most: what the workspace was made for.
+            most: number of crops that the workspace was made for.
             stream: what does the work.
-            count: how many crops, if fewer than `most`.
+            count: number of crops, if fewer than `most`.
         """
         arrived = workspace + shape.arrived_offset(most)
         grid = (shape.splits, shape.joint_count * (most if count is None else count), 1)
@@ -156,7 +155,7 @@ class Kernels:
         self.launch(TAIL, grid, TAIL_THREADS, stream, arguments)
 
     def clear(self, address: int, size: int, stream: Any) -> None:  # noqa: ANN401
-        """Let a stream set `size` bytes to zero."""
+        """Queue setting `size` bytes to zero on a stream."""
         self._device.call("cuMemsetD8Async", "clear memory", address, 0, size, stream.raw)
 
     def free(self) -> None:
@@ -172,16 +171,16 @@ class Kernels:
         stream: Any,  # noqa: ANN401
         arguments: list[NDArray[Any]],
     ) -> None:
-        """Let a stream run a kernel.
+        """Queue a kernel on a stream.
 
         Args:
             kernel: its name.
-            grid: blocks.
-            block: threads of each.
+            grid: number of blocks.
+            block: threads of each block.
             stream: what does the work.
-            arguments: an array without axes for each argument.
+            arguments: a zero-dimensional array for each argument.
         """
-        # The driver takes the addresses of the arguments, and copies them when the kernel is launched or recorded.
+        # The driver takes the addresses of the arguments, and copies the arguments when the kernel is launched or recorded.
         addresses = np.array([argument.ctypes.data for argument in arguments], np.uint64)
         function = self._functions[kernel]
         self._device.call(

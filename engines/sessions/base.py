@@ -19,7 +19,7 @@ class LockedSession(ABC):
 
     Args:
         name: what error messages call the network.
-        inputs, outputs: what it takes and gives.
+        inputs, outputs: the specifications of its inputs and outputs.
         description: what runs it.
         failures: the errors that the library raises if a network cannot be run; they become ModelErrors.
     """
@@ -41,12 +41,12 @@ class LockedSession(ABC):
 
     @property
     def inputs(self) -> tuple[ArraySpec, ...]:
-        """What `run` takes."""
+        """The inputs of `run`."""
         return self._inputs
 
     @property
     def outputs(self) -> tuple[ArraySpec, ...]:
-        """What `run` gives."""
+        """The outputs of `run`."""
         return self._outputs
 
     def run(self, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
@@ -57,7 +57,7 @@ class LockedSession(ABC):
 
         Raises:
             GeometryError: the arrays are not those of `inputs`.
-            ModelError: the library failed at running the network.
+            ModelError: the library could not run the network.
             RuntimeUnavailableError: the session is closed.
         """
         count = check_arrays(arrays, self._inputs)
@@ -75,7 +75,7 @@ class LockedSession(ABC):
         return self._description
 
     def close(self) -> None:
-        """Give back what it holds, once a run in progress has ended; calling it again does nothing."""
+        """Free its resources after a run in progress has ended; calling it again does nothing."""
         with self._lock:
             if self._open:
                 self._open = False
@@ -87,7 +87,7 @@ class LockedSession(ABC):
 
     @abstractmethod
     def _infer(self, arrays: Arrays, count: int) -> Arrays:
-        """The outputs, in arrays of their own, of contiguous inputs of `count` items, one or more."""
+        """The outputs, in arrays of their own, for contiguous inputs of `count` items, at least one."""
 
     @abstractmethod
     def _release(self) -> None:
@@ -96,7 +96,7 @@ class LockedSession(ABC):
 
 def cannot_run(library: str, name: str, error: Exception) -> ModelError:
     """The error for a network that a library cannot run, with the relevant line of the library's message."""
-    # The first is ONNX Runtime's; OpenVINO puts the places in its source before the last.
+    # In ONNX Runtime's message it is the first line, in OpenVINO's the last, after places in its source.
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return ModelError(f"{library} cannot run {name}: {lines[-1 if library == 'openvino' else 0]}")
 

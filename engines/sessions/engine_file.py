@@ -52,7 +52,7 @@ def open_engine_session(
 
 
 def _library_for(found: EngineManifest) -> Library:
-    """The engine's own library, or else the other one, that the manifest then refuses by name."""
+    """The engine's own library if it is installed, or else the other one, which the manifest then refuses by name."""
     try:
         return load_library(found.library)
     except RuntimeUnavailableError as missing:

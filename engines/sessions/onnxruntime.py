@@ -58,7 +58,7 @@ class OnnxRuntimeSession(LockedSession):
 
 
 def _spec(name: str, kind: str, shape: list[int | str | None]) -> ArraySpec:
-    """From ONNX Runtime's `tensor(float)` and a shape in which free axes are names."""
+    """The specification for ONNX Runtime's `tensor(float)` and a shape in which free axes have names."""
     kind = kind.removeprefix("tensor(").removesuffix(")")
     lengths = tuple(length if isinstance(length, int) else None for length in shape)
     return ArraySpec(name, np.dtype(_TYPES.get(kind, kind)).name, lengths)

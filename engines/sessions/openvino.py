@@ -18,8 +18,8 @@ _RUN_TYPES = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": 
 """OpenVINO's names of precisions, and ours."""
 
 ONE_BY_ONE = 2
-"""Items up to which a batch runs in the network for one item, one after the other: two take as long there as together, and the
-network for any number is compiled (0.2 to 0.4 s) only where larger batches come."""
+"""Largest batch that runs in the network for one item, one item after the other: two take as long there as together, and the
+network for any number is compiled (0.2 to 0.4 s) only for larger batches."""
 
 FAILURES = (RuntimeError, KeyError)
 """The exceptions that OpenVINO raises for a network that it cannot run."""
@@ -117,7 +117,8 @@ def _spec(port: Any) -> ArraySpec:  # noqa: ANN401
 
 
 def _run_precision(compiled: Any) -> str:  # noqa: ANN401
-    """What the convolutions of a compiled network compute in, the most frequent first; empty if OpenVINO does not tell."""
+    """The types in which the convolutions of a compiled network compute, most frequent first; empty if OpenVINO does not
+    report them."""
     types: Counter[str] = Counter()
     for layer in compiled.get_runtime_model().get_ops():
         told = layer.get_rt_info()

@@ -63,7 +63,7 @@ class Runtime:
             try:
                 version = metadata.version(dict(self.packages)[module])
             except metadata.PackageNotFoundError:
-                continue  # a build under another package's name
+                continue  # a build with another package name
             versions.append(f"{module} {version}" if len(self.packages) > 1 else version)
         return ", ".join(versions) or None
 
@@ -74,7 +74,7 @@ class Runtime:
 
 
 def _open_engine(path: Path, name: str, **options: Any) -> Session:  # noqa: ANN401
-    from engines.sessions.engine_file import open_engine_session  # much that runs without a GPU does not need
+    from engines.sessions.engine_file import open_engine_session  # not needed without a GPU, and it imports a lot
 
     return open_engine_session(path, name, **options)
 
@@ -169,7 +169,7 @@ def choose_runtime(runtime: str = "auto", *, engine: bool = False) -> Choice:
 
 @contextmanager
 def loading(runtime: Runtime) -> Iterator[None]:
-    """Turns the ImportError of a library that is installed but does not load into a RuntimeUnavailableError.
+    """Convert the ImportError of a library that is installed but does not load to a RuntimeUnavailableError.
 
     Raises:
         RuntimeUnavailableError: the block raised an ImportError.
@@ -183,7 +183,7 @@ def loading(runtime: Runtime) -> Iterator[None]:
 
 
 def _ranked(runs: str, *, x86: bool) -> list[Runtime]:
-    """The runtimes that `auto` may take for what it is given, in the order in which it tries them."""
+    """The runtimes that `auto` may choose for a kind of model, in the order in which it tries them."""
     ranks = {runtime.name: runtime.x86_rank if x86 else runtime.other_rank for runtime in RUNTIMES.values()}
     able = [runtime for runtime in RUNTIMES.values() if runtime.runs == runs and ranks[runtime.name] is not None]
     return sorted(able, key=lambda runtime: ranks[runtime.name] or 0)

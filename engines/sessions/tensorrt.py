@@ -191,7 +191,8 @@ class TensorRTSession:
             try:
                 begin = 0
                 while begin < count or flying:
-                    # Who has a slot does not wait for another one: it might be another such caller's.
+                    # A caller that has a slot does not wait for another one, which might belong to a caller that does the
+                    # same.
                     slot = self._take(wait=not flying) if begin < count else None
                     if slot is None:
                         ticket, place = flying[0]
@@ -217,7 +218,7 @@ class TensorRTSession:
                 GPU once the ticket is collected.
 
         Raises:
-            As `run` does; and GeometryError: there are more items.
+            As `run`; and GeometryError: there are more items than `limit`.
         """
         given, count = self._checked(arrays)
         if count > self._limit:
@@ -242,7 +243,7 @@ class TensorRTSession:
             return results
 
     def close(self) -> None:
-        """Give back what it holds, once calls in progress have ended; calling it again does nothing."""
+        """Free its resources after calls in progress have ended; calling it again does nothing."""
         with self._changed:
             was_open, self._open = self._open, False
             self._changed.notify_all()
@@ -252,23 +253,23 @@ class TensorRTSession:
                 while self._slots:
                     self._slots.pop().free()
                 self._free_around()
-                # TensorRT's objects give memory back, too: while the GPU is current.
+                # TensorRT's objects also free memory, which needs the GPU to be current.
                 self._free.clear()
                 self._engine = None
 
     def _free_around(self) -> None:
-        """Give back what runs around the engine; no slot may be left."""
+        """Free what runs around the engine, after all slots."""
         if self._frames is not None and self._around is not None:
-            with suppress(DeviceError):  # whoever asked for a picture that failed was told of it
+            with suppress(DeviceError):  # the caller of a picture that failed has learned of it
                 self._around.uploads.synchronize()
             self._frames.close()
             self._around.free()
 
     def _reserve(self, engine: Engine) -> list[Slot]:
-        """Make as many slots of as large a batch as memory allows: rather fewer slots than a smaller batch.
+        """Make as many slots with as large a batch as memory allows; fewer slots are preferred to a smaller batch.
 
         Raises:
-            RuntimeUnavailableError: it does not suffice for the smallest batch.
+            RuntimeUnavailableError: there is too little memory for the smallest batch.
         """
         limit, slots = engine.max_batch, list[Slot]()
         while not slots:
@@ -308,7 +309,7 @@ class TensorRTSession:
 
     @contextmanager
     def _call(self) -> Iterator[Engine]:
-        """A call in progress, with the GPU current; `close` waits for its end.
+        """A context for a call, with the GPU current; `close` waits for its end.
 
         Raises:
             RuntimeUnavailableError: the session is closed.
@@ -326,9 +327,9 @@ class TensorRTSession:
                 self._changed.notify_all()
 
     def _checked(self, arrays: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-        """The inputs, contiguous, and how many items they have."""
+        """The inputs, contiguous, and the number of their items."""
         adopted = {name: adopt(array, name) for name, array in arrays.items()}
-        # An array on the GPU has what is looked at: a type, a shape, and a length.
+        # An array on the GPU has all that is checked: a type, a shape, and a length.
         count = check_given(adopted, self)  # type: ignore[arg-type]
         if isinstance(adopted.get(ORIGINS.name), DeviceArray):
             raise GeometryError(f"expected {ORIGINS.name} in the host's memory, received them on the GPU")
@@ -339,7 +340,7 @@ class TensorRTSession:
         return {name: np.empty((count, *shape), dtype) for name, (shape, dtype) in self._results.items()}
 
     def _take(self, *, wait: bool) -> Slot | None:
-        """A free slot; None where there is none and the caller does not wait.
+        """A free slot; None if there is none and the caller does not wait.
 
         Raises:
             RuntimeUnavailableError: the session was closed meanwhile.
@@ -361,7 +362,7 @@ class TensorRTSession:
         return ticket
 
     def _land(self, ticket: Ticket, results: Arrays, begin: int) -> BatchTimes:
-        """Wait for a batch, put its results where they belong, and free its slot."""
+        """Wait for a batch, copy its results to their place, and free its slot."""
         slot = ticket.slot
         assert slot is not None
         try:
@@ -373,7 +374,7 @@ class TensorRTSession:
         return found
 
     def _abandon(self, ticket: Ticket) -> None:
-        """Free the slot of a batch that nobody wants any more, once nothing uses it."""
+        """Free the slot of a batch whose results are no longer needed, when nothing uses it any more."""
         if ticket.slot is not None:
             ticket.slot.abandon()
             self._release(ticket)

@@ -65,7 +65,7 @@ class TorchSession(LockedSession):
         import torch
 
         with torch.inference_mode():
-            # Copied: torch takes neither arrays that may not be written to nor, of one item, some that were turned round.
+            # Copied: torch accepts neither read-only arrays nor some flipped arrays of one item.
             results = self._module(*(torch.from_numpy(arrays[spec.name].copy()) for spec in self._inputs))
         return {spec.name: result.numpy() for spec, result in zip(self._outputs, results, strict=True)}
 
@@ -75,7 +75,7 @@ class TorchSession(LockedSession):
 
 @dataclass
 class _Recorded:
-    """A batch size's work, ready to be done again, and the memory that it works on."""
+    """The recorded work of a batch size, ready to be replayed, and its memory."""
 
     replay: Callable[[], None]
     inputs: tuple[Tensor, ...]
@@ -116,10 +116,10 @@ class TorchGpuSession(LockedSession):
         description = SessionDescription("torch", torch.__version__, called, precision, 1)
         super().__init__(name, network.inputs, network.outputs, description, (RuntimeError,))
         self._device: _Gpu | _Cpu = _Gpu() if self.graphs else _Cpu()
-        # A copy: compiling or moving must not change what somebody else holds.
+        # A copy: compiling or moving must not change the caller's module.
         module = copy.deepcopy(network.module).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.graphs:
-            torch.cuda.synchronize()  # the weights came on another stream than the one that reads them
+            torch.cuda.synchronize()  # the weights were copied on another stream than the one that reads them
         self._module: Callable[..., tuple[Tensor, ...]] = torch.compile(module, dynamic=False) if compiled else module
         self._events = [self._device.event() for _ in range(4)]
         self._recorded: dict[int, _Recorded] = {}
@@ -133,7 +133,7 @@ class TorchGpuSession(LockedSession):
     def _infer(self, arrays: Arrays, count: int) -> Arrays:
         import torch
 
-        with torch.inference_mode():  # all of it: what is made within must not be written to without
+        with torch.inference_mode():  # all of it: tensors made within must not be written to outside
             if count not in self._recorded:
                 self._recorded[count] = self._record(arrays)
             begun, recorded = time.perf_counter_ns(), self._recorded[count]
@@ -180,7 +180,7 @@ class TorchGpuSession(LockedSession):
 
 
 class _Gpu:
-    """What the session needs of a device: here torch's on CUDA, with a stream of its own."""
+    """The operations of a device that the session needs: here torch's on CUDA, with a stream of its own."""
 
     name = "cuda"
 
@@ -203,7 +203,7 @@ class _Gpu:
         self._stream.synchronize()
 
     def record(self, work: Callable[[], tuple[Tensor, ...]]) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
-        """What does the work again, and where its results are then."""
+        """A function that repeats the work, and the tensors that then have its results."""
         import torch
 
         graph = torch.cuda.CUDAGraph()
@@ -213,7 +213,7 @@ class _Gpu:
 
 
 class _Cpu:
-    """The same on the CPU: work is done at once, and again when it is replayed."""
+    """The same on the CPU: work is done at once, and repeated when it is replayed."""
 
     name = "cpu"
 
@@ -224,7 +224,7 @@ class _Cpu:
             self.ns = time.perf_counter_ns()
 
         def elapsed_time(self, later: _Cpu.Event) -> float:
-            """Until then, ms."""
+            """Time until a later event, ms."""
             return (later.ns - self.ns) / 1e6
 
     def event(self) -> _Cpu.Event:

@@ -29,7 +29,7 @@ TYPES = {
     "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "INT8": "int8",
     "INT16": "int16", "INT32": "int32", "INT64": "int64", "FP16": "float16", "FP32": "float32", "FP64": "float64",
 }  # fmt: skip
-"""The protocol's names for types, and numpy's."""
+"""The protocol's names of types, and numpy's."""
 
 _NAMES = {ours: theirs for theirs, ours in TYPES.items()}
 _ADDRESS = re.compile(rf"{SCHEME}(\[[0-9A-Fa-f:.]+\]|[^/:\[\]@?#]+):(\d+)/([^/?#]+)")
@@ -69,7 +69,7 @@ class ServedAddress:
         return cls(found[1].strip("[]"), int(found[2]), found[3])
 
     def __str__(self) -> str:
-        """As it was given."""
+        """The address as it was given."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{SCHEME}{host}:{self.port}/{self.name}"
 
@@ -158,7 +158,7 @@ class TritonSession(LockedSession):
                 if not spec.fits(received) or shape[0] != count or size != _bytes_of(received, count) or at + size > len(data):
                     raise self._strange(f"expected {count} of {spec}, received {received} in {size} bytes")
                 numbers = np.frombuffer(data[at : at + size], np.dtype(spec.dtype).newbyteorder("<"))
-                arrays[spec.name] = numbers.reshape(shape).astype(spec.dtype)  # in memory of its own
+                arrays[spec.name] = numbers.reshape(shape).astype(spec.dtype)  # in its own memory
             at += size
         if missing := [spec.name for spec in self._outputs if spec.name not in arrays]:
             raise self._strange(f"it gave no {', '.join(missing)}")
@@ -172,7 +172,8 @@ class TritonSession(LockedSession):
         return found
 
     def _request(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], most: int) -> tuple[bytes, int]:
-        """The body of the answer and how much of it is JSON. A kept connection that the server has closed is opened again."""
+        """The body of the answer and the length of its JSON part. If the server has closed the connection, it is opened
+        again."""
         for attempt in (1, 2):
             fresh = self._connection.sock is None
             try:

@@ -59,7 +59,7 @@ class TypedSession(LockedSession):
 
     def _infer(self, arrays: Arrays, count: int) -> Arrays:
         names = [spec.name for spec in self._outputs]
-        # What does not fit its type becomes infinite, and the next convolution says so.
+        # Values that do not fit their type become infinite, and the next convolution reports it.
         with np.errstate(over="ignore", invalid="ignore"):
             batches = [
                 self._evaluator.run(names, {name: array[begin : begin + BATCH] for name, array in arrays.items()})
@@ -72,7 +72,7 @@ class TypedSession(LockedSession):
 
 
 def _fast_operators(device: str) -> list[Any]:
-    """The operators that ONNX's reference is too slow at, for what our graphs use of them; they compute in FP32, then round."""
+    """Operators that are too slow in ONNX's reference, as far as our graphs use them; they compute in FP32, then round."""
     import torch
     from onnx.reference.op_run import OpRun
     from torch.nn import functional
@@ -81,13 +81,13 @@ def _fast_operators(device: str) -> list[Any]:
         return torch.tensor(array, device=device).float()
 
     def factor(array: Array) -> Tensor:
-        """Of a convolution: in its own type on a GPU."""
+        """A factor of a convolution: in its own type on a GPU."""
         return tensor(array) if device == "cpu" else torch.tensor(array, device=device)
 
     def rounded(result: Tensor, like: Array) -> Tensor:
         return result.half() if like.dtype == np.float16 else result
 
-    # The evaluator finds an operator by its class's name and gives it every attribute that it has.
+    # The evaluator finds an operator by its class's name and passes it every attribute that it has.
     class Conv(OpRun):
         op_domain = ""
 

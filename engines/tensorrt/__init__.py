@@ -1,1 +1,1 @@
-"""TensorRT in all its families: one adapter that asks the module what it can do, one builder, each loaded only when used."""
+"""TensorRT in all its families: one adapter that checks what a module can do, one builder; each is loaded only when used."""

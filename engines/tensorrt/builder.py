@@ -1,4 +1,5 @@
-"""The builder: makes a TensorRT engine from a typed ONNX graph, and reads from the build log in which type each layer computes.
+"""The builder: makes a TensorRT engine from a typed ONNX graph, and reads from the build log the type in which each layer
+computes.
 
 A strongly typed graph's types are the engine's: no flag requests a precision. The same code serves `tensorrt` 10 and 11 and
 `tensorrt_rtx`; `engines.tensorrt.module` hides their differences.
@@ -24,7 +25,7 @@ from engines.tensorrt.module import Library
 from engines.typed_graph import ends_at_logits
 
 CANCEL_WAIT_S, CANCEL_LIMIT_S = 2.0, 30.0
-"""How long to wait for an interrupted build before a warning, and at most, s: the library ends only between two steps."""
+"""How long to wait for an interrupted build before a warning, and in all, s: the library stops only between two steps."""
 
 OPTIMIZATION_LEVEL = 5
 """TensorRT's highest optimisation level: it compares the most kernels, which takes minutes, once."""
@@ -33,7 +34,7 @@ PROFILES = ((1, 1), (2, 4), (5, 8), (9, MAX_BATCH))
 """Ranges of batch sizes; the full TensorRT tunes its kernels for each separately."""
 
 LOG_LINES = 3
-"""How many of the library's error messages are shown."""
+"""Largest number of the library's error messages that are shown."""
 
 _Result = TypeVar("_Result")
 
@@ -59,7 +60,7 @@ class BuildOptions:
     tail_kernel: bool = False
 
     def named(self) -> dict[str, OptionValue]:
-        """The options by name, as the manifest records them; it has the batch for itself."""
+        """The options by name, as the manifest records them, without the batch, which it has separately."""
         return {
             "workspace_mib": self.workspace_mib,
             VERSION_COMPATIBLE: self.version_compatible,
@@ -71,7 +72,7 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class EngineTensor:
-    """A tensor that a layer of an engine reads or makes.
+    """A tensor that a layer of an engine reads or writes.
 
     Attributes:
         type: the library's name of its type: `Half`, `Int8`, `Float`, ...
@@ -110,12 +111,12 @@ class BuiltEngine:
         library: the module that built it: `tensorrt` or `tensorrt_rtx`.
         library_version: its full version.
         compute_capabilities: those of the GPUs that it runs on, such as `8.9`.
-        gpu_name: name of the GPU that it was built on, None where it was built without one.
-        driver: the driver's version there, None where it was built without a GPU.
+        gpu_name: name of the GPU that it was built on, None if it was built without one.
+        driver: the driver's version there, None if it was built without a GPU.
         batch: how many crops or frames it takes at once.
         options: the builder's options, by name, as the manifest records them.
-        layers: its layers, as far as the library tells.
-        timing_cache: what the library learned for the next build, None where it keeps nothing.
+        layers: its layers, as far as the library reports them.
+        timing_cache: the library's timings for the next build, None if it keeps none.
     """
 
     data: bytes
@@ -137,19 +138,19 @@ def build_engine(
     options: BuildOptions = BuildOptions(),
     timing_cache: bytes = b"",
 ) -> BuiltEngine:
-    """Build an engine. Ctrl-C ends it between two of its steps.
+    """Build an engine. Ctrl-C stops it between two of its steps.
 
     Args:
-        onnx: a typed graph, in which the batch alone may be free.
-        library: what builds it.
-        compute_capability: that of the GPU that it is for, such as `8.9`, where the library builds for absent GPUs; None for
-            the local GPU.
-        options: what it is built with.
-        timing_cache: what an earlier build gave as such; anything else is not used.
+        onnx: a typed graph, in which only the batch may be free.
+        library: the library that builds it.
+        compute_capability: that of the target GPU, such as `8.9`, if the library builds for absent GPUs; None for the local
+            GPU.
+        options: the options of the build.
+        timing_cache: that of an earlier build; anything else is ignored.
 
     Raises:
-        EngineError: the library has no such option or target, or it does not take the graph; says what it said.
-        RuntimeUnavailableError: it can only build where a GPU is, and there is none.
+        EngineError: the library has no such option or target, or rejects the graph; has the library's message.
+        RuntimeUnavailableError: it needs a GPU to build, and there is none.
     """
     gpu = None if compute_capability is not None and library.builds_for_absent_gpus else find_gpu()
     if gpu is None and compute_capability is None:
@@ -173,7 +174,7 @@ def _build(
     logger = library.logger(log.add)
     try:
         builder = module.Builder(logger)
-    except TypeError as error:  # its constructor gave nothing: no driver, or one that is too old
+    except TypeError as error:  # its constructor returned nothing: no driver, or one that is too old
         raise RuntimeUnavailableError(f"{library.name} {library.version} does not start: {log.errors() or error}") from error
     network = builder.create_network(library.network_flags())
     parser = module.OnnxParser(network, logger)
@@ -231,10 +232,10 @@ def _build(
 
 
 def _inputs_of_free_batch(network: Any, batch: BatchRange) -> dict[str, tuple[int, ...]]:  # noqa: ANN401
-    """The shapes of one item of a network's inputs, by name; empty where the network has its batch fixed.
+    """The shapes of one item of a network's inputs, by name; empty if the network's batch is fixed.
 
     Raises:
-        EngineError: more than the batch is free in an input or an output, or the batch is fixed at another number.
+        EngineError: an axis other than the batch is free in an input or an output, or the batch is fixed at another number.
     """
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
@@ -250,10 +251,10 @@ def _inputs_of_free_batch(network: Any, batch: BatchRange) -> dict[str, tuple[in
 
 
 def split_batch(batch: BatchRange) -> tuple[BatchRange, ...]:
-    """The ranges that get an optimisation profile each.
+    """The ranges of batch sizes that get an optimisation profile each.
 
-    A profile is tuned for one number of crops: the one that users name as typical, or else the range's largest, which smaller
-    batches are padded to.
+    A profile is tuned for one number of crops: the one given as typical, or else the range's largest, to which smaller batches
+    are padded.
     """
     parts = []
     for fewest, most in PROFILES:
@@ -285,13 +286,13 @@ def _set_options(library: Library, builder: Any, config: Any, options: BuildOpti
 
 
 def interruptible(library: Library, work: Callable[[threading.Event], _Result]) -> _Result:
-    """Do what calls the library in a thread of its own, so that Ctrl-C ends it; the thread gets an event that says so.
+    """Call the library in a separate thread, so that Ctrl-C stops it; the thread gets an event that signals this.
 
-    A library that calls Python, as it does to log, swallows what Python raises there, and KeyboardInterrupt is raised in what
-    the main thread does at that moment, whatever that is. So nothing of the library's may run there.
+    A library that calls Python, for example to log, swallows exceptions raised there, and KeyboardInterrupt is raised in
+    whatever the main thread is doing. So the library must not run in the main thread.
 
     Raises:
-        KeyboardInterrupt: the build has ended; or it did not within 30 s, or Ctrl-C came again.
+        KeyboardInterrupt: the build has stopped; or it did not within 30 s, or Ctrl-C was pressed again.
     """
     cancelled, ended = threading.Event(), threading.Event()
     results: list[_Result] = []
@@ -305,14 +306,14 @@ def interruptible(library: Library, work: Callable[[threading.Event], _Result]) 
         finally:
             ended.set()
 
-    # A daemon: a library without a monitor does not end sooner, and the process need not wait for it.
+    # A daemon: a library without a monitor does not stop sooner, and the process need not wait for it.
     worker = threading.Thread(target=run, name="tensorrt-build", daemon=True)
 
     def ends_within(wait_s: float) -> bool:
-        # Not by the thread's `join` or `is_alive`: until Python 3.13 Ctrl-C within them makes a running thread count as ended.
+        # Not the thread's `join` or `is_alive`: until Python 3.13 Ctrl-C within them makes a running thread count as ended.
         end = time.monotonic() + wait_s
         while not ended.is_set() and time.monotonic() < end:
-            ended.wait(0.1)  # not longer: Ctrl-C that comes just before the wait begins is seen at its end
+            ended.wait(0.1)  # not longer: Ctrl-C just before the wait begins is handled at its end
         return ended.is_set()
 
     try:
@@ -331,7 +332,7 @@ def interruptible(library: Library, work: Callable[[threading.Event], _Result]) 
 
 
 def watch(library: Library, config: Any, cancelled: threading.Event) -> None:  # noqa: ANN401
-    """Let a build end at its next step once an event is set, where the library can."""
+    """Let a build stop at its next step once an event is set, if the library supports this."""
     if not hasattr(library.module, "IProgressMonitor"):
         return
 
@@ -349,7 +350,7 @@ def watch(library: Library, config: Any, cancelled: threading.Event) -> None:  #
 
 
 class _Log:
-    """What the library says while it builds: its errors, and the description of the layers."""
+    """The library's messages during a build: its errors, and the description of the layers."""
 
     def __init__(self) -> None:
         self._errors: list[str] = []
@@ -362,22 +363,22 @@ class _Log:
             self.layers.append(message)
 
     def errors(self) -> str:
-        """The last of them, in one line."""
+        """The last errors, in one line."""
         return "; ".join(self._errors[-LOG_LINES:]) or "it did not say why"
 
 
 _LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>\w+), (?P<rest>Inputs: .*)$", re.MULTILINE)
 _TENSOR = re.compile(r"Dimensions: \[(?P<dimensions>[-\d,]*)\].*?Datatype: (?P<type>[^,}]+)")
 _TYPE = re.compile(r"\b(FP32|FP16|Int8)\b")
-"""In a format's description, such as `Row major linear FP32`, as full TensorRT has it."""
+"""The type in a description of a format, such as `Row major linear FP32`, in full TensorRT."""
 _TYPE_NAMES = {"FP32": "Float", "FP16": "Half"}
 _WEIGHTS = re.compile(r'Weights: \{"Type": "(\w+)", "Count": (\d+)\}')
-"""How full TensorRT tells of weights; TensorRT for RTX has them among the constants."""
+"""Weights as full TensorRT reports them; TensorRT for RTX lists them among the constants."""
 _NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\s*(?:\x1e|\x1f|\[|$))")
 
 
 def read_layers(log: str) -> tuple[EngineLayer, ...]:
-    """The layers in the engine description that a build log has where ProfilingVerbosity is DETAILED; () where it has none."""
+    """The layers in the engine description that a build log has if ProfilingVerbosity is DETAILED; () if it has none."""
     layers = []
     for match in _LAYER.finditer(log):
         inputs, constants, outputs = (_tensors(match["rest"], part) for part in ("Inputs", "Constants", "Outputs"))
@@ -401,14 +402,14 @@ def _tensors(text: str, part: str) -> tuple[EngineTensor, ...]:
 
 
 def convolution_types(layers: tuple[EngineLayer, ...], onnx: bytes) -> dict[str, tuple[str, str]]:
-    """What the convolutions of a graph compute in, in its engine: the type of their crops' values and of their weights.
+    """The types in which a graph's convolutions compute in its engine: that of their inputs and that of their weights.
 
     Args:
-        layers: the engine's.
+        layers: the engine's layers.
         onnx: the graph that it was built from.
 
     Returns:
-        By the convolutions' names, those of `engines.precision`; convolutions that the log does not tell of are missing.
+        By the convolutions' names, those of `engines.precision`; convolutions that are not in the log are missing.
     """
     import onnx as library
 
@@ -424,8 +425,9 @@ def convolution_types(layers: tuple[EngineLayer, ...], onnx: bytes) -> dict[str,
             continue
         size = math.prod(shapes[weight])
         for layer in layers:
-            # Kernels around a convolution name it, too: the one that reads its weights computes it. They are a constant, which
-            # may be padded or flattened, or what another kernel made of one. A plain matrix product may name no node at all.
+            # Kernels next to a convolution name it as well; the one that reads its weights computes it. The weights are a
+            # constant, which may be padded or flattened, or the output of another kernel. A plain matrix product may name no
+            # node at all.
             sizes = [(constant.type, math.prod(constant.dimensions)) for constant in layer.constants]
             if node.name in layer.onnx_nodes:
                 weights = [kind for kind, count in sizes if count >= size]

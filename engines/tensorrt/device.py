@@ -1,7 +1,7 @@
 """The GPU as the runtime sees it: memory, streams, events and graphs behind one Protocol, with one implementation per binding.
 
-A device uses CUDA's primary context, which torch and CuPy use as well. It is retained once for the life of the process, and any
-thread makes it current with `current()` before it uses the device. So arrays of those libraries can be used directly, and the
+A device uses CUDA's primary context, which torch and CuPy use as well, so that arrays of these libraries can be used directly.
+It is retained once for the life of the process. Any thread can use the device after making it current with `current()`, so the
 GPU needs no thread of its own. The GPU is the first one of CUDA_VISIBLE_DEVICES.
 """
 
@@ -24,15 +24,16 @@ NO_DRIVER = (
 NO_GPU = "the NVIDIA driver finds no GPU: look at `nvidia-smi` and at CUDA_VISIBLE_DEVICES"
 
 LEGACY_STREAM = 1
-"""CUDA's default stream, as DLPack and `__cuda_array_interface__` call it."""
+"""CUDA's default stream, as numbered in DLPack and `__cuda_array_interface__`."""
 
 
 BOARDS = (Path("/proc/device-tree/model"), Path("/tmp/nv_jetson_model"))
-"""Where a Jetson tells which board it is. Containers do not see the first; who starts them mounts it to the second."""
+"""Files in which a Jetson names its board. Containers do not see the first; the user mounts it as the second."""
 
 
 def board_name(gpu: str) -> str:
-    """A GPU's name with the board's, where there is one: the driver calls every Orin the same, an engine fits but one."""
+    """A GPU's name with that of its board, if there is one: the driver calls every Orin the same, but an engine fits only
+    one."""
     for path in BOARDS:
         try:
             board = path.read_text(encoding="utf-8").strip("\0 \n")
@@ -48,9 +49,9 @@ class Gpu:
     """The local GPU.
 
     Attributes:
-        name: as the driver gives it.
+        name: the driver's name for it.
         compute_capability: such as `8.9`.
-        driver: the CUDA version that the driver is of, such as `CUDA 13.0`.
+        driver: the driver's CUDA version, such as `CUDA 13.0`.
     """
 
     name: str
@@ -62,7 +63,7 @@ class DeviceMemory(Protocol):
     """A block of the GPU's memory.
 
     Attributes:
-        address: where it begins; a multiple of 256 bytes.
+        address: its start; a multiple of 256 bytes.
         size: bytes.
     """
 
@@ -70,29 +71,29 @@ class DeviceMemory(Protocol):
     size: int
 
     def free(self) -> None:
-        """Give it back; calling it again does nothing."""
+        """Free it; calling it again does nothing."""
         ...
 
 
 class PinnedMemory(Protocol):
-    """A block of the host's memory that the GPU copies from and to by itself.
+    """A block of host memory that the GPU reads and writes directly.
 
     Attributes:
-        array: it, as uint8 [size].
+        array: the memory, as uint8 [size].
     """
 
     array: NDArray[np.uint8]
 
     def free(self) -> None:
-        """Give it back; calling it again does nothing. The array must not be used any more."""
+        """Free it; calling it again does nothing. The array must not be used any more."""
         ...
 
 
 class Stream(Protocol):
-    """Work for the GPU that is done in order.
+    """A queue of work that the GPU does in order.
 
     Attributes:
-        handle: what TensorRT calls it by.
+        handle: its handle for TensorRT.
     """
 
     handle: int
@@ -106,11 +107,11 @@ class Stream(Protocol):
         ...
 
     def wait_for(self, handle: int) -> None:
-        """Let its next work begin after what another library's stream has been given so far."""
+        """Let its next work wait for all work that is now queued on another library's stream."""
         ...
 
     def free(self) -> None:
-        """Give it back; calling it again does nothing."""
+        """Free it; calling it again does nothing."""
         ...
 
 
@@ -118,15 +119,15 @@ class Event(Protocol):
     """A point in a stream's work."""
 
     def record(self, stream: Any) -> None:  # noqa: ANN401 - a stream of the same binding
-        """Put it after what the stream has been given so far."""
+        """Put it after all work that is now queued on the stream."""
         ...
 
     def milliseconds_since(self, earlier: Any) -> float:  # noqa: ANN401 - an event of the same binding
-        """The GPU's time between two events that have both passed."""
+        """The GPU's time between two events that have both passed, ms."""
         ...
 
     def free(self) -> None:
-        """Give it back; calling it again does nothing."""
+        """Free it; calling it again does nothing."""
         ...
 
 
@@ -134,20 +135,20 @@ class Graph(Protocol):
     """Work that was recorded once and is launched as a whole."""
 
     def launch(self, stream: Any) -> None:  # noqa: ANN401 - a stream of the same binding
-        """Give it to a stream."""
+        """Queue it on a stream."""
         ...
 
     def free(self) -> None:
-        """Give it back; calling it again does nothing."""
+        """Free it; calling it again does nothing."""
         ...
 
 
 class Device(Protocol):
-    """A GPU. Everything but its attributes is to be used, and freed, within `current()`.
+    """A GPU. Everything except its attributes must be used, and freed, within `current()`.
 
     Attributes:
         gpu: which one it is.
-        binding: what it is driven with, and its version.
+        binding: the binding to CUDA, and its version.
         has_graphs: whether the binding can record graphs.
     """
 
@@ -156,11 +157,11 @@ class Device(Protocol):
     has_graphs: bool
 
     def current(self) -> AbstractContextManager[None]:
-        """Make it the calling thread's; what was so before, is so again after it."""
+        """Make it current in the calling thread; afterwards the previous context is current again."""
         ...
 
     def synchronize(self) -> None:
-        """Wait until the GPU has done all that it was given, by any library.
+        """Wait until the GPU has finished all work, of any library.
 
         Raises:
             DeviceError: some of it failed.
@@ -168,26 +169,26 @@ class Device(Protocol):
         ...
 
     def figures(self) -> GpuFigures:
-        """How many multiprocessors it has, and how fast it and its memory are."""
+        """Its number of multiprocessors, and the speed of GPU and memory."""
         ...
 
     def free_bytes(self) -> int:
-        """How much of its memory nobody has."""
+        """Free memory of the GPU, bytes."""
         ...
 
     def allocate(self, size: int) -> DeviceMemory:
-        """Memory of the GPU, `size` bytes.
+        """Allocate `size` bytes of the GPU's memory.
 
         Raises:
-            DeviceMemoryError: there is not so much.
+            DeviceMemoryError: not enough is free.
         """
         ...
 
     def pin(self, size: int) -> PinnedMemory:
-        """Memory of the host, `size` bytes.
+        """Allocate `size` bytes of pinned host memory.
 
         Raises:
-            DeviceMemoryError: there is not so much.
+            DeviceMemoryError: not enough is free.
         """
         ...
 
@@ -196,26 +197,26 @@ class Device(Protocol):
         ...
 
     def event(self) -> Any:  # noqa: ANN401 - an Event
-        """A new event that takes the time."""
+        """A new event that records the time."""
         ...
 
     def copy_in(self, address: int, host: NDArray[np.uint8], stream: Any) -> None:  # noqa: ANN401
-        """Let a stream copy pinned memory to the GPU."""
+        """Queue a copy of pinned memory to the GPU on a stream."""
         ...
 
     def copy_out(self, host: NDArray[np.uint8], address: int, stream: Any) -> None:  # noqa: ANN401
-        """Let a stream copy memory of the GPU to pinned memory, as much as that holds."""
+        """Queue a copy from the GPU on a stream that fills a block of pinned memory."""
         ...
 
     def copy_within(self, address: int, source: int, size: int, stream: Any) -> None:  # noqa: ANN401
-        """Let a stream copy `size` bytes within the GPU's memory."""
+        """Queue a copy of `size` bytes within the GPU's memory on a stream."""
         ...
 
     def capture(self, stream: Any, work: Callable[[], None]) -> Graph:  # noqa: ANN401
-        """Record what a function gives to a stream; nothing of it is done yet.
+        """Record the work that a function queues on a stream, without running it.
 
         Raises:
             DeviceError: some of it cannot be recorded, or the binding has no graphs.
-            Exception: whatever the function raised; the stream is as before.
+            Exception: whatever the function raised; the stream is unchanged.
         """
         ...

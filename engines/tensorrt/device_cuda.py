@@ -35,7 +35,7 @@ def open_cuda_device() -> CudaDevice:
 
 
 class CudaDevice:
-    """A `Device` on CUDA's driver interface, given as the module `cuda.bindings.driver` or what answers like it."""
+    """A `Device` on CUDA's driver interface: the module `cuda.bindings.driver` or a compatible object."""
 
     has_graphs = True
 
@@ -44,7 +44,7 @@ class CudaDevice:
         self.binding = binding
         try:
             code = driver.cuInit(0)[0]
-        except RuntimeError as error:  # DynamicLibNotFoundError: the binding looks for libcuda when it is first called
+        except RuntimeError as error:  # DynamicLibNotFoundError: the binding loads libcuda at the first call
             raise RuntimeUnavailableError(NO_DRIVER) from error
         if code.name in ("CUDA_ERROR_NO_DEVICE", "CUDA_ERROR_INVALID_DEVICE"):
             raise RuntimeUnavailableError(NO_GPU)
@@ -70,7 +70,7 @@ class CudaDevice:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Make it the calling thread's; what was so before, is so again after it."""
+        """Make it current in the calling thread; afterwards the previous context is current again."""
         self._check(self._driver.cuCtxPushCurrent(self._context), "make the GPU current")
         try:
             yield
@@ -78,11 +78,11 @@ class CudaDevice:
             self._check(self._driver.cuCtxPopCurrent(), "give the GPU back")
 
     def synchronize(self) -> None:
-        """Wait until the GPU has done all that it was given, by any library."""
+        """Wait until the GPU has finished all work, of any library."""
         self.call("cuCtxSynchronize", "finish its work")
 
     def figures(self) -> GpuFigures:
-        """How many multiprocessors it has, and how fast it and its memory are."""
+        """Its number of multiprocessors, and the speed of GPU and memory."""
         kinds = self._driver.CUdevice_attribute
         names = ("MULTIPROCESSOR_COUNT", "CLOCK_RATE", "MEMORY_CLOCK_RATE", "GLOBAL_MEMORY_BUS_WIDTH", "L2_CACHE_SIZE")
         asked = [getattr(kinds, f"CU_DEVICE_ATTRIBUTE_{name}") for name in names]
@@ -90,57 +90,57 @@ class CudaDevice:
         return GpuFigures.of(*map(int, told))
 
     def free_bytes(self) -> int:
-        """How much of its memory nobody has."""
+        """Free memory of the GPU, bytes."""
         free, _ = self._check(self._driver.cuMemGetInfo(), "ask for its memory")
         return int(free)
 
     def allocate(self, size: int) -> _Memory:
-        """Memory of the GPU, `size` bytes.
+        """Allocate `size` bytes of the GPU's memory.
 
         Raises:
-            DeviceMemoryError: there is not so much.
+            DeviceMemoryError: not enough is free.
         """
         pointer = self._check(self._driver.cuMemAlloc(max(size, 1)), f"allocate {size:,} bytes on the GPU")
         return _Memory(self, int(pointer), size)
 
     def pin(self, size: int) -> _Pinned:
-        """Memory of the host, `size` bytes.
+        """Allocate `size` bytes of pinned host memory.
 
         Raises:
-            DeviceMemoryError: there is not so much.
+            DeviceMemoryError: not enough is free.
         """
         return _Pinned(self, int(self._check(self._driver.cuMemHostAlloc(max(size, 1), 0), f"pin {size:,} bytes")), size)
 
     def stream(self) -> _Stream:
-        """A new stream, which waits for no other, not even for CUDA's default one."""
-        # With a stream of the other kind a graph's recording would fail whoever uses the default stream meanwhile.
+        """A new stream, which waits for no other stream, not even for CUDA's default one."""
+        # If it waited for the default stream, recording a graph would fail for anybody who uses that stream meanwhile.
         flag = int(self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
         return _Stream(self, self._check(self._driver.cuStreamCreate(flag), "make a stream"))
 
     def event(self) -> _Event:
-        """A new event that takes the time."""
+        """A new event that records the time."""
         return _Event(self, self._check(self._driver.cuEventCreate(0), "make an event"))
 
     def copy_in(self, address: int, host: NDArray[np.uint8], stream: _Stream) -> None:
-        """Let a stream copy pinned memory to the GPU."""
+        """Queue a copy of pinned memory to the GPU on a stream."""
         self.call("cuMemcpyHtoDAsync", "copy to the GPU", address, host.ctypes.data, host.nbytes, stream.raw)
 
     def copy_out(self, host: NDArray[np.uint8], address: int, stream: _Stream) -> None:
-        """Let a stream copy memory of the GPU to pinned memory, as much as that holds."""
+        """Queue a copy from the GPU on a stream that fills a block of pinned memory."""
         self.call("cuMemcpyDtoHAsync", "copy from the GPU", host.ctypes.data, address, host.nbytes, stream.raw)
 
     def copy_within(self, address: int, source: int, size: int, stream: _Stream) -> None:
-        """Let a stream copy `size` bytes within the GPU's memory."""
+        """Queue a copy of `size` bytes within the GPU's memory on a stream."""
         self.call("cuMemcpyDtoDAsync", "copy within the GPU", address, source, size, stream.raw)
 
     def capture(self, stream: _Stream, work: Callable[[], None]) -> _Graph:
-        """Record what a function gives to a stream; nothing of it is done yet.
+        """Record the work that a function queues on a stream, without running it.
 
         Raises:
             DeviceError: some of it cannot be recorded.
-            Exception: whatever the function raised; the stream is as before.
+            Exception: whatever the function raised; the stream is unchanged.
         """
-        # Other threads may allocate and synchronise meanwhile: they are not of this recording.
+        # Other threads may allocate and synchronise meanwhile: this is not part of the recording.
         mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self.call("cuStreamBeginCapture", "begin a graph", stream.raw, mode)
         try:
@@ -157,7 +157,7 @@ class CudaDevice:
             self.call("cuGraphDestroy", "give a graph's record back", graph)
 
     def call(self, function: str, purpose: str, *arguments: Any) -> Any:  # noqa: ANN401
-        """What a function of the driver gives.
+        """The result of a function of the driver.
 
         Raises:
             DeviceMemoryError: there is not enough memory.
@@ -174,7 +174,7 @@ class CudaDevice:
 
 
 class _Owned:
-    """Something of the driver's that is given back once, by the function that its kind names."""
+    """An object of the driver that is freed once, by the function that its class names."""
 
     _FREE = ""
 
@@ -183,10 +183,10 @@ class _Owned:
         self.raw = raw
 
     def free(self) -> None:
-        """Give it back; calling it again does nothing."""
+        """Free it; calling it again does nothing."""
         raw, self.raw = self.raw, None
         if raw is not None:
-            # It fails where something has failed before, and that is what the caller is told of: not checked.
+            # Freeing fails after an earlier failure, which the caller learns of: not checked.
             getattr(self._device._driver, self._FREE)(raw)
 
 
@@ -219,11 +219,11 @@ class _Stream(_Owned):
     def wait_for(self, handle: int) -> None:
         passed = self._device.event()
         try:
-            # A plain number is what the driver's functions take for any handle.
+            # The driver's functions accept a plain number as any handle.
             self._device.call("cuEventRecord", "mark another stream", passed.raw, handle)
             self._device.call("cuStreamWaitEvent", "wait for another stream", self.raw, passed.raw, 0)
         finally:
-            passed.free()  # the driver keeps it until nobody waits for it
+            passed.free()  # the driver keeps it until nothing waits for it
 
 
 class _Event(_Owned):

@@ -1,4 +1,5 @@
-"""The GPU through pycuda, which many Jetsons have; it compiles where the driver and nvcc are. Up to 2026.1 it has no graphs.
+"""The GPU through pycuda, which many Jetsons have; it compiles only with the driver and nvcc installed. Up to 2026.1 it has no
+graphs.
 
 Written from pycuda's documentation and source. It has never run, because pycuda does not build without a driver.
 """
@@ -19,7 +20,7 @@ from engines.roofline import GpuFigures
 from engines.tensorrt.device import LEGACY_STREAM, NO_DRIVER, NO_GPU, Gpu, Graph, board_name
 
 _NON_BLOCKING = 1
-"""CUDA's CU_STREAM_NON_BLOCKING, which pycuda has no name for."""
+"""CUDA's CU_STREAM_NON_BLOCKING, for which pycuda has no name."""
 
 
 @cache
@@ -40,7 +41,7 @@ def open_pycuda_device() -> PycudaDevice:
 
 
 class PycudaDevice:
-    """A `Device` on pycuda, given as the module `pycuda.driver` or what answers like it."""
+    """A `Device` on pycuda: the module `pycuda.driver` or a compatible object."""
 
     has_graphs = False
 
@@ -53,7 +54,7 @@ class PycudaDevice:
                 raise RuntimeUnavailableError(NO_GPU)
             device = driver.Device(0)
         except driver.Error as error:
-            # Without a GPU `init` fails with CUDA's words for it.
+            # Without a GPU `init` fails with CUDA's message for it.
             reason = NO_GPU if "no CUDA-capable device" in str(error) else f"pycuda could not start CUDA: {error}"
             raise RuntimeUnavailableError(reason) from error
         major, minor = device.compute_capability()
@@ -65,8 +66,8 @@ class PycudaDevice:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Make it the calling thread's; what was so before, is so again after it."""
-        # pycuda frees nothing unless its own note of the context says that it is this thread's: hence its push and pop.
+        """Make it current in the calling thread; afterwards the previous context is current again."""
+        # pycuda frees nothing unless its own records say that the context is this thread's: hence its push and pop.
         with self.errors("make the GPU current"):
             self._context.push()
         try:
@@ -76,66 +77,66 @@ class PycudaDevice:
                 self._driver.Context.pop()
 
     def synchronize(self) -> None:
-        """Wait until the GPU has done all that it was given, by any library."""
+        """Wait until the GPU has finished all work, of any library."""
         with self.errors("finish its work"):
             self._driver.Context.synchronize()
 
     def figures(self) -> GpuFigures:
-        """How many multiprocessors it has, and how fast it and its memory are."""
+        """Its number of multiprocessors, and the speed of GPU and memory."""
         kinds = self._driver.device_attribute
         names = ("MULTIPROCESSOR_COUNT", "CLOCK_RATE", "MEMORY_CLOCK_RATE", "GLOBAL_MEMORY_BUS_WIDTH", "L2_CACHE_SIZE")
         return GpuFigures.of(*(int(self._ordinal.get_attribute(getattr(kinds, name))) for name in names))
 
     def free_bytes(self) -> int:
-        """How much of its memory nobody has."""
+        """Free memory of the GPU, bytes."""
         free, _ = self._driver.mem_get_info()
         return int(free)
 
     def allocate(self, size: int) -> _Memory:
-        """Memory of the GPU, `size` bytes.
+        """Allocate `size` bytes of the GPU's memory.
 
         Raises:
-            DeviceMemoryError: there is not so much.
+            DeviceMemoryError: not enough is free.
         """
         with self.errors(f"allocate {size:,} bytes on the GPU"):
             return _Memory(self._driver, self._driver.mem_alloc(max(size, 1)), size)
 
     def pin(self, size: int) -> _Pinned:
-        """Memory of the host, `size` bytes.
+        """Allocate `size` bytes of pinned host memory.
 
         Raises:
-            DeviceMemoryError: there is not so much.
+            DeviceMemoryError: not enough is free.
         """
         with self.errors(f"pin {size:,} bytes"):
             return _Pinned(self._driver, self._driver.pagelocked_empty(size, np.uint8))
 
     def stream(self) -> _Stream:
-        """A new stream, which waits for no other, not even for CUDA's default one."""
+        """A new stream, which waits for no other stream, not even for CUDA's default one."""
         with self.errors("make a stream"):
             return _Stream(self, self._driver, self._driver.Stream(_NON_BLOCKING))
 
     def event(self) -> _Event:
-        """A new event that takes the time."""
+        """A new event that records the time."""
         with self.errors("make an event"):
             return _Event(self, self._driver.Event())
 
     def copy_in(self, address: int, host: NDArray[np.uint8], stream: _Stream) -> None:
-        """Let a stream copy pinned memory to the GPU."""
+        """Queue a copy of pinned memory to the GPU on a stream."""
         with self.errors("copy to the GPU"):
             self._driver.memcpy_htod_async(address, host, stream.raw)
 
     def copy_out(self, host: NDArray[np.uint8], address: int, stream: _Stream) -> None:
-        """Let a stream copy memory of the GPU to pinned memory, as much as that holds."""
+        """Queue a copy from the GPU on a stream that fills a block of pinned memory."""
         with self.errors("copy from the GPU"):
             self._driver.memcpy_dtoh_async(host, address, stream.raw)
 
     def copy_within(self, address: int, source: int, size: int, stream: _Stream) -> None:
-        """Let a stream copy `size` bytes within the GPU's memory."""
+        """Queue a copy of `size` bytes within the GPU's memory on a stream."""
         with self.errors("copy within the GPU"):
             self._driver.memcpy_dtod_async(address, source, size, stream.raw)
 
     def capture(self, stream: _Stream, work: Callable[[], None]) -> Graph:
-        """It has no graphs.
+        """Always fails: pycuda has no graphs.
 
         Raises:
             DeviceError: always.
@@ -144,7 +145,7 @@ class PycudaDevice:
 
     @contextmanager
     def errors(self, purpose: str) -> Iterator[None]:
-        """Make the project's errors of pycuda's.
+        """Convert pycuda's errors to those of the project.
 
         Raises:
             DeviceMemoryError: there is not enough memory.
@@ -159,7 +160,7 @@ class PycudaDevice:
 
 
 class _Owned:
-    """Something of pycuda's that is given back once."""
+    """An object of pycuda that is freed once."""
 
     def __init__(self, driver: Any, raw: Any) -> None:  # noqa: ANN401
         self._driver, self._raw = driver, raw
@@ -167,7 +168,7 @@ class _Owned:
     def free(self) -> None:
         raw, self._raw = self._raw, None
         if raw is not None:
-            with suppress(self._driver.Error):  # it fails where something has failed before: the caller is told of that
+            with suppress(self._driver.Error):  # freeing fails after an earlier failure, which the caller learns of
                 raw.free()
 
 
@@ -197,11 +198,11 @@ class _Stream:
         with self._device.errors("wait for another stream"):
             if handle == LEGACY_STREAM:
                 self.raw.wait_for_event(self._driver.Event().record())
-            else:  # pycuda knows no streams but its own: wait for all that the GPU has been given
+            else:  # pycuda cannot wait for other libraries' streams: wait for all work of the GPU
                 self._driver.Context.synchronize()
 
     def free(self) -> None:
-        self.raw = None  # pycuda gives it back with its last reference
+        self.raw = None  # pycuda frees it with the last reference
 
 
 class _Event:

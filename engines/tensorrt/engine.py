@@ -1,8 +1,8 @@
 """A loaded engine: its tensors, its profiles and its execution contexts, with the differences between TensorRT's families.
 
 At run time TensorRT's own logger prints its messages. A logger in Python would be called from TensorRT's threads, which could
-wait for the interpreter's lock while a call that holds it waits for them. So the errors here only refer to the messages above
-them.
+wait for the interpreter's lock while a call that holds it waits for them. So the errors here only refer to the printed
+messages.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from engines.session import ArraySpec
 from engines.tensorrt.module import Library
 
 SLOTS = 3
-"""Batches in flight: one is filled while another runs and the results of a third are taken."""
+"""Batches in flight: one is filled while a second runs and the results of a third are read."""
 
 LOW_MEMORY = 256 * 2**20
-"""If TensorRT fails while less than this is free on the GPU, bytes, it is taken to have failed for want of memory. CUDA and
-the libraries below TensorRT tell that in many words, or in none."""
+"""If TensorRT fails while less than this is free on the GPU, bytes, lack of memory is assumed to be the cause. CUDA and the
+libraries below TensorRT report this in many different messages, or in none."""
 
 _TYPES = {
     "FLOAT": "float32", "HALF": "float16", "INT8": "int8", "UINT8": "uint8", "INT32": "int32", "INT64": "int64", "BOOL": "bool",
 }  # fmt: skip
-"""Its names for types, and numpy's."""
+"""TensorRT's names of types, and numpy's."""
 
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """A layer of an engine, as TensorRT's inspector tells of it.
+    """A layer of an engine, as TensorRT's inspector reports it.
 
     Attributes:
         name: TensorRT's name for it.
-        kind: TensorRT's name for its kind, empty where it does not tell.
-        inputs, outputs: types (and formats) of its tensors, in TensorRT's words.
+        kind: TensorRT's name for its kind, empty if it has none.
+        inputs, outputs: types (and formats) of its tensors, as TensorRT names them.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Tensor:
     Attributes:
         name: its name.
         dtype: numpy's name for its type.
-        item_shape: its shape without the axis of the batch.
+        item_shape: its shape without the batch axis.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Tensor:
 
     @property
     def spec(self) -> ArraySpec:
-        """What a session calls it. Any number of items may come: they are split into batches, and padded."""
+        """Its specification for a session. Any number of items is accepted: they are split into batches, and padded."""
         return ArraySpec(self.name, self.dtype, (None, *self.item_shape))
 
     @property
@@ -80,19 +80,19 @@ class Engine:
 
     Args:
         data: the engine file's bytes.
-        manifest: what is known of it.
+        manifest: its manifest.
         library: the TensorRT module that runs it.
-        free_bytes: tells how much of the GPU's memory nobody has.
+        free_bytes: returns the free memory of the GPU, bytes.
 
     Attributes:
         inputs, outputs: its tensors.
         min_batch, max_batch: how many items it takes at once.
         slots: how many batches may be in flight. TensorRT before 10 allows one execution context in all.
-        activation_bytes: what its layers need for the largest batch.
+        activation_bytes: memory that its layers need for the largest batch.
 
     Raises:
-        EngineError: TensorRT does not take it, or more than the batch is free in its tensors.
-        DeviceMemoryError: the GPU's memory does not suffice for its weights.
+        EngineError: TensorRT rejects it, or an axis other than the batch is free in its tensors.
+        DeviceMemoryError: the GPU has too little memory for its weights.
         RuntimeUnavailableError: TensorRT does not start.
     """
 
@@ -103,10 +103,10 @@ class Engine:
         self._logger = library.native_logger()
         try:
             self._runtime = self._module.Runtime(self._logger)
-        except TypeError as error:  # its constructor gave nothing: no driver, or one that is too old
+        except TypeError as error:  # its constructor returned nothing: no driver, or one that is too old
             raise RuntimeUnavailableError(f"{self._called} does not start: {error}; it printed the reason above") from error
         if manifest.options.get(manifests.VERSION_COMPATIBLE):
-            # Any engine is native code: the manifest shows that the file is whole, not whose it is (docs/tensorrt.md).
+            # Any engine is native code: the manifest shows that the file is complete, not who made it (docs/tensorrt.md).
             self._runtime.engine_host_code_allowed = True
         if (core := manifest.options.get("dla_core")) is not None:
             self._runtime.DLA_core = core
@@ -124,16 +124,16 @@ class Engine:
         self._compiled: Any = None
 
     def buckets(self, limit: int) -> tuple[int, ...]:
-        """The batch sizes that run, up to `limit`: 1, 2, 4, 8, ..., and the limit. A batch between two is padded."""
+        """The batch sizes that run, up to `limit`: 1, 2, 4, 8, ..., and the limit. Other batches are padded."""
         doubling = {2**exponent for exponent in range(limit.bit_length())}
         return tuple(sorted({size for size in doubling | {limit} if self.min_batch <= size <= limit and self._fits(size)}))
 
     def new_context(self) -> Any:  # noqa: ANN401
-        """An execution context without memory for activations.
+        """A new execution context, without memory for activations.
 
         Raises:
-            DeviceMemoryError: memory does not suffice.
-            EngineError: TensorRT makes none.
+            DeviceMemoryError: there is too little memory.
+            EngineError: TensorRT cannot make one.
         """
         module, engine = self._module, self._engine
         if self.slots == 1:
@@ -147,10 +147,10 @@ class Engine:
         return context
 
     def shape(self, context: Any, size: int, stream: int) -> None:  # noqa: ANN401
-        """Give a context the narrowest profile that has a batch size, on a stream, and that size.
+        """Set a context to a batch size and to the narrowest profile that includes it, on a stream.
 
         Raises:
-            EngineError, DeviceMemoryError: TensorRT does not take it.
+            EngineError, DeviceMemoryError: TensorRT rejects it.
         """
         _, profile = min((most - fewest, i) for i, (fewest, most) in enumerate(self._profiles) if fewest <= size <= most)
         if context.active_optimization_profile != profile and not context.set_optimization_profile_async(profile, stream):
@@ -167,10 +167,10 @@ class Engine:
             context.device_memory = address
 
     def activations_of(self, context: Any) -> int:  # noqa: ANN401
-        """What a context needs for activations with the shape that it was given, bytes."""
+        """Memory that a context needs for activations with its present shape, bytes."""
         if hasattr(context, "update_device_memory_size_for_shapes"):
             needed = int(context.update_device_memory_size_for_shapes())
-            if needed == 0 and self.activation_bytes:  # its way of saying that something failed
+            if needed == 0 and self.activation_bytes:  # this is how it reports a failure
                 raise self.failed("does not tell what memory it needs")
             return needed
         return self.activation_bytes
@@ -182,38 +182,39 @@ class Engine:
 
     @property
     def compiles(self) -> bool:
-        """Whether it compiles kernels on this machine and can keep them: TensorRT for RTX does."""
+        """Whether it compiles kernels on this machine and can save them: TensorRT for RTX does."""
         return hasattr(self._module, "DynamicShapesKernelSpecializationStrategy")
 
     def take_compiled(self, kept: bytes) -> bool:
-        """Take the kernels that an earlier process compiled, before the first context; whether they fit this machine."""
+        """Load the kernels that an earlier process compiled, before the first context; returns whether they fit this
+        machine."""
         assert self._runtime_config() is not None
         return bool(self._compiled.deserialize(kept))
 
     def compiled(self) -> bytes:
-        """The kernels that were compiled so far, for `take_compiled`; empty where there are none."""
+        """The kernels compiled so far, for `take_compiled`; empty if there are none."""
         if self._compiled is None:
             return b""
         kept = self._compiled.serialize()
         return b"" if kept is None else bytes(kept)
 
     def failed(self, what: str, advice: str = "") -> Exception:
-        """The error for something that TensorRT did not do."""
+        """The error for a TensorRT call that failed."""
         free = self._free_bytes()
         if free < LOW_MEMORY:
             return DeviceMemoryError(f"{self._called} {what}, with {free / 2**20:.0f} MiB free on the GPU")
         return EngineError(f"{self._called} {what}: it printed the reason above{advice}")
 
     def _runtime_config(self) -> Any:  # noqa: ANN401
-        """What RTX makes contexts with; None where there is no such thing."""
+        """The settings with which RTX makes contexts; None for other libraries."""
         if self._config is None and self.compiles:
             module = self._module
             config = self._engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(module.ExecutionContextAllocationStrategy.USER_MANAGED)
-            # RTX would first run makeshift kernels for a new shape, and a graph would keep those for good.
+            # RTX would first run fallback kernels for a new shape, and a graph would keep those for good.
             config.dynamic_shapes_kernel_specialization_strategy = module.DynamicShapesKernelSpecializationStrategy.EAGER
             self._compiled = config.create_runtime_cache()
-            config.set_runtime_cache(self._compiled)  # what one context compiled, the next need not
+            config.set_runtime_cache(self._compiled)  # kernels that one context compiled are reused by the next
             self._config = config
         return self._config
 
@@ -227,10 +228,10 @@ class Engine:
         return any(fewest <= size <= most for fewest, most in self._profiles)
 
     def _tensors(self, mode: str) -> tuple[Tensor, ...]:
-        """Its inputs or outputs, by TensorRT's name for which.
+        """Its inputs or outputs; `mode` is TensorRT's name of either.
 
         Raises:
-            EngineError: one has a type that numpy has not, or more than the batch is free in its shape; or there is none.
+            EngineError: one has a type that numpy lacks, or an axis other than the batch is free; or there is none.
         """
         engine, found = self._engine, []
         for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
@@ -249,13 +250,13 @@ class Engine:
 
 
 def read_layers(text: str) -> tuple[LayerInfo, ...]:
-    """The layers in what TensorRT's inspector says as JSON."""
+    """The layers in the JSON of TensorRT's inspector."""
 
     def types(tensors: Any) -> tuple[str, ...]:  # noqa: ANN401
         return tuple(str(tensor.get("Datatype") or tensor.get("Format/Datatype") or "") for tensor in tensors)
 
     return tuple(
-        LayerInfo(layer, "", (), ())  # names are all that an engine of low profiling verbosity keeps
+        LayerInfo(layer, "", (), ())  # an engine of low profiling verbosity has only names
         if isinstance(layer, str)
         else LayerInfo(
             str(layer.get("Name", "")),

@@ -23,14 +23,14 @@ _ON_CPU, _ON_GPU, _MANAGED = 1, 2, 13
 """DLPack's kinds of device."""
 
 _NO_WAITING = -1
-"""DLPack's stream for a caller that will see to the waiting itself."""
+"""DLPack's stream for a caller that handles the waiting itself."""
 
 _KINDS = {0: "int", 1: "uint", 2: "float"}
 """DLPack's codes of types, and numpy's names for them."""
 
 
 class _DLTensor(ctypes.Structure):
-    """The start of what a capsule named `dltensor` holds."""
+    """The start of the content of a capsule named `dltensor`."""
 
     _fields_ = [
         ("data", ctypes.c_void_p),
@@ -52,7 +52,7 @@ class DeviceArray:
     Attributes:
         dtype: its type.
         shape: its shape, items along axis 0.
-        address: where it begins.
+        address: its start.
     """
 
     def __init__(self, source: Any, dtype: np.dtype[Any], shape: tuple[int, ...], address: int, owner: Any) -> None:  # noqa: ANN401
@@ -60,11 +60,11 @@ class DeviceArray:
         self.dtype, self.shape, self.address = dtype, shape, address
 
     def __len__(self) -> int:
-        """How many items it has."""
+        """The number of its items."""
         return self.shape[0]
 
     def __getitem__(self, items: slice) -> DeviceArray:
-        """Some of its items, next to each other, in place."""
+        """A slice of contiguous items, in place."""
         begin, end, step = items.indices(len(self))
         assert step == 1
         size = self.dtype.itemsize * math.prod(self.shape[1:])
@@ -73,13 +73,13 @@ class DeviceArray:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Its size, bytes."""
         return self.dtype.itemsize * math.prod(self.shape)
 
     def wait(self, device: Device, stream: Any) -> None:  # noqa: ANN401 - a stream of the device
-        """Let a stream's next work begin after the array is there."""
+        """Let a stream's next work wait until the array is complete."""
         if hasattr(self._source, "__dlpack__"):
-            self._source.__dlpack__(stream=stream.handle)  # the waiting is what it is called for
+            self._source.__dlpack__(stream=stream.handle)  # called only to make the stream wait
             return
         interface = self._source.__cuda_array_interface__
         if "stream" not in interface:
@@ -89,14 +89,14 @@ class DeviceArray:
 
 
 def adopt(array: Any, name: str) -> NDArray[Any] | DeviceArray:  # noqa: ANN401
-    """An array of any library: numpy's for the host's memory, ours for the GPU's.
+    """Convert an array of any library: to numpy's if it is on the host, to ours if it is on the GPU.
 
     Args:
-        array: numpy's, or one that has `__dlpack__` or `__cuda_array_interface__`.
-        name: what messages call it.
+        array: a numpy array, or one that has `__dlpack__` or `__cuda_array_interface__`.
+        name: its name in error messages.
 
     Raises:
-        GeometryError: it is none of these, not contiguous, of a type that numpy has not, or on another GPU than the first.
+        GeometryError: it is none of these, not contiguous, of a type that numpy lacks, or not on the first GPU.
     """
     if isinstance(array, np.ndarray):
         return array
@@ -121,7 +121,7 @@ def adopt(array: Any, name: str) -> NDArray[Any] | DeviceArray:  # noqa: ANN401
 
 
 def _from_capsule(source: Any, capsule: Any, name: str) -> DeviceArray:  # noqa: ANN401
-    """An array by its capsule. That is never consumed: the library that made it frees the tensor with the capsule."""
+    """The array of a capsule, which is never consumed: the library that made it frees the tensor with the capsule."""
     read = ctypes.pythonapi.PyCapsule_GetPointer
     read.restype, read.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     tensor = _DLTensor.from_address(read(capsule, b"dltensor"))
@@ -136,7 +136,7 @@ def _from_capsule(source: Any, capsule: Any, name: str) -> DeviceArray:  # noqa:
 
 
 def _steps(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """How many elements lie between neighbours along each axis of a contiguous array."""
+    """The strides of a contiguous array, in elements."""
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 

@@ -1,6 +1,6 @@
 """Frames on the GPU, and the kernel that makes crops of them: a picture is uploaded once, however many crops it has.
 
-All uploads use one stream. A batch waits, on the GPU, for the uploads before it, so no thread of the host has to.
+All uploads use one stream. A batch waits for the uploads before it on the GPU, so no host thread has to wait.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from engines.tensorrt.engine import Engine
 
 @dataclass(frozen=True)
 class Around:
-    """What of our own runs around an engine.
+    """Our kernels that run before and after an engine.
 
     Attributes:
         kernels: the crop kernel and the tail, for this GPU.
-        uploads: the stream that brings frames.
-        tail: the volumes, of an engine that ends at its logits; None for one that gives joints and scores itself.
+        uploads: the stream that uploads frames.
+        tail: the volumes of an engine that ends at its logits; None for one that computes joints and scores itself.
     """
 
     kernels: Kernels
@@ -40,7 +40,7 @@ class Around:
     tail: TailShape | None
 
     def free(self) -> None:
-        """Give both back; within the device's `current()`, once nothing uses them."""
+        """Free both; within the device's `current()`, when nothing uses them any more."""
         self.kernels.free()
         self.uploads.free()
 
@@ -48,11 +48,11 @@ class Around:
 def kernels_around(engine: Engine, model: EngineModel, device: Device) -> Around | None:
     """The kernels around a pose engine, within the device's `current()`; None for other networks.
 
-    None, and a RuntimeWarning that says why, where they cannot be had: crops are then made on the CPU.
+    Also None if they are not available, with a RuntimeWarning that says why: crops are then made on the CPU.
 
     Raises:
-        EngineError: the engine ends at logits that are not this model's.
-        RuntimeUnavailableError: it ends at its logits, and the kernels cannot be had.
+        EngineError: the engine's logits do not match this model.
+        RuntimeUnavailableError: it ends at its logits, and the kernels are not available.
     """
     if not isinstance(model, ModelInfo) or tuple(tensor.spec for tensor in engine.inputs) != (CROPS,):
         return None
@@ -81,14 +81,15 @@ def kernels_around(engine: Engine, model: EngineModel, device: Device) -> Around
 
 @dataclass(eq=False)
 class _Memory:
-    """Room for a picture, on the GPU and in the host's pinned memory."""
+    """Memory for a picture, on the GPU and pinned on the host."""
 
     device: Any
     pinned: Any
 
 
 class FrameOnGpu:
-    """A `HeldFrame`: a frame as long as crops of it are wanted; a picture goes to the GPU when the first of them are."""
+    """A `HeldFrame`: a frame that is kept while crops of it are needed. A picture is uploaded when the first of them is
+    needed."""
 
     def __init__(self, frames: Frames, picture: NDArray[np.uint8] | DeviceFrame) -> None:
         self._frames = frames
@@ -97,14 +98,14 @@ class FrameOnGpu:
         self.memory: _Memory | None = None
 
     def origins(self, crop_from_image: Sequence[NDArray[np.float64]]) -> NDArray[np.uint8]:
-        """What a session's `run` takes as `origins`, uint8 [N, 96]: for each crop the frame and a matrix.
+        """The `origins` for a session's `run`, uint8 [N, 96]: for each crop the frame and a matrix.
 
         Args:
-            crop_from_image: for each crop the affine 2x3 that takes the frame's px to the crop's.
+            crop_from_image: for each crop the affine 2x3 from the frame's px to the crop's.
 
         Raises:
-            GeometryError: a matrix cannot be inverted, or it is no picture.
-            RuntimeUnavailableError: CUDA failed, or its memory does not suffice.
+            GeometryError: a matrix cannot be inverted, or the frame is not a picture.
+            RuntimeUnavailableError: CUDA failed, or the GPU has too little memory.
         """
         if self._there is None:
             assert self._picture is not None
@@ -113,11 +114,11 @@ class FrameOnGpu:
 
 
 class Frames:
-    """The frames of a session: memory for as many as are held at a time, made when it is first needed and used again.
+    """The frames of a session, with memory for those held at a time, which is allocated when first needed and reused.
 
     Args:
         device: the GPU.
-        stream: what uploads.
+        stream: the stream for uploads.
     """
 
     def __init__(self, device: Device, stream: Any) -> None:  # noqa: ANN401
@@ -129,13 +130,13 @@ class Frames:
 
     @property
     def held_bytes(self) -> int:
-        """What it has of the GPU's memory."""
+        """GPU memory that it has allocated, bytes."""
         with self._lock:
             return sum(int(memory.device.size) for memory in (*self._free, *self._held))
 
     @contextmanager
     def hold(self, picture: NDArray[np.uint8] | DeviceFrame) -> Iterator[FrameOnGpu]:
-        """A frame, as long as crops of it are wanted: every batch with one of them must have ended by then.
+        """Hold a frame while crops of it are needed: every batch with its crops must have ended when the context is left.
 
         Args:
             picture: uint8 [H, W, 3] BGR, which may not change meanwhile; or a frame on the GPU.
@@ -144,8 +145,8 @@ class Frames:
         try:
             yield held
         except BaseException:
-            # A batch may go on without who asked for it, and read the frame still.
-            with self._device.current(), suppress(DeviceError):  # whoever asked for it is told of it
+            # A batch may continue after its caller has gone, and still read the frame.
+            with self._device.current(), suppress(DeviceError):  # its caller learns of the error
                 self._device.synchronize()
             raise
         finally:
@@ -153,7 +154,7 @@ class Frames:
                 self._give_back(held.memory)
 
     def upload(self, image: NDArray[np.uint8]) -> tuple[_Memory, DeviceFrame]:
-        """Let the stream bring a picture to the GPU."""
+        """Queue the upload of a picture."""
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise GeometryError(f"expected a BGR picture uint8 [H, W, 3], received {image.dtype} {list(image.shape)}")
         height, width = image.shape[:2]
@@ -165,14 +166,15 @@ class Frames:
         return memory, DeviceFrame((memory.device.address,), (3 * width,), width, height)
 
     def close(self) -> None:
-        """Give the memory back; within the device's `current()`. A frame that is still held gives its own back at its end."""
+        """Free the memory; within the device's `current()`. A frame that is still held frees its own when it is released."""
         with self._lock:
             self._open = False
             while self._free:
                 _drop(self._free.pop())
 
     def _take(self, size: int) -> _Memory:
-        """Room for a picture: of what is free the smallest that suffices, or else new, in the place of one that does not."""
+        """Memory for a picture: the smallest free block that is large enough, or else a new one that replaces a smaller
+        one."""
         with self._lock:
             fits = [memory for memory in self._free if memory.device.size >= size]
             found = min(fits, key=lambda memory: memory.device.size) if fits else None

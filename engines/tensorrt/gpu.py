@@ -11,14 +11,14 @@ from engines.tensorrt.device_cuda import open_cuda_device
 from engines.tensorrt.device_pycuda import open_pycuda_device
 
 BINDINGS = ("cuda-python", "pycuda")
-"""The bindings to CUDA, in the order in which they are tried: wheels, and graphs, are on the first one's side."""
+"""The bindings to CUDA, in the order in which they are tried: the first one has wheels and graphs."""
 
 _MODULES = {"cuda-python": "cuda.bindings", "pycuda": "pycuda"}
 _PACKAGES = {"cuda-python": "cuda-bindings", "pycuda": "pycuda"}
 
 
 def binding_installed(name: str) -> bool:
-    """Whether a binding is installed; it has not been loaded."""
+    """Whether a binding is installed; does not load it."""
     try:
         return importlib.util.find_spec(_MODULES[name]) is not None
     except ImportError:
@@ -26,7 +26,7 @@ def binding_installed(name: str) -> bool:
 
 
 def binding_version(name: str) -> str | None:
-    """A binding's version, None where its package does not tell; it has not been loaded."""
+    """A binding's version, None if its package does not report it; does not load it."""
     try:
         return metadata.version(_PACKAGES[name])
     except metadata.PackageNotFoundError:
@@ -34,7 +34,7 @@ def binding_version(name: str) -> str | None:
 
 
 def open_device(binding: str = "auto") -> Device:
-    """The first GPU. It stays open for the life of the process and is the same for everybody who asks.
+    """The first GPU. It stays open for the life of the process, and every call returns the same object.
 
     Args:
         binding: `cuda-python`, `pycuda`, or `auto`: the first of these that is installed.
@@ -58,7 +58,7 @@ def open_device(binding: str = "auto") -> Device:
 
 
 def find_gpu() -> Gpu | None:
-    """The local GPU, None where there is none; `open_device` says what is missing."""
+    """The local GPU, None if there is none; `open_device` says what is missing."""
     try:
         return open_device().gpu
     except RuntimeUnavailableError:

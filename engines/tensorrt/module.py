@@ -1,4 +1,4 @@
-"""The adapter: what a TensorRT module can do, found by looking into the module, never by its version.
+"""The adapter: finds out what a TensorRT module can do by inspecting it, never by its version.
 
 `tensorrt` 10 and 11 and `tensorrt_rtx` share an interface that has changed over the years: flags come and go, values of enums
 move, and only RTX builds for GPUs of other machines.
@@ -28,7 +28,7 @@ LogSink = Callable[[str, str], None]
 
 @dataclass(frozen=True)
 class Library:
-    """A TensorRT module that was loaded.
+    """A loaded TensorRT module.
 
     Attributes:
         name: `tensorrt` or `tensorrt_rtx`.
@@ -47,7 +47,7 @@ class Library:
 
     @property
     def compute_capabilities(self) -> tuple[str, ...]:
-        """The compute capabilities that it builds for where no such GPU is; empty where it only builds for the local GPU."""
+        """The compute capabilities that it builds for without such a GPU; empty if it only builds for the local GPU."""
         if not self.builds_for_absent_gpus:
             return ()
         numbers = [name[2:] for name in self.module.ComputeCapability.__members__ if name.startswith("SM")]
@@ -55,7 +55,7 @@ class Library:
 
     @property
     def keeps_timings(self) -> bool:
-        """Whether a timing cache shortens its builds: one that times nothing, as it needs no GPU, has no use for it."""
+        """Whether a timing cache shortens its builds: a library that needs no GPU times nothing and has no use for one."""
         return hasattr(self.module.IBuilderConfig, "create_timing_cache") and not self.builds_for_absent_gpus
 
     def network_flags(self) -> int:
@@ -76,7 +76,7 @@ class Library:
         """The module's value for a compute capability such as `8.9`.
 
         Raises:
-            EngineError: it does not build for it.
+            EngineError: the library does not build for it.
         """
         value = getattr(self.module.ComputeCapability, f"SM{name.replace('.', '')}", None)
         if value is None:
@@ -116,7 +116,7 @@ class Library:
         return self.module.Logger(self.module.Logger.WARNING)
 
     def logger(self, sink: LogSink) -> Any:  # noqa: ANN401
-        """A logger that gives every message, verbose ones too, to a function."""
+        """A logger that passes every message, verbose ones as well, to a function."""
         module = self.module
 
         class Logger(module.ILogger):  # type: ignore[misc, name-defined]

@@ -21,14 +21,14 @@ _HEADER = b"convnextpose.runtime-cache 1\n"
 
 
 def path_of(engine: Path) -> Path:
-    """Where an engine's kernels are kept: beside it, with `.kernels` after its name."""
+    """Path of an engine's kernels: that of the engine with `.kernels` appended."""
     return engine.with_name(f"{engine.name}.kernels")
 
 
 def read(path: Path, engine: Engine) -> bytes | None:
-    """Give an engine the kernels that were kept for it, and return them; None where there are none of use.
+    """Load the saved kernels of an engine and return them; None if there are no usable ones.
 
-    A file that is damaged, or of another GPU or version, is not used, which a RuntimeWarning says; `write` replaces it.
+    A file that is damaged, or of another GPU or version, is not used, with a RuntimeWarning; `write` replaces it.
     """
     if not path.exists():
         return None
@@ -48,7 +48,7 @@ def read(path: Path, engine: Engine) -> bytes | None:
 
 
 def write(path: Path, engine: Engine, kept: bytes | None) -> None:
-    """Keep what an engine compiled, if that is more than was kept already. Where it cannot be written, a warning says so."""
+    """Save the kernels that an engine has compiled, if they are more than the saved ones. If this fails, a warning says so."""
     compiled = engine.compiled()
     if not compiled or compiled == kept:
         return

@@ -1,4 +1,4 @@
-"""What one batch in flight needs: a stream, fixed buffers, and for each batch size a context with a graph of its work.
+"""The resources of one batch in flight: a stream, fixed buffers, and for each batch size a context with a graph of its work.
 
 All of it is made, and run, when the session is opened. Afterwards no memory is allocated, no context changes, and no address
 moves: crops are copied into the engine's own inputs, so that one graph for each batch size serves all callers. TensorRT does
@@ -30,15 +30,16 @@ from engines.tensorrt.foreign import DeviceArray
 from engines.tensorrt.frames import Around
 
 WARM_UPS = 2
-"""Runs of a batch size before it is captured: libraries choose and load kernels in them."""
+"""Runs of a batch size before it is captured: libraries choose and load kernels during these."""
 
 CAPTURES = 2
-"""How often a capture is tried."""
+"""Largest number of attempts at a capture."""
 
 
 @dataclass(frozen=True)
 class BatchTimes:
-    """The GPU's time for a batch, ms, and whether a graph ran it. With crops made on the GPU all of it is in `inference_ms`."""
+    """The GPU's time for a batch, ms, and whether a graph ran it. If crops are made on the GPU, all of it is in
+    `inference_ms`."""
 
     copy_in_ms: float
     inference_ms: float
@@ -51,9 +52,9 @@ class MemoryUse:
     """Memory around an engine, bytes.
 
     Attributes:
-        activations: what its layers need for the largest batch, once for each slot.
-        held: what this session has on the GPU for frames, inputs, results and activations; the weights are not in it.
-        free: what nobody has on the GPU.
+        activations: memory that its layers need for the largest batch, once for each slot.
+        held: memory of this session on the GPU for frames, inputs, results and activations, without the weights.
+        free: free memory of the GPU.
     """
 
     activations: int
@@ -63,7 +64,7 @@ class MemoryUse:
 
 @dataclass(frozen=True)
 class _Places:
-    """Where a tensor's items are: a block on the GPU and one of the host's pinned memory."""
+    """The memory of a tensor's items: a block on the GPU and one of pinned host memory."""
 
     device: Any
     pinned: Any
@@ -71,7 +72,7 @@ class _Places:
 
 @dataclass
 class _Prepared:
-    """A context that has its shape, addresses and memory, and the graphs of its work if there are any.
+    """A context with its shape, addresses and memory, and the graphs of its work if there are any.
 
     Attributes:
         context: the context.
@@ -89,17 +90,17 @@ class Slot:
 
     Args:
         device: the GPU.
-        engine: what runs.
+        engine: the engine.
         buckets: the batch sizes that it will run, in ascending order.
         around: the kernels around the engine; None for the engine alone.
 
     Attributes:
-        buckets: those.
-        results: what it gives: the engine's outputs, or joints and scores of an engine that ends at its logits.
-        unrecorded: why the work of a batch size is in no graph, by batch size; empty where every size has one.
+        buckets: these batch sizes.
+        results: its outputs: the engine's, or joints and scores if the engine ends at its logits.
+        unrecorded: why the work of a batch size is in no graph, by batch size; empty if every size has one.
 
     Raises:
-        DeviceMemoryError: memory does not suffice; nothing is held any more.
+        DeviceMemoryError: there is too little memory; all that was allocated is freed.
         EngineError, DeviceError: TensorRT or CUDA failed.
     """
 
@@ -139,16 +140,16 @@ class Slot:
 
     @property
     def held_bytes(self) -> int:
-        """What it has of the GPU's memory."""
+        """GPU memory that it has allocated, bytes."""
         own = [places.device for places in (*self._places.values(), self._origins) if places is not None]
         return sum(int(memory.size) for memory in (*own, self._activations, self._workspace) if memory is not None)
 
     def start(self, inputs: Mapping[str, NDArray[Any] | DeviceArray], count: int) -> bool:
-        """Give the GPU `count` items, at most the last bucket's; returns before they are done.
+        """Queue `count` items on the GPU, at most as many as the last bucket; returns before they are done.
 
         Args:
-            inputs: for each of the engine's inputs its items, contiguous; or `origins`, where its crops come from.
-            count: how many.
+            inputs: for each of the engine's inputs its items, contiguous; or `origins`, the sources of the crops.
+            count: number of items.
 
         Returns:
             Whether a graph runs the inference.
@@ -206,10 +207,10 @@ class Slot:
         return prepared.whole is not None
 
     def finish(self, count: int, results: Arrays, begin: int, *, replayed: bool) -> BatchTimes:
-        """Wait for the batch in flight and put its `count` results where they belong, from item `begin` on.
+        """Wait for the batch in flight and copy its `count` results to their place, from item `begin` on.
 
         Raises:
-            DeviceError: the GPU failed at it.
+            DeviceError: the GPU failed.
         """
         self._stream.synchronize()
         for tensor in self.results:
@@ -220,15 +221,15 @@ class Slot:
         return BatchTimes(*times, replayed)
 
     def abandon(self) -> None:
-        """Wait for what is in flight, so that its buffers are unused after it."""
-        with suppress(DeviceError):  # whoever asked for it is told of it
+        """Wait for the work in flight, after which its buffers are unused."""
+        with suppress(DeviceError):  # its caller learns of the error
             self._stream.synchronize()
 
     def free(self) -> None:
-        """Give everything back."""
+        """Free everything."""
         self.abandon()
         self._owned.close()
-        del self._engine  # a ticket that nobody collected keeps the slot, not the engine
+        del self._engine  # a ticket that was never collected keeps the slot, but not the engine
 
     @staticmethod
     def _keep(made: ExitStack, owned: Any) -> Any:  # noqa: ANN401
@@ -239,7 +240,7 @@ class Slot:
         """Make the contexts with their memory, and run and capture each."""
         engine = self._engine
         made.callback(self._drop_contexts)
-        if engine.slots == 1:  # one context in all, which changes its shape: no graph could keep it
+        if engine.slots == 1:  # the only context changes its shape, so no graph could keep it
             context = engine.new_context()
             self._prepared = {size: _Prepared(context) for size in self.buckets}
             needed = engine.activation_bytes
@@ -267,16 +268,16 @@ class Slot:
                     prepared.whole = self._capture(size, lambda: self._enqueue_whole(size, context))  # noqa: B023
 
     def _bind(self, size: int) -> None:
-        """Give a batch size's context its shape and its addresses."""
+        """Set the shape and the addresses of a batch size's context."""
         context = self._prepared[size].context
         self._engine.shape(context, size, self._stream.handle)
-        self._stream.synchronize()  # a profile is switched by work on the stream
+        self._stream.synchronize()  # switching a profile is work on the stream
         for tensor in (*self._engine.inputs, *self._engine.outputs):
             if not context.set_tensor_address(tensor.name, self._places[tensor.name].device.address):
                 raise self._engine.failed(f"does not take an address for {tensor.name}")
 
     def _ready(self, size: int) -> _Prepared:
-        """What runs a batch size; the one context of TensorRT before 10 is given the shape for it."""
+        """The context and graphs for a batch size. With TensorRT before 10 this sets the shape of the only context."""
         if self._engine.slots == 1 and self._shared != size:
             self._shared = None
             self._bind(size)
@@ -289,7 +290,7 @@ class Slot:
         self._stream.synchronize()
 
     def _capture(self, size: int, work: Callable[[], None]) -> Any:  # noqa: ANN401
-        """The graph of a batch size's work; None where that cannot be recorded, and then a note why."""
+        """The graph of a batch size's work; None if it cannot be recorded, with a note why."""
         context, graph = self._prepared[size].context, None
         for _ in range(CAPTURES):
             try:
@@ -300,7 +301,7 @@ class Slot:
                 self._stream.synchronize()
             except DeviceMemoryError:
                 raise
-            except PoseError as error:  # not everything can be recorded: a layer on a DLA cannot
+            except PoseError as error:  # some work cannot be recorded, for example a layer on a DLA
                 if graph is not None:
                     graph.free()
                     graph = None
@@ -312,7 +313,7 @@ class Slot:
         return None
 
     def _enqueue(self, size: int, context: Any) -> None:  # noqa: ANN401
-        """Give the stream the way from crops to results, all on the GPU."""
+        """Queue the steps from crops to results, all on the GPU."""
         if not context.execute_async_v3(self._stream.handle):
             raise self._engine.failed("cannot run the engine")
         if self._around is not None and self._around.tail is not None:
@@ -322,7 +323,7 @@ class Slot:
             self._around.kernels.tail(shape, logits, joints, scores, self._workspace.address, most, self._stream, count=size)
 
     def _enqueue_whole(self, size: int, context: Any) -> None:  # noqa: ANN401
-        """Give the stream the way from frames on the GPU to results on the host."""
+        """Queue the steps from frames on the GPU to results on the host."""
         assert self._origins is not None and self._around is not None
         told = self._origins.device.address
         self._device.copy_in(told, self._origins.pinned.array[: size * ORIGIN.itemsize], self._stream)
@@ -345,11 +346,11 @@ class Slot:
 
 @dataclass(eq=False)
 class Ticket:
-    """A batch that was given to the GPU; the session's `collect` gives its results, once.
+    """A batch that was submitted to the GPU; the session's `collect` returns its results, once.
 
     Attributes:
         count: how many items it has.
-        slot: where it is in flight, None once it was collected.
+        slot: the slot in which it is in flight, None after it was collected.
         replayed: whether a CUDA graph runs it.
         begun_ns: when it was submitted.
         inputs: arrays on the GPU that must live until it is done.
@@ -363,7 +364,7 @@ class Ticket:
 
 
 def results_of(engine: Engine, around: Around | None) -> tuple[Tensor, ...]:
-    """What comes of an engine, with what runs around it."""
+    """The results of an engine together with the kernels around it."""
     if around is None or around.tail is None:
         return engine.outputs
     joints, scores = predicts(around.tail.joint_count)
