@@ -1,4 +1,4 @@
-"""The assignment problem: pairs of two sets with the smallest total cost. Own code: docs/decisions/0007."""
+"""The assignment problem: pairs of two sets with the smallest total cost. Own code: docs/decisions/0012."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ def assign(costs: NDArray[np.floating], limit: float) -> list[tuple[int, int]]:
     Every row and every column is in at most one pair; pairs that cost `limit` or more, including infinite ones, are not made.
     Source: the Hungarian method by shortest augmenting paths (Jonker and Volgenant 1987), O(A B min(A, B)).
     """
-    gains = np.minimum(
-        np.asarray(costs, np.float64) - limit, 0.0
-    )  # 0: nothing is won by the pair, so that it is as good as none
+    gains = np.minimum(np.asarray(costs, np.float64) - limit, 0.0)  # 0: the pair gains nothing, so it is as good as none
     if 0 in gains.shape:
         return []
     wins = gains < 0
-    if wins.sum(axis=0).max() <= 1 and wins.sum(axis=1).max() <= 1:  # nobody could be two, as nearly always
+    if wins.sum(axis=0).max() <= 1 and wins.sum(axis=1).max() <= 1:  # unambiguous, as nearly always
         return [(int(row), int(column)) for row, column in np.argwhere(wins)]
     swapped = gains.shape[0] > gains.shape[1]
     if swapped:
@@ -27,7 +25,7 @@ def assign(costs: NDArray[np.floating], limit: float) -> list[tuple[int, int]]:
     row_price, column_price = np.zeros(rows), np.zeros(columns)
     row_of = np.full(columns, -1)
     for start in range(rows):
-        # The shortest path from a new row to a free column, through pairs that change over.
+        # The shortest path from a new row to a free column, through existing pairs that are reassigned.
         distance, before = np.full(columns, np.inf), np.full(columns, -1)
         reached = np.zeros(columns, bool)
         row, column, travelled = start, -1, 0.0

@@ -33,7 +33,7 @@ class CutDetector:
         self._time_s = -math.inf
 
     def begins_take(self, frame: Frame) -> str | None:
-        """Why a new take begins with this frame: a hard cut or a jump in time; None if the take goes on."""
+        """Why a new take begins with this frame: a hard cut or a jump in time; None if the take continues."""
         step = max(1, min(frame.height // (4 * _GRID[1]), frame.width // (4 * _GRID[0])))
         across, down = frame.width // step, frame.height // step  # nearest: every `step`th pixel of every `step`th row
         whole = frame.image[: down * step, : across * step]
@@ -53,7 +53,7 @@ class CutDetector:
 
 
 def _likeness(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
-    """Of the neighbouring cells that differ in either thumbnail, the share of which the same one is brighter in both."""
+    """The share of pairs of neighbouring cells that differ in either thumbnail of which the same cell is brighter in both."""
     same = different = 0
     for axis in (0, 1):
         a, b = np.diff(first, axis=axis), np.diff(second, axis=axis)

@@ -56,7 +56,7 @@ def detect(detector: PeopleDetector, image: NDArray[np.uint8], min_score: float)
         w, h = box_px[2:] / scale
         try:
             box = Box(float(x), float(y), float(w), float(h)).clip(width, height)
-        except GeometryError:  # it lies beside the picture
+        except GeometryError:  # it is outside the picture
             continue
         detections.append(Detection(box, float(scores[index])))
     return detections
@@ -65,7 +65,7 @@ def detect(detector: PeopleDetector, image: NDArray[np.uint8], min_score: float)
 def _laid_out(
     image: NDArray[np.uint8], detector: PeopleDetector
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.float64]]:
-    """A picture as the detector's frame, with its scale [2] across and down and the place [2] of its corner there, px."""
+    """A picture as the detector's frame, with its scale [2] across and down and the position [2] of its corner there, px."""
     height, width = image.shape[:2]
     how, (across, down) = detector.layout.preparation, detector.frame_for(width, height)
     one = min(across / width, down / height)
@@ -75,7 +75,7 @@ def _laid_out(
     interpolation = cv2.INTER_AREA if scale.max() < 1 else cv2.INTER_LINEAR
     picture = cv2.resize(image, size, interpolation=interpolation)
     x = y = 0
-    if how.placement is Placement.MIDDLE:  # an odd row is at the end
+    if how.placement is Placement.MIDDLE:  # an odd row of padding is at the end
         x, y = (across - size[0]) // 2, (down - size[1]) // 2
     frame = np.full((down, across, 3), how.padding, np.uint8)
     frame[y : y + size[1], x : x + size[0]] = picture

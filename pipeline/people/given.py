@@ -100,7 +100,7 @@ class GivenBoxes:
 
 
 def _check_file(path: Path) -> None:
-    """Refuse what is no file, or one that would fill the memory."""
+    """Refuse paths that are not files, and files that would fill the memory."""
     if not path.exists():
         raise SourceError(f"expected a file of boxes, {path} cannot be read: No such file or directory")
     if not path.is_file():
@@ -138,7 +138,7 @@ def _mot_boxes(file: Iterator[str]) -> Iterator[tuple[int, int, TrackedBox]]:
         frame = int(row[0]) - 1
         taken = ids.setdefault(frame, set())
         given = _track_id(row[1])
-        track_id = _take(taken, len(taken) if given == -1 else given, frame, number)  # -1: boxes of a detector, without ids
+        track_id = _take(taken, len(taken) if given == -1 else given, frame, number)  # -1: a detector's boxes without ids
         left, top, width, height = (float(text) for text in row[2:6])
         yield number, frame, TrackedBox(track_id, Box(left - 1, top - 1, width, height))
 
@@ -152,7 +152,7 @@ def _take(taken: set[int], value: object, frame: int, line: int) -> int:
 
 
 def _track_id(value: object) -> int:
-    """A track id as every format can hold it."""
+    """A track id that every format can represent."""
     number = value if isinstance(value, int) and not isinstance(value, bool) else float(str(value))
     if not (math.isfinite(number) and number == int(number) and abs(number) <= MAX_TRACK_ID):
         raise ValueError(f"expected a track id that is a whole number of at most {MAX_TRACK_ID}, received {value!r}")

@@ -90,7 +90,7 @@ class Looks:
             if known is None or detection.score > known.score + SURER:
                 kept.append(detection)
             else:
-                known.box = detection.box  # where the camera moves, so does the place
+                known.box = detection.box  # if the camera moves, the box moves too
         return kept
 
     def read(self, detection: Detection, score: float, time_s: float) -> None:

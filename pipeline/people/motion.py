@@ -34,8 +34,8 @@ class Motion:
     def __init__(self, time_s: float, place: Point, size_px: float) -> None:
         self._time_s = time_s
         self._place, self._velocity = place.copy(), np.zeros(2)
-        # Of place and velocity: variance of the place, covariance, variance of the velocity. Plain numbers, as it is in every
-        # frame of every person that 2x2 matrices would be multiplied.
+        # Variance of the position, its covariance with the velocity, and variance of the velocity. Plain numbers are faster
+        # than 2x2 matrices, which would be multiplied for every person in every frame.
         self._covariance = (MEASURED * size_px) ** 2, 0.0, (FIRST_SPEED * size_px) ** 2
 
     @property

@@ -50,7 +50,7 @@ class PoseSimilarity:
         return float(squared.sum(axis=1).min()) / squared.shape[1]
 
     def _squared(self, one: NDArray[np.floating], other: NDArray[np.floating]) -> NDArray[np.float64]:
-        """[2, J] squared distances of the joints: as they are, and with one pose's sides exchanged."""
+        """[2, J] squared distances of the joints: unchanged, and with the sides of one pose exchanged."""
         a, b = np.asarray(one, np.float64)[:, :2], np.asarray(other, np.float64)[:, :2]
         away = a - b[self._ways]
         return np.asarray(np.einsum("wjk,wjk->wj", away, away))

@@ -49,7 +49,7 @@ FORGET_S = 1.0
 
 @dataclass(frozen=True)
 class _Settings:
-    """Those of several points that are filtered together, as columns [N, 1]."""
+    """The settings of several points that are filtered together, as columns [N, 1]."""
 
     cutoff_hz: Array
     per_speed: Array
@@ -67,9 +67,9 @@ class _Filter(Generic[Value]):
     """A One-Euro filter of a number, or of points [N, 3]; mm.
 
     Args:
-        settings: of the number, or of each of the points.
-        length: of a speed.
-        value: the first one.
+        settings: those of the number, or of each point.
+        length: computes the length of a speed.
+        value: the first value.
     """
 
     def __init__(self, settings: OneEuro | _Settings, length: Callable[[Value], Value], value: Value) -> None:
@@ -80,7 +80,7 @@ class _Filter(Generic[Value]):
         self._speed: Value = value * 0.0
 
     def step(self, elapsed_s: float, value: Value) -> Value:
-        """The smoothed value; the time since the last one is above 0."""
+        """The smoothed value; the time since the last one must be above 0."""
         settings, radians = self._settings, 2 * math.pi * elapsed_s
         rate: Any = radians * settings.speed_cutoff_hz  # a number, or a column of one for each point
         self._speed = self._speed + rate / (rate + 1) * ((value - self._raw) / elapsed_s - self._speed)
@@ -91,18 +91,18 @@ class _Filter(Generic[Value]):
 
 
 def _lengths(points: Array) -> Array:
-    """[N, 1] of points [N, 3]."""
+    """[N, 1] lengths of vectors [N, 3]."""
     return np.sqrt(np.einsum("nk,nk->n", points, points))[:, None]
 
 
 class _TrackFilter:
-    """One track's filters: of the pelvis's depth, and of the body with the pelvis's place across the line of sight.
+    """The filters of one track: for the pelvis's depth, and for the body with the pelvis's position across the line of sight.
 
-    The picture shows well where the pelvis is, but not how far away. Were its place smoothed as a whole, the unsure depth would
-    make the drawn pose trail behind whoever walks.
+    The picture shows the pelvis's position precisely, but not its depth. If its position were smoothed as a whole, the
+    uncertain depth would make the drawn pose lag behind a walking person.
 
     Args:
-        settings: of the joints and, last, the place across the line of sight.
+        settings: those of the joints and, last, of the position across the line of sight.
         time_s: the time.
         joints: [J, 3] in camera space, mm.
         root: the pelvis.
@@ -115,7 +115,8 @@ class _TrackFilter:
         self._points = _Filter(settings, _lengths, self._parts(joints, 1.0))
 
     def _parts(self, joints: Array, farther: float) -> Array:
-        """[J + 1, 3]: the joints about the pelvis, and its place across the line of sight, `farther` times as far away."""
+        """[J + 1, 3]: the joints relative to the pelvis, and its position across the line of sight, `farther` times as far
+        away."""
         parts = np.empty((len(joints) + 1, 3))
         np.subtract(joints, joints[self._root], out=parts[:-1])
         np.multiply(joints[self._root], farther, out=parts[-1])

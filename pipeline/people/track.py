@@ -138,7 +138,7 @@ class Track:
     def update(self, observation: Observation, time_s: float) -> None:
         """Update the track with an observation."""
         elapsed_s = time_s - self.seen_s
-        # The second look at a picture replaces the first.
+        # A second reading of the same picture replaces the first.
         share = 1 - math.exp(-elapsed_s / SMOOTHING_S) if elapsed_s > 0 else 1.0
         self.motion.update(time_s, observation.place, self.size)
         self.joints = _centred(observation)
@@ -160,7 +160,8 @@ class Track:
         places, sizes = np.array([o.place for o in observations]), np.array([o.size for o in observations])
         away = (TAIL + 2) * np.log1p(((places - place) ** 2).sum(-1) / spread_px**2 / TAIL)
         larger = (np.log(sizes / self.size) / math.hypot(SIZE_SPREAD, SIZE_CHANGE * elapsed_s)) ** 2
-        # The last term is the likelihood's own factor: who could be anywhere is nowhere likely, down to that of a newcomer.
+        # The last term is the normalisation of the likelihood: if a person could be anywhere, no single position is likely. It
+        # is limited to that of a newcomer.
         costs = np.asarray((away + larger) / 2 + 2 * math.log(min(1.0, spread_px / self.size)))
         limit = min(math.hypot(SHAPE_SPREAD, SHAPE_CHANGE * elapsed_s), SHAPE_SPREAD_MOST)
         for number, seen in enumerate(observations):

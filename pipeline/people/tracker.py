@@ -163,8 +163,8 @@ class PeopleTracker:
         self._tracks = [track for track in self._tracks if kept(track)]
 
     def _smallest(self) -> float:
-        """The size, px, of the smallest of as many people as are followed at most, if all of them were just seen; else 0: there
-        may be room for anybody, or a detected box may be of somebody who is out of sight."""
+        """If the largest number of people is tracked and all of them were just seen, the size of the smallest, px. Otherwise
+        0: there is room for more, or a detected box may show a person who was out of sight."""
         known = [track for track in self._tracks if track.track_id is not None]
         if len(known) < self._max_people or any(track.missed_s is not None for track in known):
             return 0.0
@@ -173,8 +173,8 @@ class PeopleTracker:
     def _unexplained(
         self, detections: Sequence[Detection], expected: Sequence[tuple[Track | Detection, Box]], smallest: float
     ) -> list[tuple[Track | Detection, Box]]:
-        """The surest detections that are of nobody who is followed, and not smaller than a size, px; the others confirm whom
-        they are of."""
+        """The detections with the highest scores that belong to no tracked person and are not smaller than a size, px; the
+        others confirm the tracks that they belong to."""
         assert self._frame is not None
         shared = overlaps(_array([d.box for d in detections]), _array([box for _, box in expected]))
         explained = dict(assign(1 - shared, 1 - EXPLAINED))
@@ -230,7 +230,7 @@ class PeopleTracker:
         return Identified(tuple(poses_now), tuple(self._events), look_again=self._begins and unsure and self._turns < LOOKS)
 
     def _observations(self, poses: Sequence[RelativePose]) -> tuple[list[Observation], dict[Track, Observation]]:
-        """Everybody who was seen, once each, and who each track's place shows."""
+        """One observation for each person who was seen, and the observation at each track's predicted position."""
         assert self._frame is not None
         found = []
         for pose in poses:
@@ -242,7 +242,7 @@ class PeopleTracker:
             try:
                 box = box_from_joints(pose.joints)
                 box.clip(self._frame.width, self._frame.height)
-            except GeometryError:  # its joints enclose nothing, or lie outside the picture: no person
+            except GeometryError:  # its joints enclose nothing, or are outside the picture: no person
                 continue
             if isinstance(who, Detection) and box.iou(who.box) < DETECTION_AGREEMENT:
                 continue
@@ -267,14 +267,14 @@ class PeopleTracker:
         return apart, {track: observation for observation in apart for track in observation.expected_by}
 
     def _match(self, tracks: Sequence[Track], observations: Sequence[Observation], now: float) -> dict[Track, Observation]:
-        """The likeliest way in which the tracks' people are those who were seen."""
+        """The most likely assignment of the observations to the tracks."""
         if not tracks or not observations:
             return {}
         costs = np.array([track.costs(observations, now, self._alike) for track in tracks])
         return {tracks[row]: observations[column] for row, column in assign(costs, UNLIKELY)}
 
     def _merge(self, matches: dict[Track, Observation], at_expected: dict[Track, Observation], now: float) -> None:
-        """Where one person has two tracks, the older stays."""
+        """Merge two tracks of one person into the older one."""
         for track, observation in at_expected.items():
             other = next((t for t, s in matches.items() if s is observation), None)
             if other is None or track in matches or track not in self._tracks or None in (track.track_id, other.track_id):
@@ -289,7 +289,7 @@ class PeopleTracker:
             self._tracks.remove(second)
 
     def _miss(self, track: Track, at_expected: dict[Track, Observation], matches: dict[Track, Observation], now: float) -> None:
-        """A track's person is not seen in this frame."""
+        """Record that a track's person is not seen in this frame."""
         if track.missed_s is None:
             track.missed_s = now
         if track.track_id is None or track.told_lost or now - track.seen_s < LOST_AFTER_S:
@@ -314,7 +314,7 @@ class PeopleTracker:
         return "nobody is seen there"
 
     def _is_apart(self, observation: Observation, matches: Mapping[Track, Observation], now: float) -> bool:
-        """Whether somebody who was seen is clearly another person than all who are known."""
+        """Whether an observation clearly shows another person than all known tracks."""
         for track in self._tracks:
             if track.track_id is not None and matches.get(track) is not observation:
                 joints = matches[track].pose.joints if track in matches else track.expected_joints(now)
@@ -323,7 +323,7 @@ class PeopleTracker:
         return True
 
     def _admit(self, matches: dict[Track, Observation], found_again: Mapping[Track, float], now: float) -> None:
-        """Number the newcomers whom a second observation confirms; where there is no room for all, follow the nearest."""
+        """Give track ids to newcomers whom a second observation confirms; if there are too many, to the nearest."""
         born = {
             track
             for track, observation in matches.items()
@@ -348,7 +348,7 @@ class PeopleTracker:
         self._note_together(born, now)
 
     def _note_together(self, born: Collection[Track], now: float) -> None:
-        """Keep in mind who was never seen apart from whom."""
+        """Record which people were never seen apart."""
         joints = {track: track.expected_joints(now) for track in self._tracks if track.track_id is not None}
         for track, own in joints.items():
             others = joints.keys() - {track} if track in born else joints.keys() & track.together

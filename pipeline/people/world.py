@@ -50,18 +50,20 @@ LEAST_SCORE = 0.3
 BENT = math.cos(math.radians(35.0))
 """Cosine of the largest bend, at the hips or at both knees, at which a body is used for the up direction."""
 
-# Standard deviations. The body's direction, rad: of one sample, of a person, and of all alike, as the network's depths are
-# too shallow (seen from 20 degrees above, bodies are read as from 13); to the side, where depths do not matter, all are surer.
+# Standard deviations. The body's direction, rad: of one sample, of one person, and of all people together, because the
+# network's depths are too shallow (bodies seen from 20 degrees above look as from 13). To the side depths do not matter, so it
+# is smaller.
 _SAMPLE, _PERSON, _ALL, _ALL_SIDE = math.radians(8), math.radians(4), math.radians(7), math.radians(1.5)
 _PRIOR, _PRIOR_SIDE = math.radians(30), math.radians(12)
-# The logarithm of a depth: of one sample (which is not independent of the next), and of a person, whose size it hangs on.
+# The logarithm of a depth: of one sample (which is not independent of the next), and of a person, because it depends on the
+# size.
 _DEPTH, _SIZE = 0.12, 0.08
 _FIELD_OF_VIEW = 0.15
-_PRIOR_HEIGHT_MM, _PRIOR_HEIGHT = 2000.0, 1.5  # the logarithm's: anything from a table's edge to a lamp post
+_PRIOR_HEIGHT_MM, _PRIOR_HEIGHT = 2000.0, 1.5  # of the logarithm: anything from a table's edge to a lamp post
 
 _NEAREST_MM = 300.0
 _STEPS, _SETTLED = 12, 1e-6
-_FLATTEST = 0.02  # a foot lies at least so far under the horizon, as a slope
+_FLATTEST = 0.02  # a foot is at least this far below the horizon, as a slope
 
 SCALE_S = 1.0
 """Time constant of a person's size, s: jumps are shorter."""
@@ -79,16 +81,16 @@ times, and a person who stays for long does not outvote everybody who passes."""
 
 @dataclass(frozen=True)
 class _Sample:
-    """What one person in one frame tells.
+    """The measurements of one person in one frame.
 
     Attributes:
-        track_id: whose it is.
-        axis: [3] the unit direction from the ankles to the neck, or NaN where the body is bent.
-        ray: [3] the lower ankle's direction in camera axes, z = 1, or NaN where it is not seen.
-        log_depth: the natural logarithm of that ankle's depth by the lengths of bones, mm.
+        track_id: the person.
+        axis: [3] the unit direction from the ankles to the neck, or NaN if the body is bent.
+        ray: [3] the lower ankle's direction in camera axes, z = 1, or NaN if it is not visible.
+        log_depth: the natural logarithm of that ankle's depth from bone lengths, mm.
         ends: [2, 3] directions in camera axes, z = 1, of the middle of the ankles and of the neck.
-        behind_mm: how much farther than the middle of the ankles that ankle is.
-        count: how many samples it stands for: itself and those of its track that were dropped.
+        behind_mm: how much farther away that ankle is than the middle of the ankles.
+        count: number of samples that it represents: itself and dropped ones of its track.
     """
 
     track_id: int
@@ -102,11 +104,11 @@ class _Sample:
 
 @dataclass
 class _Size:
-    """How a person's depth compares with where the feet stand.
+    """The factor between a person's depth and the depth at which the feet stand.
 
     Attributes:
         log_scale: smoothed logarithm of the factor.
-        time_s: of the last frame that showed it.
+        time_s: time of the last frame that showed it.
     """
 
     log_scale: float
@@ -128,7 +130,7 @@ class WorldEstimator:
     true_camera: bool = True
 
     def __post_init__(self) -> None:
-        """Find the joints that are looked at."""
+        """Find the joints that are used."""
         index = {name: i for i, name in enumerate(self.joint_set.joints)}
         self._neck = index["Neck"] if "Neck" in index else index["Thorax"]
         self._legs = [[index[f"{side}_{joint}"] for joint in ("Hip", "Knee", "Ankle")] for side in "LR"]
@@ -155,7 +157,7 @@ class WorldEstimator:
             person's feet on the floor: 1 if they have not been seen.
         """
         if time_s < self._seen_s or any(event.kind is TrackEventKind.CUT for event in events):
-            self._begin()  # another take: the camera may stand anywhere
+            self._begin()  # another take: the camera may be anywhere
         self._seen_s = time_s
         seen = [pose for pose in poses if not pose.cut_by_edge and pose.scores[self._needed].min() >= LEAST_SCORE]
         for pose in seen:
@@ -181,7 +183,7 @@ class WorldEstimator:
     # One person.
 
     def _look(self, pose: Pose, camera: Intrinsics) -> _Sample | None:
-        """What a pose with visible feet tells, or None where it has no sound depth."""
+        """The measurements from a pose with visible feet, or None if it has no reliable depth."""
         relative = np.column_stack([pose.joints_px, pose.joints_mm[:, 2] - pose.joints_mm[self.joint_set.root, 2]])
         depth_mm = root_depth_from_bones_mm(camera, relative, np.ones(len(relative), np.bool_), self.joint_set)
         if depth_mm is None:
@@ -202,7 +204,7 @@ class WorldEstimator:
         return _Sample(pose.track_id, axis, foot / foot[2], math.log(foot[2]), ends, float(foot[2] - ankles[2]))
 
     def _resize(self, time_s: float, poses: Sequence[Pose]) -> None:
-        """Follow the sizes of the people whose feet are seen."""
+        """Update the sizes of the people whose feet are visible."""
         up, ankle_mm = self._world.up, self._world.height_mm - ANKLE_MM
         for pose in poses if ankle_mm > 0 else ():
             root_mm = float(pose.joints_mm[self.joint_set.root, 2])
@@ -210,7 +212,8 @@ class WorldEstimator:
             below_mm, foot_mm = -float(up @ foot), float(foot[2])
             if below_mm <= _FLATTEST * foot_mm:
                 continue
-            # Where the foot's line of sight meets the plane of standing ankles, less the foot's own depth from the pelvis.
+            # The depth at which the foot's line of sight meets the plane of standing ankles, less the foot's depth from the
+            # pelvis.
             depth_mm = ankle_mm * foot_mm / below_mm - (foot_mm - root_mm)
             wanted = math.log(min(max(depth_mm / root_mm, SCALES[0]), SCALES[1]))
             size = self._sizes.get(pose.track_id)
@@ -221,10 +224,10 @@ class WorldEstimator:
                 size.time_s = time_s
         self._sizes = {track_id: size for track_id, size in self._sizes.items() if time_s - size.time_s <= FORGET_S}
 
-    # All of them.
+    # All people.
 
     def _unseen(self) -> World:
-        """The world while nobody's feet have been seen."""
+        """The world before any feet have been seen."""
         given = self.given
         if given.world is not None:
             return given.world
@@ -237,7 +240,7 @@ class WorldEstimator:
         )
 
     def _assume(self, poses: Sequence[Pose]) -> None:
-        """Take the floor to be under the lowest joint of the people, who are all cut by the edge or hardly seen."""
+        """Assume the floor under the lowest joint of the people, who are all cut by the edge or hardly visible."""
         up = self._world.up
         lowest = max(float((-pose.joints_mm @ up).max()) for pose in poses)
         if lowest > (self._lowest or 0.0):
@@ -264,16 +267,16 @@ class WorldEstimator:
 
 
 class _Fit:
-    """The upward direction, and the height over the plane of the ankles, that fit samples best.
+    """The up direction, and the height above the plane of the ankles, that fit samples best.
 
     Args:
-        samples: what people told.
-        up: the direction where it is known.
-        height_mm: the height where it is known.
+        samples: the measurements.
+        up: the up direction, if known.
+        height_mm: the height, if known.
 
     Attributes:
-        up: [3] in camera axes.
-        height_mm: over the plane in which ankles stand.
+        up: [3] the up direction in camera axes.
+        height_mm: the height above the plane of standing ankles.
         tilt_error: standard deviation of `up`, rad.
         log_error: standard deviation of the height's logarithm.
     """
@@ -303,20 +306,21 @@ class _Fit:
             self._measure_height()
 
     def _median_axis(self) -> Array:
-        """The middle of the bodies' directions: it moves to where the most of them are."""
+        """The median of the bodies' directions, which is close to most of them."""
         axes = self._axes[self._axes_seen]
         middle = _unit(np.median(axes, axis=0))
         return middle if middle @ up_of(0.0, 0.0) > 0.2 else up_of(0.0, 0.0)
 
     def _measure_height(self) -> None:
-        """Take the height from bodies that are not bent: how large they are in the picture, standing along `up`.
+        """Compute the height from the sizes in the picture of bodies that are not bent, assuming that they stand along `up`.
 
-        From above, the lengths of bones put people too far away, as the network reads their depths too shallow. That changes
-        no direction, as it is much the same for all feet, but the height.
+        In views from above, bone lengths place people too far away, because the network's depths are too shallow. As this is
+        much the same for all feet, it changes the height but not the direction.
         """
         ankles, necks = self._ends[:, 0], self._ends[:, 1]
         a, b, c = (ankles**2).sum(axis=1), (necks**2).sum(axis=1), (ankles * necks).sum(axis=1)
-        # The nearest points of two lines of sight that are a body's length apart along `up`: the least squares' solution.
+        # Points on two lines of sight that are a body's length apart along `up`, as closely as possible: the least-squares
+        # solution.
         apart = np.maximum(a * b - c * c, 1e-9)
         depths = UPRIGHT_MM * (c * (necks @ self.up) - b * (ankles @ self.up)) / apart + self._behind
         slopes = -self._rays @ self.up
@@ -328,10 +332,10 @@ class _Fit:
             self.height_mm = math.exp(float(np.average(medians, weights=np.minimum(counts[seen], WATCHED_S / SAMPLE_S))))
 
     def _step(self) -> float:
-        """One step of Gauss and Newton, with weights from the residuals; sets the errors by the way.
+        """One Gauss-Newton step, with weights from the residuals; also sets the errors.
 
         Returns:
-            How far it went: the largest of the changes of `up`, rad, and of the height's logarithm.
+            Size of the step: the largest of the changes of `up`, rad, and of the height's logarithm.
         """
         basis = _across(self.up)  # [2, 3]: to the side, and along the line of sight
         hessian, gradient = np.zeros((3, 3)), np.zeros(3)
@@ -355,7 +359,7 @@ class _Fit:
         return float(np.abs(step).max())
 
     def _add_axes(self, basis: Array, hessian: Array, gradient: Array) -> None:
-        """Bodies are upright on average: all of them together are one measurement."""
+        """Add the measurement that bodies are upright on average: all of them together are one measurement."""
         if not self._axes_seen.any():
             return
         axes, tracks = self._axes[self._axes_seen], self._tracks[self._axes_seen]
@@ -364,7 +368,7 @@ class _Fit:
         behind = axes @ self.up <= 0
         weights[behind] = 0
         of_person = np.bincount(tracks, weights, self._people)
-        weights /= 1 + of_person[tracks] * (_PERSON / _SAMPLE) ** 2  # so that a person counts once, however long it stays
+        weights /= 1 + of_person[tracks] * (_PERSON / _SAMPLE) ** 2  # so that a person counts once, however long they stay
         total = float(weights.sum())
         if total <= 0:
             return
@@ -375,7 +379,8 @@ class _Fit:
             gradient[k] -= mean[k] / variance
 
     def _add_feet(self, basis: Array, hessian: Array, gradient: Array) -> None:
-        """Ankles are in a plane: log depth + log size + log slope = log height; the people's sizes are eliminated."""
+        """Add the ankles, which are in a plane: log depth + log size + log slope = log height; the people's sizes are
+        eliminated."""
         slopes = -self._rays @ self.up
         usable = slopes > _FLATTEST
         if not usable.any():
@@ -393,9 +398,9 @@ class _Fit:
 
 
 def _thinned(samples: Sequence[_Sample]) -> list[_Sample]:
-    """Drop every second sample of each track, which the one before it then stands for, and the oldest beyond the limit."""
+    """Drop every second sample of each track, adding its count to the one before it, and the oldest beyond the limit."""
     kept: list[_Sample] = []
-    waiting: dict[int, int] = {}  # of each track the kept sample, by its place, that has no dropped one yet
+    waiting: dict[int, int] = {}  # by track, index of the kept sample to which no dropped one has been added yet
     for sample in samples:
         place = waiting.pop(sample.track_id, None)
         if place is None:

@@ -23,9 +23,9 @@ class LiveClock:
     def __init__(self) -> None:
         self._first: float | None = None  # arrival of the first picture
         self._offset: float | None = None  # from the stream's clock to `time_s`
-        self._last = -1.0  # time_s of the picture before
+        self._last = -1.0  # `time_s` of the previous picture
         self._arrived = 0.0  # when it arrived
-        self._stream: float | None = None  # its time by the stream's clock
+        self._stream: float | None = None  # its time on the stream's clock
 
     def connect(self) -> None:
         """A new connection: the stream's clock may have been reset."""

@@ -17,11 +17,11 @@ ANY_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__versio
 """Keywords of `av.open` that accept titles in an old encoding. From version 19 on PyAV accepts them and refuses the keyword."""
 
 _CUDA = "cuda"
-"""FFmpeg's name for NVDEC's pictures and for what gives them."""
+"""FFmpeg's name for NVDEC's pictures and for the device that decodes them."""
 
 
 class Decode(str, Enum):
-    """Who decodes videos."""
+    """What decodes videos."""
 
     CPU = "cpu"
     NVDEC = "nvdec"
@@ -63,6 +63,6 @@ def why_no_nvdec() -> str | None:
 
 
 def _accelerator() -> HWAccel:
-    # In a CUDA context of its own. FFmpeg refuses the primary one, which engines use, unless nobody has it yet, and then makes
-    # whoever waits for the GPU sleep.
+    # In a CUDA context of its own. FFmpeg accepts the primary one, which engines use, only if nothing uses it yet, and then
+    # makes every thread that waits for the GPU sleep.
     return HWAccel(_CUDA, allow_software_fallback=True)

@@ -72,7 +72,7 @@ def why_broken(error: av.FFmpegError | None, place: Place, silent_s: float, read
 
 
 def _of_answer(error: av.FFmpegError) -> str | None:
-    """What a server, or the library, said plainly."""
+    """The reason given by a server or the library, if it is clear."""
     if isinstance(error, (av.HTTPUnauthorizedError, av.HTTPForbiddenError)):
         return "wrong password: the server refuses this user and password: check both, and the camera's list of users"
     if isinstance(error, av.HTTPNotFoundError):
@@ -116,7 +116,7 @@ def _of_network(host: str, port: int) -> str | None:
 
 
 def _of_tls(host: str, port: int, ca: str | None) -> str | None:
-    """Why TLS fails, or None if it does not."""
+    """Why TLS fails, or None if it works."""
     try:
         context = ssl.create_default_context()
         if ca is not None:
@@ -132,6 +132,6 @@ def _of_tls(host: str, port: int, ca: str | None) -> str | None:
             f"in a network that you trust"
         )
     except TimeoutError:
-        return None  # mute
+        return None  # no answer
     except OSError:
         return "TLS: no encrypted connection can be made: check that this port uses TLS"

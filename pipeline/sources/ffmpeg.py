@@ -122,7 +122,7 @@ class FfmpegConnection:
             self.close()
             raise
         name = self._container.format.name
-        # FFmpeg delivers HLS by whole segments; and a file behind a server as fast as it can.
+        # FFmpeg delivers HLS in whole segments, and a file from a server as fast as it can.
         length = self._container.duration
         self._ends = camera.ends and length is not None and length > 0
         self.paced = "hls" in name or self._ends
@@ -190,12 +190,12 @@ class FfmpegConnection:
             try:
                 pictures = packet.decode()
             except av.FFmpegError:
-                if begun:  # a stream that is joined half way cannot be decoded before its first whole picture
+                if begun:  # a stream joined in the middle cannot be decoded before its first complete picture
                     damaged_since = damaged_since or time.monotonic()
                     yield _DAMAGED
                 continue
             for picture in pictures:
-                if picture.is_corrupt:  # a decoder conceals damage by guessing: guessed pictures are no data
+                if picture.is_corrupt:  # decoders conceal damage by guessing, and guessed pictures are not data
                     damaged_since = damaged_since or time.monotonic()
                 elif picture.key_frame or (damaged_since and time.monotonic() - damaged_since > DAMAGE_LASTS_S):
                     damaged_since = None

@@ -59,7 +59,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack_from(">HH", data, at + 3)
             return width, height
-        if marker != 0x01 and not 0xD0 <= marker <= 0xD8:  # those stand alone
+        if marker != 0x01 and not 0xD0 <= marker <= 0xD8:  # these have no length
             at += struct.unpack_from(">H", data, at)[0]
     raise ValueError("no size")
 
@@ -89,7 +89,7 @@ def _bmp_size(data: bytes) -> tuple[int, int]:
 
 def _jpeg2000_size(data: bytes) -> tuple[int, int]:
     at = 0
-    while data[at : at + 2] != b"\xff\x4f":  # boxes, until the one that begins with the codestream's first marker
+    while data[at : at + 2] != b"\xff\x4f":  # skip boxes up to the one that begins with the codestream's first marker
         size, kind = struct.unpack_from(">I4s", data, at)
         if size == 1:
             (size,) = struct.unpack_from(">Q", data, at + 8)

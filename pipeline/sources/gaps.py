@@ -53,7 +53,7 @@ class Gap:
         self._packets_count = packets_count  # whether every lost frame has left a packet
         self._last: Fraction | None = None
         self._damaged: str | None = None  # the latest reason
-        self._told = 0  # frames of this stretch that are counted already
+        self._told = 0  # frames of this gap that have already been counted
 
     def open(self, reason: str) -> None:
         """Begin a gap, or continue the current one."""

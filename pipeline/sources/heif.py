@@ -50,8 +50,8 @@ def is_sequence(head: bytes) -> bool:
 @dataclass
 class _Item:
     kind: bytes = b""
-    extents: list[tuple[int, int]] = field(default_factory=list)  # begin and length in the file; a length of 0 is up to the end
-    inline: bool = False  # in the `idat` box in place of the file
+    extents: list[tuple[int, int]] = field(default_factory=list)  # start and length in the file; length 0: to the end
+    inline: bool = False  # in the `idat` box, not elsewhere in the file
     properties: list[tuple[bytes, memoryview]] = field(default_factory=list)
     references: dict[bytes, list[int]] = field(default_factory=dict)
 
@@ -178,14 +178,14 @@ def _decode_tile(codec: str, configuration: bytes, data: bytes, full_range: bool
     if len(frames) != 1 or frames[0].is_corrupt:
         raise ValueError("a tile is damaged")
     frame = frames[0]
-    # What neither the file nor the stream says is full range (MIAF, 7.3.6.4).
+    # If neither the file nor the stream declares a range, it is full range (MIAF, 7.3.6.4).
     if full_range is not None or frame.color_range == 0:
         frame.color_range = 1 if full_range is False else 2
     return np.asarray(frame.to_ndarray(format="bgr24", threads=1), np.uint8)
 
 
 def _boxes(data: bytes, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, begin and end of each box's body between two places."""
+    """Kind, start and end of the body of each box between two positions."""
     while begin + 8 <= end:
         size, kind = struct.unpack_from(">I4s", data, begin)
         body = begin + 8
@@ -207,7 +207,7 @@ class _Numbers:
         self._at = at
 
     def take(self, size: int) -> int:
-        """The next number of so many bytes; 0 for no bytes."""
+        """The next number, of `size` bytes; 0 if `size` is 0."""
         self._at += size
         if self._at > len(self._data):
             raise ValueError("it is cut short")
@@ -219,7 +219,7 @@ class _Numbers:
 
 
 def _items(data: bytes) -> tuple[dict[int, _Item], int, tuple[int, int]]:
-    """A file's items by number, which of them is the primary one, and where the body of its `idat` box stands."""
+    """A file's items by number, the number of the primary one, and the position of the body of its `idat` box."""
     outer = {kind: (begin, end) for kind, begin, end in _boxes(data, 0, len(data))}
     if b"meta" not in outer:
         raise ValueError("it holds no picture")

@@ -93,7 +93,7 @@ def read_options(text: str, known: Sequence[str], shown: str, asked: Sequence[tu
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             more = f": did you mean {near[0]}?" if near else ""
-            received = name if (name, value) in asked else "another one"  # what stands in an address may be a password
+            received = name if (name, value) in asked else "another one"  # text in an address may be a password
             among = f"options of {shown} among {', '.join(known)}" if known else f"no options of {shown}"
             raise SourceError(f"expected {among}, received {received}{more}")
         field, how, read = _READ[name]

@@ -43,8 +43,8 @@ class Orientation:
         Source: the ISO base media file format (ISO/IEC 14496-12), the track header's matrix.
         """
         try:
-            side_data: Any = picture.side_data  # a mapping, which PyAV's stubs describe in as many ways as it has versions
-        except ValueError:  # FFmpeg knows kinds of side data that PyAV doesn't; the angle is had without, a mirroring is not
+            side_data: Any = picture.side_data  # a mapping, which the stubs of each PyAV version describe differently
+        except ValueError:  # PyAV doesn't know all kinds of side data; without them it has the angle, but no mirroring
             return cls.turned(round(picture.rotation / 90))
         matrix = side_data.get(SideDataType.DISPLAYMATRIX)
         if matrix is None:

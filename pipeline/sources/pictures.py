@@ -80,7 +80,7 @@ class AnimatedWebpSource(FileSource):
             for frame in webp.frames(self._data):
                 count, total_ms = count + 1, total_ms + frame.duration_ms
         except ValueError:
-            pass  # told when it is reached
+            pass  # reported when it is reached
         rate = 1000 * count / total_ms if total_ms else None
         self.info = SourceInfo(path.name, False, width, height, frame_rate=rate, frame_count=count)
         super().__init__()
@@ -135,7 +135,7 @@ def size_of(data: bytes, path: Path) -> tuple[int, int]:
             raise ValueError("it is damaged, or of another format")
         width, height = known.size(data)
     except MALFORMED as error:
-        # Only a ValueError of our own is a reason; others say how Python failed.
+        # Only our own ValueErrors contain a reason; others describe how Python failed.
         reason = str(error) if type(error) is ValueError else "it is damaged"
         raise SourceError(f"expected a picture, but {path} cannot be read as one: {reason}") from error
     check_size(width, height, path)
@@ -171,7 +171,7 @@ def _read_heif(data: bytes) -> NDArray[np.uint8]:
 
 
 def _heif_orientations(picture: heif.HeifPicture) -> list[Orientation]:
-    """How it is turned, one after another: as the file says, or where it says nothing, as its EXIF data does."""
+    """The rotations and flips to apply, in order: from the file or, if it has none, from its EXIF data."""
     if picture.turns:
         return [Orientation.turned(n) if kind == "turn" else Orientation(flip=n) for kind, n in picture.turns]
     try:

@@ -31,12 +31,12 @@ class PresentationClock:
     def __init__(self, step: Fraction, second: Fraction) -> None:
         self._step = step
         self._jump = max(second, _REORDERED * step)
-        self._offsets = [Fraction(0)]  # by which the stamps of each part are moved
-        self._known: list[Fraction] = []  # announced stamps later than the picture before, moved and sorted
-        self._announced: tuple[Fraction, Fraction] | None = None  # the largest stamp of this part: as it is, and moved
-        self._shown: Fraction | None = None  # the largest stamp of a picture of its part, as it is
+        self._offsets = [Fraction(0)]  # the offset added to the stamps of each part
+        self._known: list[Fraction] = []  # announced stamps after the previous picture, with the offset, sorted
+        self._announced: tuple[Fraction, Fraction] | None = None  # the largest stamp of this part: without and with the offset
+        self._shown: Fraction | None = None  # the largest stamp of a picture of its part, without the offset
         self._part = 0  # that part
-        self._last: Fraction | None = None  # time of the picture before
+        self._last: Fraction | None = None  # time of the previous picture
         self._grew = True  # whether packets' stamps have only ever grown
         self._decoding_order = False
 
@@ -84,12 +84,12 @@ class PresentationClock:
             self._decoding_order = True
         if not (self._decoding_order and self._grew):
             return time
-        if key:  # what was decoded before it has been shown before it: stamps that are left belong to pictures that never came
+        if key:  # all earlier pictures have been shown: stamps that are left belong to pictures that never came
             del self._known[: bisect.bisect_left(self._known, time)]
         return self._known[0] if self._known else time
 
     def _invented_time(self) -> Fraction:
-        """After the picture before and before the next stamp that is known."""
+        """A time after the previous picture and before the next known stamp."""
         following = self._known[0] if self._known else None
         if self._last is None:
             return Fraction(0) if following is None else following - self._step

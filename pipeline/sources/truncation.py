@@ -87,7 +87,7 @@ class FilePart(io.RawIOBase):
 
 
 def _box_ends(file: IO[bytes], size: int) -> Iterator[int]:
-    """Where the outermost boxes of an ISO file end, by their own statements; the last may be behind the file's end."""
+    """The declared ends of the outermost boxes of an ISO file; the last may be beyond the end of the file."""
     file.seek(4)
     if file.read(4) not in _ISO_KINDS:
         return
@@ -95,20 +95,20 @@ def _box_ends(file: IO[bytes], size: int) -> Iterator[int]:
     while at < size:
         file.seek(at)
         box = file.read(16)
-        if len(box) < 8:  # cut inside a box's head
+        if len(box) < 8:  # cut inside a box's header
             yield size + 1
             return
         box_size = int.from_bytes(box[:4], "big")
         if box_size == 1:
             box_size = int.from_bytes(box[8:16], "big")
-        if box_size < 8:  # 0: the last box, up to the end of the file, wherever that is
+        if box_size < 8:  # 0: the last box, which extends to the end of the file
             return
         at += box_size
         yield at
 
 
 def _ebml_size(data: bytes, at: int) -> tuple[int, int]:
-    """The size that is written at `at`, and the place behind it; all ones, which mean unknown, are not told apart."""
+    """The size stored at `at`, and the position after it; all ones, which mean unknown, are not treated separately."""
     first = data[at] if at < len(data) else 0
     length = 9 - first.bit_length()
     return int.from_bytes(data[at : at + length], "big") & ((1 << 7 * length) - 1), at + length

@@ -41,7 +41,7 @@ def open_rtp(uri: str, opening: Opening) -> Source:
     parsed = _parse(uri)
     options = read_options(parsed.options, ("codec", "latency", "flip"), parsed.shown(), opening.options)
     number, name = _RTP_NAMES[options.codec or "h264"]
-    host = parsed.host or "0.0.0.0"  # what is sent to any address of this machine
+    host = parsed.host or "0.0.0.0"  # accepts data for any address of this machine
     six = "IP6" if ":" in host else "IP4"
     description = (
         f"v=0\r\no=- 0 0 IN {six} {host}\r\ns=-\r\nc=IN {six} {host}\r\nt=0 0\r\n"

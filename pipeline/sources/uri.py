@@ -34,7 +34,7 @@ def without_password(uri: str | Path) -> str:
     kept = scheme[0] if scheme else ""
     at = uri.rfind("@")
     if at >= 0 and ":" in uri[:at]:
-        # The last @ may also stand inside a secret parameter, whose rest must not pass for the host.
+        # The last @ may also be inside a secret parameter, the rest of which must not be taken for the host.
         if any(found.start(1) <= at < found.end(1) for found in _SECRET.finditer(uri)):
             _, more, rest = uri[at:].partition("&")
             uri = f"{kept}***{more}{rest}"
@@ -76,7 +76,7 @@ class NetworkUri:
         Raises:
             SourceError: its port is not a number, or there are characters in it that no address has.
         """
-        if not uri.isprintable():  # nor does a lone surrogate have bytes that could be sent
+        if not uri.isprintable():  # a lone surrogate has no bytes that could be sent either
             raise SourceError(
                 f"expected an address of printable characters, received {show(without_password(uri))}: "
                 "percent-encode the others"
@@ -84,7 +84,7 @@ class NetworkUri:
         scheme, rest = uri.split("://", 1)
         end = re.search(r"[/?]|$", rest)
         at = rest.rfind("@", 0, end.start() if end else None)
-        if at < 0 and re.match(r"[^\[/?:]*:(?!\d*(?:[/?#]|$))", rest):  # what follows the colon is no port: a password with a /
+        if at < 0 and re.match(r"[^\[/?:]*:(?!\d*(?:[/?#]|$))", rest):  # no port after the colon: a password with a /
             at = rest.rfind("@")
         user, _, password = rest[: max(at, 0)].partition(":")
         rest, _, options = rest[at + 1 :].partition("#")

@@ -126,7 +126,7 @@ def modes_of(path: str) -> tuple[Mode, ...]:
                 kind, width, second, _, _, height = struct.unpack_from("=6I", size, 8)
                 if kind == _DISCRETE:
                     height = second
-                else:  # a range: smallest, largest and step of the width, then of the height; the largest is told
+                else:  # a range: smallest, largest and step of the width, then of the height; the largest is reported
                     width = second
                 modes.append(Mode(code, width, height, tuple(_rates(file, pixels, width, height))))
         return tuple(modes)
@@ -137,15 +137,15 @@ def modes_of(path: str) -> tuple[Mode, ...]:
 def _rates(file: int, pixels: int, width: int, height: int) -> list[float]:
     rates = set()
     for answer in _ask(file, _ENUM_INTERVALS, struct.pack("=III", pixels, width, height)):
-        numerator, denominator = struct.unpack_from("=II", answer, 20)  # of a range its shortest interval
+        numerator, denominator = struct.unpack_from("=II", answer, 20)  # for a range, its shortest interval
         if numerator:
             rates.add(round(denominator / numerator, 3))
     return sorted(rates, reverse=True)
 
 
 def _ask(file: int, request: tuple[int, int], after_index: bytes) -> Iterator[bytes]:
-    """The answers of a driver to one of its enumerations, from number 0 until it has no more."""
-    import fcntl  # Linux's
+    """The answers of a driver to an enumeration, from number 0 until there are no more."""
+    import fcntl  # Linux only
 
     number, size = request
     code = 3 << 30 | size << 16 | ord("V") << 8 | number  # _IOWR('V', number, size)

@@ -102,9 +102,9 @@ class VideoSource(FileSource):
         self._time_base = self._stream.time_base or Fraction(1, 90_000)
         self._step = 1 / ((rate or _ASSUMED_FRAME_RATE) * self._time_base)
         self._clock = PresentationClock(self._step, 1 / self._time_base)
-        self._seen = 0  # packets of an AVI, those that are missing included
-        self._shift = 0  # by which their numbers are too low
-        self._numbers: dict[int, int] | None = None  # of an AVI's packets, by their places in the file
+        self._seen = 0  # packets of an AVI, including missing ones
+        self._shift = 0  # the amount by which their numbers are too low
+        self._numbers: dict[int, int] | None = None  # numbers of an AVI's packets by their positions in the file
         self._gap = Gap(self._step, packets_count=self._container.format.name not in _PACKETS_VANISH)
         super().__init__()
         self._decoded = self._decode()
@@ -157,7 +157,7 @@ class VideoSource(FileSource):
                 index += 1
 
     def _decode(self) -> Generator[_Picture | Loss, None, None]:
-        """The pictures in the order in which they are shown; where the stream breaks, SourceError or a Loss."""
+        """The pictures in display order; SourceError or a Loss where the stream breaks."""
         gap, decoder = self._gap, self._stream.codec_context
         count = lost = 0
         for packet in self._packets():
@@ -179,7 +179,7 @@ class VideoSource(FileSource):
                 pictures = self._held_back()
                 gap.open(_reason(error))
             for picture in pictures:
-                if picture.is_corrupt:  # a decoder conceals damage by guessing: guessed pictures are no data
+                if picture.is_corrupt:  # decoders conceal damage by guessing, and guessed pictures are not data
                     if not self._skips:
                         raise self._broken(count, _DAMAGED)
                     gap.open(_DAMAGED)
@@ -188,7 +188,7 @@ class VideoSource(FileSource):
                     gap.packets += 1
                     continue
                 item = self._timed(picture)
-                if error is None and not picture.key_frame and gap.misses(item.time):  # it may need what is missing
+                if error is None and not picture.key_frame and gap.misses(item.time):  # it may depend on missing pictures
                     gap.open(_DAMAGED)
                     gap.awaits_key_picture = True
                     gap.packets += 1
@@ -217,10 +217,11 @@ class VideoSource(FileSource):
         yield gap.at_end(gap.reason) if missing is None else Loss(gap.reason, missing)
 
     def _packets(self) -> Generator[Packet[VideoStream] | av.FFmpegError, None, None]:
-        """The stream's packets, the last one empty; an FFmpegError in place of one that came incomplete or cannot be read.
+        """The stream's packets, the last one empty; an FFmpegError in place of one that is incomplete or cannot be read.
 
-        In transport streams the mark may stand on the packet before. Where a key frame follows, it is the seam of streams that
-        were put together, and no damage. MPEG program streams mark whole pictures beside a broken one: there the decoder tells.
+        In transport streams the previous packet may be marked as corrupt instead. If a key frame follows, this is the seam
+        between joined streams, not damage. MPEG program streams also mark complete pictures next to a damaged one, so there
+        the decoder decides.
         """
         trusted = self._container.format.name != "mpeg"
         demuxed = self._container.demux(self._stream)
@@ -233,7 +234,7 @@ class VideoSource(FileSource):
                     packet = next(demuxed, None)
                 except av.FFmpegError as error:
                     ahead.append(error)
-                    ended = failed or not self._skips  # twice in a row: nothing follows
+                    ended = failed or not self._skips  # twice in a row: there are no more packets
                     failed = True
                     demuxed = self._container.demux(self._stream)
                     continue
@@ -269,10 +270,10 @@ class VideoSource(FileSource):
         return False
 
     def _misses(self, packet: Packet[VideoStream]) -> bool:
-        """Whether pictures are missing before a packet of an AVI; their numbers, which are its stamps, are mended.
+        """Whether pictures are missing before a packet of an AVI; corrects the packet's number, which is its stamp.
 
-        An AVI is searched for the next whole picture behind damage, so that pictures go missing without a word. Its stamps
-        number what is there, empty chunks that repeat the picture before them included. Its index has the true numbers.
+        After damage FFmpeg searches an AVI for the next complete picture, so pictures are lost without a sign. The stamps
+        number the chunks that exist, including empty ones that repeat the previous picture. The index has the true numbers.
         """
         if packet.dts is None:
             return False
@@ -296,7 +297,7 @@ class VideoSource(FileSource):
         return _Picture(picture, self._clock.show(picture.pts, key=key, bidirectional=bidirectional))
 
     def _held_back(self) -> list[VideoFrame]:
-        """The pictures before a break that the decoder still holds, waiting to put them in order."""
+        """The pictures before a break that the decoder still holds for reordering."""
         try:
             return self._stream.codec_context.decode(None)
         except av.FFmpegError:
@@ -311,7 +312,7 @@ class VideoSource(FileSource):
     def _image(self, picture: VideoFrame) -> NDArray[np.uint8]:
         check_size(picture.width, picture.height, self._path)
         try:
-            # One thread: starting more costs more than it saves. Rows of an odd width come padded.
+            # One thread: starting more costs more than it saves. Rows of an odd width are padded.
             image = np.ascontiguousarray(picture.to_ndarray(format="bgr24", threads=1), np.uint8)
         except av.FFmpegError as error:
             raise SourceError(_reason(error)) from error
@@ -319,11 +320,11 @@ class VideoSource(FileSource):
 
 
 def _open_container(path: Path, hwaccel: HWAccel | None) -> InputContainer:
-    address = f"file:{path}"  # with its protocol, as a colon in a name would else begin one
+    address = f"file:{path}"  # with its protocol, because text before a colon in a name would be taken for one
     try:
         return av.open(address, "r", options=DECODER_OPTIONS, hwaccel=hwaccel, **ANY_METADATA)
     except av.FFmpegError as error:
-        # A fragmented MP4 that ends inside a fragment's index is refused, though the fragments before it are whole.
+        # A fragmented MP4 that ends inside a fragment's index is refused, although the fragments before it are complete.
         if length := whole_length(path):
             whole = FilePart(path, length)
             try:
@@ -337,7 +338,7 @@ def _open_container(path: Path, hwaccel: HWAccel | None) -> InputContainer:
 def _choose_stream(container: InputContainer, path: Path, number: int | None) -> tuple[VideoStream, tuple[str, ...]]:
     """The stream of moving pictures to read, set to decode in the calling thread, and a note if there was a choice.
 
-    As players choose: the one marked as default, then the largest, then the first; the cover picture of a song is none.
+    As in players: the one marked as default, then the largest, then the first; a song's cover picture does not count.
     """
     no_video = Disposition.attached_pic | Disposition.timed_thumbnails
     streams = [stream for stream in container.streams.video if not stream.disposition & no_video]

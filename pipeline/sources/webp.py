@@ -49,7 +49,7 @@ def frames(data: bytes) -> Iterator[WebpFrame]:
             for name, first, last in _chunks(data, begin + 16, end)
             if name in (b"ALPH", b"VP8 ", b"VP8L")
         ]
-        size = width.to_bytes(3, "little") + height.to_bytes(3, "little")  # both less one, as they are stored
+        size = width.to_bytes(3, "little") + height.to_bytes(3, "little")  # both are stored minus one
         has_alpha = any(name in (b"ALPH", b"VP8L") for name, _ in parts)
         head = (b"VP8X", bytes([0x10 if has_alpha else 0, 0, 0, 0]) + size)
         body = b"WEBP" + b"".join(
@@ -77,7 +77,7 @@ def put_on(canvas: NDArray[np.uint8], frame: WebpFrame) -> None:
     if not frame.blends:
         place[:] = image
         return
-    # Colours are not premultiplied: each weighs as much as is seen of it.
+    # Colours are not premultiplied: each has the weight of its visible part.
     front = image[..., 3:].astype(np.float32) / 255
     back = place[..., 3:].astype(np.float32) / 255 * (1 - front)
     seen = front + back
@@ -87,7 +87,7 @@ def put_on(canvas: NDArray[np.uint8], frame: WebpFrame) -> None:
 
 
 def clear(canvas: NDArray[np.uint8], frame: WebpFrame) -> None:
-    """Make a frame's place on the canvas transparent."""
+    """Make a frame's area on the canvas transparent."""
     canvas[frame.top : frame.top + frame.height, frame.left : frame.left + frame.width] = 0
 
 
