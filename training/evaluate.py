@@ -1,11 +1,14 @@
 """Evaluates a network on fixed sets of crops that no training run ever draws.
 
-    python -m training.evaluate FILE.safetensors [--count 256] [--flip]
+    python -m training.evaluate FILE.safetensors [--count 256] [--flip] [--data FOLDER]
 
 `easy` and `hard` come from the renderer with seeds of their own; `never` has bodies, families of poses and backgrounds that
 are held out from training; `pictures` is hard, with held-out real pictures as backgrounds. Scores: MPJPE and PA-MPJPE with the
 true root depth (mm), error in the crop (px), share of joints within 0.2 torso lengths, share of left-right pairs that are
 exchanged. Joints outside the crop's volume do not count.
+
+With `--data`, the limb joints of hand-marked people in real pictures are scored, too: of those held out from training, and of
+those in the training data. The difference shows how far a network has only learned its own pictures by heart.
 """
 
 from __future__ import annotations
@@ -30,6 +33,8 @@ from convnextpose.variants import INPUT_SIZE
 from training.dataset import Crops, Renderer, mirror
 from training.losses import expectations, joints_from_shares, marginals, shares_from_joints
 from training.mixed import mixed
+from training.real import read_people
+from training.real_crops import HeldOutPeople, limb_score
 
 SETS = {"easy": (0.12, False, 0.0), "hard": (0.85, False, 0.0), "never": (0.85, True, 0.0), "pictures": (0.85, False, 1.0)}
 """Difficulty, whether only held-out bodies, poses and backgrounds are used, and the share with real pictures (held-out
@@ -132,6 +137,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=256, help="crops in each set")
     parser.add_argument("--size", type=int, default=INPUT_SIZE, help="side of the crops, px")
     parser.add_argument("--flip", action="store_true", help="average with the mirrored picture")
+    parser.add_argument("--data", type=Path, help="data folder with real people (README.md)")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = build_network(verify(arguments.weights)).to(device, memory_format=torch.channels_last)
@@ -139,6 +145,13 @@ def main() -> None:
     for name in SETS:
         crops = held_out(name, arguments.count, renderer)
         print(json.dumps({"set": name, "count": len(crops), **rounded(evaluate(network, {name: crops}, arguments.flip)[name])}))
+    if arguments.data is not None:
+        trained, kept = read_people(arguments.data)
+        sets = {"people": kept, "people trained on": [person for person in trained if person.by_hand]}
+        for name, people in sets.items():
+            crops = HeldOutPeople.of(people, arguments.size)
+            limbs = asdict(limb_score(predict(network, crops.images.to(device), arguments.flip), crops))
+            print(json.dumps({"set": name, "count": len(crops.images), **{key: round(limbs[key], 4) for key in limbs}}))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ torch = pytest.importorskip("torch")
 from convnextpose.crop import Box  # noqa: E402
 from convnextpose.errors import SourceError  # noqa: E402
 from convnextpose.skeleton import HUMAN36M  # noqa: E402
-from training import real_crops  # noqa: E402
+from convnextpose.weights import load  # noqa: E402
+from training import evaluate, real_crops  # noqa: E402
 from training.plan import Plan  # noqa: E402
 from training.real import COCO, DEPTH_WEIGHT, LIMBS, MEDIAPIPE, is_held_out, read_people, shares  # noqa: E402
 from training.real_crops import CutOuts, HeldOutPeople, RealCrops, limb_score  # noqa: E402
@@ -246,6 +247,16 @@ def test_a_run_is_judged_on_the_held_out_people(folder, monkeypatch):
     monkeypatch.setattr("training.evaluate.LOT", 4)
     figures, _ = Trainer(replace(PLAN, size=128), CPU, data=folder).judge(4)
     assert set(figures["people"]) == {"right", "median", "swaps"} and 0 <= figures["people"]["right"] <= 1
+
+
+def test_weights_are_scored_on_people_held_out_and_trained_on(folder, people, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "SETS", {})
+    monkeypatch.setattr(sys, "argv", ["evaluate", str(load("xs").safetensors), "--size", "64", "--data", str(folder)])
+    evaluate.main()
+    held_out, trained = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (held_out["set"], held_out["count"]) == ("people", len(people[1]))
+    assert (trained["set"], trained["count"]) == ("people trained on", sum(person.by_hand for person in people[0]))
+    assert held_out.keys() == trained.keys() == {"set", "count", "right", "median", "swaps"}
 
 
 def test_real_people_need_a_folder(tmp_path, monkeypatch, capsys):
