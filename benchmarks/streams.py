@@ -201,7 +201,7 @@ def measure(
     streams = []
     for number in range(count):
         source = LiveSource(
-            f"camera {number}", lambda patience, number=number: FromMemory(images, number / count, stamped=page)
+            f"camera {number}", lambda timeouts, number=number: FromMemory(images, number / count, stamped=page)
         )
         header = RunHeader(
             source.info.id, None, None, None, None, None, RootDepthSource.ASSUMED_FOV, model.info, model.describe()

@@ -31,8 +31,8 @@ from pipeline.people.detection import detections_of
 from pipeline.people.given import GivenBoxes
 from pipeline.people.tracker import KEEP_LOST_S, MAX_PEOPLE, PeopleTracker
 from pipeline.people.turned import TurnedPeople
-from pipeline.sources import Decode, OnDamage, Patience, Source, SourceInfo, open_source
-from pipeline.sources.patience import PATIENCE
+from pipeline.sources import Decode, OnDamage, Source, SourceInfo, Timeouts, open_source
+from pipeline.sources.timeouts import DEFAULT_TIMEOUTS
 from pipeline.sources.uri import scheme_of
 from pipeline.status import RunStatus
 from pipeline.stream import Stream
@@ -138,7 +138,7 @@ class RunConfig:
         live: whether files play as cameras do: in real time, newest frame only.
         loop: whether such files play in a loop.
         segment_s: length of the segments in which live sources are recorded, s, or None for one recording each.
-        patience: the timeouts of live sources.
+        timeouts: the timeouts of live sources.
         camera_options: options of every camera, as in its address: pairs of a name and a value, such as
             ("size", "1280x720"). An option in an address overrides these. For files only `flip` is allowed.
         decode: what decodes video: `cpu`, `nvdec` (an NVIDIA GPU), or `auto`: the GPU if it runs the model, too. If NVDEC is
@@ -171,7 +171,7 @@ class RunConfig:
     live: bool = False
     loop: bool = False
     segment_s: float | None = None
-    patience: Patience = PATIENCE
+    timeouts: Timeouts = DEFAULT_TIMEOUTS
     camera_options: tuple[tuple[str, str], ...] = ()
     decode: str = "auto"
 
@@ -349,7 +349,7 @@ def open_pipeline(
                 on_damage=config.on_damage,
                 live=config.live,
                 loop=config.loop,
-                patience=config.patience,
+                timeouts=config.timeouts,
                 options=config.camera_options,
                 decode=config.decoder,
             )

@@ -43,7 +43,7 @@ HASHED_AHEAD = 4
 """Files that are hashed before a worker is free for them."""
 
 NOT_SETTINGS = (
-    "sources", "model", "out", "overwrite", "trace", "threads", "views", "live", "loop", "segment_s", "patience", "boxes",
+    "sources", "model", "out", "overwrite", "trace", "threads", "views", "live", "loop", "segment_s", "timeouts", "boxes",
     "random_weights",
 )  # fmt: skip
 """Fields of a `RunConfig` that do not change an archive's results, or that it refuses."""

@@ -13,7 +13,7 @@ first frame is requested, and is waited for. It imports numpy, av, cv2, `convnex
     turned.py      rotation on request (`--flip`); orientation.py
     truncation.py  whether a file was cut short
     limits.py      the largest picture that is read
-    live.py        the base class of live sources: states, reconnecting; patience.py, clocks.py
+    live.py        the base class of live sources: states, reconnecting; timeouts.py, clocks.py
     ffmpeg.py      cameras that FFmpeg reads; options.py, failures.py, tls.py
     v4l2.py        cameras of this computer
     csi.py         a Jetson's cameras
@@ -39,17 +39,17 @@ from pipeline.sources.files import open_file, open_file_uri
 from pipeline.sources.http import open_http
 from pipeline.sources.options import read_options
 from pipeline.sources.orientation import UPRIGHT
-from pipeline.sources.patience import PATIENCE, Patience
 from pipeline.sources.replay import as_camera, open_test
 from pipeline.sources.rtsp import open_rtsp
 from pipeline.sources.source import OnDamage, Opening, Source
+from pipeline.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from pipeline.sources.turned import TurnedSource
 from pipeline.sources.udp import open_rtp, open_udp
 from pipeline.sources.uri import scheme_of, without_password
 from pipeline.sources.v4l2 import device_of, open_v4l2
 from pipeline.types import SourceInfo
 
-__all__ = ["SCHEMES", "Decode", "OnDamage", "Patience", "Source", "SourceInfo", "open_source", "without_password"]
+__all__ = ["SCHEMES", "Decode", "OnDamage", "Source", "SourceInfo", "Timeouts", "open_source", "without_password"]
 
 SCHEMES: dict[str, Callable[[str, Opening], Source]] = {
     "file": open_file_uri,
@@ -73,7 +73,7 @@ def open_source(
     on_damage: OnDamage | str = OnDamage.STOP,
     live: bool = False,
     loop: bool = False,
-    patience: Patience | None = None,
+    timeouts: Timeouts | None = None,
     options: Sequence[tuple[str, str]] = (),
     decode: Decode | str = Decode.CPU,
 ) -> Source:
@@ -92,7 +92,7 @@ def open_source(
         on_damage: whether a video ends at damage (`stop`) or goes on after it (`skip`).
         live: play a file as a camera: in real time, and frames that are not taken in time are lost.
         loop: play a file as a camera in a loop.
-        patience: the timeouts of a live source.
+        timeouts: the timeouts of a live source.
         options: options of a camera, as in its address: pairs of a name and a value, such as ("size", "1280x720"). For a file
             only `flip` is allowed: a rotation or mirroring in addition to the file's own orientation.
         decode: what decodes video: `cpu`; or `nvdec`, an NVIDIA GPU. If that is not available, the CPU decodes, and the
@@ -106,7 +106,7 @@ def open_source(
     if recorded:  # cameras turn their pictures themselves
         flip = read_options("", ("flip",), without_password(uri), [option for option in asked if option[0] == "flip"]).flip
         asked = tuple(option for option in asked if option[0] != "flip")
-    opening = Opening(stream, OnDamage(on_damage), live or loop, loop, patience or PATIENCE, asked, Decode(decode))
+    opening = Opening(stream, OnDamage(on_damage), live or loop, loop, timeouts or DEFAULT_TIMEOUTS, asked, Decode(decode))
     source = _open(uri, opening)
     return source if flip == UPRIGHT else TurnedSource(source, flip)
 

@@ -18,8 +18,8 @@ from pipeline.sources.ffmpeg import FfmpegConnection, Input
 from pipeline.sources.live import LiveSource, Lost
 from pipeline.sources.options import Options, read_options
 from pipeline.sources.orientation import UPRIGHT, Orientation
-from pipeline.sources.patience import Patience
 from pipeline.sources.source import Opening, Source
+from pipeline.sources.timeouts import Timeouts
 from pipeline.sources.uri import brief
 
 GSTREAMER = "gst-launch-1.0"
@@ -45,7 +45,7 @@ def open_csi(uri: str, opening: Opening) -> Source:
         raise SourceError(f"expected csi://0 with the camera's number, received csi://{brief(number)}")
     options = read_options(query, ("size", "rate", "flip"), f"csi://{number}", opening.options)
     name = f"csi://{number}"
-    return LiveSource(name, GstreamerCamera(name, csi_source(int(number), options)).connect, patience=opening.patience)
+    return LiveSource(name, GstreamerCamera(name, csi_source(int(number), options)).connect, timeouts=opening.timeouts)
 
 
 def csi_source(number: int, options: Options) -> list[str]:
@@ -69,7 +69,7 @@ class GstreamerCamera:
         self._name = name
         self._source = source
 
-    def connect(self, patience: Patience) -> FfmpegConnection:
+    def connect(self, timeouts: Timeouts) -> FfmpegConnection:
         """Start the process and read it.
 
         Raises:
@@ -77,7 +77,7 @@ class GstreamerCamera:
         """
         if shutil.which(GSTREAMER) is None:
             raise Lost(f"{GSTREAMER} is not installed: apt-get install gstreamer1.0-tools gstreamer1.0-plugins-good")
-        return Input(self._start, Place(self._name), format="matroska").connect(patience)
+        return Input(self._start, Place(self._name), format="matroska").connect(timeouts)
 
     def _start(self) -> _Process:
         return _Process([GSTREAMER, "-q", *self._source, "!", "matroskamux", "streamable=true", "!", "fdsink"])

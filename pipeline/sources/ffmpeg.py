@@ -26,8 +26,8 @@ from pipeline.sources.failures import Place, why_broken, why_not_opened
 from pipeline.sources.limits import DECODER_OPTIONS, check_size, decoder_options
 from pipeline.sources.live import Ended, LiveSource, Lost, Picture
 from pipeline.sources.orientation import UPRIGHT, Orientation
-from pipeline.sources.patience import Patience
 from pipeline.sources.source import Opening
+from pipeline.sources.timeouts import Timeouts
 
 _WITHOUT_STAMPS = frozenset({"mpjpeg", "mjpeg", "jpeg_pipe", "image2pipe", "h264", "hevc"})
 """Formats without time stamps of their own: FFmpeg invents 25 frames a second."""
@@ -84,36 +84,36 @@ class Input:
     def source(self, opening: Opening) -> LiveSource:
         """It as a source."""
         connect = partial(FfmpegConnection, self, decode=opening.decode)
-        return LiveSource(self.place.name, connect, patience=opening.patience, notes=decoding_notes(opening.decode))
+        return LiveSource(self.place.name, connect, timeouts=opening.timeouts, notes=decoding_notes(opening.decode))
 
-    def connect(self, patience: Patience) -> FfmpegConnection:
+    def connect(self, timeouts: Timeouts) -> FfmpegConnection:
         """Open it; the CPU decodes.
 
         Raises:
             Lost: it cannot be opened.
         """
-        return FfmpegConnection(self, patience)
+        return FfmpegConnection(self, timeouts)
 
 
 class FfmpegConnection:
     """An open camera; see `pipeline.sources.live.Connection`."""
 
-    def __init__(self, camera: Input, patience: Patience, decode: Decode = Decode.CPU) -> None:
+    def __init__(self, camera: Input, timeouts: Timeouts, decode: Decode = Decode.CPU) -> None:
         """Open it.
 
         Raises:
             Lost: it cannot be opened.
         """
         self._camera = camera
-        self._read_s = patience.read_s
+        self._read_s = timeouts.read_s
         self._feed: Feed | None = None
         self._hwaccel = accelerator(decode)
         begin = time.monotonic()
         try:
-            self._container = self._open(patience)
+            self._container = self._open(timeouts)
         except av.FFmpegError as error:
             took_s = time.monotonic() - begin
-            cause = self._why_of_feed() or why_not_opened(error, camera.place, took_s, patience.open_s)
+            cause = self._why_of_feed() or why_not_opened(error, camera.place, took_s, timeouts.open_s)
             self._end_feed()
             raise Lost(cause) from None  # the library's error holds the address
         try:
@@ -132,16 +132,16 @@ class FfmpegConnection:
         decoder = self._stream.codec_context
         self.description = f"{decoder.width}x{decoder.height}, {decoder.name}" if decoder.width else decoder.name
 
-    def _open(self, patience: Patience) -> InputContainer:
+    def _open(self, timeouts: Timeouts) -> InputContainer:
         camera = self._camera
         options = {**DECODER_OPTIONS, **camera.options}
         # Opening has two parts with a time-out each. A server that is mute fails in the first; where there is no server to ask,
         # both wait for the same data.
-        open_s = patience.open_s if camera.place.host is not None else patience.open_s / 2
+        open_s = timeouts.open_s if camera.place.host is not None else timeouts.open_s / 2
         settings: dict[str, Any] = {
             "format": camera.format,
             "options": options,
-            "timeout": (open_s, patience.read_s),
+            "timeout": (open_s, timeouts.read_s),
             "hwaccel": self._hwaccel,
             **ANY_METADATA,
         }

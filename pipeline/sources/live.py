@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.sources.clocks import LiveClock
-from pipeline.sources.patience import PATIENCE, Backoff, Patience
 from pipeline.sources.source import Source
+from pipeline.sources.timeouts import DEFAULT_TIMEOUTS, Backoff, Timeouts
 from pipeline.types import Frame, SourceInfo, State, UnreadableFrame
 
 CONNECTING, LIVE, STALLED, LOST = "connecting", "live", "stalled", "lost"
@@ -98,7 +98,7 @@ class Connection(Protocol):
         ...
 
 
-Connect = Callable[[Patience], Connection]
+Connect = Callable[[Timeouts], Connection]
 """Opens a camera; raises Lost."""
 
 
@@ -129,13 +129,13 @@ class LiveSource(Source):
     """
 
     def __init__(
-        self, source_id: str, connect: Connect, *, patience: Patience | None = None, notes: tuple[str, ...] = ()
+        self, source_id: str, connect: Connect, *, timeouts: Timeouts | None = None, notes: tuple[str, ...] = ()
     ) -> None:
         """Take what opens the camera; `source_id` holds no password."""
         self.info = SourceInfo(source_id, True, None, None, None, None, notes)
         self._connect = connect
-        self._patience = patience or PATIENCE
-        self._backoff = Backoff(self._patience)
+        self._timeouts = timeouts or DEFAULT_TIMEOUTS
+        self._backoff = Backoff(self._timeouts)
         self._clock = LiveClock()
         self._changed = threading.Condition()
         self._items: deque[Frame | UnreadableFrame | State] = deque()
@@ -199,15 +199,15 @@ class LiveSource(Source):
 
     def _watch(self) -> float:
         """Notice silence; returns when to look again, s."""
-        worker, patience = self._worker, self._patience
+        worker, timeouts = self._worker, self._timeouts
         assert worker is not None
         if worker.doing == "waiting":
-            return patience.stalled_s
+            return timeouts.stalled_s
         silent = time.monotonic() - worker.since
         reading = worker.doing == "reading"
-        if reading and self._state[0] == LIVE and silent > patience.stalled_s:
-            self._say(STALLED, f"connected, but no picture has come for {patience.stalled_s:g} s: check whether it is frozen")
-        limit = HANGS_AFTER_S + (patience.read_s if reading else 2 * patience.open_s)
+        if reading and self._state[0] == LIVE and silent > timeouts.stalled_s:
+            self._say(STALLED, f"connected, but no picture has come for {timeouts.stalled_s:g} s: check whether it is frozen")
+        limit = HANGS_AFTER_S + (timeouts.read_s if reading else 2 * timeouts.open_s)
         if silent > limit:
             what = "reading" if reading else "opening"
             self._say(LOST, f"{what} it hangs, for longer than {limit:g} s: unplug it or start it again")
@@ -217,7 +217,7 @@ class LiveSource(Source):
                 _retire(worker)
                 self._start_worker()
             return limit
-        return max(0.01, (patience.stalled_s if reading and silent < patience.stalled_s else limit) - silent + 0.01)
+        return max(0.01, (timeouts.stalled_s if reading and silent < timeouts.stalled_s else limit) - silent + 0.01)
 
     def _start_worker(self) -> None:
         self._worker = _Worker(self._work, f"{self.info.id}: camera")
@@ -256,7 +256,7 @@ class LiveSource(Source):
         """Open the camera and read it until it is lost; returns for how long it gave pictures, s."""
         first: float | None = None
         try:
-            connection = self._connect(self._patience)
+            connection = self._connect(self._timeouts)
             worker.connection = connection
             try:
                 with self._changed:

@@ -10,8 +10,8 @@ from convnextpose.errors import SourceError
 from pipeline.sources.files import open_file
 from pipeline.sources.live import Connection, Ended, LiveSource, Lost, Picture
 from pipeline.sources.options import read_options
-from pipeline.sources.patience import Patience
 from pipeline.sources.source import OnDamage, Opening, Source
+from pipeline.sources.timeouts import Timeouts
 from pipeline.types import State, UnreadableFrame
 
 _PICTURES_RATE = 1.0
@@ -31,7 +31,7 @@ def open_test(uri: str, opening: Opening) -> Source:
     def again() -> Source:
         return open_file(weights.DEMO_CLIP, None, OnDamage.STOP)
 
-    return LiveSource(uri, lambda patience: Replay(again, loop=True), patience=opening.patience)
+    return LiveSource(uri, lambda timeouts: Replay(again, loop=True), timeouts=opening.timeouts)
 
 
 def as_camera(again: Callable[[], Source], opening: Opening) -> Source:
@@ -43,13 +43,13 @@ def as_camera(again: Callable[[], Source], opening: Opening) -> Source:
     with again() as source:
         name, notes = source.info.id, source.info.notes
 
-    def connect(patience: Patience) -> Connection:
+    def connect(timeouts: Timeouts) -> Connection:
         try:
             return Replay(again, loop=opening.loop)
         except SourceError as error:
             raise Lost(str(error)) from error
 
-    return LiveSource(name, connect, patience=opening.patience, notes=notes)
+    return LiveSource(name, connect, timeouts=opening.timeouts, notes=notes)
 
 
 class Replay:

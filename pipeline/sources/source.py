@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Protocol
 
 from pipeline.sources.decoding import Decode
-from pipeline.sources.patience import PATIENCE, Patience
+from pipeline.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from pipeline.types import Frame, SourceInfo, State, UnreadableFrame
 
 
@@ -34,7 +34,7 @@ class Opening:
         on_damage: whether a video ends at damage or goes on after it.
         live: whether a file plays as a camera does.
         loop: whether that goes on from its beginning for ever.
-        patience: how long a live source waits for what.
+        timeouts: the timeouts of a live source.
         options: what is asked of a camera, as in its address: pairs of a name and a value.
         decode: who decodes what is compressed as video.
     """
@@ -43,7 +43,7 @@ class Opening:
     on_damage: OnDamage = OnDamage.STOP
     live: bool = False
     loop: bool = False
-    patience: Patience = PATIENCE
+    timeouts: Timeouts = DEFAULT_TIMEOUTS
     options: tuple[tuple[str, str], ...] = ()
     decode: Decode = Decode.CPU
 

@@ -39,7 +39,7 @@ each may take, s. Together they take less: `--minutes` bounds that, and the last
 LEAST_S = 5
 """A part begins only where so much time is left."""
 
-CPU_PATIENCE = 4
+CPU_TIMEOUT_FACTOR = 4
 """How much longer parts may take on a CPU, whose speed is not what is looked at."""
 
 
@@ -64,7 +64,7 @@ def run_all(given):
     given.out.mkdir(parents=True, exist_ok=True)
     log, summary = given.out / "gpu-check.log", given.out / "gpu-check.json"
     log.write_text("")
-    patience = CPU_PATIENCE if given.device == "cpu" else 1
+    factor = CPU_TIMEOUT_FACTOR if given.device == "cpu" else 1
     result = {"device": given.device, "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "parts": {}}
     for name, limit in LIMITS_S.items():
         if name not in given.only:
@@ -73,7 +73,7 @@ def run_all(given):
         if left < LEAST_S:
             part = {"state": "left out", "error": "no time was left", "figures": {}}
         else:
-            part = supervise(name, given.device, min(limit * patience, left), given.out, log)
+            part = supervise(name, given.device, min(limit * factor, left), given.out, log)
         result["parts"][name] = part
         summary.write_text(json.dumps(result, indent=2) + "\n")
         told = part["error"] or part["figures"].get("gpu", "")  # whether that is one, or memory in its place

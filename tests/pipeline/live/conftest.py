@@ -5,14 +5,14 @@ import time
 
 import pytest
 
-from pipeline.sources import Patience
+from pipeline.sources import Timeouts
 from tests.pipeline.live.servers import rtsp_missing
 
 
 @pytest.fixture
-def patience():
+def timeouts():
     """Short waits: a camera that is back is found within a fraction of a second."""
-    return Patience(open_s=2.0, read_s=1.5, stalled_s=0.5, first_wait_s=0.05, longest_wait_s=0.2)
+    return Timeouts(open_s=2.0, read_s=1.5, stalled_s=0.5, first_wait_s=0.05, longest_wait_s=0.2)
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from convnextpose.errors import SourceError
-from pipeline.sources import Patience, open_source
+from pipeline.sources import Timeouts, open_source
 from pipeline.sources.csi import GSTREAMER, GstreamerCamera, csi_source
 from pipeline.sources.live import LiveSource
 from pipeline.sources.options import read_options
@@ -41,12 +41,12 @@ def false_camera(tmp_path_factory):
         state.write_text(fares)
         prelude = f"""
             from pathlib import Path
-            from pipeline.sources import Patience, open_source
+            from pipeline.sources import Timeouts, open_source
             from tests.pipeline.live.servers import Watcher
             def fares(word):
                 Path({str(state) + ".new"!r}).write_text(word)
                 Path({str(state) + ".new"!r}).replace({str(state)!r})  # in one step: the camera reads it at any moment
-            patience = Patience(open_s=2, read_s=1, stalled_s=0.3, first_wait_s=0.05, longest_wait_s=0.2)
+            timeouts = Timeouts(open_s=2, read_s=1, stalled_s=0.3, first_wait_s=0.05, longest_wait_s=0.2)
         """
         environment = {**os.environ, "LD_PRELOAD": str(library), "FALSE_CAMERA": str(state)}
         command = [sys.executable, "-c", textwrap.dedent(prelude) + textwrap.dedent(code)]
@@ -60,7 +60,7 @@ def false_camera(tmp_path_factory):
 def test_usb_frames_are_by_the_kernels_clock(false_camera):
     code = """
         import time
-        with Watcher(open_source("/dev/video42?size=320x240&rate=30", patience=patience)) as watcher:
+        with Watcher(open_source("/dev/video42?size=320x240&rate=30", timeouts=timeouts)) as watcher:
             watcher.until_frames(20)
         print({f.clock for f in watcher.frames}, {f.image.shape for f in watcher.frames})
         print(watcher.states[1].state, watcher.states[1].cause)
@@ -74,7 +74,7 @@ def test_usb_frames_are_by_the_kernels_clock(false_camera):
 
 def test_a_camera_that_is_unplugged_absent_busy_and_back_at_another_size(false_camera):
     code = """
-        with Watcher(open_source("v4l2:///dev/video42", patience=patience)) as watcher:
+        with Watcher(open_source("v4l2:///dev/video42", timeouts=timeouts)) as watcher:
             watcher.until_state("lost", "unplugged: there is no /dev/video42")
             fares("busy")
             watcher.until_state("lost", "busy: another program has /dev/video42 open")
@@ -97,7 +97,7 @@ def test_a_driver_that_hangs_holds_nobody_up(false_camera):
     code = """
         import pipeline.sources.live
         pipeline.sources.live.HANGS_AFTER_S = 0.2
-        with Watcher(open_source("/dev/video42", patience=patience)) as watcher:
+        with Watcher(open_source("/dev/video42", timeouts=timeouts)) as watcher:
             watcher.until_frames(5)
             fares("mute")
             watcher.until_state("stalled")
@@ -215,7 +215,7 @@ def test_flips_are_clockwise(flip):
 # CSI, with a test picture in the camera's place.
 
 VIDEOTEST = ["videotestsrc", "is-live=true", "!", "video/x-raw,format=I420,width=160,height=120,framerate=25/1"]
-PATIENCE = Patience(open_s=3, read_s=2, stalled_s=0.5, first_wait_s=0.05, longest_wait_s=0.2)
+TIMEOUTS = Timeouts(open_s=3, read_s=2, stalled_s=0.5, first_wait_s=0.05, longest_wait_s=0.2)
 
 
 @pytest.fixture
@@ -232,7 +232,7 @@ def children():
 
 def test_csi_pictures_come_through_a_pipe_and_a_process_that_dies_is_started_again(gstreamer):
     files = open_files()
-    with Watcher(LiveSource("csi://0", GstreamerCamera("csi://0", VIDEOTEST).connect, patience=PATIENCE)) as watcher:
+    with Watcher(LiveSource("csi://0", GstreamerCamera("csi://0", VIDEOTEST).connect, timeouts=TIMEOUTS)) as watcher:
         watcher.until_frames(5)
         (process,) = children()
         os.kill(process, 9)
@@ -253,7 +253,7 @@ def test_csi_pictures_come_through_a_pipe_and_a_process_that_dies_is_started_aga
 
 def test_jetson_inference_1884_what_gstreamer_says_is_told_with_what_to_do(gstreamer):
     source = LiveSource(
-        "csi://0", GstreamerCamera("csi://0", csi_source(0, read_options("", (), ""))).connect, patience=PATIENCE
+        "csi://0", GstreamerCamera("csi://0", csi_source(0, read_options("", (), ""))).connect, timeouts=TIMEOUTS
     )
     with Watcher(source) as watcher:
         watcher.until_state("lost", "GStreamer says `")

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from pipeline.sources.clocks import LEAST_STEP_S, LiveClock, of_monotonic, of_sender
 from pipeline.sources.live import MOST_HANGING, NOT_TAKEN, WAITING_FRAMES, Ended, LiveSource, Lost, Picture
-from pipeline.sources.patience import Backoff, Patience
+from pipeline.sources.timeouts import Backoff, Timeouts
 from pipeline.types import Frame, State, UnreadableFrame
 from tests.pipeline.live.servers import Watcher
 
-QUICK = Patience(open_s=0.2, read_s=0.2, stalled_s=20, first_wait_s=0.01, longest_wait_s=0.05)
+QUICK = Timeouts(open_s=0.2, read_s=0.2, stalled_s=20, first_wait_s=0.01, longest_wait_s=0.05)
 """Reconnects soon, and calls no camera of a busy machine stalled."""
 
 
@@ -46,7 +46,7 @@ def scripted(*tries):
     """Something that connects: each try is an exception, or what a connection gives; the last one goes on for ever."""
     left, made = list(tries), []
 
-    def connect(patience):
+    def connect(timeouts):
         this = left.pop(0) if len(left) > 1 else left[0]
         if isinstance(this, Exception):
             raise this
@@ -89,7 +89,7 @@ def test_a_camera_that_comes_and_goes_and_comes_at_another_size():
             time.sleep(0.005)
 
     connect = scripted(Lost("refused: nobody listens"), then(5, Lost("the connection was closed")), larger)
-    source = LiveSource("camera", connect, patience=QUICK)
+    source = LiveSource("camera", connect, timeouts=QUICK)
     assert source.info.live and source.info.width is None
     with Watcher(source) as watcher:
         watcher.until(lambda w: len(w.frames) > 10)
@@ -101,7 +101,7 @@ def test_a_camera_that_comes_and_goes_and_comes_at_another_size():
 
 
 def test_a_cause_is_told_once_however_often_it_is_tried():
-    source = LiveSource("camera", scripted(Lost("refused")), patience=QUICK)
+    source = LiveSource("camera", scripted(Lost("refused")), timeouts=QUICK)
     with Watcher(source) as watcher:
         watcher.until_state("lost")
         time.sleep(0.4)
@@ -116,8 +116,8 @@ def test_a_stalled_camera_is_told_and_lives_on():
         gate.wait(5)
         yield from endless(connection)
 
-    patience = Patience(open_s=5, read_s=5, stalled_s=0.1)
-    with Watcher(LiveSource("camera", scripted(pauses), patience=patience)) as watcher:
+    timeouts = Timeouts(open_s=5, read_s=5, stalled_s=0.1)
+    with Watcher(LiveSource("camera", scripted(pauses), timeouts=timeouts)) as watcher:
         watcher.until_state("stalled", "no picture has come for 0.1 s")
         gate.set()
         watcher.until_state("live", count=2)
@@ -135,14 +135,14 @@ def test_opencv_22677_a_camera_that_hangs_while_it_is_opened_is_given_up(monkeyp
 
     late = Scripted(others)
 
-    def connect(patience):
+    def connect(timeouts):
         tries.append(1)
         if len(tries) == 1:
             gate.wait(10)
             return late
         return Scripted(endless)
 
-    with Watcher(LiveSource("camera", connect, patience=QUICK)) as watcher:
+    with Watcher(LiveSource("camera", connect, timeouts=QUICK)) as watcher:
         watcher.until_state("lost", "opening it hangs")
         watcher.until_frames(3)
         gate.set()
@@ -160,7 +160,7 @@ def test_a_read_that_hangs_is_given_up_and_the_next_connection_is_read(monkeypat
         gate.wait(10)
 
     connect = scripted(hangs, endless)
-    with Watcher(LiveSource("camera", connect, patience=replace(QUICK, stalled_s=0.1))) as watcher:
+    with Watcher(LiveSource("camera", connect, timeouts=replace(QUICK, stalled_s=0.1))) as watcher:
         watcher.until_state("lost", "reading it hangs")
         watcher.until_frames(5)
         assert connect.made[0].aborted.is_set()
@@ -171,13 +171,13 @@ def test_a_second_opening_that_hangs_is_given_up_too(monkeypatch):
     monkeypatch.setattr("pipeline.sources.live.HANGS_AFTER_S", 0.1)
     gate, tries = threading.Event(), []
 
-    def connect(patience):
+    def connect(timeouts):
         tries.append(1)
         if len(tries) == 2:
             gate.wait(10)
         return Scripted(then(1, Lost("closed")) if len(tries) == 1 else endless)
 
-    with Watcher(LiveSource("camera", connect, patience=QUICK)) as watcher:
+    with Watcher(LiveSource("camera", connect, timeouts=QUICK)) as watcher:
         watcher.until_state("lost", "opening it hangs")
         watcher.until_frames(5)
         gate.set()
@@ -189,8 +189,8 @@ def test_a_paced_camera_that_stalls_is_told():
             yield shown(number, stream_s=number / 50)
         connection.aborted.wait(10)
 
-    patience = Patience(open_s=5, read_s=5, stalled_s=0.1)
-    with Watcher(LiveSource("camera", scripted(Scripted(pauses, paced=True)), patience=patience)) as watcher:
+    timeouts = Timeouts(open_s=5, read_s=5, stalled_s=0.1)
+    with Watcher(LiveSource("camera", scripted(Scripted(pauses, paced=True)), timeouts=timeouts)) as watcher:
         watcher.until_state("stalled")
 
 
@@ -198,13 +198,13 @@ def test_no_more_than_a_few_workers_hang_at_once(monkeypatch):
     monkeypatch.setattr("pipeline.sources.live.HANGS_AFTER_S", 0.01)
     gate, tries = threading.Event(), []
 
-    def connect(patience):
+    def connect(timeouts):
         tries.append(1)
         gate.wait(20)
         return Scripted(endless)
 
-    patience = Patience(open_s=0.02, read_s=0.02, stalled_s=0.02, first_wait_s=0.01, longest_wait_s=0.05)
-    with Watcher(LiveSource("camera", connect, patience=patience)) as watcher:
+    timeouts = Timeouts(open_s=0.02, read_s=0.02, stalled_s=0.02, first_wait_s=0.01, longest_wait_s=0.05)
+    with Watcher(LiveSource("camera", connect, timeouts=timeouts)) as watcher:
         watcher.until(lambda _: len(tries) == MOST_HANGING + 1)
         time.sleep(0.3)
         assert len(tries) == MOST_HANGING + 1
@@ -215,7 +215,7 @@ def test_no_more_than_a_few_workers_hang_at_once(monkeypatch):
 def test_inference_685_a_source_that_never_opened_can_be_stopped():
     gate = threading.Event()
 
-    def connect(patience):
+    def connect(timeouts):
         gate.wait(10)
         raise Lost("too late")
 
@@ -260,7 +260,7 @@ def test_a_bug_reaches_whoever_iterates_once():
 
 
 def test_what_cannot_be_read_takes_a_number():
-    source = LiveSource("camera", scripted([shown(), "its data is damaged", shown()]), patience=QUICK)
+    source = LiveSource("camera", scripted([shown(), "its data is damaged", shown()]), timeouts=QUICK)
     items = [next(source) for _ in range(5)]
     source.close()
     assert [type(item) for item in items] == [State, State, Frame, UnreadableFrame, Frame]
@@ -286,7 +286,7 @@ def test_inference_1160_bursts_are_given_at_the_times_that_their_stamps_say():
     assert np.allclose([frame.time_s for _, frame in frames], np.arange(20) / 50, atol=1e-6)
 
 
-# Patience.
+# Timeouts.
 
 
 @given(
@@ -296,7 +296,7 @@ def test_inference_1160_bursts_are_given_at_the_times_that_their_stamps_say():
     lives=st.lists(st.floats(0, 1000), max_size=30),
 )
 def test_waits_are_bounded_and_the_first_retry_is_at_once(first, longest, jitter, lives):
-    backoff = Backoff(Patience(first_wait_s=first, longest_wait_s=longest, jitter=jitter))
+    backoff = Backoff(Timeouts(first_wait_s=first, longest_wait_s=longest, jitter=jitter))
     waits = [backoff.after(lived) for lived in [0.0, *lives]]
     assert waits[0] == 0.0
     assert all(0 <= wait <= longest for wait in waits)
@@ -308,14 +308,14 @@ def test_waits_are_bounded_and_the_first_retry_is_at_once(first, longest, jitter
 
 
 def test_waits_grow_to_the_longest():
-    backoff = Backoff(Patience(first_wait_s=1, longest_wait_s=30, jitter=0))
+    backoff = Backoff(Timeouts(first_wait_s=1, longest_wait_s=30, jitter=0))
     assert [backoff.after(0) for _ in range(8)] == [0, 1, 2, 4, 8, 16, 30, 30]
 
 
 @pytest.mark.parametrize("wrong", [{"open_s": 0}, {"read_s": -1}, {"jitter": 1}, {"longest_wait_s": float("nan")}])
-def test_impatience_is_refused(wrong):
+def test_impossible_timeouts_are_refused(wrong):
     with pytest.raises(ValueError, match="expected times above 0 s"):
-        Patience(**wrong)
+        Timeouts(**wrong)
 
 
 # Clocks.

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from convnextpose.errors import SourceError
-from pipeline.sources import Patience, open_source
+from pipeline.sources import Timeouts, open_source
 from tests.cases import fast_first
 from tests.pipeline.live.servers import (
     Mjpeg,
@@ -31,15 +31,15 @@ from tests.pipeline.live.servers import (
 )
 
 
-def watch(uri, patience):
-    return Watcher(open_source(uri, patience=patience))
+def watch(uri, timeouts):
+    return Watcher(open_source(uri, timeouts=timeouts))
 
 
 # RTSP.
 
 
-def test_rtsp_gives_frames_by_the_senders_clock(rtsp, patience):
-    with RtspServer() as server, watch(server.uri, patience) as watcher:
+def test_rtsp_gives_frames_by_the_senders_clock(rtsp, timeouts):
+    with RtspServer() as server, watch(server.uri, timeouts) as watcher:
         watcher.until(lambda w: any(f.clock == "sender" for f in w.frames))
     frames = watcher.frames
     assert {f.image.shape for f in frames} == {(120, 160, 3)}
@@ -50,8 +50,8 @@ def test_rtsp_gives_frames_by_the_senders_clock(rtsp, patience):
     assert np.median(steps) == pytest.approx(0.05, abs=0.002), "by the stream's clock"
 
 
-def test_jetson_utils_148_savant_859_a_server_that_is_killed_and_comes_back_at_another_size_and_codec(rtsp, patience):
-    with RtspServer() as server, watch(server.uri, patience) as watcher:
+def test_jetson_utils_148_savant_859_a_server_that_is_killed_and_comes_back_at_another_size_and_codec(rtsp, timeouts):
+    with RtspServer() as server, watch(server.uri, timeouts) as watcher:
         watcher.until_frames(5)
         server.kill()
         watcher.until_state("lost")
@@ -63,8 +63,8 @@ def test_jetson_utils_148_savant_859_a_server_that_is_killed_and_comes_back_at_a
     assert watcher.frames[-1].image.shape == (240, 320, 3)
 
 
-def test_a_frozen_server_is_stalled_then_lost_then_live_again(rtsp, patience):
-    with RtspServer() as server, watch(server.uri, patience) as watcher:
+def test_a_frozen_server_is_stalled_then_lost_then_live_again(rtsp, timeouts):
+    with RtspServer() as server, watch(server.uri, timeouts) as watcher:
         watcher.until_frames(5)
         server.signal(signal.SIGSTOP)
         watcher.until_state("stalled")
@@ -73,23 +73,23 @@ def test_a_frozen_server_is_stalled_then_lost_then_live_again(rtsp, patience):
         watcher.until_state("live", count=2)
 
 
-def test_a_camera_that_is_absent_at_the_start_is_waited_for(rtsp, patience):
+def test_a_camera_that_is_absent_at_the_start_is_waited_for(rtsp, timeouts):
     port = free_port()
-    with watch(f"rtsp://127.0.0.1:{port}/live", patience) as watcher:
+    with watch(f"rtsp://127.0.0.1:{port}/live", timeouts) as watcher:
         watcher.until_state("lost", "refused: nothing listens")
         with RtspServer(port):
             watcher.until_frames(3)
 
 
-def test_frigate_1431_the_password_is_in_no_state_name_or_error(rtsp, patience):
+def test_frigate_1431_the_password_is_in_no_state_name_or_error(rtsp, timeouts):
     secret = "p@ss:w#rd"
     with RtspServer(user="admin", password=secret) as server:
         where = server.uri.removeprefix("rtsp://")
-        with watch(f"rtsp://admin:{secret}@{where}", patience) as watcher:
+        with watch(f"rtsp://admin:{secret}@{where}", timeouts) as watcher:
             watcher.until_frames(3)
-        with watch(f"rtsp://admin:wr%3Dng-{secret[:4]}@{where}", patience) as wrong:
+        with watch(f"rtsp://admin:wr%3Dng-{secret[:4]}@{where}", timeouts) as wrong:
             wrong.until_state("lost", "wrong password")
-        with watch(server.uri, patience) as without:
+        with watch(server.uri, timeouts) as without:
             without.until_state("lost", "wrong password")
     for each in (watcher, wrong, without):
         told = repr(each.states) + repr(each.source.info) + repr([f.source_id for f in each.frames])
@@ -105,38 +105,38 @@ def test_frigate_5798_a_hint_holds_no_password():
     assert "hunter2" not in str(caught.value) and caught.value.__cause__ is None
 
 
-def test_a_path_that_the_server_does_not_know_is_told(rtsp, patience):
-    with RtspServer() as server, watch(server.uri + "/other", patience) as watcher:
+def test_a_path_that_the_server_does_not_know_is_told(rtsp, timeouts):
+    with RtspServer() as server, watch(server.uri + "/other", timeouts) as watcher:
         watcher.until_state("lost", "not found (404)")
 
 
 def test_pyav_584_a_server_that_accepts_and_sends_nothing():
-    patience = Patience(open_s=0.5)
+    timeouts = Timeouts(open_s=0.5)
     for scheme in ("rtsp", "http"):
-        with MuteServer() as server, watch(f"{scheme}://127.0.0.1:{server.port}/live", patience) as watcher:
+        with MuteServer() as server, watch(f"{scheme}://127.0.0.1:{server.port}/live", timeouts) as watcher:
             watcher.until_state("lost", "mute")
 
 
 @pytest.mark.parametrize("scheme", fast_first(["rtsp", "udp", "http", "rtp"], 2))
 def test_inference_685_closing_takes_no_time_whatever_a_camera_does(scheme):
     """The worker ends later, at the library's time-out."""
-    patience = Patience(open_s=2.5, read_s=2.5)
+    timeouts = Timeouts(open_s=2.5, read_s=2.5)
     with MuteServer() as server:
         port = free_port(socket.SOCK_DGRAM) if scheme in ("udp", "rtp") else server.port
-        with watch(f"{scheme}://127.0.0.1:{port}", patience) as watcher:
+        with watch(f"{scheme}://127.0.0.1:{port}", timeouts) as watcher:
             watcher.closing_s = 1.5
             watcher.until_state("connecting")
             time.sleep(0.2)
 
 
-def test_a_name_that_nobody_knows_is_told(patience):
-    with watch("rtsp://camera.invalid/live", patience) as watcher:
+def test_a_name_that_nobody_knows_is_told(timeouts):
+    with watch("rtsp://camera.invalid/live", timeouts) as watcher:
         watcher.until_state("lost", "its name is unknown")
 
 
 @pytest.mark.slow
-def test_jetson_utils_161_two_cameras_at_once(rtsp, patience):
-    with RtspServer() as one, RtspServer() as two, watch(one.uri, patience) as a, watch(two.uri, patience) as b:
+def test_jetson_utils_161_two_cameras_at_once(rtsp, timeouts):
+    with RtspServer() as one, RtspServer() as two, watch(one.uri, timeouts) as a, watch(two.uri, timeouts) as b:
         a.until_frames(10)
         b.until_frames(10)
         one.kill()
@@ -148,18 +148,18 @@ def test_jetson_utils_161_two_cameras_at_once(rtsp, patience):
 # HTTP.
 
 
-def test_mjpeg_is_by_arrival_as_its_stamps_are_invented(patience):
+def test_mjpeg_is_by_arrival_as_its_stamps_are_invented(timeouts):
     camera = Mjpeg(rate=10)
-    with WebServer(camera) as server, watch(server.uri, patience) as watcher:
+    with WebServer(camera) as server, watch(server.uri, timeouts) as watcher:
         watcher.until_frames(12)
         camera.stop.set()
     assert {f.clock for f in watcher.frames} == {"arrival"}
     assert np.median(np.diff([f.time_s for f in watcher.frames])) > 0.08, "ten a second came, though 25 are claimed"
 
 
-def test_mjpeg_that_is_mute_cut_in_a_frame_and_of_another_size(patience):
+def test_mjpeg_that_is_mute_cut_in_a_frame_and_of_another_size(timeouts):
     camera = Mjpeg()
-    with WebServer(camera) as server, watch(server.uri, patience) as watcher:
+    with WebServer(camera) as server, watch(server.uri, timeouts) as watcher:
         watcher.until_frames(5)
         camera.mute.set()
         watcher.until_state("stalled")
@@ -178,9 +178,9 @@ def test_mjpeg_that_is_mute_cut_in_a_frame_and_of_another_size(patience):
     assert watcher.frames[-1].image.shape == (240, 320, 3)
 
 
-def test_half_a_jpeg_is_no_picture_and_is_counted(patience):
+def test_half_a_jpeg_is_no_picture_and_is_counted(timeouts):
     camera = Mjpeg(rate=50, half_every=4)
-    with WebServer(camera) as server, watch(server.uri, patience) as watcher:
+    with WebServer(camera) as server, watch(server.uri, timeouts) as watcher:
         watcher.until_frames(30)
         camera.stop.set()
     assert {lost.reason for lost in watcher.unreadable} == {"its data is damaged"}
@@ -200,7 +200,7 @@ def test_lost_packets_cost_frames_that_are_counted_and_no_frame_is_guessed():
     port, stop = free_port(socket.SOCK_DGRAM), threading.Event()
     sender = threading.Thread(target=send_udp, args=(port, stop, lossy, 25, 50), daemon=True)
     sender.start()
-    with watch(f"udp://127.0.0.1:{port}", Patience(open_s=2, read_s=2)) as watcher:
+    with watch(f"udp://127.0.0.1:{port}", Timeouts(open_s=2, read_s=2)) as watcher:
         watcher.until(lambda w: len(w.frames) > 10 and len(w.unreadable) > 10, within_s=30)
     stop.set()
     sender.join()
@@ -209,10 +209,10 @@ def test_lost_packets_cost_frames_that_are_counted_and_no_frame_is_guessed():
 
 
 def test_a_camera_that_breaks_again_and_again_leaves_no_file_open():
-    patience = Patience(first_wait_s=0.01, longest_wait_s=0.02)
+    timeouts = Timeouts(first_wait_s=0.01, longest_wait_s=0.02)
     files = open_files()
     camera = Mjpeg(rate=200, cut_at=3)
-    with WebServer(camera) as server, watch(server.uri, patience) as watcher:
+    with WebServer(camera) as server, watch(server.uri, timeouts) as watcher:
         watcher.until(lambda _: camera.connections > 40, within_s=30)
     assert len(watcher.frames) > 40
     until_closed(files)
@@ -222,22 +222,22 @@ def test_a_camera_that_breaks_again_and_again_leaves_no_file_open():
     ("status", "told"),
     [(401, "wrong password"), (403, "wrong password"), (404, "not found (404)"), (503, "fault of its own (5xx)")],
 )
-def test_what_a_server_answers_is_told(patience, status, told):
-    with WebServer(lambda request: request.send_error(status)) as server, watch(server.uri, patience) as watcher:
+def test_what_a_server_answers_is_told(timeouts, status, told):
+    with WebServer(lambda request: request.send_error(status)) as server, watch(server.uri, timeouts) as watcher:
         watcher.until_state("lost", told)
 
 
-def test_a_page_is_no_video(patience):
+def test_a_page_is_no_video(timeouts):
     def page(request):
         request.send_response(200)
         request.end_headers()
         request.wfile.write(b"<html>" + b"hello " * 1000)
 
-    with WebServer(page) as server, watch(server.uri, patience) as watcher:
+    with WebServer(page) as server, watch(server.uri, timeouts) as watcher:
         watcher.until_state("lost", "no video that can be read here")
 
 
-def test_sound_is_no_video(patience, tmp_path):
+def test_sound_is_no_video(timeouts, tmp_path):
     import wave
 
     path = tmp_path / "a.wav"
@@ -250,11 +250,11 @@ def test_sound_is_no_video(patience, tmp_path):
         request.end_headers()
         request.wfile.write(path.read_bytes())
 
-    with WebServer(send) as server, watch(server.uri, patience) as watcher:
+    with WebServer(send) as server, watch(server.uri, timeouts) as watcher:
         watcher.until_state("lost", "it sends no video")
 
 
-def test_a_playlist_cannot_name_a_file_of_this_computer(patience, tmp_path):
+def test_a_playlist_cannot_name_a_file_of_this_computer(timeouts, tmp_path):
     (tmp_path / "a.ts").write_bytes(encoded(25))
 
     def answer(request):
@@ -263,17 +263,17 @@ def test_a_playlist_cannot_name_a_file_of_this_computer(patience, tmp_path):
         entry = f"file://{tmp_path}/a.ts"
         request.wfile.write(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{entry}\n#EXT-X-ENDLIST\n".encode())
 
-    with WebServer(answer) as server, watch(server.uri + "/a.m3u8", patience) as watcher:
+    with WebServer(answer) as server, watch(server.uri + "/a.m3u8", timeouts) as watcher:
         watcher.until_state("lost")
     assert watcher.frames == []
 
 
 @pytest.mark.slow
-def test_hls_whose_server_goes_and_comes_back(patience):
-    patience = Patience(open_s=3, read_s=3, stalled_s=1, first_wait_s=0.05, longest_wait_s=0.2)
+def test_hls_whose_server_goes_and_comes_back(timeouts):
+    timeouts = Timeouts(open_s=3, read_s=3, stalled_s=1, first_wait_s=0.05, longest_wait_s=0.2)
     answer = Hls(30)
     with WebServer(answer) as server:
-        watcher = watch(server.uri + "/live.m3u8", patience)
+        watcher = watch(server.uri + "/live.m3u8", timeouts)
         watcher.__enter__()
         watcher.until_frames(10)
     try:
@@ -308,9 +308,9 @@ class Hls:
         request.wfile.write(body)
 
 
-def test_inference_1160_hls_is_paced_and_no_frame_is_skipped(patience):
-    patience = Patience(open_s=5, read_s=5, stalled_s=3)
-    with WebServer(Hls(12)) as server, watch(server.uri + "/live.m3u8", patience) as watcher:
+def test_inference_1160_hls_is_paced_and_no_frame_is_skipped(timeouts):
+    timeouts = Timeouts(open_s=5, read_s=5, stalled_s=3)
+    with WebServer(Hls(12)) as server, watch(server.uri + "/live.m3u8", timeouts) as watcher:
         watcher.until_frames(40)
     frames = watcher.frames
     assert frames[39].time_s - frames[0].time_s == pytest.approx(39 / 25, abs=0.05)
@@ -320,7 +320,7 @@ def test_inference_1160_hls_is_paced_and_no_frame_is_skipped(patience):
     assert all((b - a) % 16 == 1 for a, b in itertools.pairwise(numbers)), "one after another"
 
 
-def test_a_file_behind_a_server_plays_once(patience):
+def test_a_file_behind_a_server_plays_once(timeouts):
     data = encoded(20, container="matroska")
 
     def send(request):
@@ -330,7 +330,7 @@ def test_a_file_behind_a_server_plays_once(patience):
         request.wfile.write(data)
 
     with WebServer(send) as server:
-        items = list(open_source(server.uri + "/a.mkv", patience=patience))
+        items = list(open_source(server.uri + "/a.mkv", timeouts=timeouts))
     assert len([item for item in items if hasattr(item, "image")]) == 20
 
 
@@ -363,23 +363,23 @@ def certificate(tmp_path_factory):
     return folder / "cert.pem", folder / "key.pem"
 
 
-def test_a_certificate_that_nobody_vouches_for(patience, certificate):
+def test_a_certificate_that_nobody_vouches_for(timeouts, certificate):
     camera = Mjpeg()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
     with WebServer(camera) as server:
         server._server.socket = context.wrap_socket(server._server.socket, server_side=True)
         uri = f"https://127.0.0.1:{server.port}/live"
-        with watch(uri, patience) as strict:
+        with watch(uri, timeouts) as strict:
             strict.until_state("lost", "TLS: its certificate is not trusted")
         for option in ("verify=no", f"ca={certificate[0]}"):
-            with watch(f"{uri}#{option}", patience) as watcher:
+            with watch(f"{uri}#{option}", timeouts) as watcher:
                 watcher.until_frames(2)
         camera.stop.set()
 
 
 @pytest.mark.slow
-def test_an_rtsps_server_that_nobody_vouches_for(rtsp, patience, certificate, tmp_path):
+def test_an_rtsps_server_that_nobody_vouches_for(rtsp, timeouts, certificate, tmp_path):
     both = tmp_path / "both.pem"
     both.write_bytes(certificate[0].read_bytes() + certificate[1].read_bytes())
     try:
@@ -388,18 +388,18 @@ def test_an_rtsps_server_that_nobody_vouches_for(rtsp, patience, certificate, tm
         pytest.skip("needs Debian's glib-networking")
     try:
         uri = server.uri.replace("rtsp://", "rtsps://")
-        with watch(uri, patience) as strict:
+        with watch(uri, timeouts) as strict:
             strict.until_state("lost", "TLS: its certificate is not trusted")
         for option in ("verify=no", f"ca={certificate[0]}"):
-            with watch(f"{uri}#{option}", patience) as watcher:
+            with watch(f"{uri}#{option}", timeouts) as watcher:
                 watcher.until_frames(2)
         assert strict.frames == []
     finally:
         server.__exit__()
 
 
-def test_a_server_without_tls(patience):
-    with WebServer(Mjpeg()) as server, watch(f"https://127.0.0.1:{server.port}/", patience) as watcher:
+def test_a_server_without_tls(timeouts):
+    with WebServer(Mjpeg()) as server, watch(f"https://127.0.0.1:{server.port}/", timeouts) as watcher:
         watcher.until_state("lost", "TLS: no encrypted connection")
 
 
@@ -407,9 +407,9 @@ def test_a_server_without_tls(patience):
 
 
 def test_pyav_325_udp_comes_stops_and_comes_back_at_another_size():
-    patience = Patience(open_s=1, read_s=0.8, stalled_s=0.4, first_wait_s=0.05, longest_wait_s=0.1)
+    timeouts = Timeouts(open_s=1, read_s=0.8, stalled_s=0.4, first_wait_s=0.05, longest_wait_s=0.1)
     port, stop = free_port(socket.SOCK_DGRAM), threading.Event()
-    with watch(f"udp://127.0.0.1:{port}", patience) as watcher:
+    with watch(f"udp://127.0.0.1:{port}", timeouts) as watcher:
         watcher.until_state("lost", "mute: nothing has come")
         for width, height in ((160, 120), (320, 240)):
             stop.clear()
@@ -423,7 +423,7 @@ def test_pyav_325_udp_comes_stops_and_comes_back_at_another_size():
     assert watcher.frames[-1].image.shape == (240, 320, 3)
 
 
-def test_rtp_without_a_description(patience):
+def test_rtp_without_a_description(timeouts):
     port = free_port(socket.SOCK_DGRAM)
     port -= port % 2  # RTP has even ports
     stop = threading.Event()
@@ -444,7 +444,7 @@ def test_rtp_without_a_description(patience):
 
     sender = threading.Thread(target=send, daemon=True)
     sender.start()
-    with watch(f"rtp://127.0.0.1:{port}#codec=h264", patience) as watcher:
+    with watch(f"rtp://127.0.0.1:{port}#codec=h264", timeouts) as watcher:
         watcher.until_frames(5)
     stop.set()
     sender.join(5)

@@ -22,7 +22,7 @@ from pipeline.formats.segments import Segments
 from pipeline.formats.table import open_recorders
 from pipeline.people import WholePicture
 from pipeline.run import RunConfig, SourceEntry, open_pipeline, read_sources, source_names
-from pipeline.sources import Patience, open_source
+from pipeline.sources import Timeouts, open_source
 from pipeline.sources.live import LiveSource
 from pipeline.stages import TrackedBox
 from pipeline.stream import Stream
@@ -98,7 +98,7 @@ def test_the_header_is_completed_by_the_first_frame_also_of_a_camera_that_return
             time.sleep(0.01)
         raise Lost("away")
 
-    source = LiveSource("camera", scripted(Lost("refused"), first, pictures((320, 240))), patience=QUICK)
+    source = LiveSource("camera", scripted(Lost("refused"), first, pictures((320, 240))), timeouts=QUICK)
     one = stream(source, lambda header: [NdjsonRecorder(tmp_path / "poses.ndjson", header)])
     assert one.header.width is None and one.header.camera is None
     frames = run_for(Pipeline([one]), lambda: exact_enough(one, 320))
@@ -136,7 +136,7 @@ def test_the_time_that_a_camera_takes_to_decode_is_its_capture_and_what_follows_
             time.sleep(0.01)
         raise Lost("aborted")
 
-    one = stream(LiveSource("camera", scripted(connection), patience=QUICK))
+    one = stream(LiveSource("camera", scripted(connection), timeouts=QUICK))
     frames = run_for(Pipeline([one]), lambda: one.ledger.counts().posed > 5)
     for frame in frames:
         capture, following = frame.timeline.spans[:2]
@@ -149,7 +149,7 @@ def test_the_time_that_a_camera_takes_to_decode_is_its_capture_and_what_follows_
 def test_every_record_says_when_its_picture_was_taken_and_by_which_clock(tmp_path):
     before = time.time_ns()
     one = stream(
-        LiveSource("camera", scripted(pictures(SIZE)), patience=QUICK),
+        LiveSource("camera", scripted(pictures(SIZE)), timeouts=QUICK),
         lambda header: [NdjsonRecorder(tmp_path / "poses.ndjson", header)],
     )
     frames = run_for(Pipeline([one]), lambda: one.ledger.counts().posed > 5)
@@ -167,9 +167,9 @@ def test_every_record_says_when_its_picture_was_taken_and_by_which_clock(tmp_pat
 
 
 def test_ultralytics_10257_a_camera_that_is_absent_stops_no_other():
-    absent = stream(LiveSource("absent", scripted(Lost("refused")), patience=QUICK))
-    flapping = stream(LiveSource("flapping", scripted(then(2, Lost("closed"))), patience=QUICK))
-    there = stream(LiveSource("there", scripted(endless), patience=QUICK))
+    absent = stream(LiveSource("absent", scripted(Lost("refused")), timeouts=QUICK))
+    flapping = stream(LiveSource("flapping", scripted(then(2, Lost("closed"))), timeouts=QUICK))
+    there = stream(LiveSource("there", scripted(endless), timeouts=QUICK))
     run_for(Pipeline([absent, flapping, there]), lambda: there.ledger.counts().posed > 30)
     assert exact(absent).received == 0 and absent.states[2].state == "lost"
     assert exact(flapping).received > 2 and exact(there).posed > 30
@@ -189,8 +189,8 @@ def test_deepstream_yolo_667_ultralytics_4493_every_camera_gets_poses_and_a_floo
         raise Lost("aborted")
 
     model = Waits()
-    cameras = [stream(LiveSource(f"camera {n}", scripted(pictures(SIZE)), patience=QUICK), model=model) for n in range(3)]
-    flooding = stream(LiveSource("flooding", scripted(flood), patience=QUICK), model=model)
+    cameras = [stream(LiveSource(f"camera {n}", scripted(pictures(SIZE)), timeouts=QUICK), model=model) for n in range(3)]
+    flooding = stream(LiveSource("flooding", scripted(flood), timeouts=QUICK), model=model)
     streams = [*cameras, flooding]
     frames = run_for(Pipeline(streams), lambda: all(s.ledger.counts().posed > 15 for s in streams))
     for each in streams:
@@ -202,7 +202,7 @@ def test_deepstream_yolo_667_ultralytics_4493_every_camera_gets_poses_and_a_floo
 
 
 def test_ultralytics_3559_no_frame_comes_twice_and_none_is_left_out_of_the_account():
-    one = stream(LiveSource("camera", scripted(then(7, Lost("closed"))), patience=QUICK))
+    one = stream(LiveSource("camera", scripted(then(7, Lost("closed"))), timeouts=QUICK))
     frames = run_for(Pipeline([one]), lambda: one.ledger.counts().received > 60)
     indices = [f.frame.index for f in frames]
     assert indices == sorted(set(indices))
@@ -213,7 +213,7 @@ def test_ultralytics_3559_no_frame_comes_twice_and_none_is_left_out_of_the_accou
 @pytest.mark.parametrize("number", [1, 4])
 def test_closing_takes_no_longer_for_cameras_that_are_mute(number):
     with MuteServer() as server:
-        sources = [open_source(f"http://127.0.0.1:{server.port}/{n}", patience=Patience(open_s=5)) for n in range(number)]
+        sources = [open_source(f"http://127.0.0.1:{server.port}/{n}", timeouts=Timeouts(open_s=5)) for n in range(number)]
         pipeline = Pipeline([stream(source) for source in sources])
         runner = threading.Thread(target=pipeline.run, daemon=True)
         runner.start()
@@ -319,7 +319,7 @@ def test_a_disk_that_fills_up_is_told_and_the_live_part_goes_on(tmp_path, monkey
     def recorders(header):
         return open_recorders(tmp_path, ("ndjson", "npz"), header, segments=Segments(1, time.time_ns()))
 
-    one = stream(LiveSource("camera", scripted(pictures(SIZE)), patience=QUICK), recorders)
+    one = stream(LiveSource("camera", scripted(pictures(SIZE)), timeouts=QUICK), recorders)
     pipeline = Pipeline([one])
     begin = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""How long a live source waits, and when it tries again."""
+"""The timeouts of live sources, and the waits between their attempts to reconnect."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Patience:
-    """The timeouts and waits of a live source.
+class Timeouts:
+    """The timeouts of a live source, and its waits between attempts to reconnect.
 
     Attributes:
         open_s: time to open a camera, s.
@@ -34,15 +34,15 @@ class Patience:
             raise ValueError(f"expected times above 0 s and a jitter in 0..1, received {self}")
 
 
-PATIENCE = Patience()
-"""The usual one."""
+DEFAULT_TIMEOUTS = Timeouts()
+"""The default timeouts."""
 
 
 class Backoff:
     """The waits between attempts to reconnect: none, then longer and longer ones, until a connection is stable."""
 
-    def __init__(self, patience: Patience) -> None:
-        self._patience = patience
+    def __init__(self, timeouts: Timeouts) -> None:
+        self._timeouts = timeouts
         self._wait_s: float | None = None
 
     def after(self, lived_s: float) -> float:
@@ -52,9 +52,9 @@ class Backoff:
         after a moment is not tried without a pause.
         """
         last = self._wait_s
-        if last is None or lived_s > max(last, self._patience.first_wait_s):
+        if last is None or lived_s > max(last, self._timeouts.first_wait_s):
             self._wait_s = 0.0
             return 0.0
-        self._wait_s = min(max(2 * last, self._patience.first_wait_s), self._patience.longest_wait_s)
-        varied = self._wait_s * random.uniform(1 - self._patience.jitter, 1 + self._patience.jitter)
-        return min(varied, self._patience.longest_wait_s)
+        self._wait_s = min(max(2 * last, self._timeouts.first_wait_s), self._timeouts.longest_wait_s)
+        varied = self._wait_s * random.uniform(1 - self._timeouts.jitter, 1 + self._timeouts.jitter)
+        return min(varied, self._timeouts.longest_wait_s)
