@@ -36,7 +36,7 @@ from pipeline.types import Frame, PosedFrame, RunHeader, State, UnreadableFrame
 
 _log = logging.getLogger("convnextpose.streams")
 
-LIVE_WAITING_FRAMES = 8
+MAX_QUEUED_LIVE_FRAMES = 8
 """Largest number of a live source's frames that wait for a recorder or the caller; one more removes the oldest."""
 
 KEPT_AGES = 20_000
@@ -45,7 +45,7 @@ KEPT_AGES = 20_000
 KEPT_STATES = 1000
 """Number of a source's states that are kept: the newest ones, because a camera may reconnect for days."""
 
-NEWER_CAME = "a newer frame came before it was processed"
+REPLACED_BY_NEWER = "a newer frame came before it was processed"
 
 CALLER = "caller"
 
@@ -142,7 +142,7 @@ class Stream:
         self._trace: Callable[[Timeline], None] = lambda timeline: None
         self._show: Callable[[PosedFrame], None] | None = None
         self._taken: Inbox[_Taken] = Inbox(1 if self._live else None)
-        waiting = LIVE_WAITING_FRAMES if self._live else None
+        waiting = MAX_QUEUED_LIVE_FRAMES if self._live else None
         self.finished: Inbox[_Flight] = Inbox(waiting)
         self._inboxes: list[Inbox[_Flight]] = [Inbox(waiting) for _ in recorders]
         self._to_draw: Inbox[_Flight] = Inbox(waiting)
@@ -271,7 +271,7 @@ class Stream:
                 self._in_flight.enter(expected_size)
                 pushed_out = self._taken.put(_Taken(item, stopwatch, expected_size))
                 if pushed_out is not None:
-                    self.ledger.drop(pushed_out.frame.index, NEWER_CAME)
+                    self.ledger.drop(pushed_out.frame.index, REPLACED_BY_NEWER)
                     self._in_flight.leave(pushed_out.size)
             self._note(State.now("stopped" if self._stopping.is_set() else "ended"))
         except Closed:  # the estimator gave up

@@ -15,7 +15,7 @@ from typing import IO
 from convnextpose.errors import SourceError
 from pipeline.sources.failures import Place
 from pipeline.sources.ffmpeg import FfmpegConnection, Input
-from pipeline.sources.live import LiveSource, Lost
+from pipeline.sources.live import ConnectionLost, LiveSource
 from pipeline.sources.options import Options, read_options
 from pipeline.sources.orientation import UPRIGHT, Orientation
 from pipeline.sources.source import Opening, Source
@@ -73,10 +73,10 @@ class GstreamerCamera:
         """Start the process and read it.
 
         Raises:
-            Lost: GStreamer is missing, or the camera gives nothing.
+            ConnectionLost: GStreamer is missing, or the camera gives nothing.
         """
         if shutil.which(GSTREAMER) is None:
-            raise Lost(f"{GSTREAMER} is not installed: apt-get install gstreamer1.0-tools gstreamer1.0-plugins-good")
+            raise ConnectionLost(f"{GSTREAMER} is not installed: apt-get install gstreamer1.0-tools gstreamer1.0-plugins-good")
         return Input(self._start, Place(self._name), format="matroska").connect(timeouts)
 
     def _start(self) -> _Process:

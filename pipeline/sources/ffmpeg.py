@@ -24,7 +24,7 @@ from pipeline.sources.clocks import of_monotonic, of_sender
 from pipeline.sources.decoding import ANY_METADATA, Decode, accelerator, decoding_notes
 from pipeline.sources.failures import Place, why_broken, why_not_opened
 from pipeline.sources.limits import DECODER_OPTIONS, check_size, decoder_options
-from pipeline.sources.live import Ended, LiveSource, Lost, Picture
+from pipeline.sources.live import ConnectionLost, LiveSource, Picture, StreamEnded
 from pipeline.sources.orientation import UPRIGHT, Orientation
 from pipeline.sources.source import Opening
 from pipeline.sources.timeouts import Timeouts
@@ -90,7 +90,7 @@ class Input:
         """Open it; the CPU decodes.
 
         Raises:
-            Lost: it cannot be opened.
+            ConnectionLost: it cannot be opened.
         """
         return FfmpegConnection(self, timeouts)
 
@@ -102,7 +102,7 @@ class FfmpegConnection:
         """Open it.
 
         Raises:
-            Lost: it cannot be opened.
+            ConnectionLost: it cannot be opened.
         """
         self._camera = camera
         self._read_s = timeouts.read_s
@@ -115,7 +115,7 @@ class FfmpegConnection:
             took_s = time.monotonic() - begin
             cause = self._why_of_feed() or why_not_opened(error, camera.place, took_s, timeouts.open_s)
             self._end_feed()
-            raise Lost(cause) from None  # the library's error holds the address
+            raise ConnectionLost(cause) from None  # the library's error holds the address
         try:
             self._stream = self._choose()
         except BaseException:
@@ -156,13 +156,13 @@ class FfmpegConnection:
         ]
         if not decodable:
             what = "its video is in a format that is not known here" if self._container.streams.video else "it sends no video"
-            raise Lost(f"codec: {what}: set the camera to H.264 or MJPEG")
+            raise ConnectionLost(f"codec: {what}: set the camera to H.264 or MJPEG")
         stream = max(decodable, key=lambda each: each.codec_context.width * each.codec_context.height)
         decoder = stream.codec_context
         try:
             check_size(decoder.width, decoder.height, self._camera.place.name)
         except SourceError as error:
-            raise Lost(f"size: {error}") from None
+            raise ConnectionLost(f"size: {error}") from None
         decoder.thread_type = "NONE"  # threads would hold pictures back
         decoder.thread_count = 1
         decoder.options = decoder_options(decoder.name)
@@ -172,8 +172,8 @@ class FfmpegConnection:
         """The pictures.
 
         Raises:
-            Lost: the connection broke.
-            Ended: it was a file, and has come to its end.
+            ConnectionLost: the connection broke.
+            StreamEnded: it was a file, and has come to its end.
         """
         senders: dict[int, int] = {}
         damaged_since: float | None = None
@@ -245,12 +245,12 @@ class FfmpegConnection:
                 raise self._broken(error, time.monotonic() - begin) from None
             if packet is None or not packet.size:
                 if self._ends:
-                    raise Ended
+                    raise StreamEnded
                 raise self._broken(None, time.monotonic() - begin)
             yield packet
 
-    def _broken(self, error: av.FFmpegError | None, silent_s: float) -> Lost:
-        return Lost(self._why_of_feed() or why_broken(error, self._camera.place, silent_s, self._read_s))
+    def _broken(self, error: av.FFmpegError | None, silent_s: float) -> ConnectionLost:
+        return ConnectionLost(self._why_of_feed() or why_broken(error, self._camera.place, silent_s, self._read_s))
 
     def _timed(self, picture: VideoFrame, image: NDArray[np.uint8], arrived_ns: int, senders: dict[int, int]) -> Picture:
         clock: Literal["kernel", "sender", "arrival"] = "arrival"

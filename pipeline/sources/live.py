@@ -25,26 +25,26 @@ from pipeline.types import Frame, SourceInfo, State, UnreadableFrame
 
 CONNECTING, LIVE, STALLED, LOST = "connecting", "live", "stalled", "lost"
 
-WAITING_FRAMES = 8
+MAX_QUEUED_FRAMES = 8
 """Number of frames that wait for the iteration; if there are more, the oldest are dropped."""
 
-NOT_TAKEN = "newer frames came before it was taken"
+REPLACED_BY_NEWER = "newer frames came before it was taken"
 
-HANGS_AFTER_S = 2.0
+HANG_GRACE_S = 2.0
 """A worker that is silent for this much longer than its own timeouts is abandoned, s."""
 
-MOST_HANGING = 3
+MAX_HUNG_WORKERS = 3
 """Largest number of hanging workers: then no other is started until one of them ends."""
 
-BEHIND_S = 1.0
+MAX_LAG_S = 1.0
 """A paced stream that is this late does not catch up but continues from there, s."""
 
 
-class Lost(Exception):  # noqa: N818  # a signal: what was lost is tried again
+class ConnectionLost(Exception):  # noqa: N818  # a signal: what was lost is tried again
     """A camera cannot be opened, or its connection broke; the message is the cause in one sentence, and what to do."""
 
 
-class Ended(Exception):  # noqa: N818  # a signal
+class StreamEnded(Exception):  # noqa: N818  # a signal
     """A recording that plays as a camera has ended."""
 
 
@@ -84,8 +84,8 @@ class Connection(Protocol):
         """The pictures; in place of one that cannot be read the reason.
 
         Raises:
-            Lost: the connection broke.
-            Ended: there will be no more pictures.
+            ConnectionLost: the connection broke.
+            StreamEnded: there will be no more pictures.
         """
         ...
 
@@ -99,7 +99,7 @@ class Connection(Protocol):
 
 
 Connect = Callable[[Timeouts], Connection]
-"""Opens a camera; raises Lost."""
+"""Opens a camera; raises ConnectionLost."""
 
 
 class _Worker:
@@ -154,7 +154,7 @@ class LiveSource(Source):
         """The next frame, or the next state."""
         with self._changed:
             if self._worker is None and not self._closed:
-                self._say(CONNECTING)
+                self._set_state(CONNECTING)
                 self._start_worker()
             while not self._closed:
                 if self._items:
@@ -193,7 +193,7 @@ class LiveSource(Source):
         if not isinstance(item, State):
             self._given += 1
             if item.index >= self._given:  # those before it were given up
-                return UnreadableFrame(self.info.id, self._given - 1, NOT_TAKEN, given_up=True)
+                return UnreadableFrame(self.info.id, self._given - 1, REPLACED_BY_NEWER, given_up=True)
             self._waiting -= 1
         return self._items.popleft()
 
@@ -206,13 +206,15 @@ class LiveSource(Source):
         silent = time.monotonic() - worker.since
         reading = worker.doing == "reading"
         if reading and self._state[0] == LIVE and silent > timeouts.stalled_s:
-            self._say(STALLED, f"connected, but no picture has come for {timeouts.stalled_s:g} s: check whether it is frozen")
-        limit = HANGS_AFTER_S + (timeouts.read_s if reading else 2 * timeouts.open_s)
+            self._set_state(
+                STALLED, f"connected, but no picture has come for {timeouts.stalled_s:g} s: check whether it is frozen"
+            )
+        limit = HANG_GRACE_S + (timeouts.read_s if reading else 2 * timeouts.open_s)
         if silent > limit:
             what = "reading" if reading else "opening"
-            self._say(LOST, f"{what} it hangs, for longer than {limit:g} s: unplug it or start it again")
+            self._set_state(LOST, f"{what} it hangs, for longer than {limit:g} s: unplug it or start it again")
             self._hanging = [hanging for hanging in self._hanging if hanging.thread.is_alive()]
-            if len(self._hanging) < MOST_HANGING:
+            if len(self._hanging) < MAX_HUNG_WORKERS:
                 self._hanging.append(worker)
                 _retire(worker)
                 self._start_worker()
@@ -223,7 +225,7 @@ class LiveSource(Source):
         self._worker = _Worker(self._work, f"{self.info.id}: camera")
         self._worker.thread.start()
 
-    def _say(self, state: str, cause: str = "") -> None:
+    def _set_state(self, state: str, cause: str = "") -> None:
         if self._state != (state, cause):
             self._state = (state, cause)
             self._items.append(State.now(state, cause))
@@ -242,7 +244,7 @@ class LiveSource(Source):
                 worker.does("opening")
         except _Retired:
             pass
-        except Ended:
+        except StreamEnded:
             with self._changed:
                 self._ended = True
                 self._changed.notify_all()
@@ -280,11 +282,11 @@ class LiveSource(Source):
             finally:
                 worker.connection = None
                 connection.close()
-            raise Lost("the connection ended without a reason")
-        except Lost as lost:
+            raise ConnectionLost("the connection ended without a reason")
+        except ConnectionLost as lost:
             with self._changed:
                 self._check(worker)
-                self._say(LOST, str(lost))
+                self._set_state(LOST, str(lost))
         return 0.0 if first is None else time.monotonic() - first
 
     def _check(self, worker: _Worker) -> None:
@@ -301,7 +303,7 @@ class LiveSource(Source):
             frame = Frame(picture.image, self.info.id, self._arrived, time_s, picture.taken_ns, picture.clock, decoded_ns)
             if self._state[0] != LIVE:
                 self.info = replace(self.info, width=width, height=height, frame_rate=connection.frame_rate)
-                self._say(LIVE, connection.description)
+                self._set_state(LIVE, connection.description)
             self._put(frame)
 
     def _give_reason(self, worker: _Worker, reason: str) -> None:
@@ -310,7 +312,7 @@ class LiveSource(Source):
             self._put(UnreadableFrame(self.info.id, self._arrived, reason))
 
     def _put(self, item: Frame | UnreadableFrame) -> None:
-        if self._waiting >= WAITING_FRAMES:
+        if self._waiting >= MAX_QUEUED_FRAMES:
             oldest = next(at for at, waiting in enumerate(self._items) if not isinstance(waiting, State))
             del self._items[oldest]
         else:
@@ -336,6 +338,6 @@ class _Pace:
     def until(self, stream_s: float) -> float:
         """How long to wait for the picture of this time, s."""
         now = time.monotonic()
-        if self._offset is None or stream_s + self._offset < now - BEHIND_S:
+        if self._offset is None or stream_s + self._offset < now - MAX_LAG_S:
             self._offset = now - stream_s
         return max(0.0, stream_s + self._offset - now)

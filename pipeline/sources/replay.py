@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from convnextpose import weights
 from convnextpose.errors import SourceError
 from pipeline.sources.files import open_file
-from pipeline.sources.live import Connection, Ended, LiveSource, Lost, Picture
+from pipeline.sources.live import Connection, ConnectionLost, LiveSource, Picture, StreamEnded
 from pipeline.sources.options import read_options
 from pipeline.sources.source import OnDamage, Opening, Source
 from pipeline.sources.timeouts import Timeouts
@@ -47,7 +47,7 @@ def as_camera(again: Callable[[], Source], opening: Opening) -> Source:
         try:
             return Replay(again, loop=opening.loop)
         except SourceError as error:
-            raise Lost(str(error)) from error
+            raise ConnectionLost(str(error)) from error
 
     return LiveSource(name, connect, timeouts=opening.timeouts, notes=notes)
 
@@ -73,8 +73,8 @@ class Replay:
         """The pictures, over and over if it loops.
 
         Raises:
-            Lost: it broke.
-            Ended: it came to its end.
+            ConnectionLost: it broke.
+            StreamEnded: it came to its end.
         """
         offset = 0.0
         step = 1 / (self.frame_rate or _PICTURES_RATE)
@@ -91,10 +91,10 @@ class Replay:
                         yield Picture(frame.image, offset + last, time.time_ns(), "arrival", decode_ns)
                     begin_ns = time.perf_counter_ns()
             except SourceError as error:
-                raise Lost(str(error)) from error
+                raise ConnectionLost(str(error)) from error
             self._source.close()
             if not self._loop:
-                raise Ended
+                raise StreamEnded
             offset += last + step
             self._source = self._again()
 

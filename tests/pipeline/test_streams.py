@@ -18,7 +18,7 @@ from pipeline.people.detection import detections_of
 from pipeline.people.given import GivenBoxes
 from pipeline.people.tracker import PeopleTracker
 from pipeline.stages import TrackedBox
-from pipeline.stream import LIVE_WAITING_FRAMES, NEWER_CAME, Stream
+from pipeline.stream import MAX_QUEUED_LIVE_FRAMES, REPLACED_BY_NEWER, Stream
 from pipeline.streams import Pipeline
 from pipeline.timeline import STAGES
 from pipeline.types import Frame, RunHeader, SourceInfo, UnreadableFrame
@@ -402,7 +402,7 @@ def test_a_live_source_keeps_the_newest_frame_and_counts_what_it_drops():
     frames = list(pipeline)
     account = counts(pipeline)
     assert balanced(account) and account.received == 200 and account.failed == 0
-    assert account.drop_reasons == ((NEWER_CAME, account.dropped),) and account.dropped > 50
+    assert account.drop_reasons == ((REPLACED_BY_NEWER, account.dropped),) and account.dropped > 50
     assert frames[-1].frame.index == 199, "the newest frame is never the one to go"
     missed = pipeline.streams[0].missed
     for taken, who in ((recorder.frames, "collected.all"), (frames, "caller")):
@@ -439,4 +439,4 @@ def test_a_slow_recorder_of_a_live_source_misses_frames_and_holds_nobody_up():
     assert balanced(account) and account.received == account.posed == 60
     assert len(quick.frames) == 60 and missed["quick.all"] == 0
     assert len(slow.frames) + missed["slow.all"] == 60
-    assert missed["slow.all"] > 20 and len(slow.frames) >= LIVE_WAITING_FRAMES
+    assert missed["slow.all"] > 20 and len(slow.frames) >= MAX_QUEUED_LIVE_FRAMES

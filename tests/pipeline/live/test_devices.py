@@ -96,7 +96,7 @@ def test_a_driver_that_hangs_holds_nobody_up(false_camera):
     """A read of V4L2 has no time-out; the device is free again when the driver's call comes back."""
     code = """
         import pipeline.sources.live
-        pipeline.sources.live.HANGS_AFTER_S = 0.2
+        pipeline.sources.live.HANG_GRACE_S = 0.2
         with Watcher(open_source("/dev/video42", timeouts=timeouts)) as watcher:
             watcher.until_frames(5)
             fares("mute")

@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.sources.clocks import LEAST_STEP_S, LiveClock, of_monotonic, of_sender
-from pipeline.sources.live import MOST_HANGING, NOT_TAKEN, WAITING_FRAMES, Ended, LiveSource, Lost, Picture
+from pipeline.sources.live import (
+    MAX_HUNG_WORKERS,
+    MAX_QUEUED_FRAMES,
+    REPLACED_BY_NEWER,
+    ConnectionLost,
+    LiveSource,
+    Picture,
+    StreamEnded,
+)
 from pipeline.sources.timeouts import Backoff, Timeouts
 from pipeline.types import Frame, State, UnreadableFrame
 from tests.pipeline.live.servers import Watcher
@@ -66,7 +74,7 @@ def endless(connection):
         yield shown(number)
         number += 1
         time.sleep(0.005)
-    raise Lost("aborted")
+    raise ConnectionLost("aborted")
 
 
 def then(count, error):
@@ -88,7 +96,7 @@ def test_a_camera_that_comes_and_goes_and_comes_at_another_size():
             yield shown(size=(16, 12))
             time.sleep(0.005)
 
-    connect = scripted(Lost("refused: nobody listens"), then(5, Lost("the connection was closed")), larger)
+    connect = scripted(ConnectionLost("refused: nobody listens"), then(5, ConnectionLost("the connection was closed")), larger)
     source = LiveSource("camera", connect, timeouts=QUICK)
     assert source.info.live and source.info.width is None
     with Watcher(source) as watcher:
@@ -101,7 +109,7 @@ def test_a_camera_that_comes_and_goes_and_comes_at_another_size():
 
 
 def test_a_cause_is_told_once_however_often_it_is_tried():
-    source = LiveSource("camera", scripted(Lost("refused")), timeouts=QUICK)
+    source = LiveSource("camera", scripted(ConnectionLost("refused")), timeouts=QUICK)
     with Watcher(source) as watcher:
         watcher.until_state("lost")
         time.sleep(0.4)
@@ -126,7 +134,7 @@ def test_a_stalled_camera_is_told_and_lives_on():
 
 def test_opencv_22677_a_camera_that_hangs_while_it_is_opened_is_given_up(monkeypatch):
     """Also jetson-utils#148 and Savant#859: it comes back however it went away."""
-    monkeypatch.setattr("pipeline.sources.live.HANGS_AFTER_S", 0.1)
+    monkeypatch.setattr("pipeline.sources.live.HANG_GRACE_S", 0.1)
     gate, tries = threading.Event(), []
 
     def others(connection):
@@ -152,7 +160,7 @@ def test_opencv_22677_a_camera_that_hangs_while_it_is_opened_is_given_up(monkeyp
 
 
 def test_a_read_that_hangs_is_given_up_and_the_next_connection_is_read(monkeypatch):
-    monkeypatch.setattr("pipeline.sources.live.HANGS_AFTER_S", 0.1)
+    monkeypatch.setattr("pipeline.sources.live.HANG_GRACE_S", 0.1)
     gate = threading.Event()
 
     def hangs(connection):
@@ -168,14 +176,14 @@ def test_a_read_that_hangs_is_given_up_and_the_next_connection_is_read(monkeypat
 
 
 def test_a_second_opening_that_hangs_is_given_up_too(monkeypatch):
-    monkeypatch.setattr("pipeline.sources.live.HANGS_AFTER_S", 0.1)
+    monkeypatch.setattr("pipeline.sources.live.HANG_GRACE_S", 0.1)
     gate, tries = threading.Event(), []
 
     def connect(timeouts):
         tries.append(1)
         if len(tries) == 2:
             gate.wait(10)
-        return Scripted(then(1, Lost("closed")) if len(tries) == 1 else endless)
+        return Scripted(then(1, ConnectionLost("closed")) if len(tries) == 1 else endless)
 
     with Watcher(LiveSource("camera", connect, timeouts=QUICK)) as watcher:
         watcher.until_state("lost", "opening it hangs")
@@ -195,7 +203,7 @@ def test_a_paced_camera_that_stalls_is_told():
 
 
 def test_no_more_than_a_few_workers_hang_at_once(monkeypatch):
-    monkeypatch.setattr("pipeline.sources.live.HANGS_AFTER_S", 0.01)
+    monkeypatch.setattr("pipeline.sources.live.HANG_GRACE_S", 0.01)
     gate, tries = threading.Event(), []
 
     def connect(timeouts):
@@ -205,9 +213,9 @@ def test_no_more_than_a_few_workers_hang_at_once(monkeypatch):
 
     timeouts = Timeouts(open_s=0.02, read_s=0.02, stalled_s=0.02, first_wait_s=0.01, longest_wait_s=0.05)
     with Watcher(LiveSource("camera", connect, timeouts=timeouts)) as watcher:
-        watcher.until(lambda _: len(tries) == MOST_HANGING + 1)
+        watcher.until(lambda _: len(tries) == MAX_HUNG_WORKERS + 1)
         time.sleep(0.3)
-        assert len(tries) == MOST_HANGING + 1
+        assert len(tries) == MAX_HUNG_WORKERS + 1
         gate.set()
         watcher.until_frames(3)
 
@@ -217,7 +225,7 @@ def test_inference_685_a_source_that_never_opened_can_be_stopped():
 
     def connect(timeouts):
         gate.wait(10)
-        raise Lost("too late")
+        raise ConnectionLost("too late")
 
     with Watcher(LiveSource("camera", connect)) as watcher:
         watcher.until_state("connecting")
@@ -241,14 +249,14 @@ def test_frames_that_nobody_takes_are_given_up_in_the_middle_and_told():
     frames = [item for item in taken if isinstance(item, Frame)]
     given_up = [item for item in taken if isinstance(item, UnreadableFrame)]
     assert sorted([f.index for f in frames] + [g.index for g in given_up]) == list(range(50))
-    assert [f.index for f in frames][-WAITING_FRAMES:] == list(range(50 - WAITING_FRAMES, 50)), "the newest are kept"
-    assert {(g.reason, g.given_up) for g in given_up} == {(NOT_TAKEN, True)}
+    assert [f.index for f in frames][-MAX_QUEUED_FRAMES:] == list(range(50 - MAX_QUEUED_FRAMES, 50)), "the newest are kept"
+    assert {(g.reason, g.given_up) for g in given_up} == {(REPLACED_BY_NEWER, True)}
     source.close()
     assert next(source, None) is None
 
 
 def test_what_has_an_end_ends():
-    source = LiveSource("camera", scripted(then(3, Ended())))
+    source = LiveSource("camera", scripted(then(3, StreamEnded())))
     assert [item.index for item in source if isinstance(item, Frame)] == [0, 1, 2]
 
 
@@ -277,7 +285,7 @@ def test_inference_1160_bursts_are_given_at_the_times_that_their_stamps_say():
     def burst(connection):
         for number in range(20):
             yield shown(number, stream_s=100 + number / 50)
-        raise Ended
+        raise StreamEnded
 
     source = LiveSource("camera", scripted(Scripted(burst, paced=True)))
     frames = [(time.monotonic(), item) for item in source if isinstance(item, Frame)]

@@ -30,7 +30,7 @@ from pipeline.streams import Pipeline
 from pipeline.types import Frame, PosedFrame, RunHeader, SourceInfo
 from tests.pipeline.blob import BlobModel
 from tests.pipeline.live.servers import Mjpeg, MuteServer, WebServer, jpeg
-from tests.pipeline.live.test_live import QUICK, Lost, endless, scripted, shown, then
+from tests.pipeline.live.test_live import QUICK, ConnectionLost, endless, scripted, shown, then
 
 SIZE = (160, 120)
 
@@ -86,7 +86,7 @@ def pictures(size):
         while not self.aborted.is_set():
             yield shown(120, size)
             time.sleep(0.005)
-        raise Lost("aborted")
+        raise ConnectionLost("aborted")
 
     return connection
 
@@ -96,9 +96,9 @@ def test_the_header_is_completed_by_the_first_frame_also_of_a_camera_that_return
         for _ in range(5):
             yield shown(120, SIZE)
             time.sleep(0.01)
-        raise Lost("away")
+        raise ConnectionLost("away")
 
-    source = LiveSource("camera", scripted(Lost("refused"), first, pictures((320, 240))), timeouts=QUICK)
+    source = LiveSource("camera", scripted(ConnectionLost("refused"), first, pictures((320, 240))), timeouts=QUICK)
     one = stream(source, lambda header: [NdjsonRecorder(tmp_path / "poses.ndjson", header)])
     assert one.header.width is None and one.header.camera is None
     frames = run_for(Pipeline([one]), lambda: exact_enough(one, 320))
@@ -134,7 +134,7 @@ def test_the_time_that_a_camera_takes_to_decode_is_its_capture_and_what_follows_
         while not self.aborted.is_set():
             yield replace(shown(120, SIZE), decode_ns=5_000_000)
             time.sleep(0.01)
-        raise Lost("aborted")
+        raise ConnectionLost("aborted")
 
     one = stream(LiveSource("camera", scripted(connection), timeouts=QUICK))
     frames = run_for(Pipeline([one]), lambda: one.ledger.counts().posed > 5)
@@ -167,8 +167,8 @@ def test_every_record_says_when_its_picture_was_taken_and_by_which_clock(tmp_pat
 
 
 def test_ultralytics_10257_a_camera_that_is_absent_stops_no_other():
-    absent = stream(LiveSource("absent", scripted(Lost("refused")), timeouts=QUICK))
-    flapping = stream(LiveSource("flapping", scripted(then(2, Lost("closed"))), timeouts=QUICK))
+    absent = stream(LiveSource("absent", scripted(ConnectionLost("refused")), timeouts=QUICK))
+    flapping = stream(LiveSource("flapping", scripted(then(2, ConnectionLost("closed"))), timeouts=QUICK))
     there = stream(LiveSource("there", scripted(endless), timeouts=QUICK))
     run_for(Pipeline([absent, flapping, there]), lambda: there.ledger.counts().posed > 30)
     assert exact(absent).received == 0 and absent.states[2].state == "lost"
@@ -186,7 +186,7 @@ def test_deepstream_yolo_667_ultralytics_4493_every_camera_gets_poses_and_a_floo
     def flood(connection):
         while not connection.aborted.is_set():
             yield shown(120, SIZE)
-        raise Lost("aborted")
+        raise ConnectionLost("aborted")
 
     model = Waits()
     cameras = [stream(LiveSource(f"camera {n}", scripted(pictures(SIZE)), timeouts=QUICK), model=model) for n in range(3)]
@@ -202,7 +202,7 @@ def test_deepstream_yolo_667_ultralytics_4493_every_camera_gets_poses_and_a_floo
 
 
 def test_ultralytics_3559_no_frame_comes_twice_and_none_is_left_out_of_the_account():
-    one = stream(LiveSource("camera", scripted(then(7, Lost("closed"))), timeouts=QUICK))
+    one = stream(LiveSource("camera", scripted(then(7, ConnectionLost("closed"))), timeouts=QUICK))
     frames = run_for(Pipeline([one]), lambda: one.ledger.counts().received > 60)
     indices = [f.frame.index for f in frames]
     assert indices == sorted(set(indices))
@@ -224,7 +224,7 @@ def test_closing_takes_no_longer_for_cameras_that_are_mute(number):
 
 
 def test_a_pipeline_of_cameras_ends_when_it_is_stopped_from_a_timer():
-    one = stream(LiveSource("camera", scripted(Lost("refused"))))
+    one = stream(LiveSource("camera", scripted(ConnectionLost("refused"))))
     pipeline = Pipeline([one])
     timer = threading.Timer(0.2, pipeline.stop)
     timer.start()
