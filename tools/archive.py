@@ -18,9 +18,9 @@ from convnextpose.camera import Intrinsics
 from convnextpose.files import size_text
 from engines.opening import CPU_PRECISIONS
 from engines.sessions.registry import runtime_help
-from pipeline.archive.crew import local_crew
 from pipeline.archive.ledger import DAMAGED, DONE, FAILED, NAME, SAME, UNREADABLE
-from pipeline.archive.on_ray import ray_crew
+from pipeline.archive.on_ray import ray_pool
+from pipeline.archive.pool import local_pool
 from pipeline.archive.run import ArchiveRun, ArchiveSummary, Progress
 from pipeline.formats.table import FORMATS
 from pipeline.people import MIN_SCORE
@@ -117,7 +117,7 @@ def archive_command(
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    run = ArchiveRun(config, local_crew(workers) if ray is None else ray_crew(ray, workers))
+    run = ArchiveRun(config, local_pool(workers) if ray is None else ray_pool(ray, workers))
     try:
         summary = _follow(run)
     except KeyboardInterrupt:

@@ -15,7 +15,7 @@ from typing import Any
 
 from convnextpose.errors import PoseError, RuntimeUnavailableError, install_command
 from engines.manifest import is_engine
-from pipeline.archive.crew import Crew, Lost
+from pipeline.archive.pool import LostJob, WorkerPool
 from pipeline.archive.worker import Job, Outcome, Worker
 from pipeline.run import RunConfig
 
@@ -70,22 +70,22 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), REACHABLE_TIMEOUT_S).close()
 
 
-def ray_crew(address: str, workers: int | None = None) -> Callable[[RunConfig, int], Crew]:
-    """A function that opens a crew on a cluster, for `ArchiveRun`.
+def ray_pool(address: str, workers: int | None = None) -> Callable[[RunConfig, int], WorkerPool]:
+    """A function that opens a pool on a cluster, for `ArchiveRun`.
 
     Args:
         address: as `ray.init` takes it, or LOCAL.
         workers: how many; None for as many as the cluster has room for.
     """
 
-    def open_crew(config: RunConfig, most: int) -> Crew:
-        return RayCrew(config, address, most, workers)
+    def open_pool(config: RunConfig, most: int) -> WorkerPool:
+        return RayPool(config, address, most, workers)
 
-    return open_crew
+    return open_pool
 
 
-class RayCrew:
-    """Workers as actors of a cluster. A crew.
+class RayPool:
+    """A `WorkerPool` of actors in a cluster.
 
     Args:
         config: what is done with each file.
@@ -122,24 +122,24 @@ class RayCrew:
             told = f"expected a cluster with room for a worker ({self._needs_text()}), received one with {self._resources()}"
             self._leave()
             raise RuntimeUnavailableError(told)
-        self._members = [self._hire() for _ in range(min(count, most))]
+        self._members = [self._start_worker() for _ in range(min(count, most))]
 
     @property
-    def room(self) -> int:
+    def free_slots(self) -> int:
         """How many jobs can be started now."""
         return sum(member.task is None for member in self._members)
 
     @property
-    def busy(self) -> dict[int, float]:
+    def running(self) -> dict[int, float]:
         """The jobs in work by number; how far each is stays on its node."""
         return {member.job.number: 0.0 for member in self._members if member.job is not None}
 
-    def start(self, job: Job) -> None:
-        """Give a job to a worker; there must be room."""
+    def submit(self, job: Job) -> None:
+        """Give a job to a worker; there must be a free slot."""
         member = next(member for member in self._members if member.task is None)
         member.job, member.task = job, member.actor.do.remote(job)
 
-    def wait(self, timeout_s: float) -> list[Outcome | Lost]:
+    def wait(self, timeout_s: float) -> list[Outcome | LostJob]:
         """The outcomes of finished jobs, as soon as there are any, or an empty list after some time.
 
         Raises:
@@ -147,24 +147,24 @@ class RayCrew:
         """
         tasks = {member.task: member for member in self._members if member.task is not None}
         done, _ = self._ray.wait(list(tasks), num_returns=1, timeout=timeout_s) if tasks else ([], [])
-        told: list[Outcome | Lost] = []
+        results: list[Outcome | LostJob] = []
         for task in done:
             member = tasks[task]
             job, member.task, member.job = member.job, None, None
             try:
                 message = self._ray.get(task)
             except self._ray.exceptions.RayError as error:
-                fresh = self._hire()
+                fresh = self._start_worker()
                 member.actor, member.task = fresh.actor, fresh.task
                 if job is not None:
-                    told.append(Lost(job, f"its worker was lost ({type(error).__name__})"))
+                    results.append(LostJob(job, f"its worker was lost ({type(error).__name__})"))
                 continue
             if isinstance(message, Outcome):
-                told.append(message)
+                results.append(message)
             elif message != _OPENED:
                 kind, text = message
                 raise kind(text)
-        return told
+        return results
 
     def close(self) -> None:
         """End the workers, and leave the cluster."""
@@ -173,7 +173,7 @@ class RayCrew:
         self._members.clear()
         self._leave()
 
-    def _hire(self) -> _Member:
+    def _start_worker(self) -> _Member:
         actor = self._class.remote(self._config)
         return _Member(actor, actor.open.remote())
 

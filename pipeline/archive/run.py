@@ -27,9 +27,9 @@ from typing import Any
 from convnextpose import weights
 from convnextpose.errors import ModelError, SinkError
 from engines.sessions.triton import is_served
-from pipeline.archive.crew import Crew, Lost, local_crew
-from pipeline.archive.found import Found, Video, content_hash, find_videos
 from pipeline.archive.ledger import DONE, FAILED, SAME, UNREADABLE, JobLedger, JobRecord
+from pipeline.archive.pool import LostJob, WorkerPool, local_pool
+from pipeline.archive.videos import Found, Video, content_hash, find_videos
 from pipeline.archive.worker import JOB_NAME, Job, Outcome
 from pipeline.formats.files import make_folder
 from pipeline.models import detector_file, open_model
@@ -113,7 +113,7 @@ class ArchiveRun:
 
     Args:
         config: its `sources` are the folders, and `out` is the folder for all results; the rest applies to each file.
-        open_crew: makes the workers from the config and the number of files; None for processes of this machine.
+        open_pool: makes the workers from the config and the number of files; None for processes of this machine.
 
     Attributes:
         progress: how far it is.
@@ -124,7 +124,7 @@ class ArchiveRun:
         ModelError: there is no such model.
     """
 
-    def __init__(self, config: RunConfig, open_crew: Callable[[RunConfig, int], Crew] | None = None) -> None:
+    def __init__(self, config: RunConfig, open_pool: Callable[[RunConfig, int], WorkerPool] | None = None) -> None:
         if config.boxes or config.views or config.live or config.loop or config.trace or config.random_weights:
             raise ValueError("expected an archive's config without boxes, views, live sources, a trace or random weights")
         if config.out is None:
@@ -134,7 +134,7 @@ class ArchiveRun:
         self._folders = [Path(entry.uri) for entry in config.source_list]
         self._head = {"model": model_record(config), "settings": settings_record(config)}
         self._config = replace(config, overwrite=True)  # a partial folder has nothing to protect
-        self._open_crew = open_crew or local_crew()
+        self._open_pool = open_pool or local_pool()
         self._numbers = itertools.count()
         self._jobs: dict[int, tuple[Video, str, str]] = {}
         self._waiting: dict[str, list[Video]] = {}
@@ -179,28 +179,28 @@ class ArchiveRun:
 
     def _work_off(self, todo: deque[Video], watch: Callable[[Progress], None]) -> None:
         ahead: deque[tuple[Video, Future[str]]] = deque()
-        crew = self._open_crew(self._config, len(todo))
+        pool = self._open_pool(self._config, len(todo))
         hasher, stopped = ThreadPoolExecutor(1, thread_name_prefix="hash"), threading.Event()
         try:
             while todo or ahead or self._jobs:
                 while todo and len(ahead) < HASHED_AHEAD:
                     video = todo.popleft()
                     ahead.append((video, hasher.submit(content_hash, video.path, stopped.is_set)))
-                while ahead and crew.room and ahead[0][1].done():
-                    self._begin(*ahead.popleft(), crew)
-                if self._jobs or not crew.room:  # none has room while all of a cluster's workers open their models
-                    for message in crew.wait(0.02 if ahead and crew.room else 0.5):
+                while ahead and pool.free_slots and ahead[0][1].done():
+                    self._begin(*ahead.popleft(), pool)
+                if self._jobs or not pool.free_slots:  # none has room while all of a cluster's workers open their models
+                    for message in pool.wait(0.02 if ahead and pool.free_slots else 0.5):
                         todo.extendleft(self._end(message))
                 elif ahead:
                     wait([ahead[0][1]], 0.5)
-                self._note_work(crew)
+                self._note_progress(pool)
                 watch(self.progress)
         finally:
             stopped.set()
-            crew.close()
+            pool.close()
             hasher.shutdown(cancel_futures=True)
 
-    def _begin(self, video: Video, hashed: Future[str], crew: Crew) -> None:
+    def _begin(self, video: Video, hashed: Future[str], pool: WorkerPool) -> None:
         """Start a file's job, unless its content is settled or in work already."""
         try:
             sha256 = hashed.result()
@@ -224,15 +224,15 @@ class ArchiveRun:
         self._waiting[sha256] = []
         self._tries[video.path] += 1
         self.progress.began = self.progress.began or time.monotonic()
-        crew.start(job)
+        pool.submit(job)
 
-    def _end(self, message: Outcome | Lost) -> list[Video]:
+    def _end(self, message: Outcome | LostJob) -> list[Video]:
         """Note what came of a job; the files that are to be tried again."""
-        number = message.job.number if isinstance(message, Lost) else message.number
+        number = message.job.number if isinstance(message, LostJob) else message.number
         video, sha256, place = self._jobs.pop(number)
         waiting = self._waiting.pop(sha256)
         partial = next(iter((self._out / PARTIAL).glob(f"{number}-*")), None)
-        if isinstance(message, Lost):
+        if isinstance(message, LostJob):
             if partial is not None:
                 shutil.rmtree(partial, ignore_errors=True)
             if self._tries[video.path] < TRIES:
@@ -323,11 +323,11 @@ class ArchiveRun:
             place = f"{video.place}-{number}"
         raise AssertionError("unreachable")
 
-    def _note_work(self, crew: Crew) -> None:
-        busy = crew.busy
-        self.progress.in_work = len(busy)
+    def _note_progress(self, pool: WorkerPool) -> None:
+        running = pool.running
+        self.progress.in_work = len(running)
         self.progress.in_work_bytes = sum(
-            share * self._jobs[number][0].size_bytes for number, share in busy.items() if number in self._jobs
+            share * self._jobs[number][0].size_bytes for number, share in running.items() if number in self._jobs
         )
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from pipeline.archive.crew import Lost
 from pipeline.archive.ledger import DAMAGED, DONE
+from pipeline.archive.pool import LostJob
 from pipeline.archive.run import ArchiveRun
 from pipeline.archive.worker import JOB_NAME, Outcome
 from pipeline.run import RunConfig
@@ -23,7 +23,7 @@ RESULT = "poses.ndjson"
 
 
 class StandIn:
-    """A crew of `count` workers that take the first job first. `log` is written a line for each job that is begun."""
+    """A pool of `count` workers that take the first job first. `log` is written a line for each job that is begun."""
 
     def __init__(self, count=2, pause_s=0.0, log=None):
         self.count, self.pause_s, self.log = count, pause_s, log
@@ -34,15 +34,15 @@ class StandIn:
         return self
 
     @property
-    def room(self):
+    def free_slots(self):
         return self.count - len(self.jobs)
 
     @property
-    def busy(self):
+    def running(self):
         return {job.number: 0.5 for job in self.jobs}
 
-    def start(self, job):
-        assert self.room > 0 and not job.partial.exists()
+    def submit(self, job):
+        assert self.free_slots > 0 and not job.partial.exists()
         self.jobs.append(job)
         self.started.append(job.path.name)
         if self.log is not None:
@@ -60,7 +60,7 @@ class StandIn:
                 time.sleep(self.pause_s)
         told = " ".join(words)
         if "lost" in told and ("once" not in told or self.started.count(job.path.name) == 1):
-            return [Lost(job, "its worker was killed")]
+            return [LostJob(job, "its worker was killed")]
         status = words[0] if words[0] != "lost" else DONE
         outcome = Outcome(job.number, status, "" if status == DONE else "as it was told", len(words), 1, 1)
         if status in (DONE, DAMAGED):
@@ -72,11 +72,11 @@ class StandIn:
         self.closed = True
 
 
-def archive(folder, out, crew=None):
-    """One run over a folder; the crew and the summary."""
-    crew = crew or StandIn()
-    run = ArchiveRun(RunConfig(sources=folder, out=out), crew)
-    return crew, run.run()
+def archive(folder, out, pool=None):
+    """One run over a folder; the pool and the summary."""
+    pool = pool or StandIn()
+    run = ArchiveRun(RunConfig(sources=folder, out=out), pool)
+    return pool, run.run()
 
 
 def whole_results(out):

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convnextpose.errors import ModelError, SinkError, SourceError
-from pipeline.archive.found import find_videos
 from pipeline.archive.ledger import DAMAGED, DONE, FAILED, SAME, UNREADABLE, JobLedger, JobRecord
 from pipeline.archive.run import ArchiveRun
+from pipeline.archive.videos import find_videos
 from pipeline.run import RunConfig
 from tests.pipeline.archive.stand_in import StandIn, archive, whole_results
 
@@ -76,14 +76,14 @@ def test_each_file_is_settled_and_the_second_run_starts_no_worker(tmp_path):
         "a.mp4": "done one", "b.mp4": "damaged", "c.mp4": "unreadable", "d.mp4": "lost for ever", "e.mp4": "lost once",
         "f.mp4": "done one", "g.mp4": "failed", "h.mp4": "unreadable",
     })  # fmt: skip
-    crew, summary = archive(folder, out)
+    pool, summary = archive(folder, out)
     expected = {
         "a.mp4": DONE, "b.mp4": DAMAGED, "c.mp4": UNREADABLE, "d.mp4": FAILED, "e.mp4": DONE, "f.mp4": SAME, "g.mp4": FAILED,
         "h.mp4": SAME,
     }  # fmt: skip
     assert statuses(out) == (expected, Counter(list(expected)))
-    assert Counter(crew.started) == {"a.mp4": 1, "b.mp4": 1, "c.mp4": 1, "d.mp4": 2, "e.mp4": 2, "g.mp4": 1}
-    assert crew.closed and not (out / ".partial").exists()
+    assert Counter(pool.started) == {"a.mp4": 1, "b.mp4": 1, "c.mp4": 1, "d.mp4": 2, "e.mp4": 2, "g.mp4": 1}
+    assert pool.closed and not (out / ".partial").exists()
     assert whole_results(out).keys() == {"in/a.mp4", "in/b.mp4", "in/e.mp4"}
     progress = summary.progress
     assert progress.settled == progress.files == 8 and progress.left_bytes == 0 and progress.before == 0
@@ -94,10 +94,10 @@ def test_each_file_is_settled_and_the_second_run_starts_no_worker(tmp_path):
     (folder / "d.mp4").unlink()
     (folder / "g.mp4").unlink()
 
-    def no_crew(config, most):
+    def no_pool(config, most):
         raise AssertionError("nothing is left to do")
 
-    assert archive(folder, out, no_crew)[1].progress.before == 6
+    assert archive(folder, out, no_pool)[1].progress.before == 6
 
 
 def test_changed_moved_and_removed_files_are_done_again_where_needed(tmp_path):
@@ -105,19 +105,19 @@ def test_changed_moved_and_removed_files_are_done_again_where_needed(tmp_path):
     fill(folder, {"a.mp4": "done one", "b.mp4": "done one", "c.mp4": "done three"})
     archive(folder, out)
     (folder / "c.mp4").rename(folder / "z.mp4")
-    crew, _ = archive(folder, out)
-    assert crew.started == [] and statuses(out)[0]["z.mp4"] == SAME, "its content is known"
+    pool, _ = archive(folder, out)
+    assert pool.started == [] and statuses(out)[0]["z.mp4"] == SAME, "its content is known"
     (folder / "a.mp4").write_text("done anew")  # its results were b's, too
-    crew, _ = archive(folder, out)
-    assert crew.started == ["a.mp4", "b.mp4"]
+    pool, _ = archive(folder, out)
+    assert pool.started == ["a.mp4", "b.mp4"]
     assert whole_results(out) == {"in/a.mp4": ["done", "anew"], "in/b.mp4": ["done", "one"], "in/c.mp4": ["done", "three"]}
     for path in (out / "in" / "b.mp4").iterdir():
         path.unlink()
-    crew, _ = archive(folder, out)
-    assert crew.started == ["b.mp4"], "its results had gone"
+    pool, _ = archive(folder, out)
+    assert pool.started == ["b.mp4"], "its results had gone"
     os.utime(folder / "a.mp4", ns=(0, 0))
-    crew, _ = archive(folder, out)
-    assert crew.started == [], "touched, its content is the same and its results are there"
+    pool, _ = archive(folder, out)
+    assert pool.started == [], "touched, its content is the same and its results are there"
 
 
 def test_results_that_are_not_in_the_shared_folder_fail(tmp_path):

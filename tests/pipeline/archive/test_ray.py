@@ -8,7 +8,7 @@ import pytest
 
 from convnextpose.errors import RuntimeUnavailableError
 from pipeline.archive.ledger import DONE, SAME
-from pipeline.archive.on_ray import ray_crew
+from pipeline.archive.on_ray import ray_pool
 from pipeline.archive.run import ArchiveRun
 from pipeline.formats.records import read_poses
 from pipeline.run import RunConfig
@@ -45,9 +45,9 @@ def test_a_cluster_without_room_and_one_that_is_not_there_are_told(cluster, tmp_
     with pytest.raises(
         RuntimeUnavailableError, match=r"room for a worker .4 CPUs and 1.1 GB of one node., received one with 2"
     ):
-        ArchiveRun(config, ray_crew(cluster.address)).run()
+        ArchiveRun(config, ray_pool(cluster.address)).run()
     with pytest.raises(RuntimeUnavailableError, match="cannot be joined"):
-        ArchiveRun(config, ray_crew("127.0.0.1:1")).run()
+        ArchiveRun(config, ray_pool("127.0.0.1:1")).run()
 
 
 def test_a_node_that_is_removed_in_the_middle_loses_nothing(cluster, tmp_path):
@@ -57,7 +57,7 @@ def test_a_node_that_is_removed_in_the_middle_loses_nothing(cluster, tmp_path):
     for number in range(6):
         demo_clip(folder / f"{number}.mp4", 20, first=20 * number)
     (folder / "copy.mp4").write_bytes((folder / "0.mp4").read_bytes())
-    run = ArchiveRun(RunConfig(sources=folder, out=out, threads=1), ray_crew(cluster.address))
+    run = ArchiveRun(RunConfig(sources=folder, out=out, threads=1), ray_pool(cluster.address))
     removed = []
 
     def remove_a_node(progress):
@@ -75,4 +75,4 @@ def test_a_node_that_is_removed_in_the_middle_loses_nothing(cluster, tmp_path):
         frames["0.mp4"] = frames.pop("copy.mp4")
     assert frames == {f"{n}.mp4": 20 for n in range(6)}
     assert not (out / ".partial").exists()
-    assert ArchiveRun(RunConfig(sources=folder, out=out, threads=1), ray_crew(cluster.address)).run().progress.before == 7
+    assert ArchiveRun(RunConfig(sources=folder, out=out, threads=1), ray_pool(cluster.address)).run().progress.before == 7

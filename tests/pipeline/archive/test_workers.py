@@ -17,9 +17,9 @@ import pytest
 
 from convnextpose import weights
 from convnextpose.errors import ModelError, RuntimeUnavailableError
-from pipeline.archive.crew import local_crew
 from pipeline.archive.ledger import DAMAGED, DONE, FAILED
-from pipeline.archive.on_ray import ray_crew
+from pipeline.archive.on_ray import ray_pool
+from pipeline.archive.pool import local_pool
 from pipeline.archive.run import ArchiveRun
 from pipeline.archive.worker import Job, Worker
 from pipeline.formats.records import read_poses
@@ -87,19 +87,19 @@ def test_a_worker_that_is_killed_costs_one_file_at_most(folder, tmp_path):
     for name in ("a.mp4", "empty.mp4"):
         shutil.copy(folder / name, small / name)
     demo_clip(small / "0 killer.mp4", 60, first=80)  # long enough to be met at work
-    crews, killed = [], []
+    pools, killed = [], []
 
-    def open_crew(config, most):
-        crews.append(local_crew(1)(config, most))
-        return crews[0]
+    def open_pool(config, most):
+        pools.append(local_pool(1)(config, most))
+        return pools[0]
 
     def kill_who_works_on_the_killer(progress):
-        (member,) = crews[0]._members or [None]
+        (member,) = pools[0]._members or [None]
         if member and member.job and member.job.path.name == "0 killer.mp4" and member.process.pid not in killed:
             killed.append(member.process.pid)
             member.process.kill()
 
-    run = ArchiveRun(RunConfig(sources=small, out=tmp_path / "out", threads=1), open_crew)
+    run = ArchiveRun(RunConfig(sources=small, out=tmp_path / "out", threads=1), open_pool)
     summary = run.run(kill_who_works_on_the_killer)
     assert len(killed) == 2
     assert summary.progress.counts == {FAILED: 1, DONE: 1, "unreadable": 1}
@@ -111,7 +111,7 @@ def test_a_worker_that_is_killed_costs_one_file_at_most(folder, tmp_path):
 def test_without_ray_its_option_is_told_in_a_sentence(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
     with pytest.raises(RuntimeUnavailableError, match="--ray needs Ray"):
-        ArchiveRun(RunConfig(sources=folder, out=tmp_path / "out"), ray_crew("local")).run()
+        ArchiveRun(RunConfig(sources=folder, out=tmp_path / "out"), ray_pool("local")).run()
 
 
 def session_of(process):
@@ -195,7 +195,7 @@ def test_the_detector_and_the_turn_that_were_asked_for_are_taken(folder, tmp_pat
 
 def test_models_that_cannot_be_opened_end_the_run_with_their_sentence(folder, tmp_path):
     (tmp_path / "bad.onnx").write_bytes(b"no model")
-    run = ArchiveRun(RunConfig(sources=folder, out=tmp_path / "out", model=str(tmp_path / "bad.onnx")), local_crew(1))
+    run = ArchiveRun(RunConfig(sources=folder, out=tmp_path / "out", model=str(tmp_path / "bad.onnx")), local_pool(1))
     with pytest.raises(ModelError, match=r"bad\.onnx"):
         run.run()
     assert not multiprocessing.active_children()

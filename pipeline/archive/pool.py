@@ -20,12 +20,12 @@ from engines.session import usable_cores
 from pipeline.archive.worker import Job, Outcome, Worker
 from pipeline.run import RunConfig
 
-ENDING_TIME_S = 5.0
-MOST_IDLE_DEATHS = 10
+JOIN_TIMEOUT_S = 5.0
+MAX_IDLE_DEATHS = 10
 
 
 @dataclass(frozen=True)
-class Lost:
+class LostJob:
     """A job whose worker died.
 
     Attributes:
@@ -37,24 +37,24 @@ class Lost:
     reason: str
 
 
-class Crew(Protocol):
-    """Some workers that take jobs."""
+class WorkerPool(Protocol):
+    """Several workers that process jobs."""
 
     @property
-    def room(self) -> int:
+    def free_slots(self) -> int:
         """How many jobs can be started now."""
         ...
 
     @property
-    def busy(self) -> dict[int, float]:
+    def running(self) -> dict[int, float]:
         """The jobs in progress by number, and the finished share of each if known, 0..1."""
         ...
 
-    def start(self, job: Job) -> None:
-        """Give a job to a worker; there must be room."""
+    def submit(self, job: Job) -> None:
+        """Give a job to a worker; there must be a free slot."""
         ...
 
-    def wait(self, timeout_s: float) -> list[Outcome | Lost]:
+    def wait(self, timeout_s: float) -> list[Outcome | LostJob]:
         """The outcomes of finished jobs, as soon as there are any, or an empty list after some time.
 
         Raises:
@@ -67,21 +67,21 @@ class Crew(Protocol):
         ...
 
 
-def local_crew(workers: int | None = None) -> Callable[[RunConfig, int], Crew]:
-    """A function that opens a crew on this machine, for `ArchiveRun`.
+def local_pool(workers: int | None = None) -> Callable[[RunConfig, int], WorkerPool]:
+    """A function that opens a pool on this machine, for `ArchiveRun`.
 
     Args:
         workers: how many; None for half of the cores, or one for an engine, because more do not make a GPU faster. The cores
             are divided among them, unless the config says how many threads each has.
     """
 
-    def open_crew(config: RunConfig, most: int) -> Crew:
+    def open_pool(config: RunConfig, most: int) -> WorkerPool:
         cores = usable_cores()
         count = min(workers or (1 if config.has_engine else max(1, cores // 2)), most)
         threads = None if is_engine(Path(config.model)) else config.threads or max(1, cores // count)
-        return LocalCrew(replace(config, threads=threads), count)
+        return LocalPool(replace(config, threads=threads), count)
 
-    return open_crew
+    return open_pool
 
 
 @dataclass
@@ -92,8 +92,8 @@ class _Member:
     share: float = 0.0
 
 
-class LocalCrew:
-    """Workers as processes of this machine. A crew. A program that uses it guards its start by `if __name__ == "__main__"`.
+class LocalPool:
+    """A `WorkerPool` of processes on this machine. A program that uses it guards its start by `if __name__ == "__main__"`.
 
     Args:
         config: what is done with each file.
@@ -104,49 +104,49 @@ class LocalCrew:
         self._config = config
         self._idle_deaths = 0
         self._context = multiprocessing.get_context("spawn")  # libraries with threads cannot be forked
-        self._members = [self._hire() for _ in range(count)]
+        self._members = [self._start_worker() for _ in range(count)]
 
     @property
-    def room(self) -> int:
+    def free_slots(self) -> int:
         """How many jobs can be started now; one that starts before its worker's models are open waits for them."""
         return sum(member.job is None for member in self._members)
 
     @property
-    def busy(self) -> dict[int, float]:
+    def running(self) -> dict[int, float]:
         """The jobs in progress by number, and the finished share of each if known, 0..1."""
         return {member.job.number: member.share for member in self._members if member.job is not None}
 
-    def start(self, job: Job) -> None:
-        """Give a job to a worker; there must be room."""
+    def submit(self, job: Job) -> None:
+        """Give a job to a worker; there must be a free slot."""
         member = next(member for member in self._members if member.job is None)
         member.job, member.share = job, 0.0
         with contextlib.suppress(OSError):  # it has died: `wait` tells
             member.connection.send(job)
 
-    def wait(self, timeout_s: float) -> list[Outcome | Lost]:
+    def wait(self, timeout_s: float) -> list[Outcome | LostJob]:
         """The outcomes of finished jobs, as soon as there are any, or an empty list after some time.
 
         Raises:
             PoseError: the models cannot be opened.
         """
-        told: list[Outcome | Lost] = []
+        results: list[Outcome | LostJob] = []
         ready = wait([member.connection for member in self._members], timeout_s)
         for member in [member for member in self._members if member.connection in ready]:
             try:
                 message = member.connection.recv()
             except (EOFError, OSError):
                 lost = self._replace(member)
-                told += [lost] if lost is not None else []
+                results += [lost] if lost is not None else []
                 continue
             if isinstance(message, float):
                 member.share = message
             elif isinstance(message, Outcome):
                 member.job = None
-                told.append(message)
+                results.append(message)
             else:
                 kind, text = message
                 raise kind(text)
-        return told
+        return results
 
     def close(self) -> None:
         """End the workers, also those in the middle of a job."""
@@ -154,19 +154,19 @@ class LocalCrew:
             member.process.kill()
             member.connection.close()
         for member in self._members:
-            member.process.join(ENDING_TIME_S)
+            member.process.join(JOIN_TIMEOUT_S)
         self._members.clear()
 
-    def _hire(self) -> _Member:
+    def _start_worker(self) -> _Member:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_work, args=(theirs, self._config), name="archive worker", daemon=True)
         process.start()
         theirs.close()
         return _Member(process, ours)
 
-    def _replace(self, member: _Member) -> Lost | None:
+    def _replace(self, member: _Member) -> LostJob | None:
         """Have another worker in the place of one that died; what it worked on is lost."""
-        member.process.join(ENDING_TIME_S)
+        member.process.join(JOIN_TIMEOUT_S)
         code = member.process.exitcode
         reason = f"its worker ended with exit code {code}"
         if code is not None and code < 0:
@@ -178,11 +178,11 @@ class LocalCrew:
         job = member.job
         if job is None:
             self._idle_deaths += 1
-            if self._idle_deaths > MOST_IDLE_DEATHS:
+            if self._idle_deaths > MAX_IDLE_DEATHS:
                 raise RuntimeUnavailableError(f"expected idle workers to stay alive, but again and again {reason}")
-        fresh = self._hire()
+        fresh = self._start_worker()
         member.process, member.connection, member.job, member.share = fresh.process, fresh.connection, None, 0.0
-        return None if job is None else Lost(job, reason)
+        return None if job is None else LostJob(job, reason)
 
 
 def _work(connection: Connection, config: RunConfig) -> None:
