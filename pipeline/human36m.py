@@ -117,7 +117,7 @@ def evaluate(
     frames: Sequence[TestFrame],
     *,
     flip: bool = True,
-    tell: Callable[[int], None] = lambda done: None,
+    on_progress: Callable[[int], None] = lambda done: None,
 ) -> Scores:
     """Predict every frame and compare.
 
@@ -125,7 +125,7 @@ def evaluate(
         model: reads the poses; of Human3.6M's 18 joints.
         frames: the test set.
         flip: average each prediction with that of the mirrored crop, as the authors do.
-        tell: is told how many frames are done.
+        on_progress: called with the number of finished frames.
 
     Raises:
         ModelError: the model has other joints.
@@ -142,7 +142,7 @@ def evaluate(
         crops = np.stack([warp_crop(_read_picture(frame.path), frame.region) for frame in batch])
         joints = predict(model, crops, flip=flip)
         predicted += [to_camera_space(joint, frame) for joint, frame in zip(joints, batch, strict=True)]
-        tell(start + len(batch))
+        on_progress(start + len(batch))
     scored, truth = list(HUMAN36M.scored), np.stack([frame.joints_mm for frame in frames])
     places = np.stack(predicted)
     return Scores(

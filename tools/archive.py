@@ -32,7 +32,7 @@ from tools.run import DetectorClassOption, DetectorOption, FlipOption, MinScoreO
 _LINE_EVERY_S = 60.0
 """Time between two lines of progress without a terminal, s."""
 
-_SHOWN_TROUBLES = 10
+_SHOWN_PROBLEMS = 10
 _SHOWN_SUFFIXES = 8
 
 _MEANINGS = {
@@ -122,7 +122,7 @@ def archive_command(
         summary = _follow(run)
     except KeyboardInterrupt:
         console.print(
-            f"[yellow]stopped by Ctrl-C[/]: {run.progress.settled} of {run.progress.files} files are finished; run the same "
+            f"[yellow]stopped by Ctrl-C[/]: {run.progress.finished} of {run.progress.files} files are finished; run the same "
             "command again to continue"
         )
         raise typer.Exit(130) from None
@@ -139,27 +139,27 @@ def _follow(run: ArchiveRun) -> ArchiveSummary:
             return run.run()
     told = time.monotonic()
 
-    def watch(progress: Progress) -> None:
+    def on_progress(progress: Progress) -> None:
         nonlocal told
         if time.monotonic() - told >= _LINE_EVERY_S:
             told = time.monotonic()
             screen.print(_words(progress), soft_wrap=True)
 
-    return run.run(watch)
+    return run.run(on_progress)
 
 
 def _line(progress: Progress) -> Table:
     table = Table.grid(padding=(0, 2))
-    table.add_row(ProgressBar(max(1, progress.files), progress.settled, width=24), _words(progress))
+    table.add_row(ProgressBar(max(1, progress.files), progress.finished, width=24), _words(progress))
     return table
 
 
 def _words(progress: Progress) -> str:
-    words = [f"{progress.settled} of {progress.files} files"]
+    words = [f"{progress.finished} of {progress.files} files"]
     words += [f"{count} {status}" for status, count in progress.counts.items() if status != DONE]
-    words += [f"{progress.in_work} in work", f"{size_text(progress.left_bytes)} left"]
-    if progress.seconds_left is not None:
-        words.append(f"about {_duration(progress.seconds_left)} left")
+    words += [f"{progress.in_progress} in work", f"{size_text(progress.remaining_bytes)} left"]
+    if progress.remaining_s is not None:
+        words.append(f"about {_duration(progress.remaining_s)} left")
     return ", ".join(words)
 
 
@@ -174,24 +174,24 @@ def _duration(seconds: float) -> str:
 
 def _print_end(console: Console, summary: ArchiveSummary, out: Path) -> None:
     progress, found = summary.progress, summary.found
-    for closed in found.closed:
-        console.print(f"[yellow]not searched[/]: {escape(closed)}")
-    if found.others:
-        kinds = ", ".join(f"{count} {escape(kind)}" for kind, count in found.others.most_common(_SHOWN_SUFFIXES))
-        more = ", ..." if len(found.others) > _SHOWN_SUFFIXES else ""
-        console.print(f"skipped {found.others.total()} files whose names are not those of videos: {kinds}{more}")
+    for folder in found.unreadable:
+        console.print(f"[yellow]not searched[/]: {escape(folder)}")
+    if found.skipped:
+        kinds = ", ".join(f"{count} {escape(kind)}" for kind, count in found.skipped.most_common(_SHOWN_SUFFIXES))
+        more = ", ..." if len(found.skipped) > _SHOWN_SUFFIXES else ""
+        console.print(f"skipped {found.skipped.total()} files whose names are not those of videos: {kinds}{more}")
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(justify="right")
     table.add_column()
-    if progress.before:
-        table.add_row(str(progress.before), "finished by earlier runs")
+    if progress.finished_before:
+        table.add_row(str(progress.finished_before), "finished by earlier runs")
     for status, meaning in _MEANINGS.items():
         if count := progress.counts[status]:
             table.add_row(str(count), meaning)
     table.add_row(str(progress.files), f"in all; {progress.frames} frames in {_duration(summary.seconds)}")
     console.print(table)
-    for record in summary.troubles[:_SHOWN_TROUBLES]:
+    for record in summary.problems[:_SHOWN_PROBLEMS]:
         console.print(f"{record.status:<10} {escape(record.file)}: {escape(record.reason)}")
-    if (rest := len(summary.troubles) - _SHOWN_TROUBLES) > 0:
+    if (rest := len(summary.problems) - _SHOWN_PROBLEMS) > 0:
         console.print(f"           {rest} more")
     console.print(f"wrote      {escape(str(out))}; {NAME} in it says what became of each file")

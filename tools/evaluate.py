@@ -73,7 +73,7 @@ def human36m_command(
         console.print(f"frames   {len(frames)}; {places}; {test}", markup=False)
         done = 0
 
-        def tell(count: int) -> None:
+        def on_progress(count: int) -> None:
             nonlocal done
             done = count
 
@@ -81,7 +81,7 @@ def human36m_command(
         if screen.is_terminal:
             bar = lambda: ProgressBar(len(frames), done, width=40)  # noqa: E731
             with Live(get_renderable=bar, console=screen, refresh_per_second=4, transient=True):
-                scores = evaluate(opened, frames, flip=flip, tell=tell)
+                scores = evaluate(opened, frames, flip=flip, on_progress=on_progress)
         else:
             scores = evaluate(opened, frames, flip=flip)
         info = opened.info

@@ -29,14 +29,14 @@ from convnextpose.errors import ModelError, SinkError
 from engines.sessions.triton import is_served
 from pipeline.archive.ledger import DONE, FAILED, SAME, UNREADABLE, JobLedger, JobRecord
 from pipeline.archive.pool import LostJob, WorkerPool, local_pool
-from pipeline.archive.videos import Found, Video, content_hash, find_videos
+from pipeline.archive.videos import FoundVideos, Video, content_hash, find_videos
 from pipeline.archive.worker import JOB_NAME, Job, Outcome
 from pipeline.formats.files import make_folder
 from pipeline.models import detector_file, open_model
 from pipeline.run import RunConfig
 
 PARTIAL = ".partial"
-TRIES = 2
+MAX_ATTEMPTS = 2
 """How often a file that kills its worker is tried."""
 
 HASHED_AHEAD = 4
@@ -55,38 +55,38 @@ class Progress:
 
     Attributes:
         files: how many there are.
-        before: how many were finished by earlier runs.
+        finished_before: how many were finished by earlier runs.
         counts: how many files this run has finished, by status.
         frames: frames with results of this run.
-        left_bytes: total size of the files that are not finished.
-        worked_bytes: total size of the files that workers have finished.
-        in_work: how many files are in progress.
-        in_work_bytes: the finished part of these, if known.
+        remaining_bytes: total size of the files that are not finished.
+        done_bytes: total size of the files that workers have finished.
+        in_progress: how many files are in progress.
+        in_progress_bytes: the finished part of these, if known.
         began: when the first job was assigned, by `time.monotonic`, s; None before.
     """
 
     files: int = 0
-    before: int = 0
+    finished_before: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     frames: int = 0
-    left_bytes: int = 0
-    worked_bytes: int = 0
-    in_work: int = 0
-    in_work_bytes: float = 0.0
+    remaining_bytes: int = 0
+    done_bytes: int = 0
+    in_progress: int = 0
+    in_progress_bytes: float = 0.0
     began: float | None = None
 
     @property
-    def settled(self) -> int:
+    def finished(self) -> int:
         """How many files are finished."""
-        return self.before + self.counts.total()
+        return self.finished_before + self.counts.total()
 
     @property
-    def seconds_left(self) -> float | None:
+    def remaining_s(self) -> float | None:
         """The estimated remaining time, s, from the bytes processed so far; None while there are none."""
-        worked = self.worked_bytes + self.in_work_bytes
+        worked = self.done_bytes + self.in_progress_bytes
         if self.began is None or not worked:
             return None
-        return (time.monotonic() - self.began) * max(0.0, self.left_bytes - self.in_work_bytes) / worked
+        return (time.monotonic() - self.began) * max(0.0, self.remaining_bytes - self.in_progress_bytes) / worked
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,14 @@ class ArchiveSummary:
     Attributes:
         found: the files that were found.
         progress: the counts.
-        troubles: the records of this run and of earlier ones that are not DONE, except SAME.
+        problems: the records of this run and of earlier ones that are not DONE, except SAME.
         same: how many files have the same content as another.
         seconds: how long the run took.
     """
 
-    found: Found
+    found: FoundVideos
     progress: Progress
-    troubles: tuple[JobRecord, ...]
+    problems: tuple[JobRecord, ...]
     same: int
     seconds: float
 
@@ -139,13 +139,13 @@ class ArchiveRun:
         self._jobs: dict[int, tuple[Video, str, str]] = {}
         self._waiting: dict[str, list[Video]] = {}
         self._tries: Counter[Path] = Counter()
-        self._looked_at: set[Path] = set()
+        self._processed: set[Path] = set()
 
-    def run(self, watch: Callable[[Progress], None] = lambda progress: None) -> ArchiveSummary:
+    def run(self, on_progress: Callable[[Progress], None] = lambda progress: None) -> ArchiveSummary:
         """Process the files that are not finished yet.
 
         Args:
-            watch: called several times a second with the progress.
+            on_progress: called several times a second with the progress.
 
         Raises:
             SourceError: a folder is not there.
@@ -153,18 +153,20 @@ class ArchiveRun:
             PoseError: the models cannot be opened.
         """
         began = time.monotonic()
-        found = find_videos(self._folders, apart=self._out)
+        found = find_videos(self._folders, exclude=self._out)
         make_folder(self._out, "the results")
         self._ledger = JobLedger(self._out, self._head, settings_record(RunConfig("")))
         try:
             shutil.rmtree(self._out / PARTIAL, ignore_errors=True)
-            self.progress.files = self.progress.before = len(found.videos)
-            while todo := [v for v in found.videos if v.path not in self._looked_at and not self._is_settled(v)]:
-                self._looked_at.update(video.path for video in todo)
-                self.progress.before -= len(todo)
-                self.progress.left_bytes = sum(video.size_bytes for video in todo)
-                self._work_off(deque(todo), watch)  # what it replaces may have been another file's results, too: look again
-            watch(self.progress)
+            self.progress.files = self.progress.finished_before = len(found.videos)
+            while todo := [v for v in found.videos if v.path not in self._processed and not self._is_settled(v)]:
+                self._processed.update(video.path for video in todo)
+                self.progress.finished_before -= len(todo)
+                self.progress.remaining_bytes = sum(video.size_bytes for video in todo)
+                self._work_off(
+                    deque(todo), on_progress
+                )  # what it replaces may have been another file's results, too: look again
+            on_progress(self.progress)
             records = [r for video in found.videos if (r := self._ledger.record_of(video.path)) is not None]
         finally:
             self._ledger.close()
@@ -177,7 +179,7 @@ class ArchiveRun:
             time.monotonic() - began,
         )
 
-    def _work_off(self, todo: deque[Video], watch: Callable[[Progress], None]) -> None:
+    def _work_off(self, todo: deque[Video], on_progress: Callable[[Progress], None]) -> None:
         ahead: deque[tuple[Video, Future[str]]] = deque()
         pool = self._open_pool(self._config, len(todo))
         hasher, stopped = ThreadPoolExecutor(1, thread_name_prefix="hash"), threading.Event()
@@ -194,7 +196,7 @@ class ArchiveRun:
                 elif ahead:
                     wait([ahead[0][1]], 0.5)
                 self._note_progress(pool)
-                watch(self.progress)
+                on_progress(self.progress)
         finally:
             stopped.set()
             pool.close()
@@ -235,14 +237,14 @@ class ArchiveRun:
         if isinstance(message, LostJob):
             if partial is not None:
                 shutil.rmtree(partial, ignore_errors=True)
-            if self._tries[video.path] < TRIES:
+            if self._tries[video.path] < MAX_ATTEMPTS:
                 return [*waiting, video]
             message = Outcome(number, FAILED, f"{message.reason}, {self._tries[video.path]} times")
         elif message.status not in (FAILED, UNREADABLE):
             message = self._put_in_place(message, partial, place)
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
-        self.progress.worked_bytes += video.size_bytes
+        self.progress.done_bytes += video.size_bytes
         self._settle(video, sha256, message, place)
         if message.status == FAILED:
             return waiting
@@ -295,7 +297,7 @@ class ArchiveRun:
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self._ledger.add(replace(record, utc=now))
         self.progress.counts[record.status] += 1
-        self.progress.left_bytes -= video.size_bytes
+        self.progress.remaining_bytes -= video.size_bytes
 
     def _is_settled(self, video: Video) -> bool:
         """Whether an earlier run has settled a file, which is as it was then, and the results are still there."""
@@ -325,8 +327,8 @@ class ArchiveRun:
 
     def _note_progress(self, pool: WorkerPool) -> None:
         running = pool.running
-        self.progress.in_work = len(running)
-        self.progress.in_work_bytes = sum(
+        self.progress.in_progress = len(running)
+        self.progress.in_progress_bytes = sum(
             share * self._jobs[number][0].size_bytes for number, share in running.items() if number in self._jobs
         )
 

@@ -40,47 +40,47 @@ class Video:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundVideos:
     """The contents of some folders.
 
     Attributes:
         videos: in natural order, each once, even if one folder contains another.
-        others: how many files were skipped, by suffix.
-        closed: folders that could not be read, each with the reason.
+        skipped: how many files were skipped, by suffix.
+        unreadable: folders that could not be read, each with the reason.
     """
 
     videos: tuple[Video, ...]
-    others: Counter[str]
-    closed: tuple[str, ...]
+    skipped: Counter[str]
+    unreadable: tuple[str, ...]
 
 
-def find_videos(folders: Sequence[Path], apart: Path | None = None) -> Found:
+def find_videos(folders: Sequence[Path], exclude: Path | None = None) -> FoundVideos:
     """Find the videos in some folders. Hidden files and folders are skipped; links to folders are not followed.
 
     Args:
         folders: the folders; a file among them counts as a video, whatever its name.
-        apart: a folder that is skipped: that of the results, which contain videos, too.
+        exclude: a folder that is skipped: that of the results, which contain videos, too.
 
     Raises:
         SourceError: there is no such folder.
     """
     videos: dict[Path, Video] = {}
-    others: Counter[str] = Counter()
-    closed: list[str] = []
+    skipped: Counter[str] = Counter()
+    unreadable: list[str] = []
     roots: dict[str, Path] = {}
-    left_out = None if apart is None else apart.resolve()
+    left_out = None if exclude is None else exclude.resolve()
 
     def look_at(path: Path, place: str) -> None:
         try:
             state = path.stat()
             real = path.resolve()
         except OSError as error:  # a link that leads nowhere, or a file that has just gone
-            closed.append(f"{path}: {error.strerror}")
+            unreadable.append(f"{path}: {error.strerror}")
             return
         videos.setdefault(real, Video(real, place, state.st_size, state.st_mtime_ns))
 
     def on_error(error: OSError) -> None:
-        closed.append(f"{error.filename}: {error.strerror}")
+        unreadable.append(f"{error.filename}: {error.strerror}")
 
     for folder in folders:
         root = folder.resolve()
@@ -102,8 +102,8 @@ def find_videos(folders: Sequence[Path], apart: Path | None = None) -> Found:
                 if file.suffix.lower() in VIDEO_SUFFIXES:
                     look_at(file, (Path(name) / file.relative_to(root)).as_posix())
                 else:
-                    others[file.suffix.lower() or file.name] += 1
-    return Found(tuple(videos.values()), others, tuple(closed))
+                    skipped[file.suffix.lower() or file.name] += 1
+    return FoundVideos(tuple(videos.values()), skipped, tuple(unreadable))
 
 
 def content_hash(path: Path, stopped: Callable[[], bool] = lambda: False) -> str:

@@ -18,7 +18,7 @@ from pipeline.streams import Pipeline
 JOB_NAME = "job.json"
 """Name of a file beside each file's results: it says what they were made from. A folder that has it is complete."""
 
-TELL_EVERY_S = 1.0
+PROGRESS_INTERVAL_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -83,16 +83,16 @@ class Worker:
             person=config.detector_class,
         )
 
-    def do(self, job: Job, tell: Callable[[float], None] = lambda share: None) -> Outcome:
+    def do(self, job: Job, on_progress: Callable[[float], None] = lambda share: None) -> Outcome:
         """Process one file. Errors of the file are in the outcome.
 
         Args:
             job: the file.
-            tell: called about once a second with the finished share of its frames, 0..1, if their number is known.
+            on_progress: called about once a second with the finished share of its frames, 0..1, if their number is known.
         """
         began = time.monotonic()
         try:
-            outcome = self._pose(job, tell)
+            outcome = self._pose(job, on_progress)
         except Exception as error:  # noqa: BLE001  # a worker's edge: one bad file never stops the others
             reason = str(error) if isinstance(error, PoseError) else f"{type(error).__name__}: {error}"
             outcome = Outcome(job.number, FAILED, reason)
@@ -102,12 +102,12 @@ class Worker:
         """Close the models."""
         self._models.close()
 
-    def _pose(self, job: Job, tell: Callable[[float], None]) -> Outcome:
+    def _pose(self, job: Job, on_progress: Callable[[float], None]) -> Outcome:
         try:
             pipeline = open_pipeline(replace(self._config, sources=job.path, out=job.partial), self._models)
         except SourceError as error:
             return Outcome(job.number, UNREADABLE, str(error))
-        ended_by = _run(pipeline, tell)
+        ended_by = _run(pipeline, on_progress)
         (stream,) = pipeline.streams
         counts = stream.ledger.counts()
         outcome = Outcome(
@@ -136,16 +136,16 @@ class Worker:
         return outcome
 
 
-def _run(pipeline: Pipeline, tell: Callable[[float], None]) -> StageError | None:
+def _run(pipeline: Pipeline, on_progress: Callable[[float], None]) -> StageError | None:
     """Run it to its end; the error that ended it early, or None."""
     total = pipeline.header.frame_count
     told = time.monotonic()
     with pipeline:
         try:
             for done, _ in enumerate(pipeline, 1):
-                if total and time.monotonic() - told >= TELL_EVERY_S:
+                if total and time.monotonic() - told >= PROGRESS_INTERVAL_S:
                     told = time.monotonic()
-                    tell(min(1.0, done / total))
+                    on_progress(min(1.0, done / total))
         except StageError as error:
             return error
     return pipeline.error

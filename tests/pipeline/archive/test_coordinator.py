@@ -50,10 +50,10 @@ def test_videos_are_found_once_and_results_are_not_looked_into(tmp_path):
     (folder / "b" / "again.mp4").symlink_to(folder / "clip2.mp4")
     (folder / "b" / "gone.mp4").symlink_to(folder / "nothing")
     (folder / "b" / "up").symlink_to(folder)
-    found = find_videos([folder, folder / "b", folder / "b" / "c.mkv"], apart=folder / "out")
+    found = find_videos([folder, folder / "b", folder / "b" / "c.mkv"], exclude=folder / "out")
     assert [video.place for video in found.videos] == ["a/clip2.mp4", "a/clip10.MP4", "a/b/c.mkv"]
-    assert found.others == {".txt": 1}
-    assert any("gone.mp4" in reason for reason in found.closed)
+    assert found.skipped == {".txt": 1}
+    assert any("gone.mp4" in reason for reason in found.unreadable)
     with pytest.raises(SourceError, match="there is no"):
         find_videos([tmp_path / "nowhere"])
 
@@ -63,7 +63,7 @@ def test_folders_of_the_same_name_have_places_of_their_own(tmp_path):
     assert [v.place for v in find_videos([one, two]).videos] == ["cam/a.mp4", "cam-2/a.mp4"]
     archive(two, tmp_path / "out")  # then the other folder comes, whose file would like the same place
     run = ArchiveRun(RunConfig(sources=(one, two), out=tmp_path / "out"), StandIn())
-    assert run.run().progress.before == 1
+    assert run.run().progress.finished_before == 1
     assert whole_results(tmp_path / "out") == {"cam/a.mp4": ["done", "too"], "cam/a.mp4-2": ["done"]}
 
 
@@ -86,18 +86,18 @@ def test_each_file_is_settled_and_the_second_run_starts_no_worker(tmp_path):
     assert pool.closed and not (out / ".partial").exists()
     assert whole_results(out).keys() == {"in/a.mp4", "in/b.mp4", "in/e.mp4"}
     progress = summary.progress
-    assert progress.settled == progress.files == 8 and progress.left_bytes == 0 and progress.before == 0
-    assert {Path(r.file).name for r in summary.troubles} == {"b.mp4", "c.mp4", "d.mp4", "g.mp4"} and summary.same == 2
+    assert progress.finished == progress.files == 8 and progress.remaining_bytes == 0 and progress.finished_before == 0
+    assert {Path(r.file).name for r in summary.problems} == {"b.mp4", "c.mp4", "d.mp4", "g.mp4"} and summary.same == 2
     again, summary = archive(folder, out)
     assert Counter(again.started) == {"d.mp4": 2, "g.mp4": 1}, "only what failed is tried again"
-    assert summary.progress.before == 6
+    assert summary.progress.finished_before == 6
     (folder / "d.mp4").unlink()
     (folder / "g.mp4").unlink()
 
     def no_pool(config, most):
         raise AssertionError("nothing is left to do")
 
-    assert archive(folder, out, no_pool)[1].progress.before == 6
+    assert archive(folder, out, no_pool)[1].progress.finished_before == 6
 
 
 def test_changed_moved_and_removed_files_are_done_again_where_needed(tmp_path):
@@ -129,15 +129,15 @@ def test_results_that_are_not_in_the_shared_folder_fail(tmp_path):
 
     fill(tmp_path / "in", {"a.mp4": "done"})
     _, summary = archive(tmp_path / "in", tmp_path / "out", Elsewhere())
-    assert summary.progress.counts == {FAILED: 1} and "all workers must share" in summary.troubles[0].reason
+    assert summary.progress.counts == {FAILED: 1} and "all workers must share" in summary.problems[0].reason
 
 
 def test_an_estimate_of_the_time_left_comes_with_the_first_bytes(tmp_path):
     fill(tmp_path / "in", {f"{i}.mp4": f"done {i}" for i in range(6)})
     seen = []
     run = ArchiveRun(RunConfig(sources=tmp_path / "in", out=tmp_path / "out"), StandIn(1, 0.01))
-    assert run.progress.seconds_left is None
-    run.run(lambda progress: seen.append((progress.settled, progress.seconds_left)))
+    assert run.progress.remaining_s is None
+    run.run(lambda progress: seen.append((progress.finished, progress.remaining_s)))
     assert all(left is not None and left > 0 for done, left in seen if 0 < done < 6)
     assert seen[-1] == (6, 0.0)
 

@@ -61,13 +61,13 @@ def test_a_node_that_is_removed_in_the_middle_loses_nothing(cluster, tmp_path):
     removed = []
 
     def remove_a_node(progress):
-        if progress.in_work == 2 and progress.counts[DONE] >= 1 and not removed:
+        if progress.in_progress == 2 and progress.counts[DONE] >= 1 and not removed:
             removed.append(nodes[0])
             cluster.remove_node(nodes[0], allow_graceful=False)
 
     summary = run.run(remove_a_node)
     assert removed, "both nodes had work when one of them went"
-    assert summary.progress.counts == {DONE: 6, SAME: 1}, summary.troubles
+    assert summary.progress.counts == {DONE: 6, SAME: 1}, summary.problems
     lines = [json.loads(line) for line in (out / "ledger.ndjson").read_text().splitlines()[1:]]
     assert set(Counter(record["file"] for record in lines).values()) == {1}, "each file was settled once"
     frames = {path.parent.name: len(read_poses(path).frames) for path in out.rglob("poses.ndjson")}
@@ -75,4 +75,6 @@ def test_a_node_that_is_removed_in_the_middle_loses_nothing(cluster, tmp_path):
         frames["0.mp4"] = frames.pop("copy.mp4")
     assert frames == {f"{n}.mp4": 20 for n in range(6)}
     assert not (out / ".partial").exists()
-    assert ArchiveRun(RunConfig(sources=folder, out=out, threads=1), ray_pool(cluster.address)).run().progress.before == 7
+    assert (
+        ArchiveRun(RunConfig(sources=folder, out=out, threads=1), ray_pool(cluster.address)).run().progress.finished_before == 7
+    )

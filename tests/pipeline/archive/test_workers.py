@@ -103,7 +103,7 @@ def test_a_worker_that_is_killed_costs_one_file_at_most(folder, tmp_path):
     summary = run.run(kill_who_works_on_the_killer)
     assert len(killed) == 2
     assert summary.progress.counts == {FAILED: 1, DONE: 1, "unreadable": 1}
-    (failed,) = (record for record in summary.troubles if record.status == FAILED)
+    (failed,) = (record for record in summary.problems if record.status == FAILED)
     assert failed.file.endswith("0 killer.mp4") and "killed by SIGKILL" in failed.reason and "2 times" in failed.reason
     assert not multiprocessing.active_children()
 
