@@ -225,7 +225,7 @@ def _finding_figures(model: PoseModel, frames: LabelledFrames) -> Figures:
     from pipeline.people.tracker import PeopleTracker
 
     detect = detections_of(open_detector())
-    estimator = Estimator(model, PeopleTracker(detect, model.info.joint_set, follows=False))
+    estimator = Estimator(model, PeopleTracker(detect, model.info.joint_set, sequential=False))
     found, _ = count_found(frames, lambda frame: [pose.box for pose in estimator.step(frame).poses])
     boxed, _ = count_found(frames, lambda frame: [detection.box for detection in detect(frame)])
     labelled = sum(len(people) for _, people in frames)

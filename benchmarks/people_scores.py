@@ -134,7 +134,7 @@ def searchers(model: str, detector: Path, min_scores: Sequence[float]) -> dict[f
     poses = open_model(model, precision="fp32")
     detect = _remembered(detections_of(open_people_detector(detector)))
     joints = poses.info.joint_set
-    return {each: Estimator(poses, PeopleTracker(detect, joints, min_score=each, follows=False)) for each in min_scores}
+    return {each: Estimator(poses, PeopleTracker(detect, joints, min_score=each, sequential=False)) for each in min_scores}
 
 
 def _remembered(detect: Callable[[Frame], list[Detection]]) -> Callable[[Frame], list[Detection]]:

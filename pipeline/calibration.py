@@ -61,8 +61,8 @@ def _crops(path: Path, model: PoseModel, detector: PeopleDetector, share: int) -
         with open_source(path) as source:
             frames = sum(1 for _ in source)
     looked_at = {round(index) for index in np.linspace(0, frames - 1, min(share, frames))}
-    follows = is_video and frames <= FOLLOW_STEP * share
-    people = PeopleTracker(detections_of(detector), model.info.joint_set, max_people=1, follows=follows)
+    sequential = is_video and frames <= FOLLOW_STEP * share
+    people = PeopleTracker(detections_of(detector), model.info.joint_set, max_people=1, sequential=sequential)
     estimator = Estimator(model, people)
     with open_source(path) as source:
         for frame in source:

@@ -13,8 +13,8 @@ from convnextpose.errors import GeometryError
 from convnextpose.world import GivenWorld
 from engines.pose import PoseModel
 from pipeline.people import PeopleFinder
+from pipeline.people.rotation import RotationCheck
 from pipeline.people.smoothing import PoseSmoother
-from pipeline.people.turned import TurnedPeople
 from pipeline.people.world import WorldEstimator
 from pipeline.stages import lift, predict
 from pipeline.timeline import Stopwatch
@@ -29,8 +29,8 @@ class Estimator:
         people: proposes the boxes of each frame, and assigns the poses to people.
         camera: the true intrinsics for pictures of the first one's size, or None to assume a field of view for each picture's
             size. They are scaled to pictures of another size; for another aspect ratio a field of view is assumed.
-        turned: searches frames without people in rotated pictures, until a person is found, to report pictures that are not
-            upright; None to skip this.
+        rotation_check: searches frames without people in rotated pictures, until a person is found, to report pictures that
+            are not upright; None to skip this.
         world: what is known of the camera's position; the rest is estimated from the people.
     """
 
@@ -40,13 +40,13 @@ class Estimator:
         people: PeopleFinder,
         *,
         camera: Intrinsics | None = None,
-        turned: TurnedPeople | None = None,
+        rotation_check: RotationCheck | None = None,
         world: GivenWorld | None = None,
     ) -> None:
         self._model = model
         self._people = people
         self._camera = camera
-        self._turned = turned
+        self._rotation_check = rotation_check
         self._size: tuple[int, int] | None = None  # of the first picture
         self._smoother = PoseSmoother(model.info.joint_set.root)
         self._world = WorldEstimator(model.info.joint_set, world or GivenWorld(), true_camera=camera is not None)
@@ -98,9 +98,9 @@ class Estimator:
                 for pose, joints_mm in zip(poses, smoothed, strict=True)
             )
         if known.poses:
-            self._turned = None
-        elif self._turned is not None:
+            self._rotation_check = None
+        elif self._rotation_check is not None:
             with stopwatch.span("detect", part="turned"):
-                told = self._turned.look(frame)
+                told = self._rotation_check.check(frame)
             problems += [told] if told else []
         return PosedFrame(frame, placed, camera, problems=tuple(problems), events=tuple(events), world=world)

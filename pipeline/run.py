@@ -29,8 +29,8 @@ from pipeline.models import MAX_BATCH, Models, open_models
 from pipeline.people import MIN_SCORE, PeopleFinder, WholePicture
 from pipeline.people.detection import detections_of
 from pipeline.people.given import GivenBoxes
+from pipeline.people.rotation import RotationCheck
 from pipeline.people.tracker import KEEP_LOST_S, MAX_PEOPLE, PeopleTracker
-from pipeline.people.turned import TurnedPeople
 from pipeline.sources import Decode, OnDamage, Source, SourceInfo, Timeouts, open_source
 from pipeline.sources.timeouts import DEFAULT_TIMEOUTS
 from pipeline.sources.uri import scheme_of
@@ -308,20 +308,20 @@ def open_estimator(
     """
     model, detector = models.pose, models.people
     people: PeopleFinder = given or WholePicture()
-    turned = None
+    rotation_check = None
     if detector is not None:
         detect = detections_of(detector)
-        follows = info.live or info.frame_rate is not None  # pictures have no frame rate: one is not what came after another
+        sequential = info.live or info.frame_rate is not None  # pictures have no frame rate: one is not what came after another
         people = PeopleTracker(
             detect,
             model.info.joint_set,
             min_score=config.min_score,
             max_people=config.max_people,
             keep_lost_s=config.keep_lost_s,
-            follows=follows,
+            sequential=sequential,
         )
-        turned = TurnedPeople(detect, model, min_score=config.min_score, follows=follows)
-    return Estimator(model, people, camera=camera, turned=turned, world=config.world)
+        rotation_check = RotationCheck(detect, model, min_score=config.min_score, sequential=sequential)
+    return Estimator(model, people, camera=camera, rotation_check=rotation_check, world=config.world)
 
 
 def open_pipeline(

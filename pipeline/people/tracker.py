@@ -85,7 +85,7 @@ class PeopleTracker:
         min_score: lowest mean joint score that counts as a person; a tracked person needs KEEP_FRACTION of it.
         max_people: largest number of people tracked at once; if there are more, the nearest.
         keep_lost_s: how long a person who is out of sight keeps the track id, s.
-        follows: whether the frames follow each other in time. If not, as in a folder of pictures, each is searched
+        sequential: whether the frames follow each other in time. If not, as in a folder of pictures, each is searched
             independently, and an unsure pose is enough if the detector's score is high (SURE_DETECTION), because no later
             frame can bring a sure one.
     """
@@ -98,7 +98,7 @@ class PeopleTracker:
         min_score: float = MIN_SCORE,
         max_people: int = MAX_PEOPLE,
         keep_lost_s: float = KEEP_LOST_S,
-        follows: bool = True,
+        sequential: bool = True,
     ) -> None:
         self._detect = detect
         self._alike = PoseSimilarity(joint_set)
@@ -106,8 +106,8 @@ class PeopleTracker:
         self._min_score, self._keep_score = min_score, min_score * KEEP_FRACTION
         self._max_people = max_people
         self._keep_lost_s = keep_lost_s
-        self._follows = follows
-        self._sure_detection = math.inf if follows else SURE_DETECTION
+        self._sequential = sequential
+        self._sure_detection = math.inf if sequential else SURE_DETECTION
         self._cuts = CutDetector()
         self._tracks: list[Track] = []
         self._next_id = 0
@@ -146,11 +146,11 @@ class PeopleTracker:
     def _begin(self, frame: Frame) -> None:
         """Let go of everybody who was in an earlier take, or out of sight for too long."""
         reason = self._cuts.begins_take(frame)
-        if reason is not None and self._follows:
+        if reason is not None and self._sequential:
             ids: list[int | None] = [track.track_id for track in self._tracks if track.track_id is not None]
             for track_id in ids or [None]:
                 self._tell(TrackEventKind.CUT, track_id, reason)
-        self._begins = reason is not None or not self._follows or self._looks.none_yet
+        self._begins = reason is not None or not self._sequential or self._looks.none_yet
         if self._begins:
             self._tracks = []
             self._looks.begin()

@@ -10,7 +10,7 @@ first frame is requested, and is waited for. It imports numpy, av, cv2, `convnex
     pictures.py    pictures and folders of pictures; their formats are in formats.py, heif.py and webp.py
     video.py       video files; their times are in stamps.py, lost frames in gaps.py
     decoding.py    the decoder: CPU or GPU
-    turned.py      rotation on request (`--flip`); orientation.py
+    flipped.py     rotation on request (`--flip`); orientation.py
     truncation.py  whether a file was cut short
     limits.py      the largest picture that is read
     live.py        the base class of live sources: states, reconnecting; timeouts.py, clocks.py
@@ -36,6 +36,7 @@ from convnextpose.errors import SourceError
 from pipeline.sources.csi import open_csi
 from pipeline.sources.decoding import Decode
 from pipeline.sources.files import open_file, open_file_uri
+from pipeline.sources.flipped import FlippedSource
 from pipeline.sources.http import open_http
 from pipeline.sources.options import read_options
 from pipeline.sources.orientation import UPRIGHT
@@ -43,7 +44,6 @@ from pipeline.sources.replay import as_camera, open_test
 from pipeline.sources.rtsp import open_rtsp
 from pipeline.sources.source import OnDamage, Opening, Source
 from pipeline.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
-from pipeline.sources.turned import TurnedSource
 from pipeline.sources.udp import open_rtp, open_udp
 from pipeline.sources.uri import scheme_of, without_password
 from pipeline.sources.v4l2 import device_of, open_v4l2
@@ -108,7 +108,7 @@ def open_source(
         asked = tuple(option for option in asked if option[0] != "flip")
     opening = Opening(stream, OnDamage(on_damage), live or loop, loop, timeouts or DEFAULT_TIMEOUTS, asked, Decode(decode))
     source = _open(uri, opening)
-    return source if flip == UPRIGHT else TurnedSource(source, flip)
+    return source if flip == UPRIGHT else FlippedSource(source, flip)
 
 
 def _open(uri: str | Path, opening: Opening) -> Source:

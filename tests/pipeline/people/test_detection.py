@@ -73,7 +73,7 @@ def test_while_everybody_is_followed_the_detector_looks_as_seldom_as_the_newcome
 
 
 def test_pictures_of_several_sources_may_have_one_number():
-    run = estimator(follows=False)
+    run = estimator(sequential=False)
     for box in ((200, 100, 80, 220), (400, 150, 60, 180)):
         (pose,) = run.step(Frame(picture(640, 480, box), "t", 0, 0.0)).poses
         assert box_from_joints(pose.joints_px).iou(Box(*box)) > 0.7

@@ -323,7 +323,7 @@ def test_where_the_detector_is_sure_an_unsure_pose_is_enough_in_a_picture_but_no
     world = World(walkers, score=lambda who, time_s: pose, detection_score=lambda who, time_s: detection)
     assert bool(film(world, steady(10, 2)).ids) == (pose >= MIN_SCORE)
     enough = MIN_SCORE * KEEP_FRACTION if detection >= SURE_DETECTION else MIN_SCORE
-    assert bool(film(world, [0], follows=False).ids) == (pose >= enough)
+    assert bool(film(world, [0], sequential=False).ids) == (pose >= enough)
 
 
 @at_each_rate
@@ -341,6 +341,6 @@ def test_what_no_pose_and_no_look_is_sure_of_is_not_followed_for_long(rate):
 
 def test_pictures_that_do_not_follow_each_other_are_each_searched():
     world = World([Walker(line((300, 600), (0, 0))), Walker(line((800, 600), (0, 0)))])
-    result = film(world, [0, 1, 2], follows=False)
+    result = film(world, [0, 1, 2], sequential=False)
     assert [ids for _, ids in result.frames] == [(0, 1), (2, 3), (4, 5)]
-    assert film(world, [0], tracker=PeopleTracker(world.detect, HUMAN36M, follows=False, max_people=1)).frames == [(0, (0,))]
+    assert film(world, [0], tracker=PeopleTracker(world.detect, HUMAN36M, sequential=False, max_people=1)).frames == [(0, (0,))]

@@ -13,8 +13,8 @@ from convnextpose.skeleton import HUMAN36M
 from pipeline.estimator import Estimator
 from pipeline.models import open_models
 from pipeline.people.detection import detections_of
+from pipeline.people.rotation import RotationCheck
 from pipeline.people.tracker import PeopleTracker
-from pipeline.people.turned import TurnedPeople
 from pipeline.run import RunConfig, open_pipeline
 from pipeline.sources import open_source
 from pipeline.sources.orientation import FLIPS
@@ -66,8 +66,8 @@ def test_a_picture_that_is_not_upright_is_told_and_can_be_turned(models, tmp_pat
         np.testing.assert_array_equal([p.joints_mm for p in one.poses], [p.joints_mm for p in other.poses])
 
 
-@pytest.mark.parametrize("follows", [True, False])
-def test_who_shows_in_a_turned_frame_is_who_would_be_found_in_it(follows):
+@pytest.mark.parametrize("sequential", [True, False])
+def test_who_is_found_in_a_rotated_frame_is_who_would_be_found_in_it(sequential):
     """By an unsure pose where the detector is sure: in a picture, but not in a stream."""
 
     class Unsure(BlobModel):
@@ -77,10 +77,10 @@ def test_who_shows_in_a_turned_frame_is_who_would_be_found_in_it(follows):
 
     frame = Frame(blob(640, 480, (200, 100, 80, 220)), "t", 0, 0.0)
     detect = detections_of(BlobDetector())
-    assert TurnedPeople(detect, BlobModel(), follows=follows).look(frame)
-    told = TurnedPeople(detect, Unsure(), follows=follows).look(frame)
-    found = PeopleTracker(detect, HUMAN36M, follows=follows)
-    assert bool(told) == bool(Estimator(Unsure(), found).step(frame).poses) == (not follows)
+    assert RotationCheck(detect, BlobModel(), sequential=sequential).check(frame)
+    told = RotationCheck(detect, Unsure(), sequential=sequential).check(frame)
+    found = PeopleTracker(detect, HUMAN36M, sequential=sequential)
+    assert bool(told) == bool(Estimator(Unsure(), found).step(frame).poses) == (not sequential)
 
 
 def test_pictures_without_people_are_turned_in_vain(models, tmp_path):

@@ -21,14 +21,14 @@ from pipeline.types import Frame
 INTERVAL_S = 5.0
 """Time between two searches of rotated pictures, s: the frames of a second cost more than one such search."""
 
-MOST_LOOKS = 12
+MAX_CHECKS = 12
 """Largest number of frames that are searched: without people, some object looks like a person sooner or later."""
 
-TURNS = ("180", "90", "270")
+ROTATIONS = ("180", "90", "270")
 """The rotations that are tried, by names of `FLIPS`, the most frequent first."""
 
 
-class TurnedPeople:
+class RotationCheck:
     """Searches rotated pictures now and then, until a person is found.
 
     The networks know only people who are upright, and do not find people who are upside down.
@@ -37,7 +37,7 @@ class TurnedPeople:
         detect: finds the people in a frame, as for `PeopleTracker`.
         model: reads their poses.
         min_score: lowest mean joint score that counts as a person.
-        follows: whether the frames follow each other in time, as for `PeopleTracker`, so that both find the same people.
+        sequential: whether the frames follow each other in time, as for `PeopleTracker`, so that both find the same people.
     """
 
     def __init__(
@@ -46,21 +46,21 @@ class TurnedPeople:
         model: PoseModel,
         *,
         min_score: float = MIN_SCORE,
-        follows: bool = True,
+        sequential: bool = True,
     ) -> None:
         self._detect = detect
         self._model = model
         self._min_score = min_score
-        self._follows = follows
+        self._sequential = sequential
         self._next_s = -math.inf
-        self._looks = 0
+        self._checks = 0
 
-    def look(self, frame: Frame) -> str | None:
+    def check(self, frame: Frame) -> str | None:
         """One sentence about people in the rotated picture of a frame without people, or None. Most frames are not searched."""
-        if self._looks == MOST_LOOKS or self._next_s - INTERVAL_S <= frame.time_s < self._next_s:
+        if self._checks == MAX_CHECKS or self._next_s - INTERVAL_S <= frame.time_s < self._next_s:
             return None
-        self._next_s, self._looks = frame.time_s + INTERVAL_S, self._looks + 1
-        for name in TURNS:
+        self._next_s, self._checks = frame.time_s + INTERVAL_S, self._checks + 1
+        for name in ROTATIONS:
             image = np.ascontiguousarray(FLIPS[name].apply(frame.image))
             if self._finds(replace(frame, image=image)):
                 return f"people were found in the picture rotated by {name} degrees: use --flip {name}"
@@ -68,7 +68,7 @@ class TurnedPeople:
 
     def _finds(self, frame: Frame) -> bool:
         joints = self._model.info.joint_set
-        people = PeopleTracker(self._detect, joints, min_score=self._min_score, follows=self._follows)
+        people = PeopleTracker(self._detect, joints, min_score=self._min_score, sequential=self._sequential)
         while True:
             try:
                 boxes = people.find(frame, Stopwatch())

@@ -13,7 +13,7 @@ from pipeline.sources.source import Source
 from pipeline.types import Frame, State, UnreadableFrame
 
 
-class TurnedSource(Source):
+class FlippedSource(Source):
     """Another source's frames, rotated or mirrored. It closes that source.
 
     Args:
@@ -29,7 +29,7 @@ class TurnedSource(Source):
             self.info = replace(source.info, width=source.info.height, height=source.info.width)
 
     def __iter__(self) -> Iterator[Frame | UnreadableFrame | State]:
-        """The frames, turned."""
+        """The frames, rotated or mirrored."""
         for item in self._source:
             if isinstance(item, Frame):
                 item = replace(item, image=np.ascontiguousarray(self._orientation.apply(item.image)))
