@@ -15,7 +15,7 @@ from pipeline.people.motion import Motion
 from pipeline.people.similarity import PoseSimilarity
 from pipeline.stages import RelativePose
 
-UNLIKELY = 4.0
+MAX_COST = 4.0
 """Largest cost of a match; above it, it is more likely that track and observation are of different people."""
 
 TAIL = 4.0
@@ -100,7 +100,7 @@ class Track:
         confirmed_s: when a pose last had a high score, or the detector last found a person there.
         missed_s: time of the first frame since then without the person, or None.
         track_id: None until a second observation agrees with the first.
-        told_lost: whether `lost` was reported since the last observation.
+        reported_lost: whether `lost` was reported since the last observation.
         together: the people who were never seen apart from this one.
     """
 
@@ -115,7 +115,7 @@ class Track:
     confirmed_s: float
     missed_s: float | None = None
     track_id: int | None = None
-    told_lost: bool = False
+    reported_lost: bool = False
     together: set[Track] = field(default_factory=set)
 
     @classmethod
@@ -148,12 +148,12 @@ class Track:
             learnt = self.clothes + (1 - math.exp(-elapsed_s / CLOTHES_S)) * (observation.clothes - self.clothes)
             self.clothes = np.where(np.isfinite(learnt), learnt, observation.clothes)
             self.confirmed_s = time_s
-        self.seen_s, self.missed_s, self.told_lost = time_s, None, False
+        self.seen_s, self.missed_s, self.reported_lost = time_s, None, False
 
     def costs(self, observations: Sequence[Observation], time_s: float, alike: PoseSimilarity) -> NDArray[np.float64]:
         """[S]: the cost of matching this person with each observation (negative logarithm of the likelihood).
 
-        Where place and size alone cost UNLIKELY or more, pose and clothes are not compared: they can only add to the cost.
+        Where place and size alone cost MAX_COST or more, pose and clothes are not compared: they can only add to the cost.
         """
         elapsed_s = max(0.0, time_s - self.seen_s)
         place, spread_px = self.motion.predict(time_s, self.size)
@@ -165,7 +165,7 @@ class Track:
         costs = np.asarray((away + larger) / 2 + 2 * math.log(min(1.0, spread_px / self.size)))
         limit = min(math.hypot(SHAPE_SPREAD, SHAPE_CHANGE * elapsed_s), SHAPE_SPREAD_MOST)
         for number, seen in enumerate(observations):
-            if costs[number] >= UNLIKELY:
+            if costs[number] >= MAX_COST:
                 continue
             changed = SHAPE_WEIGHT * alike.distance(_centred(seen), self.joints) / (self.size * limit) ** 2
             dressed = CLOTHES_WEIGHT * math.log1p(difference(seen.clothes, self.clothes) / CLOTHES_SPREAD**2)

@@ -24,9 +24,9 @@ from pipeline.people.assignment import assign
 from pipeline.people.clothes import Clothes
 from pipeline.people.cuts import CutDetector
 from pipeline.people.detection import SURE_DETECTION, Detection
-from pipeline.people.looks import BORN_AFTER_S, Looks
+from pipeline.people.schedule import BORN_AFTER_S, DetectionSchedule
 from pipeline.people.similarity import PoseSimilarity
-from pipeline.people.track import UNLIKELY, Observation, Track, box_from_joints
+from pipeline.people.track import MAX_COST, Observation, Track, box_from_joints
 from pipeline.stages import RelativePose, TrackedBox
 from pipeline.timeline import Stopwatch
 from pipeline.types import Frame, TrackEvent, TrackEventKind
@@ -43,20 +43,20 @@ KEEP_FRACTION = 2 / 3
 """A pose whose score is at least this fraction of the minimum score counts as unsure; below it there is no pose. An unsure pose
 continues a track but begins none, except in single pictures if the detector's score is high (SURE_DETECTION)."""
 
-DETECTION_AGREEMENT = 0.4
+DETECTION_IOU = 0.4
 """Smallest intersection over union of a detected box and the box of the pose in it, if a person is there."""
 
-EXPLAINED = 0.5
+EXPLAINED_IOU = 0.5
 """Smallest intersection over union at which a detected box belongs to a tracked person."""
 
-CANDIDATES = 8
+MAX_CANDIDATES = 8
 """Largest number of detected boxes that are read in a frame, those with the highest scores."""
 
 BORN_WITHIN_S = 0.5
 """Longest time between the first observation and the one that confirms it, s; the shortest is BORN_AFTER_S. In the first frame
 of a take, further readings of the same frame confirm it."""
 
-LOOKS = 3
+MAX_READINGS = 3
 """Largest number of readings of the first frame of a take: each time in the boxes of the last poses."""
 
 LOST_AFTER_S = 0.25
@@ -66,13 +66,13 @@ UNSURE_S = 3.0
 """How long a person is tracked whose poses are all unsure and whom the detector does not confirm, s. In `vtest.avi` people went
 at most 2.0 s without a sure pose, and a sign post that had been taken for a person 48 s."""
 
-SAME_PERSON = 0.5
+SAME_PERSON_OKS = 0.5
 """Smallest object keypoint similarity at which two poses of a frame are of one person."""
 
-APART = 0.2
+APART_OKS = 0.2
 """If the object keypoint similarity of two tracks' poses is below this, they are two people."""
 
-NEARER = 1.2
+NEARER_RATIO = 1.2
 """A newcomer replaces the smallest of `max_people` tracked people if this many times larger."""
 
 
@@ -101,7 +101,7 @@ class PeopleTracker:
         sequential: bool = True,
     ) -> None:
         self._detect = detect
-        self._alike = PoseSimilarity(joint_set)
+        self._similarity = PoseSimilarity(joint_set)
         self._clothes = Clothes(joint_set)
         self._min_score, self._keep_score = min_score, min_score * KEEP_FRACTION
         self._max_people = max_people
@@ -113,9 +113,9 @@ class PeopleTracker:
         self._next_id = 0
         self._frame: Frame | None = None
         self._begins = True
-        self._turns = 0
-        self._looks = Looks()
-        self._sought: list[Track | Detection] = []
+        self._readings = 0
+        self._schedule = DetectionSchedule()
+        self._proposed: list[Track | Detection] = []
         self._events: list[TrackEvent] = []
 
     def find(self, frame: Frame, stopwatch: Stopwatch) -> tuple[TrackedBox, ...]:
@@ -125,7 +125,7 @@ class PeopleTracker:
         """
         again = frame is self._frame
         self._frame, self._events = frame, []
-        self._turns = self._turns + 1 if again else 1
+        self._readings = self._readings + 1 if again else 1
         if not again:
             self._begin(frame)
         sought: list[tuple[Track | Detection, Box]] = []
@@ -136,11 +136,11 @@ class PeopleTracker:
                 continue
         busy = any(track.track_id is None or track.missed_s is not None for track in self._tracks)
         smallest = self._smallest()
-        if not again and self._looks.due(frame.time_s, busy=busy, full=smallest > 0):
+        if not again and self._schedule.due(frame.time_s, busy=busy, full=smallest > 0):
             with stopwatch.span("detect"):
                 detections = self._detect(frame)
             sought += self._unexplained(detections, sought, smallest)
-        self._sought = [who for who, _ in sought]
+        self._proposed = [who for who, _ in sought]
         return tuple(TrackedBox(number, box) for number, (_, box) in enumerate(sought))
 
     def _begin(self, frame: Frame) -> None:
@@ -149,11 +149,11 @@ class PeopleTracker:
         if reason is not None and self._sequential:
             ids: list[int | None] = [track.track_id for track in self._tracks if track.track_id is not None]
             for track_id in ids or [None]:
-                self._tell(TrackEventKind.CUT, track_id, reason)
-        self._begins = reason is not None or not self._sequential or self._looks.none_yet
+                self._add_event(TrackEventKind.CUT, track_id, reason)
+        self._begins = reason is not None or not self._sequential or not self._schedule.has_run
         if self._begins:
             self._tracks = []
-            self._looks.begin()
+            self._schedule.reset()
 
         def kept(track: Track) -> bool:
             if track.track_id is None:
@@ -177,15 +177,15 @@ class PeopleTracker:
         others confirm the tracks that they belong to."""
         assert self._frame is not None
         shared = overlaps(_array([d.box for d in detections]), _array([box for _, box in expected]))
-        explained = dict(assign(1 - shared, 1 - EXPLAINED))
+        explained = dict(assign(1 - shared, 1 - EXPLAINED_IOU))
         for column in explained.values():
             who, _ = expected[column]
             if isinstance(who, Track):
                 who.confirmed_s = self._frame.time_s
         new = [d for row, d in enumerate(detections) if row not in explained and math.sqrt(d.box.area) >= smallest]
-        new = self._looks.worth_reading(new, self._frame.time_s)
+        new = self._schedule.without_rejected(new, self._frame.time_s)
         new.sort(key=lambda d: (-d.score, d.box.x, d.box.y, d.box.width, d.box.height))
-        return [(detection, detection.box) for detection in new[:CANDIDATES]]
+        return [(detection, detection.box) for detection in new[:MAX_CANDIDATES]]
 
     def identify(self, poses: Sequence[RelativePose]) -> Identified:
         """Assign the poses that were read in the boxes of the last `find` to people."""
@@ -209,7 +209,7 @@ class PeopleTracker:
         matches |= self._match(unborn, [s for s in observations if id(s) not in taken], now)
         taken = set(map(id, matches.values()))
 
-        found_again = {track: now - track.seen_s for track in matches if track.told_lost}
+        found_again = {track: now - track.seen_s for track in matches if track.reported_lost}
         for track, observation in matches.items():
             track.update(observation, now)
         self._merge(matches, at_expected, now)
@@ -218,7 +218,7 @@ class PeopleTracker:
                 self._miss(track, at_expected, matches, now)
         self._admit(matches, found_again, now)
         new = [o for o in observations if o.detected and id(o) not in taken and self._is_apart(o, matches, now)]
-        room = NEARER * self._smallest()  # who is not larger would not be admitted, and need not be read until then
+        room = NEARER_RATIO * self._smallest()  # who is not larger would not be admitted, and need not be read until then
         self._tracks += [Track.begin(observation, now) for observation in new if observation.size > room]
         poses_now = [
             replace(observation.pose, track_id=track.track_id)
@@ -227,16 +227,18 @@ class PeopleTracker:
         ]
         poses_now.sort(key=lambda pose: pose.track_id)
         unsure = any(track.track_id is None for track in self._tracks)
-        return Identified(tuple(poses_now), tuple(self._events), look_again=self._begins and unsure and self._turns < LOOKS)
+        return Identified(
+            tuple(poses_now), tuple(self._events), look_again=self._begins and unsure and self._readings < MAX_READINGS
+        )
 
     def _observations(self, poses: Sequence[RelativePose]) -> tuple[list[Observation], dict[Track, Observation]]:
         """One observation for each person who was seen, and the observation at each track's predicted position."""
         assert self._frame is not None
         found = []
         for pose in poses:
-            who = self._sought[pose.track_id]
+            who = self._proposed[pose.track_id]
             if isinstance(who, Detection):
-                self._looks.read(who, pose.score, self._frame.time_s)
+                self._schedule.record_score(who, pose.score, self._frame.time_s)
             if pose.score < self._keep_score:
                 continue
             try:
@@ -244,7 +246,7 @@ class PeopleTracker:
                 box.clip(self._frame.width, self._frame.height)
             except GeometryError:  # its joints enclose nothing, or are outside the picture: no person
                 continue
-            if isinstance(who, Detection) and box.iou(who.box) < DETECTION_AGREEMENT:
+            if isinstance(who, Detection) and box.iou(who.box) < DETECTION_IOU:
                 continue
             expected_by = [who] if isinstance(who, Track) else []
             place = pose.joints[:, :2].mean(axis=0)
@@ -257,7 +259,7 @@ class PeopleTracker:
         for observation in found:
             for other in apart:
                 size = max(observation.size, other.size)
-                if self._alike(observation.pose.joints, other.pose.joints, size) >= SAME_PERSON:
+                if self._similarity(observation.pose.joints, other.pose.joints, size) >= SAME_PERSON_OKS:
                     other.detected = max(other.detected, observation.detected)
                     other.sure |= observation.sure
                     other.expected_by += observation.expected_by
@@ -270,8 +272,8 @@ class PeopleTracker:
         """The most likely assignment of the observations to the tracks."""
         if not tracks or not observations:
             return {}
-        costs = np.array([track.costs(observations, now, self._alike) for track in tracks])
-        return {tracks[row]: observations[column] for row, column in assign(costs, UNLIKELY)}
+        costs = np.array([track.costs(observations, now, self._similarity) for track in tracks])
+        return {tracks[row]: observations[column] for row, column in assign(costs, MAX_COST)}
 
     def _merge(self, matches: dict[Track, Observation], at_expected: dict[Track, Observation], now: float) -> None:
         """Merge two tracks of one person into the older one."""
@@ -282,7 +284,7 @@ class PeopleTracker:
             first, second = sorted((track, other), key=lambda t: t.track_id or 0)
             if first not in second.together:
                 continue  # two people, one behind the other
-            self._tell(TrackEventKind.MERGED, second.track_id, f"the same person as {first.track_id}", first.track_id)
+            self._add_event(TrackEventKind.MERGED, second.track_id, f"the same person as {first.track_id}", first.track_id)
             if second is other:  # the older one goes on from where the younger is seen
                 matches[first] = matches.pop(second)
                 first.update(observation, now)
@@ -292,10 +294,10 @@ class PeopleTracker:
         """Record that a track's person is not seen in this frame."""
         if track.missed_s is None:
             track.missed_s = now
-        if track.track_id is None or track.told_lost or now - track.seen_s < LOST_AFTER_S:
+        if track.track_id is None or track.reported_lost or now - track.seen_s < LOST_AFTER_S:
             return
-        track.told_lost = True
-        self._tell(TrackEventKind.LOST, track.track_id, self._why(track, at_expected.get(track), matches, now))
+        track.reported_lost = True
+        self._add_event(TrackEventKind.LOST, track.track_id, self._why(track, at_expected.get(track), matches, now))
 
     def _why(self, track: Track, seen: Observation | None, matches: dict[Track, Observation], now: float) -> str:
         assert self._frame is not None
@@ -318,7 +320,7 @@ class PeopleTracker:
         for track in self._tracks:
             if track.track_id is not None and matches.get(track) is not observation:
                 joints = matches[track].pose.joints if track in matches else track.expected_joints(now)
-                if self._alike(observation.pose.joints, joints, max(observation.size, track.size)) > APART:
+                if self._similarity(observation.pose.joints, joints, max(observation.size, track.size)) > APART_OKS:
                     return False
         return True
 
@@ -332,19 +334,19 @@ class PeopleTracker:
             and (self._begins or now - track.first_s >= BORN_AFTER_S)
             and self._is_apart(observation, matches, now)
         }
-        there = [t for t in self._tracks if t in born or (t.track_id is not None and not t.told_lost)]
-        there.sort(key=lambda t: -t.size * (1.0 if t in born or t in found_again else NEARER))
+        there = [t for t in self._tracks if t in born or (t.track_id is not None and not t.reported_lost)]
+        there.sort(key=lambda t: -t.size * (1.0 if t in born or t in found_again else NEARER_RATIO))
         for track in there[self._max_people :]:
             if track.track_id is not None and track not in found_again:
-                self._tell(TrackEventKind.LOST, track.track_id, f"{self._max_people} people are nearer")
+                self._add_event(TrackEventKind.LOST, track.track_id, f"{self._max_people} people are nearer")
             self._tracks.remove(track)
         for track, gap_s in found_again.items():
             if track in self._tracks:
-                self._tell(TrackEventKind.FOUND_AGAIN, track.track_id, f"out of sight for {gap_s:.2f} s")
+                self._add_event(TrackEventKind.FOUND_AGAIN, track.track_id, f"out of sight for {gap_s:.2f} s")
         born &= set(self._tracks)
         for track in sorted(born, key=lambda t: (t.first_s, matches[t].box.x, matches[t].box.y, matches[t].size)):
             track.track_id, self._next_id = self._next_id, self._next_id + 1
-            self._tell(TrackEventKind.BORN, track.track_id, f"first seen at {track.first_s:.3f} s")
+            self._add_event(TrackEventKind.BORN, track.track_id, f"first seen at {track.first_s:.3f} s")
         self._note_together(born, now)
 
     def _note_together(self, born: Collection[Track], now: float) -> None:
@@ -352,9 +354,9 @@ class PeopleTracker:
         joints = {track: track.expected_joints(now) for track in self._tracks if track.track_id is not None}
         for track, own in joints.items():
             others = joints.keys() - {track} if track in born else joints.keys() & track.together
-            track.together = {o for o in others if self._alike(own, joints[o], max(track.size, o.size)) > APART}
+            track.together = {o for o in others if self._similarity(own, joints[o], max(track.size, o.size)) > APART_OKS}
 
-    def _tell(self, kind: TrackEventKind, track_id: int | None, reason: str, other_id: int | None = None) -> None:
+    def _add_event(self, kind: TrackEventKind, track_id: int | None, reason: str, other_id: int | None = None) -> None:
         assert self._frame is not None
         event = TrackEvent(kind, self._frame.time_s, track_id, reason, other_id)
         self._events.append(event)

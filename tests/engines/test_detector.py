@@ -25,7 +25,7 @@ from engines.people import PeopleDetector, non_maximum_suppression, overlaps, pe
 from engines.session import SessionDescription
 from engines.sessions.base import LockedSession
 from pipeline.people.detection import DETECTION_SCORE, detect
-from pipeline.people.tracker import CANDIDATES
+from pipeline.people.tracker import MAX_CANDIDATES
 from pipeline.sources import open_source
 
 EXPORTED = ("openvino", "onnxruntime")
@@ -287,7 +287,7 @@ def test_the_shipped_detector_sees_the_demo_clip_s_person():
     with open_source(shipped.DEMO_CLIP) as source:
         frames = [frame for frame in source if frame.index % 50 == 0]
     for frame in frames:
-        boxes = [detection.box for detection in detect(detector, frame.image, DETECTION_SCORE)[:CANDIDATES]]
+        boxes = [detection.box for detection in detect(detector, frame.image, DETECTION_SCORE)[:MAX_CANDIDATES]]
         assert max(box.iou(Box(*truth[frame.index]["box"])) for box in boxes) > 0.5
 
 

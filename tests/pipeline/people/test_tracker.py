@@ -13,7 +13,7 @@ from convnextpose.crop import Box
 from convnextpose.skeleton import HUMAN36M
 from pipeline.people import MIN_SCORE
 from pipeline.people.detection import SURE_DETECTION
-from pipeline.people.looks import FULL_INTERVAL_S
+from pipeline.people.schedule import FULL_INTERVAL_S
 from pipeline.people.tracker import KEEP_FRACTION, UNSURE_S, PeopleTracker
 from pipeline.types import TrackEventKind
 from tests.cases import fast_first
