@@ -48,7 +48,7 @@ from pipeline.stream import Stream
 from pipeline.streams import Pipeline
 from pipeline.timeline import Stopwatch
 from pipeline.types import Frame, RunHeader
-from pipeline.views.base import Place
+from pipeline.views.base import Endpoint
 from pipeline.views.web import WebView
 
 RATE = 30
@@ -207,7 +207,7 @@ def measure(
             source.info.id, None, None, None, None, None, RootDepthSource.ASSUMED_FOV, model.info, model.describe()
         )
         streams.append(Stream(source, Estimator(model, OneBox()), header))
-    views = [WebView(Place("127.0.0.1", 0), RunStatus(streams))] if page else []
+    views = [WebView(Endpoint("127.0.0.1", 0), RunStatus(streams))] if page else []
     pipeline = Pipeline(streams, models=[model.close], views=views)
     runner = threading.Thread(target=pipeline.run)
     runner.start()

@@ -9,13 +9,13 @@ from __future__ import annotations
 import sys
 
 import convnextpose
-from pipeline.views.base import Place
+from pipeline.views.base import Endpoint
 from pipeline.views.table import ViewConfig
 
 
 def main(source: str, receiver: str = "127.0.0.1:39539") -> None:
     """Play the source as a camera, and send the newest pose of the person seen longest."""
-    view = ViewConfig("osc-vmc", Place.parse(receiver))
+    view = ViewConfig("osc-vmc", Endpoint.parse(receiver))
     with convnextpose.open_pipeline(convnextpose.RunConfig(source, live=True, views=(view,))) as pipeline:
         pipeline.run()  # the view has its own thread and never slows this down
         print(pipeline.streams[0].ledger.counts())

@@ -31,7 +31,7 @@ from pipeline.run import RunConfig, SourceEntry, open_pipeline, read_sources
 from pipeline.sources.orientation import FLIPS
 from pipeline.status import RunStatus
 from pipeline.streams import Pipeline
-from pipeline.views.base import LOOPBACK, Place
+from pipeline.views.base import LOOPBACK, Endpoint
 from pipeline.views.osc import STYLES
 from pipeline.views.table import ViewConfig
 from tools.console import make_console
@@ -89,9 +89,9 @@ def parse_camera(text: str) -> Intrinsics:
         raise typer.BadParameter(str(error)) from error
 
 
-def _place(text: str) -> Place:
+def _endpoint(text: str) -> Endpoint:
     try:
-        return Place.parse(text)
+        return Endpoint.parse(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
 
@@ -234,21 +234,23 @@ def run_command(
         ),
     ] = "auto",
     view: Annotated[
-        Place | None,
+        Endpoint | None,
         typer.Option(
-            parser=_place,
+            parser=_endpoint,
             metavar="[HOST:]PORT",
             help="Show the run in a browser: pictures, skeletons, a 3D view, numbers. For other machines (0.0.0.0:8080) it "
             "asks for a token, which is printed once.",
         ),
     ] = None,
     tcp: Annotated[
-        Place | None,
-        typer.Option(parser=_place, metavar="[HOST:]PORT", help="Serve the newest poses as lines of JSON over TCP."),
+        Endpoint | None,
+        typer.Option(parser=_endpoint, metavar="[HOST:]PORT", help="Serve the newest poses as lines of JSON over TCP."),
     ] = None,
     osc: Annotated[
-        Place | None,
-        typer.Option(parser=_place, metavar="[HOST:]PORT", help="Send the newest poses as OSC over UDP, one bundle a frame."),
+        Endpoint | None,
+        typer.Option(
+            parser=_endpoint, metavar="[HOST:]PORT", help="Send the newest poses as OSC over UDP, one bundle a frame."
+        ),
     ] = None,
     osc_style: Annotated[
         str, typer.Option(help=f"What the bundles hold: {', '.join(STYLES)}; VMC listens on port 39539, VRChat on 9000.")
@@ -289,10 +291,10 @@ def run_command(
     if osc_style not in STYLES:
         raise typer.BadParameter(f"expected {', '.join(STYLES)}, received {osc_style!r}", param_hint="--osc-style")
     asked = (("page", view), ("tcp", tcp), (f"osc-{osc_style}", osc))
-    views = tuple(ViewConfig(kind, place) for kind, place in asked if place is not None)
+    views = tuple(ViewConfig(kind, endpoint) for kind, endpoint in asked if endpoint is not None)
     watching = out is None and not views
     if watching:  # the least that somebody can have meant: to see it, as long as they like
-        views, loop = (ViewConfig("page", Place(LOOPBACK, 0)),), True
+        views, loop = (ViewConfig("page", Endpoint(LOOPBACK, 0)),), True
     entries = [*(SourceEntry(uri) for uri in sources or ()), *(read_sources(sources_file) if sources_file else ())]
     if not entries:
         raise typer.BadParameter("expected at least one source, received none: name one, or a file of them with --sources")

@@ -11,7 +11,7 @@ from pipeline.types import PosedFrame
 LOOPBACK = "127.0.0.1"
 """The default host of a view: it can be reached only from this machine."""
 
-_PLACE = re.compile(r"(?:(?:\[(?P<six>[^\]]+)\]|(?P<host>[^:\[\]]*)):)?(?P<port>\d+)")
+_ENDPOINT = re.compile(r"(?:(?:\[(?P<six>[^\]]+)\]|(?P<host>[^:\[\]]*)):)?(?P<port>\d+)")
 
 
 class View(Protocol):
@@ -38,7 +38,7 @@ class View(Protocol):
 
 
 @dataclass(frozen=True)
-class Place:
+class Endpoint:
     """A host and a port.
 
     Attributes:
@@ -55,15 +55,15 @@ class Place:
             raise ValueError(f"expected a port in 0..65535, received {self.port}")
 
     @classmethod
-    def parse(cls, text: str) -> Place:
+    def parse(cls, text: str) -> Endpoint:
         """Read `[HOST:]PORT`, an IPv6 address in brackets; without a host it is this machine's loopback.
 
         Raises:
             ValueError: it has another form.
         """
-        found = _PLACE.fullmatch(text.strip())
+        found = _ENDPOINT.fullmatch(text.strip())
         if found is None:
-            raise ValueError(f"expected a place as [HOST:]PORT, for example 8080 or 0.0.0.0:8080, received {text!r}")
+            raise ValueError(f"expected an address as [HOST:]PORT, for example 8080 or 0.0.0.0:8080, received {text!r}")
         return cls(found["six"] or found["host"] or LOOPBACK, int(found["port"]))
 
     def __str__(self) -> str:

@@ -14,7 +14,7 @@ from email.message import Message
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 
-from pipeline.views.base import Place
+from pipeline.views.base import Endpoint
 
 _LOOPBACK_NAMES = {"localhost"}
 
@@ -31,18 +31,20 @@ class Guard:
     """Accepts requests, or says why they are refused.
 
     Args:
-        place: the view's host and port.
+        endpoint: the view's host and port.
 
     Attributes:
         token: the token that a request needs, or None on loopback. It is shown to the user once and never logged.
         cookie: the name of the cookie that stores it. Browsers do not separate cookies by port, so each run has its own name.
     """
 
-    def __init__(self, place: Place) -> None:
-        self.token = None if is_loopback(place.host) else secrets.token_urlsafe(24)
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.token = None if is_loopback(endpoint.host) else secrets.token_urlsafe(24)
         self.cookie = f"convnextpose-{secrets.token_hex(4)}"
         name = socket.gethostname().lower()
-        self._names = _LOOPBACK_NAMES if self.token is None else _LOOPBACK_NAMES | {place.host.lower(), name, f"{name}.local"}
+        self._names = (
+            _LOOPBACK_NAMES if self.token is None else _LOOPBACK_NAMES | {endpoint.host.lower(), name, f"{name}.local"}
+        )
 
     def refuse(self, headers: Message, token: str | None = None) -> tuple[HTTPStatus, str] | None:
         """Why a request is refused, or None if it is accepted.

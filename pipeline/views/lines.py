@@ -9,7 +9,7 @@ from socketserver import BaseRequestHandler
 from pipeline.inbox import Board, Closed
 from pipeline.status import RunStatus
 from pipeline.types import PosedFrame
-from pipeline.views.base import Place
+from pipeline.views.base import Endpoint
 from pipeline.views.messages import Shot
 from pipeline.views.serving import LISTEN_S, SEND_TIME_S, Connections, has_left
 
@@ -36,7 +36,7 @@ class LineView:
     """A view that serves lines of JSON over TCP. It has no token: beyond loopback, everyone who reaches the port can read them.
 
     Args:
-        place: the host and port that clients connect to.
+        endpoint: the host and port that clients connect to.
         status: the run's status.
 
     Raises:
@@ -45,11 +45,11 @@ class LineView:
 
     name = "tcp"
 
-    def __init__(self, place: Place, status: RunStatus) -> None:
+    def __init__(self, endpoint: Endpoint, status: RunStatus) -> None:
         self._status = status
         self._board: Board[Shot] = Board()
-        self._server = _Server(place, self._board)
-        self.address = f"tcp://{self._server.place}"
+        self._server = _Server(endpoint, self._board)
+        self.address = f"tcp://{self._server.endpoint}"
 
     def show(self, posed: PosedFrame, /) -> None:
         """Post a frame for the clients' threads."""
@@ -63,9 +63,9 @@ class LineView:
 
 
 class _Server(Connections):
-    def __init__(self, place: Place, board: Board[Shot]) -> None:
+    def __init__(self, endpoint: Endpoint, board: Board[Shot]) -> None:
         self.board = board
-        super().__init__(place, _Handler, "lines over TCP")
+        super().__init__(endpoint, _Handler, "lines over TCP")
 
 
 class _Handler(BaseRequestHandler):

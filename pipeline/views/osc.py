@@ -31,7 +31,7 @@ from pipeline.rig import BONES, joint_indices, quaternion, solve
 from pipeline.status import RunStatus
 from pipeline.types import Pose, PosedFrame
 from pipeline.view3d import Floor
-from pipeline.views.base import Place, View
+from pipeline.views.base import Endpoint, View
 
 Array = NDArray[np.float64]
 Value = str | int | float
@@ -58,7 +58,7 @@ class OscView:
     """A view that sends OSC bundles.
 
     Args:
-        place: the receiver's host and port.
+        endpoint: the receiver's host and port.
         status: the run's status.
         style: `vmc`, `vrchat` or `plain`.
 
@@ -67,18 +67,18 @@ class OscView:
         SinkError: the host is not known.
     """
 
-    def __init__(self, place: Place, status: RunStatus, style: str) -> None:
+    def __init__(self, endpoint: Endpoint, status: RunStatus, style: str) -> None:
         try:
             import pythonosc.osc_bundle_builder  # noqa: F401  # so that it is missed now and not at the first frame
         except ImportError as error:
             raise RuntimeUnavailableError(f"OSC needs python-osc: {error}; {install_command('osc')}") from error
         try:
-            found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_DGRAM)[0]
+            found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_DGRAM)[0]
         except OSError as error:
-            raise SinkError(f"expected a host to send OSC to, received {place}: {error.strerror or error}") from error
+            raise SinkError(f"expected a host to send OSC to, received {endpoint}: {error.strerror or error}") from error
         self._socket, self._to = socket.socket(found[0], socket.SOCK_DGRAM), found[4]
         self.name = f"osc-{style}"
-        self.address = f"udp://{place}"
+        self.address = f"udp://{endpoint}"
         self._joint_sets = {source: header.joint_set for source, header in status.headers.items()}
         self._first = next(iter(self._joint_sets))
         self._floors = {source: Floor(joint_set.root) for source, joint_set in self._joint_sets.items()}
@@ -189,6 +189,6 @@ STYLES: dict[str, Callable[[OscView, PosedFrame, Floor], Iterator[Message]]] = {
 """Functions that make a frame's messages, by style."""
 
 
-def opener(style: str) -> Callable[[Place, RunStatus], View]:
+def opener(style: str) -> Callable[[Endpoint, RunStatus], View]:
     """A function that opens an OSC view of a style."""
     return partial(OscView, style=style)

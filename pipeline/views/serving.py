@@ -10,7 +10,7 @@ from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 
 from convnextpose.errors import SinkError
-from pipeline.views.base import Place
+from pipeline.views.base import Endpoint
 
 MAX_CONNECTIONS = 64
 """Largest number of connections; one more is refused."""
@@ -35,29 +35,29 @@ class Connections(ThreadingMixIn, TCPServer):
     request_queue_size = 32
     refusal = b""
 
-    def __init__(self, place: Place, handler: Any, what: str) -> None:  # noqa: ANN401
+    def __init__(self, endpoint: Endpoint, handler: Any, what: str) -> None:  # noqa: ANN401
         """Listen.
 
         Args:
-            place: where.
+            endpoint: where.
             handler: a class of `socketserver`'s, made for each connection.
             what: what is served, for messages and the thread's name.
 
         Raises:
-            SinkError: the place is taken, or not this machine's.
+            SinkError: the endpoint is in use, or not this machine's.
         """
         self._clients: dict[socket.socket, threading.Thread] = {}
         self._lock = threading.Lock()
         self._closed = False
         try:
-            self.address_family = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)[0][0]
-            super().__init__((place.host, place.port), handler)
+            self.address_family = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)[0][0]
+            super().__init__((endpoint.host, endpoint.port), handler)
         except OSError as error:
             raise SinkError(
-                f"expected a free port of this machine for {what}, received {place}: {error.strerror or error}; "
+                f"expected a free port of this machine for {what}, received {endpoint}: {error.strerror or error}; "
                 f"name another port or host"
             ) from error
-        self.place = Place(place.host, int(self.server_address[1]))
+        self.endpoint = Endpoint(endpoint.host, int(self.server_address[1]))
         self._thread = threading.Thread(target=self.serve_forever, args=(0.1,), name=f"{what}: listening", daemon=True)
         self._thread.start()
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeline.status import RunStatus
-from pipeline.views.base import Place, View
+from pipeline.views.base import Endpoint, View
 from pipeline.views.lines import LineView
 from pipeline.views.osc import STYLES, opener
 from pipeline.views.web import WebView
 
-Opener = Callable[[Place, RunStatus], View]
+Opener = Callable[[Endpoint, RunStatus], View]
 
 VIEWS: dict[str, Opener] = {
     "page": WebView,
@@ -27,11 +27,11 @@ class ViewConfig:
 
     Attributes:
         kind: a name in VIEWS.
-        place: the host and port that it serves, or sends to.
+        endpoint: the host and port that it serves, or sends to.
     """
 
     kind: str
-    place: Place
+    endpoint: Endpoint
 
     def __post_init__(self) -> None:
         """Check the name."""
@@ -50,4 +50,4 @@ def open_view(config: ViewConfig, status: RunStatus) -> View:
         SinkError: its host or port cannot be used.
         RuntimeUnavailableError: a library that it needs is not installed.
     """
-    return VIEWS[config.kind](config.place, status)
+    return VIEWS[config.kind](config.endpoint, status)

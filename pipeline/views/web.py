@@ -21,7 +21,7 @@ from convnextpose.errors import RuntimeUnavailableError
 from pipeline.inbox import Board, Closed
 from pipeline.status import RunStatus
 from pipeline.types import PosedFrame
-from pipeline.views.base import Place
+from pipeline.views.base import Endpoint
 from pipeline.views.guard import Guard
 from pipeline.views.lines import send_lines
 from pipeline.views.messages import Shot, page_message, page_record, without_passwords
@@ -57,7 +57,7 @@ class WebView:
     """A view that serves the page.
 
     Args:
-        place: host and port; beyond loopback a token is needed.
+        endpoint: host and port; beyond loopback a token is needed.
         status: the run's status.
 
     Attributes:
@@ -71,18 +71,18 @@ class WebView:
 
     name = "page"
 
-    def __init__(self, place: Place, status: RunStatus) -> None:
+    def __init__(self, endpoint: Endpoint, status: RunStatus) -> None:
         try:
             import websockets.server  # noqa: F401  # so that it is missed now and not by the first client
         except ImportError as error:
             raise RuntimeUnavailableError(f"the page needs websockets: {error}; pip install websockets") from error
         self._status = status
-        self._site = Site(place, status)
-        self._server = _Server(place, self._site)
-        token, host = self._site.guard.token, self._server.place.host
+        self._site = Site(endpoint, status)
+        self._server = _Server(endpoint, self._site)
+        token, host = self._site.guard.token, self._server.endpoint.host
         if host in ("0.0.0.0", "::"):
             host = socket.gethostname()
-        self.address = f"http://{Place(host, self._server.place.port)}/" + (f"?token={token}" if token else "")
+        self.address = f"http://{Endpoint(host, self._server.endpoint.port)}/" + (f"?token={token}" if token else "")
 
     def show(self, posed: PosedFrame, /) -> None:
         """Post a frame for the clients' threads."""
@@ -104,9 +104,9 @@ class Site:
         pages: the page's files by path; nothing else can be requested.
     """
 
-    def __init__(self, place: Place, status: RunStatus) -> None:
+    def __init__(self, endpoint: Endpoint, status: RunStatus) -> None:
         self.board: Board[Shot] = Board()
-        self.guard = Guard(place)
+        self.guard = Guard(endpoint)
         folder = files("pipeline.views").joinpath("page")
         self.pages = {f"/{file.name}": file.read_bytes() for file in folder.iterdir() if file.name.rpartition(".")[2] in TYPES}
         self.pages["/"] = self.pages["/index.html"]
@@ -126,9 +126,9 @@ class Site:
 class _Server(Connections):
     refusal = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
-    def __init__(self, place: Place, site: Site) -> None:
+    def __init__(self, endpoint: Endpoint, site: Site) -> None:
         self.site = site
-        super().__init__(place, _Handler, "the page")
+        super().__init__(endpoint, _Handler, "the page")
 
 
 class _Handler(BaseHTTPRequestHandler):

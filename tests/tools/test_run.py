@@ -178,10 +178,10 @@ def test_the_browser_is_opened_only_where_there_is_a_display(monkeypatch):
     assert opened == ["http://127.0.0.1:1/"]
 
 
-@pytest.mark.parametrize("place", ["nowhere", "1:2:3", "70000"])
-def test_a_view_at_no_place_is_wrong_use(inside, short_clip, place):
-    result = inside("run", short_clip, "--view", place)
-    assert result.returncode == 2 and "expected a p" in result.stderr
+@pytest.mark.parametrize("endpoint", ["nowhere", "1:2:3", "70000"])
+def test_a_view_without_a_port_is_wrong_use(inside, short_clip, endpoint):
+    result = inside("run", short_clip, "--view", endpoint)
+    assert result.returncode == 2 and "expected a" in result.stderr
 
 
 def test_its_video_has_the_clips_times(demo_run):

@@ -13,7 +13,7 @@ import numpy as np
 from websockets.sync.client import connect
 
 from pipeline.status import RunStatus
-from pipeline.views.base import Place
+from pipeline.views.base import Endpoint
 from pipeline.views.web import WebView
 from tests.pipeline.formats.samples import posed
 from tests.pipeline.test_streams import Pictures, stream
@@ -40,7 +40,7 @@ def index_in(image):
 
 @contextlib.contextmanager
 def web(host="127.0.0.1", sources=("walk.mp4",), status=None, port=0):
-    view = WebView(Place(host, port), status or status_of(*sources))
+    view = WebView(Endpoint(host, port), status or status_of(*sources))
     try:
         yield view
     finally:

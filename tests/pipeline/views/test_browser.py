@@ -11,7 +11,7 @@ from pipeline.labels import person_bgr
 from pipeline.status import RunStatus
 from pipeline.streams import Pipeline
 from pipeline.types import Frame, PosedFrame
-from pipeline.views.base import Place
+from pipeline.views.base import Endpoint
 from pipeline.views.web import WebView
 from tests.pipeline.test_draw import standing
 from tests.pipeline.test_streams import Pictures, stream
@@ -54,7 +54,7 @@ class Run:
 
     def __init__(self, port=0, sources=("walk",)):
         streams = [stream(Pictures(100_000, name, live=True, pause_s=0.03)) for name in sources]
-        self.view = WebView(Place("127.0.0.1", port), RunStatus(streams))
+        self.view = WebView(Endpoint("127.0.0.1", port), RunStatus(streams))
         self.pipeline = Pipeline(streams, views=[self.view])
         self.thread = threading.Thread(target=self.pipeline.run)
         self.thread.start()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from websockets.exceptions import InvalidStatus
 
 from pipeline.status import RunStatus
-from pipeline.views.base import Place
+from pipeline.views.base import Endpoint
 from pipeline.views.guard import is_loopback
 from pipeline.views.metrics import metrics_text
 from pipeline.views.web import TYPES
@@ -208,12 +208,12 @@ def test_metrics_are_read_back_as_they_were(name, reason):
 
 
 @given(st.sampled_from(["localhost", "127.0.0.1", "0.0.0.0", "::1", "fe80::1", "a.example"]), st.integers(0, 65535))
-def test_a_place_reads_back(host, port):
-    place = Place(host, port)
-    assert Place.parse(str(place)) == place and Place.parse(str(port)) == replace(place, host="127.0.0.1")
+def test_an_endpoint_reads_back(host, port):
+    endpoint = Endpoint(host, port)
+    assert Endpoint.parse(str(endpoint)) == endpoint and Endpoint.parse(str(port)) == replace(endpoint, host="127.0.0.1")
 
 
 @pytest.mark.parametrize("text", ["", "x", "a:b", "1:2:3", "65536", "host:", "::1:80", "-1", "[::1]", "8080 8081"])
-def test_what_is_no_place_is_refused_in_one_sentence(text):
-    with pytest.raises(ValueError, match="expected a p"):
-        Place.parse(text)
+def test_what_is_no_endpoint_is_refused_in_one_sentence(text):
+    with pytest.raises(ValueError, match=r"expected an? (address|port)"):
+        Endpoint.parse(text)

@@ -8,14 +8,14 @@ import pytest
 
 from convnextpose.errors import SinkError
 from pipeline.formats.records import read_poses
-from pipeline.views.base import Place
+from pipeline.views.base import Endpoint
 from pipeline.views.lines import LineView
 from tests.pipeline.views.client import WAIT_S, frame, status_of
 
 
 @contextlib.contextmanager
 def lines(port=0):
-    view = LineView(Place("127.0.0.1", port), status_of("walk.mp4"))
+    view = LineView(Endpoint("127.0.0.1", port), status_of("walk.mp4"))
     try:
         yield view
     finally:

@@ -13,7 +13,7 @@ from convnextpose.errors import SinkError
 from convnextpose.skeleton import HUMAN36M, JOINT_SETS
 from convnextpose.world import World
 from pipeline.rig import BONES, joint_indices, quaternion, solve
-from pipeline.views.base import Place
+from pipeline.views.base import Endpoint
 from pipeline.views.osc import STYLES, TRACKERS, OscView, euler_degrees
 from tests.pipeline.formats.samples import pose
 from tests.pipeline.views.client import WAIT_S, status_of
@@ -52,7 +52,7 @@ def sending(style, sources=("walk.mp4",)):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
         receiver.bind(("127.0.0.1", 0))
         receiver.settimeout(WAIT_S)
-        view = OscView(Place("127.0.0.1", receiver.getsockname()[1]), status_of(*sources), style)
+        view = OscView(Endpoint("127.0.0.1", receiver.getsockname()[1]), status_of(*sources), style)
 
         def received():
             messages = osc_bundle.OscBundle(receiver.recv(65536))
@@ -163,7 +163,7 @@ def test_a_crowd_fits_a_datagram_nearest_first():
 
 def test_a_host_that_is_unknown_is_refused():
     with pytest.raises(SinkError, match=r"expected a host to send OSC to, received host\.invalid:9000"):
-        OscView(Place("host.invalid", 9000), status_of("walk.mp4"), "vmc")
+        OscView(Endpoint("host.invalid", 9000), status_of("walk.mp4"), "vmc")
 
 
 numbers = st.tuples(*[st.floats(-1, 1)] * 4).map(np.array)
