@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import IO
 
 from convnextpose.errors import SourceError
-from pipeline.sources.failures import Place
+from pipeline.sources.failures import CameraLocation
 from pipeline.sources.ffmpeg import FfmpegConnection, Input
 from pipeline.sources.live import ConnectionLost, LiveSource
 from pipeline.sources.options import Options, read_options
@@ -77,7 +77,7 @@ class GstreamerCamera:
         """
         if shutil.which(GSTREAMER) is None:
             raise ConnectionLost(f"{GSTREAMER} is not installed: apt-get install gstreamer1.0-tools gstreamer1.0-plugins-good")
-        return Input(self._start, Place(self._name), format="matroska").connect(timeouts)
+        return Input(self._start, CameraLocation(self._name), format="matroska").connect(timeouts)
 
     def _start(self) -> _Process:
         return _Process([GSTREAMER, "-q", *self._source, "!", "matroskamux", "streamable=true", "!", "fdsink"])

@@ -20,7 +20,7 @@ _PROBE_S = 1.5
 
 
 @dataclass(frozen=True)
-class Place:
+class CameraLocation:
     """Where a camera is.
 
     Attributes:
@@ -39,19 +39,19 @@ class Place:
     device: str | None = None
 
 
-def why_not_opened(error: av.FFmpegError, place: Place, took_s: float, open_s: float) -> str:
+def why_not_opened(error: av.FFmpegError, location: CameraLocation, took_s: float, open_s: float) -> str:
     """Why opening failed with an error after `took_s` seconds, where `open_s` were allowed."""
-    if place.device is not None:
-        return _of_device(error, place.device)
+    if location.device is not None:
+        return _of_device(error, location.device)
     said = _of_answer(error)
     if said is not None:
         return said
     late = took_s >= 0.9 * open_s
-    if place.host is not None and place.port is not None:
-        found = _of_network(place.host, place.port)
+    if location.host is not None and location.port is not None:
+        found = _of_network(location.host, location.port)
         if found is not None:
             return found
-        if place.tls and (found := _of_tls(place.host, place.port, place.ca)):
+        if location.tls and (found := _of_tls(location.host, location.port, location.ca)):
             return found
         if late:
             return f"mute: it accepts connections and sends nothing for {open_s:g} s: start the camera again"
@@ -60,9 +60,9 @@ def why_not_opened(error: av.FFmpegError, place: Place, took_s: float, open_s: f
     return "what it sends is no video that can be read here: check its path, and that it sends H.264, H.265 or MJPEG"
 
 
-def why_broken(error: av.FFmpegError | None, place: Place, silent_s: float, read_s: float) -> str:
+def why_broken(error: av.FFmpegError | None, location: CameraLocation, silent_s: float, read_s: float) -> str:
     """Why reading ended, with or without an error, after `silent_s` seconds without data."""
-    if place.device is not None and error is not None and error.errno in (errno.ENODEV, errno.EIO, errno.ENXIO):
+    if location.device is not None and error is not None and error.errno in (errno.ENODEV, errno.EIO, errno.ENXIO):
         return "unplugged: the device has gone: plug it in again"
     if silent_s >= 0.9 * read_s:
         return f"frozen: nothing has come for {read_s:g} s: look at the camera and its network"

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from convnextpose.errors import SourceError
 from pipeline.sources.clocks import of_monotonic, of_sender
 from pipeline.sources.decoding import ANY_METADATA, Decode, accelerator, decoding_notes
-from pipeline.sources.failures import Place, why_broken, why_not_opened
+from pipeline.sources.failures import CameraLocation, why_broken, why_not_opened
 from pipeline.sources.limits import DECODER_OPTIONS, check_size, decoder_options
 from pipeline.sources.live import ConnectionLost, LiveSource, Picture, StreamEnded
 from pipeline.sources.orientation import UPRIGHT, Orientation
@@ -65,7 +65,7 @@ class Input:
 
     Attributes:
         address: the address with its password; or a function that starts a `Feed` instead.
-        place: the address without its password, for messages.
+        location: the address without its password, for messages.
         format: FFmpeg's name of the format, or None to detect it.
         options: FFmpeg's options.
         kernel_clock: whether time stamps are the kernel's CLOCK_MONOTONIC.
@@ -74,7 +74,7 @@ class Input:
     """
 
     address: str | Callable[[], Feed]
-    place: Place
+    location: CameraLocation
     format: str | None = None
     options: dict[str, str] = field(default_factory=dict)
     kernel_clock: bool = False
@@ -84,7 +84,7 @@ class Input:
     def source(self, opening: Opening) -> LiveSource:
         """It as a source."""
         connect = partial(FfmpegConnection, self, decode=opening.decode)
-        return LiveSource(self.place.name, connect, timeouts=opening.timeouts, notes=decoding_notes(opening.decode))
+        return LiveSource(self.location.name, connect, timeouts=opening.timeouts, notes=decoding_notes(opening.decode))
 
     def connect(self, timeouts: Timeouts) -> FfmpegConnection:
         """Open it; the CPU decodes.
@@ -113,7 +113,7 @@ class FfmpegConnection:
             self._container = self._open(timeouts)
         except av.FFmpegError as error:
             took_s = time.monotonic() - begin
-            cause = self._why_of_feed() or why_not_opened(error, camera.place, took_s, timeouts.open_s)
+            cause = self._why_of_feed() or why_not_opened(error, camera.location, took_s, timeouts.open_s)
             self._end_feed()
             raise ConnectionLost(cause) from None  # the library's error holds the address
         try:
@@ -137,7 +137,7 @@ class FfmpegConnection:
         options = {**DECODER_OPTIONS, **camera.options}
         # Opening has two parts with a time-out each. A server that is mute fails in the first; where there is no server to ask,
         # both wait for the same data.
-        open_s = timeouts.open_s if camera.place.host is not None else timeouts.open_s / 2
+        open_s = timeouts.open_s if camera.location.host is not None else timeouts.open_s / 2
         settings: dict[str, Any] = {
             "format": camera.format,
             "options": options,
@@ -160,7 +160,7 @@ class FfmpegConnection:
         stream = max(decodable, key=lambda each: each.codec_context.width * each.codec_context.height)
         decoder = stream.codec_context
         try:
-            check_size(decoder.width, decoder.height, self._camera.place.name)
+            check_size(decoder.width, decoder.height, self._camera.location.name)
         except SourceError as error:
             raise ConnectionLost(f"size: {error}") from None
         decoder.thread_type = "NONE"  # threads would hold pictures back
@@ -250,7 +250,7 @@ class FfmpegConnection:
             yield packet
 
     def _broken(self, error: av.FFmpegError | None, silent_s: float) -> ConnectionLost:
-        return ConnectionLost(self._why_of_feed() or why_broken(error, self._camera.place, silent_s, self._read_s))
+        return ConnectionLost(self._why_of_feed() or why_broken(error, self._camera.location, silent_s, self._read_s))
 
     def _timed(self, picture: VideoFrame, image: NDArray[np.uint8], arrived_ns: int, senders: dict[int, int]) -> Picture:
         clock: Literal["kernel", "sender", "arrival"] = "arrival"
@@ -267,7 +267,7 @@ class FfmpegConnection:
         return Picture(image, stream_s, taken_ns, clock)
 
     def _image(self, picture: VideoFrame, orientation: Orientation) -> NDArray[np.uint8]:
-        check_size(picture.width, picture.height, self._camera.place.name)
+        check_size(picture.width, picture.height, self._camera.location.name)
         try:
             image = np.ascontiguousarray(picture.to_ndarray(format="bgr24", threads=1), np.uint8)
         except av.FFmpegError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from convnextpose.errors import SourceError
-from pipeline.sources.failures import Place
+from pipeline.sources.failures import CameraLocation
 from pipeline.sources.ffmpeg import Input
 from pipeline.sources.options import read_options
 from pipeline.sources.source import Opening, Source
@@ -27,7 +27,7 @@ def open_http(uri: str, opening: Opening) -> Source:
         raise SourceError(f"expected {parsed.scheme}://host/path, received no host")
     options = read_options(parsed.options, _KNOWN, parsed.shown(), opening.options)
     secure = parsed.scheme == "https"
-    place = Place(parsed.shown(), parsed.host, parsed.port or (443 if secure else 80), tls=secure, ca=options.ca)
+    location = CameraLocation(parsed.shown(), parsed.host, parsed.port or (443 if secure else 80), tls=secure, ca=options.ca)
     settings = {"protocol_whitelist": _PROTOCOLS, **tls_options(options)}
-    camera = Input(parsed.address(), place, options=settings, flip=options.flip, ends=True)
+    camera = Input(parsed.address(), location, options=settings, flip=options.flip, ends=True)
     return camera.source(opening)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from convnextpose.errors import SourceError
-from pipeline.sources.failures import Place
+from pipeline.sources.failures import CameraLocation
 from pipeline.sources.ffmpeg import Input
 from pipeline.sources.options import Options, read_options
 from pipeline.sources.source import Opening, Source
@@ -28,8 +28,10 @@ def open_rtsp(uri: str, opening: Opening) -> Source:
     options = read_options(parsed.options, _KNOWN, parsed.shown(), opening.options)
     secure = parsed.scheme == "rtsps"
     port = parsed.port or (322 if secure else 554)
-    place = Place(parsed.shown(), parsed.host, port, tls=secure, ca=options.ca)
-    camera = Input(parsed.address(), place, format="rtsp", options=_ffmpeg_options(options, secure=secure), flip=options.flip)
+    location = CameraLocation(parsed.shown(), parsed.host, port, tls=secure, ca=options.ca)
+    camera = Input(
+        parsed.address(), location, format="rtsp", options=_ffmpeg_options(options, secure=secure), flip=options.flip
+    )
     return camera.source(opening)
 
 

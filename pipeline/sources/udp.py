@@ -6,7 +6,7 @@ import io
 from typing import IO
 
 from convnextpose.errors import SourceError
-from pipeline.sources.failures import Place
+from pipeline.sources.failures import CameraLocation
 from pipeline.sources.ffmpeg import Input
 from pipeline.sources.options import read_options
 from pipeline.sources.source import Opening, Source
@@ -28,7 +28,7 @@ def open_udp(uri: str, opening: Opening) -> Source:
     parsed = _parse(uri)
     options = read_options(parsed.options, ("flip",), parsed.shown(), opening.options)
     settings = {"analyzeduration": str(_ANALYZED_US), "overrun_nonfatal": "1"}
-    camera = Input(parsed.address(), Place(parsed.shown()), format="mpegts", options=settings, flip=options.flip)
+    camera = Input(parsed.address(), CameraLocation(parsed.shown()), format="mpegts", options=settings, flip=options.flip)
     return camera.source(opening)
 
 
@@ -51,7 +51,9 @@ def open_rtp(uri: str, opening: Opening) -> Source:
     settings = {"protocol_whitelist": "rtp,udp", "analyzeduration": str(_ANALYZED_US)}
     if options.latency_ms is not None:
         settings["max_delay"] = str(options.latency_ms * 1000)
-    camera = Input(lambda: _Description(description), Place(parsed.shown()), format="sdp", options=settings, flip=options.flip)
+    camera = Input(
+        lambda: _Description(description), CameraLocation(parsed.shown()), format="sdp", options=settings, flip=options.flip
+    )
     return camera.source(opening)
 
 

@@ -99,7 +99,7 @@ class NetworkUri:
         return cls(scheme.lower(), unquote(user), unquote(password), host, port, found["path"] or "", options)
 
     @property
-    def place(self) -> str:
+    def host_port(self) -> str:
         """Host and port, for messages."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port is None else f"{host}:{self.port}"
@@ -107,8 +107,8 @@ class NetworkUri:
     def address(self, scheme: str | None = None) -> str:
         """The complete address with user and password, for a library: it must not be shown."""
         secret = f"{quote(self.user, safe='')}:{quote(self.password, safe='')}@" if self.user or self.password else ""
-        return f"{scheme or self.scheme}://{secret}{self.place}{self.path}"
+        return f"{scheme or self.scheme}://{secret}{self.host_port}{self.path}"
 
     def shown(self) -> str:
         """The address without secrets and options."""
-        return without_password(f"{self.scheme}://{self.place}{self.path}")
+        return without_password(f"{self.scheme}://{self.host_port}{self.path}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convnextpose.errors import SourceError
-from pipeline.sources.failures import Place
+from pipeline.sources.failures import CameraLocation
 from pipeline.sources.ffmpeg import Input
 from pipeline.sources.options import read_options
 from pipeline.sources.source import Opening, Source
@@ -53,7 +53,9 @@ def open_v4l2(uri: str, opening: Opening) -> Source:
         settings["framerate"] = f"{options.rate:g}"
     if options.format is not None:
         settings["input_format"] = options.format
-    camera = Input(device, Place(device, device=device), format="v4l2", options=settings, kernel_clock=True, flip=options.flip)
+    camera = Input(
+        device, CameraLocation(device, device=device), format="v4l2", options=settings, kernel_clock=True, flip=options.flip
+    )
     return camera.source(opening)
 
 
