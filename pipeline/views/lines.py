@@ -10,11 +10,11 @@ from pipeline.inbox import Board, Closed
 from pipeline.status import RunStatus
 from pipeline.types import PosedFrame
 from pipeline.views.base import Endpoint
-from pipeline.views.messages import Shot
+from pipeline.views.messages import FrameMessage
 from pipeline.views.serving import LISTEN_S, SEND_TIME_S, Connections, has_left
 
 
-def send_lines(connection: socket.socket, board: Board[Shot]) -> None:
+def send_lines(connection: socket.socket, board: Board[FrameMessage]) -> None:
     """Send lines until the run ends or the client disconnects: when a line is sent, each source's newest frame is next.
 
     A source's header is sent before its first frame.
@@ -27,8 +27,8 @@ def send_lines(connection: socket.socket, board: Board[Shot]) -> None:
     with contextlib.suppress(Closed):
         while not has_left(connection):
             for source, posting in board.read(seen, LISTEN_S).items():
-                shot = posting.item
-                connection.sendall(shot.line() if source in seen else shot.head_line() + shot.line())
+                message = posting.item
+                connection.sendall(message.line() if source in seen else message.header_line() + message.line())
                 seen[source] = posting.number
 
 
@@ -47,14 +47,14 @@ class LineView:
 
     def __init__(self, endpoint: Endpoint, status: RunStatus) -> None:
         self._status = status
-        self._board: Board[Shot] = Board()
+        self._board: Board[FrameMessage] = Board()
         self._server = _Server(endpoint, self._board)
         self.address = f"tcp://{self._server.endpoint}"
 
     def show(self, posed: PosedFrame, /) -> None:
         """Post a frame for the clients' threads."""
         source = posed.frame.source_id
-        self._board.post(source, Shot(posed, self._status.headers[source]))
+        self._board.post(source, FrameMessage(posed, self._status.headers[source]))
 
     def close(self) -> None:
         """Disconnect all clients, and free the port."""
@@ -63,7 +63,7 @@ class LineView:
 
 
 class _Server(Connections):
-    def __init__(self, endpoint: Endpoint, board: Board[Shot]) -> None:
+    def __init__(self, endpoint: Endpoint, board: Board[FrameMessage]) -> None:
         self.board = board
         super().__init__(endpoint, _Handler, "lines over TCP")
 

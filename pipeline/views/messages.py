@@ -64,7 +64,7 @@ def live_record(posed: PosedFrame, header: RunHeader) -> dict[str, Any]:
     return frame_record(stood, header) | {"source": without_passwords(header.source)}
 
 
-class Shot:
+class FrameMessage:
     """A posed frame for clients: its picture is encoded once for all of them, when the first client needs it."""
 
     def __init__(self, posed: PosedFrame, header: RunHeader) -> None:
@@ -73,7 +73,7 @@ class Shot:
         self._lock = threading.Lock()
         self._encoded: tuple[dict[str, Any], bytes] | None = None
 
-    def head_line(self) -> bytes:
+    def header_line(self) -> bytes:
         """The header of the frame's source as a line of JSON."""
         return to_line(without_passwords(header_record(self._header)))
 
@@ -113,9 +113,9 @@ class Shot:
         return record, jpeg
 
 
-def page_message(shots: Sequence[Shot], status: dict[str, Any] | None) -> bytes:
+def page_message(messages: Sequence[FrameMessage], status: dict[str, Any] | None) -> bytes:
     """One message for the page: frames of different sources, and from time to time the run's status."""
-    parts = [shot.part() for shot in shots]
+    parts = [message.part() for message in messages]
     head = {"type": "frames", "frames": [record for record, _ in parts], "status": status}
     text = json.dumps(head, separators=(",", ":"), allow_nan=False).encode()
     return b"".join([struct.pack(">I", len(text)), text, *(jpeg for _, jpeg in parts)])

@@ -24,7 +24,7 @@ from pipeline.types import PosedFrame
 from pipeline.views.base import Endpoint
 from pipeline.views.guard import Guard
 from pipeline.views.lines import send_lines
-from pipeline.views.messages import Shot, page_message, page_record, without_passwords
+from pipeline.views.messages import FrameMessage, page_message, page_record, without_passwords
 from pipeline.views.metrics import CONTENT_TYPE, metrics_text
 from pipeline.views.serving import LISTEN_S, SEND_TIME_S, Connections
 
@@ -87,7 +87,7 @@ class WebView:
     def show(self, posed: PosedFrame, /) -> None:
         """Post a frame for the clients' threads."""
         source = posed.frame.source_id
-        self._site.board.post(source, Shot(posed, self._status.headers[source]))
+        self._site.board.post(source, FrameMessage(posed, self._status.headers[source]))
 
     def close(self) -> None:
         """Disconnect all clients, and free the port."""
@@ -105,7 +105,7 @@ class Site:
     """
 
     def __init__(self, endpoint: Endpoint, status: RunStatus) -> None:
-        self.board: Board[Shot] = Board()
+        self.board: Board[FrameMessage] = Board()
         self.guard = Guard(endpoint)
         folder = files("pipeline.views").joinpath("page")
         self.pages = {f"/{file.name}": file.read_bytes() for file in folder.iterdir() if file.name.rpartition(".")[2] in TYPES}
@@ -257,8 +257,8 @@ class _PageSocket:
             if news or is_due:
                 seen |= {source: posting.number for source, posting in news.items()}
                 status_at = time.monotonic() if is_due else status_at
-                shots = [posting.item for posting in news.values()]
-                self._protocol.send_binary(page_message(shots, self._site.status() if is_due else None))
+                messages = [posting.item for posting in news.values()]
+                self._protocol.send_binary(page_message(messages, self._site.status() if is_due else None))
                 self._unacknowledged = True
                 self._flush()
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed
 
 from convnextpose.errors import SinkError
-from pipeline.views.messages import MAX_SIDE_PX, Shot
+from pipeline.views.messages import MAX_SIDE_PX, FrameMessage
 from pipeline.views.serving import MAX_CONNECTIONS
 from tests.pipeline.formats.samples import noise
 from tests.pipeline.views.client import Client, ask, frame, index_in, port_of, status_of, web
@@ -82,7 +82,7 @@ def test_poses_that_are_smoothed_are_shown_so_and_the_lines_keep_the_raw_ones():
         (pose,) = client.frames()[0]["poses"]
         assert np.allclose(pose["joints_mm"], smoothed, atol=0.01)
         assert np.allclose(pose["joints_px"], made.camera.project(smoothed)[:, :2], atol=0.01)
-    line = json.loads(Shot(made, status_of("walk.mp4").headers["walk.mp4"]).line())
+    line = json.loads(FrameMessage(made, status_of("walk.mp4").headers["walk.mp4"]).line())
     assert np.allclose(line["poses"][0]["joints_mm"], made.poses[0].joints_mm, atol=0.01)
 
 
