@@ -1,7 +1,7 @@
 """World coordinates: y up, the floor at 0, and the position of the camera.
 
 World axes: right-handed, x level to the camera's right, y up, z level and towards the camera's back; millimetres. Unless the
-caller gives the camera's place, the origin is the point of the floor below the camera.
+caller gives the camera's position, the origin is the point of the floor below the camera.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class WorldOrigin(str, Enum):
 
 @dataclass(frozen=True)
 class World:
-    """A rigid transform from camera space (x right, y down, z forward) to the world, world = rotation @ camera + place.
+    """A rigid transform from camera space (x right, y down, z forward) to the world, world = rotation @ camera + position.
 
     Attributes:
         rotation: [3, 3] world_from_camera.
-        place_mm: [3] where the camera is in the world, mm; the second is its height over the floor.
+        position_mm: [3] where the camera is in the world, mm; the second is its height over the floor.
         origin: where the rotation came from.
         height_origin: where the height came from.
         tilt_error_degrees: standard deviation of where up is, or None where nobody estimated it.
@@ -52,7 +52,7 @@ class World:
     """
 
     rotation: NDArray[np.float64]
-    place_mm: NDArray[np.float64]
+    position_mm: NDArray[np.float64]
     origin: WorldOrigin
     height_origin: WorldOrigin
     tilt_error_degrees: float | None = None
@@ -60,13 +60,19 @@ class World:
 
     def __post_init__(self) -> None:
         """Check that it is a rigid transform."""
-        rotation, place = np.asarray(self.rotation, np.float64), np.asarray(self.place_mm, np.float64)
-        if rotation.shape != (3, 3) or place.shape != (3,) or not (np.isfinite(rotation).all() and np.isfinite(place).all()):
-            raise GeometryError(f"expected a finite rotation [3, 3] and place [3], received {rotation.shape} and {place.shape}")
+        rotation, position = np.asarray(self.rotation, np.float64), np.asarray(self.position_mm, np.float64)
+        if (
+            rotation.shape != (3, 3)
+            or position.shape != (3,)
+            or not (np.isfinite(rotation).all() and np.isfinite(position).all())
+        ):
+            raise GeometryError(
+                f"expected a finite rotation [3, 3] and position [3], received {rotation.shape} and {position.shape}"
+            )
         if np.abs(rotation @ rotation.T - np.eye(3)).max() > _ROTATION_WITHIN or np.linalg.det(rotation) < 0:
             raise GeometryError("expected a rotation [3, 3]: rows of length 1, at right angles, right-handed")
         object.__setattr__(self, "rotation", rotation)
-        object.__setattr__(self, "place_mm", place)
+        object.__setattr__(self, "position_mm", position)
 
     @classmethod
     def of(
@@ -88,7 +94,7 @@ class World:
     @property
     def height_mm(self) -> float:
         """The camera's height above the floor, mm."""
-        return float(self.place_mm[1])
+        return float(self.position_mm[1])
 
     @property
     def pitch_degrees(self) -> float:
@@ -102,10 +108,10 @@ class World:
 
     def from_camera(self, points_mm: NDArray[np.floating]) -> NDArray[np.float64]:
         """Points in camera space [..., 3], mm, in the world."""
-        moved: NDArray[np.float64] = np.asarray(points_mm, np.float64) @ self.rotation.T + self.place_mm
+        moved: NDArray[np.float64] = np.asarray(points_mm, np.float64) @ self.rotation.T + self.position_mm
         return moved
 
-    def stand(self, joints_mm: NDArray[np.floating], root: int, depth_scale: float) -> NDArray[np.float64]:
+    def place_on_floor(self, joints_mm: NDArray[np.floating], root: int, depth_scale: float) -> NDArray[np.float64]:
         """A pose in the world, its feet on the floor.
 
         Every joint moves along its own line of sight, so that the picture stays as it is: the root to `depth_scale` times its
@@ -124,12 +130,12 @@ class World:
 
     def to_camera(self, points_mm: NDArray[np.floating]) -> NDArray[np.float64]:
         """Points in the world [..., 3], mm, in camera space."""
-        moved: NDArray[np.float64] = (np.asarray(points_mm, np.float64) - self.place_mm) @ self.rotation
+        moved: NDArray[np.float64] = (np.asarray(points_mm, np.float64) - self.position_mm) @ self.rotation
         return moved
 
     def record(self) -> dict[str, Any]:
         """It as plain JSON values."""
-        matrix = np.concatenate([np.round(self.rotation, 6), np.round(self.place_mm, 2)[:, None]], axis=1)
+        matrix = np.concatenate([np.round(self.rotation, 6), np.round(self.position_mm, 2)[:, None]], axis=1)
         return {
             "world_from_camera": matrix.tolist(),
             "origin": self.origin.value,
@@ -164,7 +170,7 @@ class World:
 
 @dataclass(frozen=True)
 class GivenWorld:
-    """What the caller knows of the camera's place; what is None is estimated.
+    """What the caller knows of the camera's position; what is None is estimated.
 
     Attributes:
         world: the whole transform, or None.
@@ -192,7 +198,7 @@ class GivenWorld:
 
     @classmethod
     def read(cls, path: Path) -> GivenWorld:
-        """Read a camera's pose: JSON with `world_from_camera`, 3 or 4 rows of 4 numbers, rotation and place in mm, y up.
+        """Read a camera's pose: JSON with `world_from_camera`, 3 or 4 rows of 4 numbers, rotation and position in mm, y up.
 
         Raises:
             SourceError: it cannot be read or is no such file.

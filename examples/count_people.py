@@ -27,8 +27,8 @@ def main(clip: str) -> None:
         root = pipeline.header.joint_set.root
         for posed in pipeline:
             for pose in posed.poses:
-                place_mm = pose.joints_mm[root] * pose.depth_scale  # with the feet on the floor
-                walks.setdefault(pose.track_id, []).append((posed.frame.time_s, *place_mm))
+                position_mm = pose.joints_mm[root] * pose.depth_scale  # with the feet on the floor
+                walks.setdefault(pose.track_id, []).append((posed.frame.time_s, *position_mm))
     print(f"people: {len(walks)}")
     for track_id, walk in sorted(walks.items()):
         told = "too short for a speed" if (metres_per_s := speed(walk)) is None else f"{metres_per_s:.1f} m/s"

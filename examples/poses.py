@@ -13,8 +13,8 @@ def main(clip: str) -> None:
         root = pipeline.header.joint_set.root
         for posed in pipeline:
             for pose in posed.poses:
-                place_mm = pose.joints_mm[root].round()
-                print(f"{posed.frame.time_s:.3f} s  person {pose.track_id}  pelvis at {place_mm} mm")
+                position_mm = pose.joints_mm[root].round()
+                print(f"{posed.frame.time_s:.3f} s  person {pose.track_id}  pelvis at {position_mm} mm")
         print(pipeline.streams[0].ledger.counts())
 
 

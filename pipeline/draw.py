@@ -153,7 +153,7 @@ class PoseRenderer:
         step_mm = 500.0 if floor.zoom < 2.5 else 1000.0
         panel[:] = view.backdrop
         draw_grid(panel, view, floor, turn, step_mm)
-        places = [turned(floor.stand(pose), turn) for pose in poses]
+        places = [turned(floor.place_on_floor(pose), turn) for pose in poses]
         people = [view.project(place) for place in places]
         shown = [view.shows(points) for points in people]
         outside = sum(not inside.any() for inside in shown)

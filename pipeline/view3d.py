@@ -91,7 +91,7 @@ class Floor:
             return 1.0 - math.exp(-elapsed_s / constant_s) if before else 1.0
 
         for pose in poses:
-            stood = (world or World.level()).stand(pose.joints_mm, self.root, pose.depth_scale) * (1, -1, -1)
+            stood = (world or World.level()).place_on_floor(pose.joints_mm, self.root, pose.depth_scale) * (1, -1, -1)
             self.joints[pose.track_id] = joints = np.clip(stood, -FAR_MM, FAR_MM)
             pelvis = joints[self.root, [0, 2]]
             last = before.get(pose.track_id, pelvis)
@@ -106,7 +106,7 @@ class Floor:
         reach = float(np.hypot(*(places - middle).T).max())
         self.zoom += share(0.6) * (min(max(1.0, (reach + _ROOM_MM) / _FLOOR_RADIUS_MM), _WIDEST) - self.zoom)
 
-    def stand(self, pose: Pose) -> Array:
+    def place_on_floor(self, pose: Pose) -> Array:
         """The pose's joints [J, 3] from the floor's middle, mm over the zoom."""
         joints = self.joints[pose.track_id]
         x, z = self.places[pose.track_id] - self.centre

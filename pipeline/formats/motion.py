@@ -217,7 +217,7 @@ class MotionRecorder(PoseRecorder):
         joints = np.empty((len(rows), len(self._header.joint_set), 3))
         for at, row in enumerate(rows):
             world = self._worlds[row["take"]] or World.level()
-            joints[at] = world.stand(row["joints_mm"], root, float(row["depth_scale"]))
+            joints[at] = world.place_on_floor(row["joints_mm"], root, float(row["depth_scale"]))
         return Track(
             track_id,
             rows["frame_index"].astype(np.int64),

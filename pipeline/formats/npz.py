@@ -150,7 +150,7 @@ def _rows(file: GrowingFile, kind: np.dtype[Any], count: int) -> NDArray[Any]:
 
 
 def _arrays(frames: NDArray[Any], poses: NDArray[Any], header: RunHeader, world: World | None) -> dict[str, Any]:
-    matrix = np.full((3, 4), np.nan) if world is None else np.column_stack([world.rotation, world.place_mm])
+    matrix = np.full((3, 4), np.nan) if world is None else np.column_stack([world.rotation, world.position_mm])
     return {
         **{name: frames[name] for name in frames.dtype.fields or ()},
         **{name: poses[name] for name in poses.dtype.fields or ()},

@@ -288,7 +288,7 @@ def test_in_the_3d_view_only_people_in_it_have_a_label(places: list[tuple[float,
     view, floor = renderer._views[360, 360, True], renderer._floor
     turn = math.radians((START_DEGREES + TURN_DEGREES_PER_S * time_s) % 360)
     for pose in poses:
-        points = view.project(turned(floor.stand(pose), turn))
+        points = view.project(turned(floor.place_on_floor(pose), turn))
         inside = ((points[:, :2] >= 0) & (points[:, :2] < 360)).all(axis=-1).any()
         assert labelled(panel, pose.track_id) == inside
 

@@ -53,7 +53,7 @@ class Floor {
   }
 
   /** A pose's joints from the floor's middle, mm, y up. */
-  stand(pose) {
+  placeOnFloor(pose) {
     const joints = this.joints.get(pose.track_id);
     const root = joints[this.root];
     const [x, z] = this.places.get(pose.track_id);
@@ -247,9 +247,9 @@ export class Space {
     const shadow = new Path2D();
     for (const pose of frame.poses) {
       const tones = this.card.coloursOf(pose, paint);
-      const stand = floor.stand(pose);
-      const points = stand.map(project);
-      const onFloor = stand.map(([x, , z]) => project([x, 0, z]));
+      const joints = floor.placeOnFloor(pose);
+      const points = joints.map(project);
+      const onFloor = joints.map(([x, , z]) => project([x, 0, z]));
       const width = (joint) => BONE_MM * points[joint][3] * points[joint][2] ** 1.5;
       for (const { from, to, side } of skeleton.bones) {
         shadow.moveTo(onFloor[from][0], onFloor[from][1]);

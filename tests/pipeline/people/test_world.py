@@ -106,7 +106,7 @@ def test_feet_stand_on_the_floor_of_the_world():
     for time_s, poses in film(pair(20), 20, height_mm=HEIGHTS[20], seconds=5):
         world, scales = estimator.step(time_s, CAMERA, poses)
         if time_s > 2:
-            feet += [world.stand(p.joints_mm, 0, scales[p.track_id])[[3, 6], 1].min() for p in poses]
+            feet += [world.place_on_floor(p.joints_mm, 0, scales[p.track_id])[[3, 6], 1].min() for p in poses]
     assert abs(np.median(feet) - ANKLE_MM) < 30
 
 
@@ -159,7 +159,7 @@ def test_a_world_is_a_rigid_transform_that_comes_back(pitch, roll, height, point
 def test_standing_keeps_the_picture():
     joints = np.random.default_rng(1).uniform(-500, 500, (18, 3)) + np.array([0, 0, 4000])
     world = World.of(up_of(30, 5), 2000, WorldOrigin.GIVEN, WorldOrigin.GIVEN)
-    moved = world.to_camera(world.stand(joints, 0, 1.2))
+    moved = world.to_camera(world.place_on_floor(joints, 0, 1.2))
     assert np.allclose(moved[:, :2] / moved[:, 2:], joints[:, :2] / joints[:, 2:])
     assert np.allclose(np.diff(moved[:, 2]), np.diff(joints[:, 2])) and moved[0, 2] == pytest.approx(1.2 * joints[0, 2])
 
@@ -182,7 +182,7 @@ def test_a_camera_pose_is_read(tmp_path):
     path = tmp_path / "pose.json"
     path.write_text(json.dumps({"world_from_camera": matrix.tolist()}))
     world = GivenWorld.read(path).world
-    assert world.origin is WorldOrigin.GIVEN and np.allclose(world.place_mm, (100, 2500, -300))
+    assert world.origin is WorldOrigin.GIVEN and np.allclose(world.position_mm, (100, 2500, -300))
     assert world.pitch_degrees == pytest.approx(30)
 
 
