@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True)
-class Told:
+class PeerResult:
     """What a peer did with a clip.
 
     Attributes:
@@ -77,7 +77,7 @@ PEERS: dict[str, Callable[[Path, int, str], Iterator[int]]] = {"convnextpose": w
 """What is compared, by name."""
 
 
-def measure(people: Iterator[int], started_s: float) -> Told:
+def measure(people: Iterator[int], started_s: float) -> PeerResult:
     """Go through a peer's frames.
 
     Args:
@@ -93,10 +93,10 @@ def measure(people: Iterator[int], started_s: float) -> Told:
         with_person += count > 0
         poses += count
     wall_s, cpu_s = time.monotonic() - first_s, time.process_time() - first_cpu_s
-    return Told(frames, with_person, poses, first_s - started_s, (frames - 1) / wall_s, 1e3 * cpu_s / (frames - 1))
+    return PeerResult(frames, with_person, poses, first_s - started_s, (frames - 1) / wall_s, 1e3 * cpu_s / (frames - 1))
 
 
-def run_peer(name: str, python: Path, clip: Path, options: Sequence[str]) -> Told:
+def run_peer(name: str, python: Path, clip: Path, options: Sequence[str]) -> PeerResult:
     """Run a peer in a process of its own, with some options of this command line.
 
     Raises:
@@ -104,21 +104,21 @@ def run_peer(name: str, python: Path, clip: Path, options: Sequence[str]) -> Tol
     """
     started = repr(time.monotonic())  # one clock for all processes of a machine
     command = [python, Path(__file__).resolve(), clip, *options, "--peer", name, "--started", started]
-    return Told(**json.loads(run_process(command, ROOT).output.splitlines()[-1]))
+    return PeerResult(**json.loads(run_process(command, ROOT).output.splitlines()[-1]))
 
 
 def compare(
     clips: list[Path], pythons: dict[str, Path], rounds: int, options: Sequence[str]
-) -> dict[str, dict[str, list[Told]]]:
-    """Run all peers on all clips by turns; what each told of each clip, by clip and peer.
+) -> dict[str, dict[str, list[PeerResult]]]:
+    """Run all peers on all clips by turns; the results by clip and peer.
 
     Raises:
         RuntimeError: a peer failed.
     """
-    told: dict[str, dict[str, list[Told]]] = {clip.name: {name: [] for name in pythons} for clip in clips}
+    results: dict[str, dict[str, list[PeerResult]]] = {clip.name: {name: [] for name in pythons} for clip in clips}
     for _, (clip, name) in by_turns([(clip, name) for clip in clips for name in pythons], rounds):
-        told[clip.name][name].append(run_peer(name, pythons[name], clip.resolve(), options))
-    return told
+        results[clip.name][name].append(run_peer(name, pythons[name], clip.resolve(), options))
+    return results
 
 
 def main() -> None:
@@ -143,11 +143,11 @@ def main() -> None:
     pythons = {"convnextpose": Path(sys.executable), "mediapipe": arguments.mediapipe.absolute()}
     options = ["--max-people", str(arguments.max_people), "--precision", arguments.precision]
     try:
-        told = compare(arguments.clips, pythons, arguments.rounds, options)
+        results = compare(arguments.clips, pythons, arguments.rounds, options)
     except RuntimeError as error:
         parser.error(str(error))
     faster = {}
-    for clip, peers in told.items():
+    for clip, peers in results.items():
         frames = next(iter(peers.values()))[0].frames
         print(f"{clip}, {frames} frames, {arguments.rounds} rounds, medians")
         headings = ("frames a second", "CPU ms a frame", "start-up s", "frames with a person", "poses")
@@ -159,7 +159,9 @@ def main() -> None:
         faster[clip] = ratios(*([run.frames_per_second for run in peers[name]] for name in PEERS))
         print(f"speed over MediaPipe's: {in_words(faster[clip])}")
     if arguments.json:
-        rounds = {clip: {name: [asdict(run) for run in runs] for name, runs in peers.items()} for clip, peers in told.items()}
+        rounds = {
+            clip: {name: [asdict(run) for run in runs] for name, runs in peers.items()} for clip, peers in results.items()
+        }
         arguments.json.write_text(json.dumps({"rounds": rounds, "faster": faster}, indent=2) + "\n", encoding="utf-8")
 
 
