@@ -44,26 +44,27 @@ MAX_SAMPLES = 600
 FIT_S, FIT_SHARE, MAX_FIT_S = 0.5, 0.1, 10.0
 """The world is fitted again after this time, or this share of the time since the first fit, but at least this often, s."""
 
-LEAST_SCORE = 0.3
+MIN_JOINT_SCORE = 0.3
 """Joints below this score are ignored."""
 
-BENT = math.cos(math.radians(35.0))
+MIN_UPRIGHT_COSINE = math.cos(math.radians(35.0))
 """Cosine of the largest bend, at the hips or at both knees, at which a body is used for the up direction."""
 
 # Standard deviations. The body's direction, rad: of one sample, of one person, and of all people together, because the
 # network's depths are too shallow (bodies seen from 20 degrees above look as from 13). To the side depths do not matter, so it
 # is smaller.
-_SAMPLE, _PERSON, _ALL, _ALL_SIDE = math.radians(8), math.radians(4), math.radians(7), math.radians(1.5)
-_PRIOR, _PRIOR_SIDE = math.radians(30), math.radians(12)
+_SAMPLE_SIGMA, _PERSON_SIGMA = math.radians(8), math.radians(4)
+_COMMON_SIGMA, _COMMON_SIDE_SIGMA = math.radians(7), math.radians(1.5)
+_PRIOR_SIGMA, _PRIOR_SIDE_SIGMA = math.radians(30), math.radians(12)
 # The logarithm of a depth: of one sample (which is not independent of the next), and of a person, because it depends on the
 # size.
-_DEPTH, _SIZE = 0.12, 0.08
-_FIELD_OF_VIEW = 0.15
-_PRIOR_HEIGHT_MM, _PRIOR_HEIGHT = 2000.0, 1.5  # of the logarithm: anything from a table's edge to a lamp post
+_DEPTH_SIGMA, _SIZE_SIGMA = 0.12, 0.08
+_FIELD_OF_VIEW_SIGMA = 0.15
+_PRIOR_HEIGHT_MM, _PRIOR_HEIGHT_SIGMA = 2000.0, 1.5  # of the logarithm: anything from a table's edge to a lamp post
 
 _NEAREST_MM = 300.0
-_STEPS, _SETTLED = 12, 1e-6
-_FLATTEST = 0.02  # a foot is at least this far below the horizon, as a slope
+_MAX_STEPS, _TOLERANCE = 12, 1e-6
+_MIN_SLOPE = 0.02  # a foot is at least this far below the horizon, as a slope
 
 SCALE_S = 1.0
 """Time constant of a person's size, s: jumps are shorter."""
@@ -74,7 +75,7 @@ SCALES = (0.7, 1.4)
 FORGET_S = 10.0
 """How long the size of a person who is out of sight is remembered, s."""
 
-WATCHED_S = 10.0
+MAX_WEIGHT_S = 10.0
 """A track's weight for the height is its duration, but at most this, s. So a person with several tracks does not count several
 times, and a person who stays for long does not outvote everybody who passes."""
 
@@ -145,7 +146,7 @@ class WorldEstimator:
         self._fitted_s = -math.inf
         self._seen_s = -math.inf
         self._lowest: float | None = None
-        self._world = self._unseen()
+        self._world = self._assumed_world()
 
     def step(
         self, time_s: float, camera: Intrinsics, poses: Sequence[Pose], events: Sequence[TrackEvent] = ()
@@ -159,15 +160,15 @@ class WorldEstimator:
         if time_s < self._seen_s or any(event.kind is TrackEventKind.CUT for event in events):
             self._begin()  # another take: the camera may be anywhere
         self._seen_s = time_s
-        seen = [pose for pose in poses if not pose.cut_by_edge and pose.scores[self._needed].min() >= LEAST_SCORE]
+        seen = [pose for pose in poses if not pose.cut_by_edge and pose.scores[self._needed].min() >= MIN_JOINT_SCORE]
         for pose in seen:
             if time_s - self._sampled.get(pose.track_id, -math.inf) < SAMPLE_S - 1e-6:
                 continue
             self._sampled[pose.track_id] = time_s
-            if (sample := self._look(pose, camera)) is not None:
+            if (sample := self._sample(pose, camera)) is not None:
                 self._samples.append(sample)
         if len(self._samples) > MAX_SAMPLES:
-            self._samples = _thinned(self._samples)
+            self._samples = _thin_out(self._samples)
             self._sampled = {track_id: at for track_id, at in self._sampled.items() if time_s - at < FORGET_S}
         if self._samples:
             self._first_s = time_s if self._first_s is None else self._first_s
@@ -176,13 +177,13 @@ class WorldEstimator:
                 self._fitted_s = time_s
                 self._world = self._fit()
         elif poses:
-            self._assume(poses)
-        self._resize(time_s, seen)
+            self._lower_floor(poses)
+        self._update_sizes(time_s, seen)
         return self._world, {p.track_id: math.exp(s.log_scale) if (s := self._sizes.get(p.track_id)) else 1.0 for p in poses}
 
     # One person.
 
-    def _look(self, pose: Pose, camera: Intrinsics) -> _Sample | None:
+    def _sample(self, pose: Pose, camera: Intrinsics) -> _Sample | None:
         """The measurements from a pose with visible feet, or None if it has no reliable depth."""
         relative = np.column_stack([pose.joints_px, pose.joints_mm[:, 2] - pose.joints_mm[self.joint_set.root, 2]])
         depth_mm = root_depth_from_bones_mm(camera, relative, np.ones(len(relative), np.bool_), self.joint_set)
@@ -196,21 +197,21 @@ class WorldEstimator:
         ankles = (left[2] + right[2]) / 2
         trunk, below = joints[self._neck] - joints[self.joint_set.root], joints[self.joint_set.root] - ankles
         straight = max(_cosine(leg[0] - leg[1], leg[1] - leg[2]) for leg in (left, right))
-        upright = min(straight, _cosine(trunk, below)) >= BENT
+        upright = min(straight, _cosine(trunk, below)) >= MIN_UPRIGHT_COSINE
         axis = _unit(joints[self._neck] - ankles) if upright else np.full(3, np.nan)
         up = self._world.up
         foot = min(left[2], right[2], key=lambda place: float(place @ up))
         ends = np.stack([ankles / ankles[2], joints[self._neck] / joints[self._neck, 2]])
         return _Sample(pose.track_id, axis, foot / foot[2], math.log(foot[2]), ends, float(foot[2] - ankles[2]))
 
-    def _resize(self, time_s: float, poses: Sequence[Pose]) -> None:
+    def _update_sizes(self, time_s: float, poses: Sequence[Pose]) -> None:
         """Update the sizes of the people whose feet are visible."""
         up, ankle_mm = self._world.up, self._world.height_mm - ANKLE_MM
         for pose in poses if ankle_mm > 0 else ():
             root_mm = float(pose.joints_mm[self.joint_set.root, 2])
             foot = min((pose.joints_mm[leg[2]] for leg in self._legs), key=lambda place: float(place @ up))
             below_mm, foot_mm = -float(up @ foot), float(foot[2])
-            if below_mm <= _FLATTEST * foot_mm:
+            if below_mm <= _MIN_SLOPE * foot_mm:
                 continue
             # The depth at which the foot's line of sight meets the plane of standing ankles, less the foot's depth from the
             # pelvis.
@@ -226,7 +227,7 @@ class WorldEstimator:
 
     # All people.
 
-    def _unseen(self) -> World:
+    def _assumed_world(self) -> World:
         """The world before any feet have been seen."""
         given = self.given
         if given.world is not None:
@@ -239,13 +240,13 @@ class WorldEstimator:
             WorldOrigin.LEVEL if given.height_mm is None else WorldOrigin.GIVEN,
         )
 
-    def _assume(self, poses: Sequence[Pose]) -> None:
+    def _lower_floor(self, poses: Sequence[Pose]) -> None:
         """Assume the floor under the lowest joint of the people, who are all cut by the edge or hardly visible."""
         up = self._world.up
         lowest = max(float((-pose.joints_mm @ up).max()) for pose in poses)
         if lowest > (self._lowest or 0.0):
             self._lowest = lowest
-            self._world = self._unseen()
+            self._world = self._assumed_world()
 
     def _fit(self) -> World:
         """The world that fits the samples."""
@@ -255,7 +256,7 @@ class WorldEstimator:
         if given.up is not None and given.height_mm is not None:
             return World.of(given.up, given.height_mm, WorldOrigin.GIVEN, WorldOrigin.GIVEN)
         fit = _Fit(self._samples, given.up, None if given.height_mm is None else given.height_mm - ANKLE_MM)
-        height_error = math.hypot(fit.log_error, 0.0 if self.true_camera else _FIELD_OF_VIEW)
+        height_error = math.hypot(fit.log_error, 0.0 if self.true_camera else _FIELD_OF_VIEW_SIGMA)
         return World.of(
             fit.up,
             fit.height_mm + ANKLE_MM,
@@ -292,15 +293,15 @@ class _Fit:
         self._tracks = np.unique(ids, return_inverse=True)[1].ravel()
         self._people = int(self._tracks.max()) + 1
         self._axes_seen = np.isfinite(self._axes[:, 0])
-        self._moves = np.array([up is None, up is None, height_mm is None])
+        self._free = np.array([up is None, up is None, height_mm is None])
         self.up = up_of(0.0, 0.0) if up is None else _unit(up)
         self._sizes = np.zeros(self._people)
         if up is None and self._axes_seen.any():
             self.up = self._median_axis()
-        slopes = np.maximum(-self._rays @ self.up, _FLATTEST)
+        slopes = np.maximum(-self._rays @ self.up, _MIN_SLOPE)
         self.height_mm = float(np.exp(np.median(self._depths + np.log(slopes)))) if height_mm is None else height_mm
-        for _ in range(_STEPS):
-            if self._step() < _SETTLED:
+        for _ in range(_MAX_STEPS):
+            if self._step() < _TOLERANCE:
                 break
         if height_mm is None:
             self._measure_height()
@@ -324,12 +325,12 @@ class _Fit:
         apart = np.maximum(a * b - c * c, 1e-9)
         depths = UPRIGHT_MM * (c * (necks @ self.up) - b * (ankles @ self.up)) / apart + self._behind
         slopes = -self._rays @ self.up
-        usable = self._axes_seen & (apart > 1e-4) & (depths > _NEAREST_MM) & (slopes > _FLATTEST)
+        usable = self._axes_seen & (apart > 1e-4) & (depths > _NEAREST_MM) & (slopes > _MIN_SLOPE)
         heights, tracks = np.log(depths[usable] * slopes[usable]), self._tracks[usable]
         if len(heights):
             seen, counts = np.unique(tracks), np.bincount(tracks, self._counts[usable])
             medians = [np.median(heights[tracks == track]) for track in seen]
-            self.height_mm = math.exp(float(np.average(medians, weights=np.minimum(counts[seen], WATCHED_S / SAMPLE_S))))
+            self.height_mm = math.exp(float(np.average(medians, weights=np.minimum(counts[seen], MAX_WEIGHT_S / SAMPLE_S))))
 
     def _step(self) -> float:
         """One Gauss-Newton step, with weights from the residuals; also sets the errors.
@@ -337,25 +338,25 @@ class _Fit:
         Returns:
             Size of the step: the largest of the changes of `up`, rad, and of the height's logarithm.
         """
-        basis = _across(self.up)  # [2, 3]: to the side, and along the line of sight
+        basis = _orthogonal_basis(self.up)  # [2, 3]: to the side, and along the line of sight
         hessian, gradient = np.zeros((3, 3)), np.zeros(3)
         level = up_of(0.0, 0.0)
-        for k, deviation in enumerate((_PRIOR_SIDE, _PRIOR)):
+        for k, deviation in enumerate((_PRIOR_SIDE_SIGMA, _PRIOR_SIGMA)):
             hessian[k, k] += 1 / deviation**2
             gradient[k] += float(basis[k] @ (self.up - level)) / deviation**2
         self._add_axes(basis, hessian, gradient)
         self._add_feet(basis, hessian, gradient)
-        hessian[2, 2] += 1 / _PRIOR_HEIGHT**2
-        gradient[2] += math.log(self.height_mm / _PRIOR_HEIGHT_MM) / _PRIOR_HEIGHT**2
-        free = np.flatnonzero(self._moves)
+        hessian[2, 2] += 1 / _PRIOR_HEIGHT_SIGMA**2
+        gradient[2] += math.log(self.height_mm / _PRIOR_HEIGHT_MM) / _PRIOR_HEIGHT_SIGMA**2
+        free = np.flatnonzero(self._free)
         covariance = np.linalg.inv(hessian[np.ix_(free, free)])
         step = np.zeros(3)
         step[free] = -covariance @ gradient[free]
         step *= min(1.0, 0.3 / max(float(np.abs(step).max()), 1e-9))
         self.up = _unit(self.up + step[:2] @ basis)
         self.height_mm *= math.exp(step[2])
-        self.tilt_error = math.sqrt(float(np.linalg.eigvalsh(covariance[:2, :2])[-1])) if self._moves[0] else 0.0
-        self.log_error = math.sqrt(float(covariance[-1, -1])) if self._moves[2] else 0.0
+        self.tilt_error = math.sqrt(float(np.linalg.eigvalsh(covariance[:2, :2])[-1])) if self._free[0] else 0.0
+        self.log_error = math.sqrt(float(covariance[-1, -1])) if self._free[2] else 0.0
         return float(np.abs(step).max())
 
     def _add_axes(self, basis: Array, hessian: Array, gradient: Array) -> None:
@@ -364,17 +365,18 @@ class _Fit:
             return
         axes, tracks = self._axes[self._axes_seen], self._tracks[self._axes_seen]
         off = (axes - self.up) @ basis.T
-        weights = 1 / (1 + (off**2).sum(axis=1) / (2 * _SAMPLE) ** 2)
+        weights = 1 / (1 + (off**2).sum(axis=1) / (2 * _SAMPLE_SIGMA) ** 2)
         behind = axes @ self.up <= 0
         weights[behind] = 0
         of_person = np.bincount(tracks, weights, self._people)
-        weights /= 1 + of_person[tracks] * (_PERSON / _SAMPLE) ** 2  # so that a person counts once, however long they stay
+        # So that a person counts once, however long they stay.
+        weights /= 1 + of_person[tracks] * (_PERSON_SIGMA / _SAMPLE_SIGMA) ** 2
         total = float(weights.sum())
         if total <= 0:
             return
         mean = weights @ off / total
-        for k, alike in enumerate((_ALL_SIDE, _ALL)):
-            variance = _SAMPLE**2 / total + alike**2
+        for k, alike in enumerate((_COMMON_SIDE_SIGMA, _COMMON_SIGMA)):
+            variance = _SAMPLE_SIGMA**2 / total + alike**2
             hessian[k, k] += 1 / variance
             gradient[k] -= mean[k] / variance
 
@@ -382,14 +384,14 @@ class _Fit:
         """Add the ankles, which are in a plane: log depth + log size + log slope = log height; the people's sizes are
         eliminated."""
         slopes = -self._rays @ self.up
-        usable = slopes > _FLATTEST
+        usable = slopes > _MIN_SLOPE
         if not usable.any():
             return
         rays, slopes, tracks = self._rays[usable], slopes[usable], self._tracks[usable]
         off = self._depths[usable] + np.log(slopes) - math.log(self.height_mm)
-        weights = 1 / (1 + ((off + self._sizes[tracks]) / (2 * _DEPTH)) ** 2) / _DEPTH**2
+        weights = 1 / (1 + ((off + self._sizes[tracks]) / (2 * _DEPTH_SIGMA)) ** 2) / _DEPTH_SIGMA**2
         jacobian = np.column_stack([-(rays @ basis.T) / slopes[:, None], -np.ones(len(rays))])
-        of_size = np.bincount(tracks, weights, self._people) + 1 / _SIZE**2
+        of_size = np.bincount(tracks, weights, self._people) + 1 / _SIZE_SIGMA**2
         mixed = np.stack([np.bincount(tracks, weights * column, self._people) for column in jacobian.T])
         pull = np.bincount(tracks, weights * off, self._people)
         self._sizes = -pull / of_size
@@ -397,7 +399,7 @@ class _Fit:
         gradient += jacobian.T @ (weights * off) - (mixed / of_size) @ pull
 
 
-def _thinned(samples: Sequence[_Sample]) -> list[_Sample]:
+def _thin_out(samples: Sequence[_Sample]) -> list[_Sample]:
     """Drop every second sample of each track, adding its count to the one before it, and the oldest beyond the limit."""
     kept: list[_Sample] = []
     waiting: dict[int, int] = {}  # by track, index of the kept sample to which no dropped one has been added yet
@@ -420,7 +422,7 @@ def _cosine(a: Array, b: Array) -> float:
     return float(_unit(a) @ _unit(b))
 
 
-def _across(up: Array) -> Array:
+def _orthogonal_basis(up: Array) -> Array:
     """[2, 3] unit directions across `up` in camera axes: to the side, and along the line of sight."""
     side = np.array([1.0, 0.0, 0.0]) - up[0] * up
     side /= np.linalg.norm(side)
