@@ -42,7 +42,7 @@ from pipeline.sources.options import read_options
 from pipeline.sources.orientation import UPRIGHT
 from pipeline.sources.replay import as_camera, open_test
 from pipeline.sources.rtsp import open_rtsp
-from pipeline.sources.source import OnDamage, Opening, Source
+from pipeline.sources.source import OnDamage, OpenOptions, Source
 from pipeline.sources.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from pipeline.sources.udp import open_rtp, open_udp
 from pipeline.sources.uri import scheme_of, without_password
@@ -51,7 +51,7 @@ from pipeline.types import SourceInfo
 
 __all__ = ["SCHEMES", "Decode", "OnDamage", "Source", "SourceInfo", "Timeouts", "open_source", "without_password"]
 
-SCHEMES: dict[str, Callable[[str, Opening], Source]] = {
+SCHEMES: dict[str, Callable[[str, OpenOptions], Source]] = {
     "file": open_file_uri,
     "v4l2": open_v4l2,
     "csi": open_csi,
@@ -106,25 +106,27 @@ def open_source(
     if recorded:  # cameras turn their pictures themselves
         flip = read_options("", ("flip",), without_password(uri), [option for option in asked if option[0] == "flip"]).flip
         asked = tuple(option for option in asked if option[0] != "flip")
-    opening = Opening(stream, OnDamage(on_damage), live or loop, loop, timeouts or DEFAULT_TIMEOUTS, asked, Decode(decode))
-    source = _open(uri, opening)
+    open_options = OpenOptions(
+        stream, OnDamage(on_damage), live or loop, loop, timeouts or DEFAULT_TIMEOUTS, asked, Decode(decode)
+    )
+    source = _open(uri, open_options)
     return source if flip == UPRIGHT else FlippedSource(source, flip)
 
 
-def _open(uri: str | Path, opening: Opening) -> Source:
+def _open(uri: str | Path, open_options: OpenOptions) -> Source:
     device = device_of(uri) if isinstance(uri, str) else None
     if device is not None:
-        return open_v4l2(device, opening)
+        return open_v4l2(device, open_options)
     scheme = scheme_of(uri) if isinstance(uri, str) else None
     if scheme in (None, "file"):
-        read_options("", (), without_password(uri), opening.options)
+        read_options("", (), without_password(uri), open_options.options)
     if scheme is None and isinstance(uri, str):
         _refuse_half_a_uri(uri)
-    if scheme in (None, "file") and opening.live:
-        recorded = replace(opening, live=False, loop=False)
-        return as_camera(lambda: _open_recording(uri, recorded), opening)
+    if scheme in (None, "file") and open_options.live:
+        recorded = replace(open_options, live=False, loop=False)
+        return as_camera(lambda: _open_recording(uri, recorded), open_options)
     if scheme is None:
-        return _open_recording(uri, opening)
+        return _open_recording(uri, open_options)
     if scheme not in SCHEMES:
         # Letters in the wrong order are the likeliest slip: rstp is rtsp, though it looks more like rtp.
         near = [name for name in SCHEMES if sorted(name) == sorted(scheme)]
@@ -134,7 +136,7 @@ def _open(uri: str | Path, opening: Opening) -> Source:
             f"expected a path or a URI that begins with {known}, received {without_password(uri)}"
             + (f": did you mean {near[0]}://?" if near else ": its scheme is unknown")
         )
-    return SCHEMES[scheme](str(uri), opening)
+    return SCHEMES[scheme](str(uri), open_options)
 
 
 def _refuse_half_a_uri(name: str) -> None:
@@ -153,7 +155,7 @@ def _refuse_half_a_uri(name: str) -> None:
         )
 
 
-def _open_recording(uri: str | Path, opening: Opening) -> Source:
+def _open_recording(uri: str | Path, open_options: OpenOptions) -> Source:
     if scheme_of(str(uri)) == "file":
-        return open_file_uri(str(uri), opening)
-    return open_file(Path(uri), opening.stream, opening.on_damage, opening.decode)
+        return open_file_uri(str(uri), open_options)
+    return open_file(Path(uri), open_options.stream, open_options.on_damage, open_options.decode)

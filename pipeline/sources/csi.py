@@ -18,7 +18,7 @@ from pipeline.sources.ffmpeg import FfmpegConnection, Input
 from pipeline.sources.live import ConnectionLost, LiveSource
 from pipeline.sources.options import Options, read_options
 from pipeline.sources.orientation import UPRIGHT, Orientation
-from pipeline.sources.source import Opening, Source
+from pipeline.sources.source import OpenOptions, Source
 from pipeline.sources.timeouts import Timeouts
 from pipeline.sources.uri import brief
 
@@ -34,7 +34,7 @@ _FLIP_METHODS = {
 """Numbers of `nvvidconv`'s flip-method: rotations by quarter turns anticlockwise, then mirrorings."""
 
 
-def open_csi(uri: str, opening: Opening) -> Source:
+def open_csi(uri: str, open_options: OpenOptions) -> Source:
     """A CSI camera by its number.
 
     Raises:
@@ -43,9 +43,9 @@ def open_csi(uri: str, opening: Opening) -> Source:
     number, _, query = uri.split("://", 1)[1].partition("?")
     if not (number.isdecimal() and len(number) < 4):
         raise SourceError(f"expected csi://0 with the camera's number, received csi://{brief(number)}")
-    options = read_options(query, ("size", "rate", "flip"), f"csi://{number}", opening.options)
+    options = read_options(query, ("size", "rate", "flip"), f"csi://{number}", open_options.options)
     name = f"csi://{number}"
-    return LiveSource(name, GstreamerCamera(name, csi_source(int(number), options)).connect, timeouts=opening.timeouts)
+    return LiveSource(name, GstreamerCamera(name, csi_source(int(number), options)).connect, timeouts=open_options.timeouts)
 
 
 def csi_source(number: int, options: Options) -> list[str]:

@@ -26,7 +26,7 @@ from pipeline.sources.failures import CameraLocation, why_broken, why_not_opened
 from pipeline.sources.limits import DECODER_OPTIONS, check_size, decoder_options
 from pipeline.sources.live import ConnectionLost, LiveSource, Picture, StreamEnded
 from pipeline.sources.orientation import UPRIGHT, Orientation
-from pipeline.sources.source import Opening
+from pipeline.sources.source import OpenOptions
 from pipeline.sources.timeouts import Timeouts
 
 _WITHOUT_STAMPS = frozenset({"mpjpeg", "mjpeg", "jpeg_pipe", "image2pipe", "h264", "hevc"})
@@ -81,10 +81,12 @@ class Input:
     flip: Orientation = UPRIGHT
     ends: bool = False
 
-    def source(self, opening: Opening) -> LiveSource:
+    def source(self, open_options: OpenOptions) -> LiveSource:
         """It as a source."""
-        connect = partial(FfmpegConnection, self, decode=opening.decode)
-        return LiveSource(self.location.name, connect, timeouts=opening.timeouts, notes=decoding_notes(opening.decode))
+        connect = partial(FfmpegConnection, self, decode=open_options.decode)
+        return LiveSource(
+            self.location.name, connect, timeouts=open_options.timeouts, notes=decoding_notes(open_options.decode)
+        )
 
     def connect(self, timeouts: Timeouts) -> FfmpegConnection:
         """Open it; the CPU decodes.

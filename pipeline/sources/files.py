@@ -11,7 +11,7 @@ from convnextpose.errors import SourceError
 from pipeline.sources.decoding import Decode
 from pipeline.sources.formats import format_of, is_animated
 from pipeline.sources.pictures import AnimatedWebpSource, PictureSource, read_file, size_of
-from pipeline.sources.source import OnDamage, Opening, Source
+from pipeline.sources.source import OnDamage, OpenOptions, Source
 from pipeline.sources.uri import without_password
 from pipeline.sources.video import VideoSource
 
@@ -57,7 +57,7 @@ def open_file(path: Path, stream: int | None, on_damage: OnDamage, decode: Decod
     return PictureSource(name, (path,))
 
 
-def open_file_uri(uri: str, opening: Opening) -> Source:
+def open_file_uri(uri: str, open_options: OpenOptions) -> Source:
     """Open `file:///path`, as RFC 8089 writes it.
 
     Raises:
@@ -66,7 +66,7 @@ def open_file_uri(uri: str, opening: Opening) -> Source:
     host, slash, path = uri.split("://", 1)[1].partition("/")
     if host not in ("", "localhost"):
         raise SourceError("expected a file of this machine, such as file:///path, received a URI that names another machine")
-    return open_file(Path(unquote(slash + path)), opening.stream, opening.on_damage, opening.decode)
+    return open_file(Path(unquote(slash + path)), open_options.stream, open_options.on_damage, open_options.decode)
 
 
 def _refuse_stream(stream: int | None, path: Path) -> None:

@@ -6,7 +6,7 @@ from convnextpose.errors import SourceError
 from pipeline.sources.failures import CameraLocation
 from pipeline.sources.ffmpeg import Input
 from pipeline.sources.options import read_options
-from pipeline.sources.source import Opening, Source
+from pipeline.sources.source import OpenOptions, Source
 from pipeline.sources.tls import tls_options
 from pipeline.sources.uri import NetworkUri
 
@@ -16,7 +16,7 @@ _PROTOCOLS = "http,https,tls,tcp,crypto,httpproxy"
 """Protocols that a playlist or a redirection may use: the network, never a file of this computer."""
 
 
-def open_http(uri: str, opening: Opening) -> Source:
+def open_http(uri: str, open_options: OpenOptions) -> Source:
     """A camera or a file by its web address.
 
     Raises:
@@ -25,9 +25,9 @@ def open_http(uri: str, opening: Opening) -> Source:
     parsed = NetworkUri.parse(uri)
     if not parsed.host:
         raise SourceError(f"expected {parsed.scheme}://host/path, received no host")
-    options = read_options(parsed.options, _KNOWN, parsed.shown(), opening.options)
+    options = read_options(parsed.options, _KNOWN, parsed.shown(), open_options.options)
     secure = parsed.scheme == "https"
     location = CameraLocation(parsed.shown(), parsed.host, parsed.port or (443 if secure else 80), tls=secure, ca=options.ca)
     settings = {"protocol_whitelist": _PROTOCOLS, **tls_options(options)}
     camera = Input(parsed.address(), location, options=settings, flip=options.flip, ends=True)
-    return camera.source(opening)
+    return camera.source(open_options)

@@ -10,7 +10,7 @@ from convnextpose.errors import SourceError
 from pipeline.sources.files import open_file
 from pipeline.sources.live import Connection, ConnectionLost, LiveSource, Picture, StreamEnded
 from pipeline.sources.options import read_options
-from pipeline.sources.source import OnDamage, Opening, Source
+from pipeline.sources.source import OnDamage, OpenOptions, Source
 from pipeline.sources.timeouts import Timeouts
 from pipeline.types import State, UnreadableFrame
 
@@ -18,7 +18,7 @@ _PICTURES_RATE = 1.0
 """Assumed frame rate of pictures, which have no time of their own, frames a second."""
 
 
-def open_test(uri: str, opening: Opening) -> Source:
+def open_test(uri: str, open_options: OpenOptions) -> Source:
     """The demo clip, over and over: a person who moves, without a camera. What follows `test://` is only a name.
 
     Raises:
@@ -26,15 +26,15 @@ def open_test(uri: str, opening: Opening) -> Source:
     """
     if "?" in uri or "#" in uri:
         raise SourceError("expected test:// without options, received some: its size and rate are the demo clip's")
-    read_options("", (), "test://", opening.options)
+    read_options("", (), "test://", open_options.options)
 
     def again() -> Source:
         return open_file(weights.DEMO_CLIP, None, OnDamage.STOP)
 
-    return LiveSource(uri, lambda timeouts: Replay(again, loop=True), timeouts=opening.timeouts)
+    return LiveSource(uri, lambda timeouts: Replay(again, loop=True), timeouts=open_options.timeouts)
 
 
-def as_camera(again: Callable[[], Source], opening: Opening) -> Source:
+def as_camera(again: Callable[[], Source], open_options: OpenOptions) -> Source:
     """A recording as a camera; `again` opens it.
 
     Raises:
@@ -45,11 +45,11 @@ def as_camera(again: Callable[[], Source], opening: Opening) -> Source:
 
     def connect(timeouts: Timeouts) -> Connection:
         try:
-            return Replay(again, loop=opening.loop)
+            return Replay(again, loop=open_options.loop)
         except SourceError as error:
             raise ConnectionLost(str(error)) from error
 
-    return LiveSource(name, connect, timeouts=opening.timeouts, notes=notes)
+    return LiveSource(name, connect, timeouts=open_options.timeouts, notes=notes)
 
 
 class Replay:

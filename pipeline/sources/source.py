@@ -26,8 +26,8 @@ class OnDamage(str, Enum):
 
 
 @dataclass(frozen=True)
-class Opening:
-    """How a source is to be opened.
+class OpenOptions:
+    """The options for opening a source.
 
     Attributes:
         stream: which of a file's video streams, from 0, or None for the one that players show.

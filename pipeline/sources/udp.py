@@ -9,7 +9,7 @@ from convnextpose.errors import SourceError
 from pipeline.sources.failures import CameraLocation
 from pipeline.sources.ffmpeg import Input
 from pipeline.sources.options import read_options
-from pipeline.sources.source import Opening, Source
+from pipeline.sources.source import OpenOptions, Source
 from pipeline.sources.uri import NetworkUri
 
 _ANALYZED_US = 500_000
@@ -19,27 +19,27 @@ _RTP_NAMES = {"h264": (96, "H264/90000"), "h265": (96, "H265/90000"), "jpeg": (2
 """Payload type and name of a codec in RTP (RFC 6184, RFC 7798, RFC 2435); 96 is what senders choose for what has no number."""
 
 
-def open_udp(uri: str, opening: Opening) -> Source:
+def open_udp(uri: str, open_options: OpenOptions) -> Source:
     """A transport stream that is sent to a port of this machine, or to a multicast group: `udp://@:5000`, `udp://@239.0.0.1:5000`.
 
     Raises:
         SourceError: the address or an option has no meaning.
     """
     parsed = _parse(uri)
-    options = read_options(parsed.options, ("flip",), parsed.shown(), opening.options)
+    options = read_options(parsed.options, ("flip",), parsed.shown(), open_options.options)
     settings = {"analyzeduration": str(_ANALYZED_US), "overrun_nonfatal": "1"}
     camera = Input(parsed.address(), CameraLocation(parsed.shown()), format="mpegts", options=settings, flip=options.flip)
-    return camera.source(opening)
+    return camera.source(open_options)
 
 
-def open_rtp(uri: str, opening: Opening) -> Source:
+def open_rtp(uri: str, open_options: OpenOptions) -> Source:
     """An RTP stream that is sent to a port of this machine, or to a multicast group: `rtp://@:5004#codec=h264`.
 
     Raises:
         SourceError: the address or an option has no meaning.
     """
     parsed = _parse(uri)
-    options = read_options(parsed.options, ("codec", "latency", "flip"), parsed.shown(), opening.options)
+    options = read_options(parsed.options, ("codec", "latency", "flip"), parsed.shown(), open_options.options)
     number, name = _RTP_NAMES[options.codec or "h264"]
     host = parsed.host or "0.0.0.0"  # accepts data for any address of this machine
     six = "IP6" if ":" in host else "IP4"
@@ -54,7 +54,7 @@ def open_rtp(uri: str, opening: Opening) -> Source:
     camera = Input(
         lambda: _Description(description), CameraLocation(parsed.shown()), format="sdp", options=settings, flip=options.flip
     )
-    return camera.source(opening)
+    return camera.source(open_options)
 
 
 class _Description:

@@ -16,7 +16,7 @@ from convnextpose.errors import SourceError
 from pipeline.sources.failures import CameraLocation
 from pipeline.sources.ffmpeg import Input
 from pipeline.sources.options import read_options
-from pipeline.sources.source import Opening, Source
+from pipeline.sources.source import OpenOptions, Source
 
 _KNOWN = ("size", "rate", "format", "flip")
 
@@ -35,7 +35,7 @@ def device_of(text: str) -> str | None:
     return f"v4l2://{path or f'/dev/video{number}'}{options or more or ''}"
 
 
-def open_v4l2(uri: str, opening: Opening) -> Source:
+def open_v4l2(uri: str, open_options: OpenOptions) -> Source:
     """A camera of this computer by its device.
 
     Raises:
@@ -45,7 +45,7 @@ def open_v4l2(uri: str, opening: Opening) -> Source:
     device = device if device.startswith("/") else f"/dev/{device}"
     if device == "/dev/":
         raise SourceError("expected v4l2:///dev/video0 with the camera's device, received none")
-    options = read_options(query, _KNOWN, device, opening.options)
+    options = read_options(query, _KNOWN, device, open_options.options)
     settings = {"ts": "default"}  # the kernel's time stamps
     if options.size is not None:
         settings["video_size"] = "{}x{}".format(*options.size)
@@ -56,7 +56,7 @@ def open_v4l2(uri: str, opening: Opening) -> Source:
     camera = Input(
         device, CameraLocation(device, device=device), format="v4l2", options=settings, kernel_clock=True, flip=options.flip
     )
-    return camera.source(opening)
+    return camera.source(open_options)
 
 
 @dataclass(frozen=True)
