@@ -1,4 +1,4 @@
-"""Inboxes between threads, a board with the newest frames, and the limit of frames in flight from a source."""
+"""Inboxes between threads, the newest frame of each source, and the limit of frames in flight from a source."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ class Inbox(Generic[T]):
 
 
 @dataclass(frozen=True)
-class Posting(Generic[T]):
-    """An item on a board.
+class NumberedItem(Generic[T]):
+    """An item of `LatestItems`.
 
     Attributes:
         number: its number among the sender's items, from 1: gaps show a reader what it skipped.
@@ -92,23 +92,23 @@ class Posting(Generic[T]):
     item: T
 
 
-class Board(Generic[T]):
+class LatestItems(Generic[T]):
     """The newest item of each sender, for any number of readers at their own pace. No sender waits for a reader."""
 
     def __init__(self) -> None:
-        self._newest: dict[str, Posting[T]] = {}
+        self._newest: dict[str, NumberedItem[T]] = {}
         self._changed = threading.Condition()
         self._closed = False
 
-    def post(self, sender: str, item: T) -> None:
-        """Post an item, which replaces the sender's last one. On a closed board this does nothing."""
+    def put(self, sender: str, item: T) -> None:
+        """Add an item, which replaces the sender's last one. After `close` this does nothing."""
         with self._changed:
             if not self._closed:
                 last = self._newest.get(sender)
-                self._newest[sender] = Posting(last.number + 1 if last else 1, item)
+                self._newest[sender] = NumberedItem(last.number + 1 if last else 1, item)
                 self._changed.notify_all()
 
-    def read(self, seen: Mapping[str, int], timeout_s: float | None = None) -> dict[str, Posting[T]]:
+    def read(self, seen: Mapping[str, int], timeout_s: float | None = None) -> dict[str, NumberedItem[T]]:
         """The newest unseen item of each sender, waiting for one; empty if none arrived in time.
 
         Args:
@@ -116,7 +116,7 @@ class Board(Generic[T]):
             timeout_s: the longest time to wait, s; None for no limit.
 
         Raises:
-            Closed: the board is closed and holds nothing unseen.
+            Closed: it is closed and holds nothing unseen.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._unseen(seen), timeout_s)
@@ -126,7 +126,7 @@ class Board(Generic[T]):
             return unseen
 
     def close(self) -> None:
-        """Nothing more will be posted: readers get what they have not seen. Calling it again does nothing."""
+        """Nothing more will be added: readers get what they have not seen. Calling it again does nothing."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -138,8 +138,8 @@ class Board(Generic[T]):
             self._closed = True
             self._changed.notify_all()
 
-    def _unseen(self, seen: Mapping[str, int]) -> dict[str, Posting[T]]:
-        return {sender: posting for sender, posting in self._newest.items() if posting.number != seen.get(sender)}
+    def _unseen(self, seen: Mapping[str, int]) -> dict[str, NumberedItem[T]]:
+        return {sender: numbered for sender, numbered in self._newest.items() if numbered.number != seen.get(sender)}
 
 
 class InFlight:

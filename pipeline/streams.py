@@ -20,7 +20,7 @@ import cv2
 from convnextpose.errors import PoseError, StageError
 from pipeline.formats.base import WrittenFile, written_files
 from pipeline.formats.trace import TraceRecorder
-from pipeline.inbox import Board, Closed, Inbox
+from pipeline.inbox import Closed, Inbox, LatestItems
 from pipeline.stream import Stream
 from pipeline.timeline import Timeline
 from pipeline.types import PosedFrame, RunHeader
@@ -35,23 +35,23 @@ VIEW_CLOSING_TIME_S = 2.0
 """How long `Pipeline.close` waits for a view before it abandons it, s."""
 
 
-class Viewing:
+class ViewThread:
     """A view in a thread of its own: it shows the newest posed frame of each source. A `Pipeline` runs it.
 
     Args:
         view: what shows the frames; it is closed at the end, or when it fails.
-        board: the newest frame of each source.
+        latest: the newest frame of each source.
 
     Attributes:
         shown: how many frames the view has shown.
         error: why it stopped before the run's end, or None.
     """
 
-    def __init__(self, view: View, board: Board[PosedFrame]) -> None:
+    def __init__(self, view: View, latest: LatestItems[PosedFrame]) -> None:
         self.view = view
         self.shown = 0
         self.error: str | None = None
-        self._board = board
+        self._latest = latest
         self._thread = threading.Thread(target=self._run, name=f"view: {view.name}", daemon=True)
 
     def start(self) -> None:
@@ -59,7 +59,7 @@ class Viewing:
         self._thread.start()
 
     def close(self) -> None:
-        """Close the view, after the board was closed; a view that hangs is abandoned after VIEW_CLOSING_TIME_S."""
+        """Close the view, after `latest` was closed; a view that hangs is abandoned after VIEW_CLOSING_TIME_S."""
         if self._thread.ident is None:
             self._close()
             return
@@ -71,9 +71,9 @@ class Viewing:
         seen: dict[str, int] = {}
         try:
             while True:
-                for source, posting in self._board.read(seen).items():
-                    seen[source] = posting.number
-                    self.view.show(posting.item)
+                for source, numbered in self._latest.read(seen).items():
+                    seen[source] = numbered.number
+                    self.view.show(numbered.item)
                     self.shown += 1
         except Closed:
             pass
@@ -111,7 +111,7 @@ class Pipeline:
     Attributes:
         streams: one for each source.
         detector: description of the people detector, or None.
-        viewings: one for each view.
+        view_threads: one for each view.
         summary: the summary's path, when it is written.
     """
 
@@ -129,8 +129,8 @@ class Pipeline:
         self.detector = detector
         self._trace = trace
         self._trace_lock = threading.Lock()
-        self._board: Board[PosedFrame] = Board()
-        self.viewings = [Viewing(view, self._board) for view in views]
+        self._latest: LatestItems[PosedFrame] = LatestItems()
+        self.view_threads = [ViewThread(view, self._latest) for view in views]
         self._late_error: StageError | None = None
         self._at_end = at_end
         self.summary: Path | None = None
@@ -222,9 +222,9 @@ class Pipeline:
             if not stream.started:
                 for recorder in stream.recorders:
                     recorder.close()
-        self._board.close()
-        for viewing in self.viewings:
-            viewing.close()
+        self._latest.close()
+        for view_thread in self.view_threads:
+            view_thread.close()
         while self._closers:  # one by one, so that an interrupted close can be called again for the rest
             self._closers[0]()
             del self._closers[0]
@@ -260,9 +260,9 @@ class Pipeline:
             raise ValueError("expected a pipeline that is not closed, received one that has ended; make a new one")
         if not any(stream.started for stream in self.streams):
             cv2.setNumThreads(1)  # all cores have work of ours, and threads of OpenCV's own burn CPU time while they wait
-            for viewing in self.viewings:
-                viewing.start()
-        show = self._show if self.viewings else None
+            for view_thread in self.view_threads:
+                view_thread.start()
+        show = self._show if self.view_threads else None
         for stream in self.streams:
             if not stream.started:
                 ready = partial(self._outbox.put, stream) if wanted else None
@@ -291,7 +291,7 @@ class Pipeline:
                 self._outbox.close()
 
     def _show(self, posed: PosedFrame) -> None:
-        self._board.post(posed.frame.source_id, posed)
+        self._latest.put(posed.frame.source_id, posed)
 
     def _add_trace(self, timeline: Timeline) -> None:
         if self._trace is None or self._late_error is not None:

@@ -31,7 +31,10 @@ def summary_record(pipeline: Pipeline, out: Path) -> dict[str, Any]:
             source_record(stream, stream.ledger.counts(), stream.timing) | {"files": _file_records(stream, out)}
             for stream in pipeline.streams
         ],
-        "views": [{"name": viewing.view.name, "shown": viewing.shown, "error": viewing.error} for viewing in pipeline.viewings],
+        "views": [
+            {"name": view_thread.view.name, "shown": view_thread.shown, "error": view_thread.error}
+            for view_thread in pipeline.view_threads
+        ],
     }
 
 

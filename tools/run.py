@@ -337,7 +337,7 @@ def run_command(
     pipeline = open_pipeline(config)
     print_head(console, pipeline, config)
     if watching:
-        address = pipeline.viewings[0].view.address
+        address = pipeline.view_threads[0].view.address
         console.print(
             f"watch    open {escape(address)} in a browser; nothing is written (--out DIR keeps the poses), Ctrl-C ends it"
         )

@@ -92,8 +92,8 @@ def print_head(console: Console, pipeline: Pipeline, config: RunConfig) -> None:
     depth = "an assumed field of view: depths and scale are a guess" if guessed else "the given camera"
     of = f" for {', '.join(guessed)}" if 0 < len(guessed) < len(pipeline.streams) else ""
     console.print(f"depth    from {escape(depth + of)}")
-    for viewing in pipeline.viewings:
-        console.print(f"view     {escape(viewing.view.address)} ({viewing.view.name})", soft_wrap=True)
+    for view_thread in pipeline.view_threads:
+        console.print(f"view     {escape(view_thread.view.address)} ({view_thread.view.name})", soft_wrap=True)
 
 
 def _because(asked: str, choice: Choice) -> str:
@@ -107,9 +107,9 @@ def print_end(console: Console, pipeline: Pipeline, config: RunConfig) -> None:
         if len(pipeline.streams) > 1:
             console.print(f"[bold]{escape(stream.header.source)}[/]")
         _print_stream(console, stream, config)
-    for viewing in pipeline.viewings:
-        if viewing.error is not None:
-            console.print(f"[yellow]{viewing.view.name} stopped before the end[/]: {escape(viewing.error)}")
+    for view_thread in pipeline.view_threads:
+        if view_thread.error is not None:
+            console.print(f"[yellow]{view_thread.view.name} stopped before the end[/]: {escape(view_thread.error)}")
     for file in pipeline.outputs:
         console.print(f"wrote    {escape(str(file.path))} ({file.frames} frames)")
     if pipeline.summary is not None:

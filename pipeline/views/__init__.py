@@ -1,7 +1,7 @@
 """Live views and outputs: one file of code for each, and `table.py`, which lists them.
 
 A view sees the newest posed frame of each source, in its own thread, and never blocks the run. May import the pipeline's
-types, formats, status and board; websockets and python-osc are imported only when such a view is opened.
+types, formats, status and inbox; websockets and python-osc are imported only when such a view is opened.
 
     base.py      the interface of views, and their addresses
     web.py       the page, its socket, /poses, /status and /metrics on one port (`--view`); access control is in guard.py

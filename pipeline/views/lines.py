@@ -6,7 +6,7 @@ import contextlib
 import socket
 from socketserver import BaseRequestHandler
 
-from pipeline.inbox import Board, Closed
+from pipeline.inbox import Closed, LatestItems
 from pipeline.status import RunStatus
 from pipeline.types import PosedFrame
 from pipeline.views.base import Endpoint
@@ -14,7 +14,7 @@ from pipeline.views.messages import FrameMessage
 from pipeline.views.serving import LISTEN_S, SEND_TIME_S, Connections, has_left
 
 
-def send_lines(connection: socket.socket, board: Board[FrameMessage]) -> None:
+def send_lines(connection: socket.socket, latest: LatestItems[FrameMessage]) -> None:
     """Send lines until the run ends or the client disconnects: when a line is sent, each source's newest frame is next.
 
     A source's header is sent before its first frame.
@@ -26,10 +26,10 @@ def send_lines(connection: socket.socket, board: Board[FrameMessage]) -> None:
     seen: dict[str, int] = {}
     with contextlib.suppress(Closed):
         while not has_left(connection):
-            for source, posting in board.read(seen, LISTEN_S).items():
-                message = posting.item
+            for source, numbered in latest.read(seen, LISTEN_S).items():
+                message = numbered.item
                 connection.sendall(message.line() if source in seen else message.header_line() + message.line())
-                seen[source] = posting.number
+                seen[source] = numbered.number
 
 
 class LineView:
@@ -47,24 +47,24 @@ class LineView:
 
     def __init__(self, endpoint: Endpoint, status: RunStatus) -> None:
         self._status = status
-        self._board: Board[FrameMessage] = Board()
-        self._server = _Server(endpoint, self._board)
+        self._latest: LatestItems[FrameMessage] = LatestItems()
+        self._server = _Server(endpoint, self._latest)
         self.address = f"tcp://{self._server.endpoint}"
 
     def show(self, posed: PosedFrame, /) -> None:
         """Post a frame for the clients' threads."""
         source = posed.frame.source_id
-        self._board.post(source, FrameMessage(posed, self._status.headers[source]))
+        self._latest.put(source, FrameMessage(posed, self._status.headers[source]))
 
     def close(self) -> None:
         """Disconnect all clients, and free the port."""
-        self._board.close()
+        self._latest.close()
         self._server.close()
 
 
 class _Server(Connections):
-    def __init__(self, endpoint: Endpoint, board: Board[FrameMessage]) -> None:
-        self.board = board
+    def __init__(self, endpoint: Endpoint, latest: LatestItems[FrameMessage]) -> None:
+        self.latest = latest
         super().__init__(endpoint, _Handler, "lines over TCP")
 
 
@@ -72,4 +72,4 @@ class _Handler(BaseRequestHandler):
     server: _Server
 
     def handle(self) -> None:
-        send_lines(self.request, self.server.board)
+        send_lines(self.request, self.server.latest)

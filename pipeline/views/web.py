@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 from convnextpose.errors import RuntimeUnavailableError
-from pipeline.inbox import Board, Closed
+from pipeline.inbox import Closed, LatestItems
 from pipeline.status import RunStatus
 from pipeline.types import PosedFrame
 from pipeline.views.base import Endpoint
@@ -87,11 +87,11 @@ class WebView:
     def show(self, posed: PosedFrame, /) -> None:
         """Post a frame for the clients' threads."""
         source = posed.frame.source_id
-        self._site.board.post(source, FrameMessage(posed, self._status.headers[source]))
+        self._site.latest.put(source, FrameMessage(posed, self._status.headers[source]))
 
     def close(self) -> None:
         """Disconnect all clients, and free the port."""
-        self._site.board.close()
+        self._site.latest.close()
         self._server.close()
 
 
@@ -99,13 +99,13 @@ class Site:
     """The state that all connections share.
 
     Attributes:
-        board: the newest frame of each source.
+        latest: the newest frame of each source.
         guard: the access control.
         pages: the page's files by path; nothing else can be requested.
     """
 
     def __init__(self, endpoint: Endpoint, status: RunStatus) -> None:
-        self.board: Board[FrameMessage] = Board()
+        self.latest: LatestItems[FrameMessage] = LatestItems()
         self.guard = Guard(endpoint)
         folder = files("pipeline.views").joinpath("page")
         self.pages = {f"/{file.name}": file.read_bytes() for file in folder.iterdir() if file.name.rpartition(".")[2] in TYPES}
@@ -193,7 +193,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        send_lines(self.connection, self.server.site.board)
+        send_lines(self.connection, self.server.site.latest)
 
     def _open_socket(self) -> None:
         from websockets.datastructures import Headers
@@ -245,9 +245,9 @@ class _PageSocket:
             self._send_ping_if_silent()
             try:
                 if self._unacknowledged:
-                    self._site.board.read(seen, 0.0)  # only to see whether it is closed
+                    self._site.latest.read(seen, 0.0)  # only to see whether it is closed
                     continue
-                news = self._site.board.read(seen, 0.0 if self._paused else LISTEN_S)
+                news = self._site.latest.read(seen, 0.0 if self._paused else LISTEN_S)
             except Closed:
                 self._protocol.send_close(1001, "the run has ended")
                 self._flush()
@@ -255,9 +255,9 @@ class _PageSocket:
             news = {} if self._paused else news
             is_due = time.monotonic() - status_at >= STATUS_EVERY_S
             if news or is_due:
-                seen |= {source: posting.number for source, posting in news.items()}
+                seen |= {source: numbered.number for source, numbered in news.items()}
                 status_at = time.monotonic() if is_due else status_at
-                messages = [posting.item for posting in news.values()]
+                messages = [numbered.item for numbered in news.values()]
                 self._protocol.send_binary(page_message(messages, self._site.status() if is_due else None))
                 self._unacknowledged = True
                 self._flush()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.inbox import Board, Closed, Inbox, InFlight
+from pipeline.inbox import Closed, Inbox, InFlight, LatestItems
 
 
 def emptied(inbox):
@@ -88,41 +88,41 @@ def test_a_waiting_reader_is_told_to_stop():
 
 @given(st.lists(st.one_of(st.none(), st.sampled_from("abc"))))
 def test_a_reader_of_a_board_gets_the_newest_of_each_sender_and_nothing_twice(actions):
-    """A letter is a post of that sender, None a look at the board."""
-    board, seen, posted, unseen = Board(), {}, {}, set()
+    """A letter is a post of that sender, None a look at the items."""
+    latest, seen, posted, unseen = LatestItems(), {}, {}, set()
     for action in actions:
         if action is None:
-            read = board.read(seen, 0.0)
-            assert {sender: posting.item for sender, posting in read.items()} == {s: posted[s] for s in unseen}
-            assert all(posting.number == posting.item for posting in read.values())
-            seen |= {sender: posting.number for sender, posting in read.items()}
+            read = latest.read(seen, 0.0)
+            assert {sender: numbered.item for sender, numbered in read.items()} == {s: posted[s] for s in unseen}
+            assert all(numbered.number == numbered.item for numbered in read.values())
+            seen |= {sender: numbered.number for sender, numbered in read.items()}
             unseen.clear()
         else:
             posted[action] = posted.get(action, 0) + 1
-            board.post(action, posted[action])
+            latest.put(action, posted[action])
             unseen.add(action)
-    board.close()
-    board.post("a", 0)
+    latest.close()
+    latest.put("a", 0)
     for sender in unseen:
-        assert board.read({s: n for s, n in seen.items() if s == sender} | {s: posted[s] for s in posted if s != sender})
+        assert latest.read({s: n for s, n in seen.items() if s == sender} | {s: posted[s] for s in posted if s != sender})
     with pytest.raises(Closed):
-        board.read(posted)
+        latest.read(posted)
 
 
 def test_readers_of_a_board_wait_for_a_post_and_each_gets_it():
-    board, got = Board(), []
-    readers = [threading.Thread(target=lambda: got.append(board.read({})["a"].item)) for _ in range(5)]
+    latest, got = LatestItems(), []
+    readers = [threading.Thread(target=lambda: got.append(latest.read({})["a"].item)) for _ in range(5)]
     for reader in readers:
         reader.start()
-    board.post("a", 7)
+    latest.put("a", 7)
     for reader in readers:
         reader.join(10)
     assert got == [7] * 5
 
 
 def test_an_aborted_board_is_empty():
-    board = Board()
-    board.post("a", 1)
-    board.abort()
+    latest = LatestItems()
+    latest.put("a", 1)
+    latest.abort()
     with pytest.raises(Closed):
-        board.read({})
+        latest.read({})

@@ -39,7 +39,7 @@ def test_a_view_sees_frames_in_order_up_to_the_last_with_their_stages_so_far():
     for posed in view.frames:
         stages = {span.stage for span in posed.timeline.spans}
         assert len(posed.poses) == 1 and {"infer", "lift", "track"} <= stages and "write" not in stages
-    assert (view.closed, pipeline.viewings[0].shown, pipeline.viewings[0].error) == (1, len(indices), None)
+    assert (view.closed, pipeline.view_threads[0].shown, pipeline.view_threads[0].error) == (1, len(indices), None)
     assert len(recorder.frames) == 30
 
 
@@ -66,7 +66,7 @@ def test_a_view_that_breaks_is_closed_and_told_of_and_harms_nobody(fails_at):
     pipeline.run()
     assert len(recorder.frames) == 40 and sound.frames[-1].frame.index == 39
     assert (len(broken.frames), broken.closed) == (fails_at, 1)
-    assert pipeline.viewings[0].error == "ConnectionResetError: nobody listens" and pipeline.viewings[1].error is None
+    assert pipeline.view_threads[0].error == "ConnectionResetError: nobody listens" and pipeline.view_threads[1].error is None
     assert pipeline.error is None
 
 
@@ -76,14 +76,14 @@ def test_a_view_that_hangs_is_given_up_at_the_end_and_told_of(monkeypatch):
     view, recorder = Watch(wait_for=go_on), Collect()
     pipeline = Pipeline([stream(Pictures(10), [recorder])], views=[view])
     pipeline.run()
-    assert len(recorder.frames) == 10 and "did not end" in pipeline.viewings[0].error
+    assert len(recorder.frames) == 10 and "did not end" in pipeline.view_threads[0].error
     go_on.set()
 
 
 def test_a_view_that_cannot_be_closed_is_told_of():
     pipeline = Pipeline([stream(Pictures(3))], views=[Watch(fails_to_close=True)])
     pipeline.run()
-    assert pipeline.viewings[0].error == "OSError: no way out"
+    assert pipeline.view_threads[0].error == "OSError: no way out"
 
 
 def test_views_of_a_run_that_never_began_are_closed():

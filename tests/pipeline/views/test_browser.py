@@ -65,7 +65,7 @@ class Run:
     def __exit__(self, *_):
         self.pipeline.stop()
         self.thread.join(20)
-        assert not self.thread.is_alive() and self.pipeline.viewings[0].error is None
+        assert not self.thread.is_alive() and self.pipeline.view_threads[0].error is None
 
 
 @pytest.fixture(scope="module")
