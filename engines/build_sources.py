@@ -24,7 +24,7 @@ from engines.manifest import BatchRange, EngineModel
 from engines.onnx_file import check_fp32, first_channels, read_onnx
 from engines.onnx_parser import parse_onnx
 from engines.opening import open_people_detector, open_pose_model
-from engines.parity import LayerHarm, compare_detectors, frames_of
+from engines.parity import LayerSensitivity, compare_detectors, frames_of
 from engines.people import TOLD, DetectorInfo, with_sides
 from engines.pose import ModelInfo
 from engines.precision import int8_within_limits, measure, to_fp16
@@ -96,7 +96,7 @@ class CheckpointSource:
         exported, proof, crops = self._exported, self._proof, self.crops
         reference = RecordedPoses(proof, self.info("fp32"))
         working = "calibrating, and proving on the CPU" if precision == "int8" else "proving on the CPU"
-        excluded: tuple[LayerHarm, ...] = ()
+        excluded: tuple[LayerSensitivity, ...] = ()
         with step(self._progress, f"{self.name} {precision}", working) as done:
             if precision == "int8":
                 found = int8_within_limits(exported, crops.calibration, reference, crops.proof, scheme=self._scheme)

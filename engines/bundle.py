@@ -25,7 +25,7 @@ from engines.calibration import MAX_PROOF_CROPS
 from engines.layouts import DetectedBoxes
 from engines.manifest import EngineDraft, EngineModel, Parity
 from engines.onnx_file import POSE, read_onnx
-from engines.parity import FRAMES, LayerHarm, frames_of
+from engines.parity import FRAMES, LayerSensitivity, frames_of
 from engines.pose import ModelInfo, Predictions, check_crops
 from engines.session import SessionDescription
 from engines.typed_json import decode
@@ -87,7 +87,7 @@ class TypedModel:
     onnx: bytes
     info: EngineModel
     parity: Parity
-    excluded: tuple[LayerHarm, ...]
+    excluded: tuple[LayerSensitivity, ...]
     proof: Proof | DetectorProof
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from convnextpose.errors import EngineError, ModelError, ParityError
 from convnextpose.files import MAX_JSON_BYTES, parse_json, read_file, show
-from engines.parity import DetectorParity, LayerHarm, ParityReport
+from engines.parity import DetectorParity, LayerSensitivity, ParityReport
 from engines.people import DetectorInfo
 from engines.pose import ModelInfo
 from engines.typed_json import decode
@@ -127,7 +127,7 @@ class EngineDraft:
     target: str
     batch: BatchRange
     options: Mapping[str, OptionValue]
-    excluded_layers: tuple[LayerHarm, ...]
+    excluded_layers: tuple[LayerSensitivity, ...]
     graph_parity: Parity
     command: str
 

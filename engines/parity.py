@@ -181,7 +181,7 @@ class ParityReport:
 
 
 @dataclass(frozen=True)
-class LayerHarm:
+class LayerSensitivity:
     """The effect of a single layer in INT8 on the poses, while all others stay in FP16.
 
     Attributes:

@@ -20,7 +20,7 @@ from convnextpose.errors import ExportError, ParityError, install_command
 from engines import typed_graph as graphs
 from engines.calibration import CalibrationSet
 from engines.metadata import read_metadata
-from engines.parity import LIMITS, LayerHarm, ParityLimits, ParityReport, compare
+from engines.parity import LIMITS, LayerSensitivity, ParityLimits, ParityReport, compare
 from engines.pose import PoseModel, PosePredictor
 from engines.sessions.typed import TypedSession
 
@@ -76,7 +76,7 @@ class Int8Model:
 
     onnx: bytes
     parity: ParityReport
-    excluded: tuple[LayerHarm, ...]
+    excluded: tuple[LayerSensitivity, ...]
 
 
 def to_fp16(model: bytes) -> bytes:
@@ -306,7 +306,7 @@ def int8_within_limits(
     def only(kept: Collection[str]) -> bytes:
         return leave_in_fp16(model, quantised, [layer for layer in every if layer not in kept], residuals)
 
-    def without(excluded: Sequence[LayerHarm]) -> Int8Model:
+    def without(excluded: Sequence[LayerSensitivity]) -> Int8Model:
         onnx = only(set(layers) - {harm.layer for harm in excluded})
         return Int8Model(onnx, measure(onnx, reference, crops, limits), tuple(excluded))
 
@@ -316,22 +316,22 @@ def int8_within_limits(
     nothing = measure(only(()), reference, crops, limits)
     if not nothing.passed:
         _refuse("even with every layer in FP16", nothing)
-    harms = []
+    sensitivities = []
     for layer in layers:
         parity = measure(only({layer}), reference, crops[:RANKING_CROPS], limits)
-        harms.append(LayerHarm(layer, parity.px.mean, parity.mm.mean))
-    harms.sort(key=lambda harm: max(harm.mean_px / limits.mean_px, harm.mean_mm / limits.mean_mm), reverse=True)
+        sensitivities.append(LayerSensitivity(layer, parity.px.mean, parity.mm.mean))
+    sensitivities.sort(key=lambda harm: max(harm.mean_px / limits.mean_px, harm.mean_mm / limits.mean_mm), reverse=True)
     best: Int8Model | None = None
-    fails, holds = 0, len(harms)
+    fails, holds = 0, len(sensitivities)
     while holds - fails > 1:
         middle = (fails + holds) // 2
-        tried = without(harms[:middle])
+        tried = without(sensitivities[:middle])
         if tried.parity.passed:
             best, holds = tried, middle
         else:
             fails = middle
     if best is None:
-        worst = ", ".join(map(str, harms[:3]))
+        worst = ", ".join(map(str, sensitivities[:3]))
         _refuse(f"with any layer in INT8, the most harmful of which alone are {worst}", everything.parity)
     return best
 

@@ -26,7 +26,7 @@ from engines.tensorrt import runtime_cache
 from engines.tensorrt.device import Device
 from engines.tensorrt.engine import Engine, LayerInfo
 from engines.tensorrt.foreign import DeviceArray, adopt
-from engines.tensorrt.frames import Frames, kernels_around
+from engines.tensorrt.frames import Frames, engine_kernels
 from engines.tensorrt.module import Library
 from engines.tensorrt.slot import BatchTimes, MemoryUse, Slot, Ticket, results_of
 from engines.timing import RunTimes
@@ -81,19 +81,19 @@ class TensorRTSession:
         with device.current():
             opened = Engine(engine, manifest, library, device.free_bytes)
             kept = runtime_cache.read(cache, opened) if cache is not None and opened.compiles else None
-            self._around = kernels_around(opened, manifest.model, device)
-            self._frames = None if self._around is None else Frames(device, self._around.uploads)
+            self._kernels = engine_kernels(opened, manifest.model, device)
+            self._frames = None if self._kernels is None else Frames(device, self._kernels.uploads)
             try:
                 self._slots = self._reserve(opened)
             except BaseException:
-                self._free_around()
+                self._free_kernels()
                 raise
             if cache is not None and opened.compiles:
                 runtime_cache.write(cache, opened, kept)
         self._engine: Engine | None = opened
         self._free = list(self._slots)
         self.inputs: tuple[ArraySpec, ...] = tuple(tensor.spec for tensor in opened.inputs)
-        results = results_of(opened, self._around)
+        results = results_of(opened, self._kernels)
         self.outputs: tuple[ArraySpec, ...] = tuple(tensor.spec for tensor in results)
         self._results = {tensor.name: (tensor.item_shape, tensor.dtype) for tensor in results}
         self._description = SessionDescription(
@@ -252,18 +252,18 @@ class TensorRTSession:
             with self._device.current():
                 while self._slots:
                     self._slots.pop().free()
-                self._free_around()
+                self._free_kernels()
                 # TensorRT's objects also free memory, which needs the GPU to be current.
                 self._free.clear()
                 self._engine = None
 
-    def _free_around(self) -> None:
+    def _free_kernels(self) -> None:
         """Free what runs around the engine, after all slots."""
-        if self._frames is not None and self._around is not None:
+        if self._frames is not None and self._kernels is not None:
             with suppress(DeviceError):  # the caller of a picture that failed has learned of it
-                self._around.uploads.synchronize()
+                self._kernels.uploads.synchronize()
             self._frames.close()
-            self._around.free()
+            self._kernels.free()
 
     def _reserve(self, engine: Engine) -> list[Slot]:
         """Make as many slots with as large a batch as memory allows; fewer slots are preferred to a smaller batch.
@@ -276,7 +276,7 @@ class TensorRTSession:
             buckets = engine.buckets(limit)
             try:
                 while len(slots) < engine.slots:
-                    slots.append(Slot(self._device, engine, buckets, self._around))
+                    slots.append(Slot(self._device, engine, buckets, self._kernels))
             except DeviceMemoryError as error:
                 if slots:
                     break

@@ -26,7 +26,7 @@ from engines.tensorrt.engine import Engine
 
 
 @dataclass(frozen=True)
-class Around:
+class EngineKernels:
     """Our kernels that run before and after an engine.
 
     Attributes:
@@ -45,7 +45,7 @@ class Around:
         self.uploads.free()
 
 
-def kernels_around(engine: Engine, model: EngineModel, device: Device) -> Around | None:
+def engine_kernels(engine: Engine, model: EngineModel, device: Device) -> EngineKernels | None:
     """The kernels around a pose engine, within the device's `current()`; None for other networks.
 
     Also None if they are not available, with a RuntimeWarning that says why: crops are then made on the CPU.
@@ -69,7 +69,7 @@ def kernels_around(engine: Engine, model: EngineModel, device: Device) -> Around
     try:
         if not isinstance(device, CudaDevice):
             raise RuntimeUnavailableError(f"the kernels need cuda-python, the GPU is driven by {device.binding}")
-        return Around(Kernels(device), device.stream(), tail)
+        return EngineKernels(Kernels(device), device.stream(), tail)
     except (RuntimeUnavailableError, DeviceError) as error:
         if tail is not None:
             raise RuntimeUnavailableError(

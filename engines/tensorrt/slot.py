@@ -27,7 +27,7 @@ from engines.session import ORIGINS, Arrays
 from engines.tensorrt.device import Device
 from engines.tensorrt.engine import Engine, Tensor
 from engines.tensorrt.foreign import DeviceArray
-from engines.tensorrt.frames import Around
+from engines.tensorrt.frames import EngineKernels
 
 WARM_UPS = 2
 """Runs of a batch size before it is captured: libraries choose and load kernels during these."""
@@ -92,7 +92,7 @@ class Slot:
         device: the GPU.
         engine: the engine.
         buckets: the batch sizes that it will run, in ascending order.
-        around: the kernels around the engine; None for the engine alone.
+        kernels: the kernels around the engine; None for the engine alone.
 
     Attributes:
         buckets: these batch sizes.
@@ -104,10 +104,10 @@ class Slot:
         EngineError, DeviceError: TensorRT or CUDA failed.
     """
 
-    def __init__(self, device: Device, engine: Engine, buckets: tuple[int, ...], around: Around | None = None) -> None:
-        self._device, self._engine, self._around = device, engine, around
+    def __init__(self, device: Device, engine: Engine, buckets: tuple[int, ...], kernels: EngineKernels | None = None) -> None:
+        self._device, self._engine, self._kernels = device, engine, kernels
         self.buckets = buckets
-        self.results = results_of(engine, around)
+        self.results = results_of(engine, kernels)
         self.unrecorded: dict[int, str] = {}
         self._prepared: dict[int, _Prepared] = {}
         self._places: Mapping[str, _Places] = {}
@@ -130,11 +130,11 @@ class Slot:
             inner = [tensor for tensor in engine.outputs if tensor.name not in on_host]  # logits
             self._places = {name: room(tensor.item_bytes) for name, tensor in on_host.items()}
             self._places |= {tensor.name: room(tensor.item_bytes, pinned=False) for tensor in inner}
-            if around is not None:
+            if kernels is not None:
                 self._origins = room(ORIGIN.itemsize)
-                if around.tail is not None:
-                    self._workspace = self._keep(made, device.allocate(around.tail.workspace(most)))
-                    around.kernels.clear(self._workspace.address, self._workspace.size, self._stream)
+                if kernels.tail is not None:
+                    self._workspace = self._keep(made, device.allocate(kernels.tail.workspace(most)))
+                    kernels.kernels.clear(self._workspace.address, self._workspace.size, self._stream)
             self._prepare(made)
             self._owned = made.pop_all()
 
@@ -190,11 +190,11 @@ class Slot:
 
     def _start_whole(self, origins: Any, count: int, size: int) -> bool:  # noqa: ANN401
         """`start` for crops that are made on the GPU."""
-        assert self._origins is not None and self._around is not None
+        assert self._origins is not None and self._kernels is not None
         stream, events, told = self._stream, self._events, self._origins.pinned.array
         told[: count * ORIGIN.itemsize] = origins.reshape(-1)
         told[count * ORIGIN.itemsize : size * ORIGIN.itemsize] = 0
-        stream.wait_for(self._around.uploads.handle)
+        stream.wait_for(self._kernels.uploads.handle)
         for event in events[:2]:
             event.record(stream)
         prepared = self._ready(size)
@@ -316,18 +316,18 @@ class Slot:
         """Queue the steps from crops to results, all on the GPU."""
         if not context.execute_async_v3(self._stream.handle):
             raise self._engine.failed("cannot run the engine")
-        if self._around is not None and self._around.tail is not None:
+        if self._kernels is not None and self._kernels.tail is not None:
             (logits,) = (self._places[tensor.name].device.address for tensor in self._engine.outputs)
             joints, scores = (self._places[tensor.name].device.address for tensor in self.results)
-            most, shape = self.buckets[-1], self._around.tail
-            self._around.kernels.tail(shape, logits, joints, scores, self._workspace.address, most, self._stream, count=size)
+            most, shape = self.buckets[-1], self._kernels.tail
+            self._kernels.kernels.tail(shape, logits, joints, scores, self._workspace.address, most, self._stream, count=size)
 
     def _enqueue_whole(self, size: int, context: Any) -> None:  # noqa: ANN401
         """Queue the steps from frames on the GPU to results on the host."""
-        assert self._origins is not None and self._around is not None
+        assert self._origins is not None and self._kernels is not None
         told = self._origins.device.address
         self._device.copy_in(told, self._origins.pinned.array[: size * ORIGIN.itemsize], self._stream)
-        self._around.kernels.crop(told, self._places[CROPS.name].device.address, size, self._stream)
+        self._kernels.kernels.crop(told, self._places[CROPS.name].device.address, size, self._stream)
         self._enqueue(size, context)
         self._copy_out(size)
 
@@ -363,9 +363,9 @@ class Ticket:
     inputs: Mapping[str, Any]
 
 
-def results_of(engine: Engine, around: Around | None) -> tuple[Tensor, ...]:
+def results_of(engine: Engine, kernels: EngineKernels | None) -> tuple[Tensor, ...]:
     """The results of an engine together with the kernels around it."""
-    if around is None or around.tail is None:
+    if kernels is None or kernels.tail is None:
         return engine.outputs
-    joints, scores = predicts(around.tail.joint_count)
+    joints, scores = predicts(kernels.tail.joint_count)
     return tuple(Tensor(spec.name, spec.dtype, tuple(int(n or 0) for n in spec.shape[1:])) for spec in (joints, scores))

@@ -267,7 +267,7 @@ class Bench:
         gpu = Gpu("GPU in memory", "8.9", "CUDA 13.1")
         monkeypatch.setattr(engine_file, "load_library", lambda name: library)
         monkeypatch.setattr(engine_file, "open_device", lambda binding: CudaDevice(self.driver, "cuda-python in memory"))
-        monkeypatch.setattr(tensorrt_session, "kernels_around", lambda *_: None)
+        monkeypatch.setattr(tensorrt_session, "engine_kernels", lambda *_: None)
         monkeypatch.setattr(building, "plan", lambda target, name: Plan(target, library, "8.9", gpu))
         monkeypatch.setattr(build_job, "find_gpu", lambda: gpu)
         monkeypatch.setattr(build_job, "build_engine", self.build)

@@ -309,7 +309,7 @@ def test_an_estimator_gives_the_same_poses_with_the_kernels_and_without(monkeypa
         bench = Bench()
         with monkeypatch.context() as patch:
             if way == "cpu":
-                patch.setattr(tensorrt_session, "kernels_around", lambda *_: None)
+                patch.setattr(tensorrt_session, "engine_kernels", lambda *_: None)
             model = bench.open(most=2, network="fp32")
         with model:
             assert model.describe().crops == way

@@ -15,7 +15,7 @@ from convnextpose.skeleton import JOINT_SETS
 from convnextpose.variants import Variant
 from engines import manifest
 from engines.manifest import BatchRange, EngineDraft, EngineManifest, Machine
-from engines.parity import LIMITS, DetectorParity, Differences, JointParity, LayerHarm, ParityReport
+from engines.parity import LIMITS, DetectorParity, Differences, JointParity, LayerSensitivity, ParityReport
 from engines.people import DetectorInfo
 from engines.pose import ModelInfo
 from engines.session import SessionDescription
@@ -37,7 +37,7 @@ def make(**changes):
         "target": "rtx40",
         "batch": BatchRange(1, 2, 8),
         "options": {"workspace_mib": 512, "version_compatible": False, "hardware_compatible": None},
-        "excluded_layers": (LayerHarm("head.final_layer", 0.5, 3.0),),
+        "excluded_layers": (LayerSensitivity("head.final_layer", 0.5, 3.0),),
         "graph_parity": parity(),
         "command": "convnextpose build m.tar --out d --precision int8 --target rtx40",
         "engine_sha256": hashlib.sha256(ENGINE).hexdigest(),
@@ -76,18 +76,18 @@ names = st.text(st.characters(codec="utf-8"), max_size=30)
     capabilities=st.lists(names, max_size=3),
     gpu=st.none() | names,
     options=st.dictionaries(names, st.none() | st.booleans() | st.integers() | names, max_size=4),
-    harms=st.lists(st.builds(LayerHarm, names, st.floats(0, 1e6), st.floats(0, 1e6)), max_size=3),
+    sensitivities=st.lists(st.builds(LayerSensitivity, names, st.floats(0, 1e6), st.floats(0, 1e6)), max_size=3),
     batch=st.lists(st.integers(1, 64), min_size=3, max_size=3).map(lambda sizes: BatchRange(*sorted(sizes))),
     proven=st.booleans(),
 )
-def test_round_trip(name, command, random, variant, joint_set, capabilities, gpu, options, harms, batch, proven):
+def test_round_trip(name, command, random, variant, joint_set, capabilities, gpu, options, sensitivities, batch, proven):
     one = make(
         model=ModelInfo(name, variant, JOINT_SETS[joint_set], "00", random, "fp16", None),
         command=command,
         compute_capabilities=tuple(capabilities),
         gpu_name=gpu,
         options=options,
-        excluded_layers=tuple(harms),
+        excluded_layers=tuple(sensitivities),
         batch=batch,
         engine_parity=parity() if proven else None,
     )

@@ -246,8 +246,8 @@ def test_the_search_leaves_harmful_layers_in_fp16(int8, fp32, reference, people)
     names = [harm.layer for harm in found.excluded]
     assert 0 < len(names) < len(quantisable_layers(fp32))
     assert Graph(found.onnx).quantised() == set(quantisable_layers(fp32)) - set(names)
-    harms = [max(harm.mean_px / limits.mean_px, harm.mean_mm / limits.mean_mm) for harm in found.excluded]
-    assert harms == sorted(harms, reverse=True)
+    sensitivities = [max(harm.mean_px / limits.mean_px, harm.mean_mm / limits.mean_mm) for harm in found.excluded]
+    assert sensitivities == sorted(sensitivities, reverse=True)
 
 
 def test_the_search_stops_at_once_where_the_limits_hold(int8, fp32, reference, people):

@@ -44,7 +44,7 @@ class Bench:
         data = engine_bytes(**spec)
         here = manifest_of(data, library=self.library.name, library_version=self.library.version)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tensorrt_session, "kernels_around", lambda *_: None)
+            patch.setattr(tensorrt_session, "engine_kernels", lambda *_: None)
             return Opened(TensorRTSession(data, here, self.library, self.device, cache=cache), here.model)
 
     def check(self):

@@ -263,7 +263,7 @@ def runtime(device, figures):
         )
         with ExitStack() as opening:
             if device == "cpu":  # the engine alone; `frames` has the kernels around it
-                opening.enter_context(mock.patch("engines.sessions.tensorrt.kernels_around", lambda *_: None))
+                opening.enter_context(mock.patch("engines.sessions.tensorrt.engine_kernels", lambda *_: None))
             session = TensorRTSession(data, manifest, library, found)
         joints, scores = predict(most)
         for count in (1, 2, 3, 8, 9, 40, 1, 8, 40, 5):

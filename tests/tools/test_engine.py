@@ -43,7 +43,7 @@ def gpu(monkeypatch):
     """A GPU in memory with TensorRT 10 on it."""
     driver = Driver()
     module = tensorrt_module(driver)
-    monkeypatch.setattr(tensorrt_session, "kernels_around", lambda *_: None)
+    monkeypatch.setattr(tensorrt_session, "engine_kernels", lambda *_: None)
     monkeypatch.setattr(engine_file, "load_library", lambda name: Library("tensorrt", module.__version__, module))
     monkeypatch.setattr(engine_file, "open_device", lambda binding: CudaDevice(driver, "cuda-python in memory"))
     return driver
