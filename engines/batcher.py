@@ -1,8 +1,8 @@
 """Many callers share one session: requests that arrive at the same time run in shared batches.
 
 It has no thread and no timer. The caller that finds the session free takes all waiting requests, up to the largest batch, and
-gives them to the session. One of the callers with items in that batch waits for it and gives each caller its part. So a single
-caller never waits, and the busier the session is, the fuller are its batches. A `TicketSession` has several batches in flight:
+gives them to the session. One of the callers with items in that batch waits for it and hands each caller its part. So a single
+caller never waits, and the busier the session is, the fuller its batches are. A `TicketSession` has several batches in flight:
 one is filled while another runs.
 """
 
@@ -33,16 +33,16 @@ from engines.session import (
 
 @dataclass(eq=False)
 class _Request:
-    """What a caller asks for.
+    """A caller's request.
 
     Attributes:
         arrays: its inputs.
-        count: how many items they have.
-        given: how many of them are in batches, from the first on.
-        done: how many of them have results.
+        count: number of items in them.
+        given: number of items that are in batches, from the first on.
+        done: number of items that have results.
         results: the outputs so far.
-        error: why there will be no results.
-        roused: wakes its caller, who waits on it while `asleep`.
+        error: the reason why there will be no results.
+        roused: wakes its caller, which waits on it while `asleep`.
     """
 
     arrays: Mapping[str, NDArray[Any]]
@@ -56,7 +56,7 @@ class _Request:
 
     @property
     def settled(self) -> bool:
-        """Whether its caller can return."""
+        """Whether its caller can return: all results are there, or an error."""
         return self.error is not None or self.done == self.count
 
 
@@ -71,12 +71,12 @@ class _Share:
 
 @dataclass(eq=False)
 class _Flight:
-    """A batch on its way.
+    """A batch in flight.
 
     Attributes:
-        shares: whose items are in it, in order.
-        taken: whether a caller is busy with it.
-        ticket: the session's, None before it was submitted, or where the session has none.
+        shares: the requests' items in it, in order.
+        taken: whether a caller is working on it.
+        ticket: the session's ticket; None before the batch is submitted, or if the session has no tickets.
     """
 
     shares: list[_Share]
@@ -92,10 +92,10 @@ class Batcher:
 
     Args:
         session: runs the network.
-        max_batch: largest number of items in a batch; one or more. A `TicketSession` may have a smaller limit.
+        max_batch: largest number of items in a batch, at least one. A `TicketSession` may have a smaller limit.
 
     Raises:
-        ModelError: the network does not take any number of items along axis 0, or another axis has a variable length.
+        ModelError: the network has a fixed batch size (axis 0), or another axis has a variable length.
     """
 
     def __init__(self, session: Session, max_batch: int) -> None:
@@ -110,13 +110,13 @@ class Batcher:
         self._max_batch = min(max_batch, self._tickets.limit) if self._tickets else max_batch
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
-        """For `close`; each caller has a condition of its own, so that only who has something to do is woken."""
+        """For `close`; each caller has its own condition, so that only callers with something to do are woken."""
         self._requests: list[_Request] = []
-        """Those whose callers have not left."""
+        """Requests whose callers have not left."""
         self._waiting: deque[_Request] = deque()
-        """Those with items that are in no batch yet, in the order of their turns."""
+        """Requests with items that are in no batch yet, in the order of their turns."""
         self._flights: list[_Flight] = []
-        """Batches on their way, the oldest first."""
+        """Batches in flight, the oldest first."""
         self._open = True
 
     @property
@@ -139,16 +139,16 @@ class Batcher:
         return self._makes_crops is not None and self._makes_crops.takes_frames
 
     def hold(self, picture: Any) -> AbstractContextManager[HeldFrame]:  # noqa: ANN401
-        """A frame on the session's GPU, as the session's `hold`."""
+        """Hold a frame on the session's GPU, as the session's `hold` does."""
         assert self._makes_crops is not None
         return self._makes_crops.hold(picture)
 
     def run(self, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
-        """The outputs by name, as the session's `run`. Returns once the last of them is there.
+        """The outputs by name, as from the session's `run`. Returns when all of them are there.
 
         Raises:
             GeometryError: the arrays are not those of `inputs`.
-            ModelError: the library failed at running a batch with items of this caller.
+            ModelError: the library could not run a batch with items of this caller.
             RuntimeUnavailableError: the batcher is closed.
         """
         request = _Request(arrays, check_given(arrays, self._session), threading.Condition(self._lock))
@@ -178,7 +178,7 @@ class Batcher:
         self._session.close()
 
     def _next(self, request: _Request) -> _Flight | None:
-        """Wait until a request's caller has something to do, and for which batch; None when it may go."""
+        """Wait until a request's caller has something to do; the batch to do it for, or None when the caller may return."""
         with self._lock:
             while True:
                 if found := self._job(request):
@@ -193,9 +193,9 @@ class Batcher:
                     request.asleep = False
 
     def _job(self, request: _Request) -> _Flight | None:
-        """A new batch if the session has room and something waits; else one that has items of the request, or of nobody.
+        """A new batch if the session has room and requests wait; else one with items of the request, or an abandoned one.
 
-        A request that failed leaves no batch behind that is its own alone: it would hold a slot.
+        A failed request leaves no batch behind in which only it has items: such a batch would occupy a slot.
         """
         if self._has_room() and not request.settled:
             flight = _Flight(self._take())
@@ -212,13 +212,13 @@ class Batcher:
         return bool(self._waiting) and len(self._flights) < self._most_flights
 
     def _may_advance(self, request: _Request, flight: _Flight) -> bool:
-        """Whether a batch is the request's to go on with: it has items of it, or nobody waits for it any more."""
+        """Whether the request's caller may advance a batch: it has items in it, or nobody waits for the batch any more."""
         if not request.settled and any(share.request is request for share in flight.shares):
             return True
         return not any(share.request in self._requests and not share.request.settled for share in flight.shares)
 
     def _wake_waiting(self) -> None:
-        """Wake the callers that have something to do: of several that could do the same thing, one. Under the lock."""
+        """Wake the callers that have something to do; if several could do the same thing, only one. Called under the lock."""
         for request in self._requests:
             if request.settled:
                 self._wake(request)
@@ -236,11 +236,11 @@ class Batcher:
             request.roused.notify()
 
     def _is_wanted(self, flight: _Flight) -> bool:
-        """Whether a caller waits for a batch: those that have items in it may all have been interrupted."""
+        """Whether a caller waits for a batch: all callers with items in it may have been interrupted."""
         return any(share.request in self._requests for share in flight.shares)
 
     def _advance(self, flight: _Flight) -> None:
-        """Submit a batch, or else wait for it; what it gives, results or an error, is its requests'."""
+        """Submit a batch, or wait for it if it is submitted, and pass its results or its error to its requests."""
         try:
             if self._tickets is not None and flight.ticket is None:
                 flight.ticket = self._tickets.submit(self._gather(flight))
@@ -259,7 +259,7 @@ class Batcher:
                 self._flights.remove(flight)
                 self._wake_waiting()
         except BaseException:
-            with self._lock:  # its caller was interrupted: another one goes on with it
+            with self._lock:  # its caller was interrupted: another one takes over
                 flight.taken = False
                 self._wake_waiting()
             raise
@@ -267,7 +267,7 @@ class Batcher:
     def _take(self) -> list[_Share]:
         """The next batch: one item of each request in turn, until the batch is full or nothing waits.
 
-        A batch has crops, or else where they come from: of the first request's kind. The others' turn is the next.
+        A batch has either crops or their origins, as the first request has; requests of the other kind wait for the next one.
         """
         shares: dict[_Request, int] = {}
         room, kind = self._max_batch, self._waiting[0].arrays.keys()
@@ -314,7 +314,7 @@ class Batcher:
                 self._waiting.remove(share.request)
 
     def _leave(self, request: _Request) -> None:
-        """Forget a request whose caller goes."""
+        """Forget a request whose caller leaves."""
         with self._lock:
             if request in self._requests:
                 self._requests.remove(request)
@@ -324,7 +324,7 @@ class Batcher:
 
 
 def can_batch(session: Session) -> bool:
-    """Whether a network takes any number of items of one shape, so that it can be used with a `Batcher`."""
+    """Whether a network accepts any number of items of one shape, so that it can be used with a `Batcher`."""
     return not _unfit(session)
 
 

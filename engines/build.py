@@ -29,7 +29,7 @@ CHECKPOINT_SUFFIXES = (".tar", ".pth", ".pt", ".ckpt", ".zip", ".safetensors")
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, by their suffixes, and unpacked ones; `verify` decides what they really are.
+    """The checkpoints in a folder, by suffix, and unpacked ones; `verify` decides what they really are.
 
     Raises:
         EngineError: it is not a folder, or has no checkpoints.
@@ -49,7 +49,7 @@ def find_checkpoints(folder: Path) -> list[Path]:
 
 
 def plan(target: Target, library: str | None = None) -> Plan:
-    """Decide how to build an engine for a target: with the first suitable library that is installed, or not on this machine.
+    """Decide how to build an engine for a target: with the first suitable library installed, or not on this machine.
 
     Args:
         target: the target.
@@ -97,7 +97,7 @@ def build(request: BuildRequest, progress: Progress) -> BuildReport:
 
     Args:
         request: what to build.
-        progress: called at each step's begin and end.
+        progress: called at the start and end of each step.
 
     Raises:
         PoseError: the model, the calibration set, a target or the folder cannot be used; nothing was built.
@@ -122,9 +122,9 @@ def build(request: BuildRequest, progress: Progress) -> BuildReport:
     jobs = [Job(source, precision, planned, progress) for precision in source.precisions for planned in plans]
     for job in jobs:
         if job.precision in source.refused:
-            continue  # its graph failed, and was told of once
+            continue  # its graph failed, which was reported already
         try:
-            # What is there already costs no export and no proof.
+            # An engine that exists already needs no export and no proof.
             results.append(job.kept() or job.make())
         except PoseError as error:
             failures.append(BuildFailure(job.subject, error))

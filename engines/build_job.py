@@ -1,4 +1,4 @@
-"""One engine of one model in one precision for one target: built, proven and written with its manifest, or a bundle of it."""
+"""One engine of one model in one precision for one target: built, proven and written with its manifest, or bundled."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ from engines.tensorrt.gpu import find_gpu
 from engines.tensorrt.module import Library
 
 UNTOLD = "an unknown type"
-"""In a count of convolutions: those that are missing in the library's log."""
+"""In a count of convolutions: those that the library's log does not list."""
 
 MAX_TIMING_BYTES = 256 * 1024**2
-"""The largest timing cache that is read; one has some MB."""
+"""The largest timing cache that is read; typical ones have a few MB."""
 
 
 class Job:
@@ -55,12 +55,12 @@ class Job:
         target = planned.target.name
         self.subject = f"{self._info.name} {precision} {target}"
         try:
-            # Of a bundle the scheme was settled where it was made: its options name it no more than its precision.
+            # A bundle's scheme was fixed where the bundle was made: like its precision, it is not among the options.
             scheme = request.scheme if precision == "int8" and isinstance(source, CheckpointSource) else INT8_SCHEMES[0].key
             called = precision if scheme == INT8_SCHEMES[0].key else f"{precision}-{scheme}"
             suffix = ENGINE_SUFFIX if planned.library else BUNDLE_SUFFIX
             self._path = child(request.out, f"{_base_name(self._info)}-{called}-{target}{suffix}")
-        except ValueError as error:  # the name may be out of a bundle
+        except ValueError as error:  # the name may come from a bundle
             raise EngineError(f"{show(request.source)}: {error}") from error
         self._replacing: tuple[Path, ...] = ()
         self._options: dict[str, OptionValue] = {**request.options.named(), "via": request.via}
@@ -99,7 +99,7 @@ class Job:
         return BuildResult(self._path, "kept", found)
 
     def _check_lone_manifest(self) -> None:
-        """Let a manifest be replaced whose engine is not there: a build that was killed between the two leaves one."""
+        """Allow a manifest without an engine to be replaced: a build that was killed between writing the two leaves one."""
         lone = manifest.path_of(self._path)
         if self._plan.library and lone.exists():
             try:
@@ -111,7 +111,7 @@ class Job:
             self._replacing = (lone,)
 
     def _fits(self, found: EngineManifest) -> bool:
-        """Whether an engine is whole, and what would be built again."""
+        """Whether an engine is intact, and a new build would give the same."""
         planned = self._plan
         assert planned.library is not None
         try:
@@ -150,7 +150,7 @@ class Job:
             cache = self._request.out / f"{library.name}-{library.version}-{self._plan.compute_capability}.timing"
             built = self._built(library, typed, cache)
             types = _count_types(built, typed)
-            # Only where the log tells of every convolution: what it leaves out may well be in INT8.
+            # Only if the log lists every convolution: those that it leaves out may well be in INT8.
             if typed.info.precision == "int8" and types and not types["Int8"] and not types[UNTOLD]:
                 raise EngineError(
                     f"{library.name} {library.version} computes no convolution of this INT8 graph in INT8 on "
@@ -196,10 +196,10 @@ class Job:
         return build_engine(typed.onnx, library, capability, options, timings)
 
     def _proven(self, found: EngineManifest, built: BuiltEngine, typed: TypedModel) -> EngineManifest:
-        """The manifest with the proof of the engine itself, on the local GPU.
+        """The manifest with the proof of the engine itself on the local GPU.
 
         Raises:
-            ParityError: it strays past its limits; of a pose model it names the worst joints.
+            ParityError: the engine exceeds its limits; for a pose model, names the worst joints.
         """
         with step(self._progress, self.subject, "proving the engine") as done:
             with tempfile.TemporaryDirectory() as folder:
@@ -227,7 +227,7 @@ class Job:
 
 
 def _base_name(info: EngineModel) -> str:
-    """What names of a model's files begin with. A detector's tells its frames, as there may be engines of several."""
+    """How the names of a model's files begin. A detector's has the frame size: there may be engines for several sizes."""
     return f"{info.name}-{info.width}x{info.height}" if isinstance(info, DetectorInfo) else info.name
 
 
@@ -237,7 +237,7 @@ def _origin(info: EngineModel) -> str:
 
 
 def _measured(engine: Path, typed: TypedModel) -> Parity:
-    """An engine, on the local GPU, against what was recorded of its reference."""
+    """An engine on the local GPU, compared with the recorded results of its reference."""
     proof, info = typed.proof, typed.info
     if isinstance(proof, DetectorProof):
         assert isinstance(info, DetectorInfo)
@@ -250,7 +250,7 @@ def _measured(engine: Path, typed: TypedModel) -> Parity:
 
 
 def _runs_here(found: EngineManifest) -> bool:
-    """Whether there is a GPU here that an engine fits."""
+    """Whether this machine has a GPU that can run an engine."""
     gpu = find_gpu()
     if gpu is None:
         return False
@@ -258,12 +258,12 @@ def _runs_here(found: EngineManifest) -> bool:
 
 
 def _count_types(built: BuiltEngine, typed: TypedModel) -> Counter[str]:
-    """How many convolutions compute in which type, or UNTOLD; none where the library, or a missing `onnx`, tells nothing."""
+    """Number of convolutions by type or UNTOLD; empty if the library reports nothing or `onnx` is missing."""
     try:
         import onnx
 
         found = convolution_types(built.layers, typed.onnx)
-    except ImportError:  # a machine that builds from a bundle need not have it
+    except ImportError:  # building from a bundle does not need it
         return Counter()
     untold = sum(node.op_type == "Conv" for node in onnx.load_from_string(typed.onnx).graph.node) - len(found)
     return Counter(weights for _, weights in found.values()) + Counter({UNTOLD: untold if found else 0})
@@ -296,5 +296,5 @@ def folder_lock(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
 
 
 def _pair(engine: bytes, found: EngineManifest, path: Path) -> dict[Path, bytes]:
-    """An engine and its manifest by their places, the manifest first: an engine without one would be of unknown origin."""
+    """An engine and its manifest by path, the manifest first: an engine without one would be of unknown origin."""
     return {manifest.path_of(path): found.to_json().encode(), path: engine}

@@ -28,7 +28,7 @@ class Step:
     Attributes:
         subject: the model's name, its precision, its target.
         text: a description of the step.
-        done: whether the step is done, or begins.
+        done: whether the step is done; False when it starts.
     """
 
     subject: str
@@ -45,17 +45,17 @@ class BuildRequest:
 
     Attributes:
         source: name of default weights, a checkpoint, `detector` or a people detector's ONNX file, or a bundle.
-        out: the folder for the engines; made if it does not exist.
+        out: the folder for the engines; created if it does not exist.
         precisions: fp32, fp16, int8; empty for FP16, a detector's FP32, or a bundle's own.
         targets: the targets; empty for the local GPU, or for a bundle's own.
         options: the builder's options.
         calibration: the calibration set, None for the one that the package ships. It also proves graphs of every precision.
-        library: `tensorrt` or `tensorrt_rtx`; None for what a target prefers.
+        library: `tensorrt` or `tensorrt_rtx`; None for the one that a target prefers.
         via: `torch2trt` for TensorRT 8, otherwise None.
-        overwrite: whether to build existing engines again, and to replace files of another origin.
-        scheme: which layers an INT8 graph tries to have in INT8, a key of `engines.precision.INT8_SCHEMES`.
-        frame: width and height of a detector's frames, px; None for its own.
-        person: a detector's class of people, by name or number; None for what its file says.
+        overwrite: whether to rebuild existing engines, and to replace files of another origin.
+        scheme: which layers of an INT8 graph are to be in INT8, a key of `engines.precision.INT8_SCHEMES`.
+        frame: width and height of a detector's frames, px; None for its default.
+        person: a detector's class of people, by name or number; None for the one that its file states.
     """
 
     source: str
@@ -72,10 +72,10 @@ class BuildRequest:
     person: str | None = None
 
     def __post_init__(self) -> None:
-        """Check the names, and that a target has what is asked for.
+        """Check the names, and that the target supports the options.
 
         Raises:
-            EngineError: one is unknown, or it has not.
+            EngineError: a name is unknown, or the target does not support an option.
         """
         if unknown := [name for name in self.precisions if name not in PRECISIONS]:
             raise EngineError(f"expected precision {', '.join(PRECISIONS)}, received {', '.join(unknown)}")
@@ -109,7 +109,7 @@ class BuildRequest:
         """The command that builds one of its engines."""
         options, plain = self.options, BuildOptions()
         words = ["convnextpose", "build", self.source, "--out", str(self.out)]
-        words += ["--precision", precision] if precision else []  # a bundle has its own
+        words += ["--precision", precision] if precision else []  # a bundle's precision is fixed
         words += ["--target", target]
         words += ["--frame", "{},{}".format(*self.frame)] if self.frame else []
         words += ["--detector-class", self.person] if self.person is not None else []
@@ -117,7 +117,7 @@ class BuildRequest:
         if options.batch != plain.batch:
             words += ["--batch", ",".join(str(getattr(options.batch, f.name)) for f in fields(options.batch))]
         for name, value in options.named().items():
-            if value is not None and value is not False:  # a core may be 0
+            if value is not None and value is not False:  # core 0 is valid
                 words += ["--" + name.removesuffix("_mib").replace("_", "-"), *([] if value is True else [str(value)])]
         for name, given in (("calibration", self.calibration), ("library", self.library), ("via", self.via)):
             if given is not None:
@@ -180,7 +180,7 @@ class BuildFailure:
 
     Attributes:
         subject: the model, its precision and its target.
-        error: why.
+        error: the reason.
     """
 
     subject: str
@@ -202,6 +202,6 @@ class BuildReport:
 
 @contextmanager
 def step(progress: Progress, subject: str, text: str) -> Iterator[Callable[[str], None]]:
-    """Report that a step begins; the returned function reports that it is done, with its result."""
+    """Report that a step starts; the returned function reports that it is done, with its result."""
     progress(Step(subject, text, done=False))
     yield lambda result: progress(Step(subject, result, done=True))

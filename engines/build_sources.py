@@ -1,5 +1,5 @@
-"""The graphs that engines are built from: a checkpoint, which is exported, typed and proven here; a people detector's ONNX
-file, which gets a fixed frame size and is proven here; or a bundle, which was made and proven on another machine."""
+"""The sources of graphs for engines: a checkpoint, which is exported, typed and proven here; a people detector's ONNX file,
+which gets a fixed frame size and is proven here; or a bundle, which was made and proven on another machine."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from engines.targets import find_target
 
 
 class CheckpointSource:
-    """A checkpoint: verified at once, exported, typed and proven when a graph is first asked for, once for each precision."""
+    """A checkpoint: verified at once; exported, typed and proven when a graph is first needed, once for each precision."""
 
     def __init__(self, request: BuildRequest, progress: Progress) -> None:
         _refuse_detector_options(request)
@@ -82,7 +82,7 @@ class CheckpointSource:
         """The graph in a precision.
 
         Raises:
-            ParityError: it exceeds its limits; names the worst joints. It is then `refused`, as after any other error.
+            ParityError: it exceeds its limits; names the worst joints. After this or any other error it is `refused`.
         """
         if precision not in self._typed:
             try:
@@ -111,10 +111,10 @@ class CheckpointSource:
 
 
 class DetectorSource:
-    """A people detector in ONNX: recognised at once, its frames fixed, proven when its graph is first asked for."""
+    """A people detector in ONNX: recognised at once, with its frame size fixed; proven when its graph is first needed."""
 
     precisions = ("fp32",)
-    """Which of its layers bear FP16 nothing here knows."""
+    """FP32 only: it is not known which of its layers tolerate FP16."""
 
     def __init__(self, request: BuildRequest, progress: Progress) -> None:
         path = weights.detector() if request.source == weights.DETECTOR else Path(request.source)
@@ -151,14 +151,14 @@ class DetectorSource:
         self._typed: TypedModel | None = None
 
     def info(self, precision: str) -> DetectorInfo:
-        """What the graph says about itself."""
+        """The graph's metadata."""
         return self._info
 
     def typed(self, precision: str) -> TypedModel:
         """The graph.
 
         Raises:
-            ParityError: it exceeds its limits. It is then `refused`, as after any other error.
+            ParityError: it exceeds its limits. After this or any other error it is `refused`.
         """
         if self._typed is None:
             try:
@@ -180,7 +180,7 @@ class DetectorSource:
                 alone = [reference.run(frame[None]) for frame in frames]
                 boxes, scores = (np.concatenate([getattr(one, what) for one in alone]) for what in ("boxes", "scores"))
                 proof = DetectorProof(crops.proof, DetectedBoxes(boxes, scores), reference.describe())
-            with open_people_detector(fixed, person=self._person) as candidate:  # where there are two libraries, the other one
+            with open_people_detector(fixed, person=self._person) as candidate:  # the other library, if there are two
                 parity = compare_detectors(RecordedBoxes(proof), candidate, frames)
             parity.check()
             if not parity.boxes:
@@ -193,7 +193,7 @@ class DetectorSource:
 
 
 class BundleSource:
-    """A bundle: all that was done elsewhere."""
+    """A bundle: export, typing and proof were done on another machine."""
 
     refused: Mapping[str, PoseError] = MappingProxyType({})
 
@@ -215,7 +215,7 @@ class BundleSource:
         self.targets = request.targets or (find_target(bundle.draft.target),)
 
     def info(self, precision: str) -> EngineModel:
-        """What the graph says about itself."""
+        """The graph's metadata."""
         return self._model.info
 
     def typed(self, precision: str) -> TypedModel:
@@ -232,7 +232,7 @@ def is_detector(source: str) -> bool:
 
 
 def _crops(calibration: Path | None) -> tuple[SplitCrops, str, str]:
-    """What graphs are calibrated and proven on, whose crops those are, and how to give others."""
+    """The crops for calibration and proof, a text that says whose they are, and one that says how to give others."""
     crops = CalibrationSet.load(calibration or weights.CALIBRATION).split()
     if calibration:
         return crops, f"of {calibration}", ""
@@ -240,10 +240,10 @@ def _crops(calibration: Path | None) -> tuple[SplitCrops, str, str]:
 
 
 def _refuse_detector_options(request: BuildRequest) -> None:
-    """Refuse what only a people detector's file has a use for.
+    """Refuse options that apply only to a people detector's file.
 
     Raises:
-        EngineError: naming it.
+        EngineError: names them.
     """
     if request.frame is not None or request.person is not None:
         raise EngineError(
@@ -253,10 +253,10 @@ def _refuse_detector_options(request: BuildRequest) -> None:
 
 
 def _refuse_what_detectors_lack(request: BuildRequest) -> None:
-    """Refuse what is for pose models alone.
+    """Refuse options that apply only to pose models.
 
     Raises:
-        EngineError: naming it.
+        EngineError: names them.
     """
     if request.precisions not in ((), DetectorSource.precisions):
         raise EngineError(
@@ -269,10 +269,10 @@ def _refuse_what_detectors_lack(request: BuildRequest) -> None:
 
 
 def _with_batch_of(fixed: int | None, request: BuildRequest) -> BuildRequest:
-    """A request with the batch that a file has fixed, if any.
+    """The request with the batch size that a file fixes, if any.
 
     Raises:
-        EngineError: another one was asked for.
+        EngineError: the request has another batch size.
     """
     batch = request.options.batch
     if fixed is None or (batch.min, batch.max) == (fixed, fixed):

@@ -36,7 +36,7 @@ BUNDLE_GRAPH, BUNDLE_DRAFT, BUNDLE_PROOF = "model.onnx", "draft.json", "proof.np
 """The files in a bundle."""
 
 MAX_GRAPH_BYTES = 128 * 1024**2
-"""The largest graph in a bundle. That of the largest variant in FP32 has 34 MB."""
+"""The largest graph in a bundle. The largest variant's in FP32 has 34 MB."""
 
 _MAX_PROOF_BYTES = 16 * 1024**2
 _MAX_CROPS_BYTES, _MAX_FOUND_BYTES = MAX_PROOF_CROPS * INPUT_SIZE**2 * 3, 64 * 1024
@@ -59,7 +59,7 @@ class Proof:
 
 @dataclass(frozen=True)
 class DetectorProof:
-    """The reference for a people detector's engine: frames, and its file's boxes for them in ONNX Runtime.
+    """The reference for a people detector's engine: frames, and the boxes that ONNX Runtime computes for them from its file.
 
     Attributes:
         crops: uint8 [N, 256, 256, 3] of people, which the frames are composed of.
@@ -74,13 +74,13 @@ class DetectorProof:
 
 @dataclass(frozen=True)
 class TypedModel:
-    """A graph with its precision in it, proven on the CPU.
+    """A graph with its precision built in, proven on the CPU.
 
     Attributes:
         onnx: the graph.
         info: the model's description.
         parity: the graph compared with the reference.
-        excluded: the layers that an INT8 graph has in FP16, the most harmful first.
+        excluded: the layers of an INT8 graph that stay in FP16, the one with the largest error first.
         proof: the reference for its engines.
     """
 
@@ -111,7 +111,7 @@ class RecordedPoses:
         return Predictions(self._proof.expected.joints[:count], self._proof.expected.scores[:count])
 
     def describe(self) -> SessionDescription:
-        """What predicted them."""
+        """Description of the model that made them."""
         return self._proof.reference
 
 
@@ -132,7 +132,7 @@ class RecordedBoxes:
         return self._proof.expected
 
     def describe(self) -> SessionDescription:
-        """What found them."""
+        """Description of the detector that found them."""
         return self._proof.reference
 
 
@@ -207,7 +207,7 @@ def read_bundle(path: Path) -> Bundle:
     """Read what `write_bundle` wrote.
 
     Raises:
-        EngineError: there is no such file, or it is damaged, edited or something else.
+        EngineError: there is no such file, it is damaged or edited, or it is no bundle.
     """
     data = read_file(path, MAX_GRAPH_BYTES + _MAX_PROOF_BYTES, EngineError, "a bundle that `convnextpose build` wrote")
     try:

@@ -24,18 +24,17 @@ MIN_CROPS = 8
 """Smallest number of different crops in a set: fewer show too little of the range of values (docs/decisions/0004)."""
 
 MAX_CROPS = 1024
-"""Largest number of crops in a set, 0.2 GB: more take hours and show nothing new."""
+"""Largest number of crops in a set, 0.2 GB: more would take hours and add nothing."""
 
 MAX_FILE_BYTES = 256 * 1024**2
 """Largest file of a set, bytes: its uncompressed crops and its header."""
 
 PROOF_SHARE, MAX_PROOF_CROPS = 3, 16
-"""One in this many crops is not used for calibration but for the proof, up to this number: the proof takes a second for each
-crop."""
+"""One crop in PROOF_SHARE is used for the proof instead of calibration, up to MAX_PROOF_CROPS: each takes a second."""
 
 
 def hash_crops(crops: NDArray[np.uint8]) -> str:
-    """SHA-256, hexadecimal, of crops [N, 256, 256, 3]: of their number and their pixels in order."""
+    """SHA-256, hexadecimal, of crops [N, 256, 256, 3]: over their number and their pixels in order."""
     digest = hashlib.sha256(f"{len(crops)} ".encode())
     digest.update(np.ascontiguousarray(crops).data)
     return digest.hexdigest()
@@ -59,15 +58,15 @@ class CalibrationSet:
     """Crops of people, checked.
 
     Attributes:
-        crops: uint8 [N, 256, 256, 3] BGR, as the pipeline gives them to a network; at least MIN_CROPS different ones.
-        sources: names of the files that they are from.
+        crops: uint8 [N, 256, 256, 3] BGR, as the pipeline passes them to a network; at least MIN_CROPS different ones.
+        sources: names of the files that they come from.
     """
 
     crops: NDArray[np.uint8]
     sources: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse crops that would calibrate a network to nothing.
+        """Refuse crops that are useless for calibration.
 
         Raises:
             GeometryError: they have another shape or type.
@@ -92,16 +91,16 @@ class CalibrationSet:
             )
 
     def __len__(self) -> int:
-        """How many crops it has."""
+        """Number of crops."""
         return len(self.crops)
 
     @property
     def sha256(self) -> str:
-        """Hash of the crops, as the model that was calibrated on them records it."""
+        """Hash of the crops, as recorded in models that were calibrated on them."""
         return hash_crops(self.crops)
 
     def split(self) -> SplitCrops:
-        """Its different crops in two parts, each with crops from all of the set.
+        """Its different crops in two parts, each with crops from the whole set.
 
         Raises:
             CalibrationError: there are too few for two parts.
@@ -161,7 +160,7 @@ class CalibrationSet:
             raise
         except LimitError as error:
             raise CalibrationError(f"{path}: {error}") from error
-        # numpy, zipfile and their parsers raise all kinds of errors for damaged bytes; GeometryError is of check_crops.
+        # numpy, zipfile and their parsers raise all kinds of errors for damaged bytes; GeometryError comes from check_crops.
         except Exception as error:
             raise CalibrationError(
                 f"expected a calibration set that `convnextpose calibrate` wrote, {path} is damaged or something else: {error}"

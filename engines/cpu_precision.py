@@ -1,4 +1,4 @@
-"""The precisions of a model on the CPU: how far each deviates, for its card, and how fast each is on this machine."""
+"""The precisions of a model on the CPU: each one's deviation, for the model's card, and its speed on this machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PRECISIONS = ("fp32", "bf16", "int8")
 """The precisions that `doctor` measures."""
 
 BATCH = 8
-"""Crops of the larger batch that is timed."""
+"""Number of crops in the larger of the two batches that are timed."""
 
 ROUNDS, FEWEST_ROUNDS, BUDGET_S = 15, 3, 1.5
 """Number of timed runs for each number of crops; the smallest number, if this time limit is reached; the time limit, s."""
@@ -39,7 +39,7 @@ class CpuPrecisions:
     """The precisions of a model on the CPU, for its card.
 
     Attributes:
-        int8: its INT8 graph.
+        int8: the model's INT8 graph.
         deviations: by precision, `bf16` and `int8`: the deviation from FP32, and the runtime in which it was measured.
     """
 
@@ -94,10 +94,10 @@ class PrecisionSpeed:
 
     Attributes:
         precision: its name in `--precision`.
-        runs_in: the type in which the convolutions really compute.
+        runs_in: the type in which the convolutions actually compute.
         alone_ms: time of one crop, ms.
         batch_ms: time of each crop in a batch of BATCH, ms.
-        is_default: whether `auto` chooses it.
+        is_default: whether it is what `auto` chooses.
     """
 
     precision: str
@@ -110,14 +110,14 @@ class PrecisionSpeed:
 def measure_precisions(name: str = "xs") -> list[PrecisionSpeed]:
     """Time one of the package's models in every precision of this machine; takes a few seconds.
 
-    Their runs alternate, so that other work of the machine affects all of them in the same way.
+    Their runs alternate, so that other load on the machine affects all of them in the same way.
 
     Args:
-        name: of the model.
+        name: the model's name.
 
     Raises:
         RuntimeUnavailableError: there is no runtime.
-        CheckpointError: the package's file was changed.
+        CheckpointError: the package's file was modified.
     """
     runtime = choose_runtime().name
     onnx = weights.load(name).onnx
@@ -127,7 +127,7 @@ def measure_precisions(name: str = "xs") -> list[PrecisionSpeed]:
             try:
                 models[precision] = opened.enter_context(open_pose_model(onnx, runtime, precision=precision))
             except (RuntimeUnavailableError, ModelError):
-                continue  # not here, or not of this model
+                continue  # not available on this machine or for this model
         default = choose_precision("auto", runtime, models["fp32"].info).name
         times: dict[tuple[str, int], list[float]] = {}
         for count in (1, BATCH):

@@ -20,14 +20,14 @@ PARITY_CROPS, PARITY_FRAMES = 4, 2
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was exported.
+    """The outcome of an export.
 
     Attributes:
         path: the ONNX file.
         sha256: its hash, hexadecimal.
         size_bytes: its size.
-        node_count: how many nodes its graph has.
-        parity: the exported model against the reference.
+        node_count: number of nodes in its graph.
+        parity: the exported model compared with the reference.
     """
 
     path: Path
@@ -46,7 +46,7 @@ def export(
         checkpoint: the model.
         out: the file, in a folder that exists.
         name: the model's name.
-        random: whether its weights are random numbers.
+        random: whether its weights are random.
         overwrite: whether an existing file may be replaced.
 
     Raises:
@@ -84,7 +84,7 @@ def export_detector(weights: Path, out: Path) -> DetectorParity:
     data = store_in_fp16(people_graph(weights))
     with open_people_detector(weights, "torch") as reference, open_people_detector(data) as candidate:
         frames = noise_frames(PARITY_FRAMES, candidate.frame_size[0])
-        wide = frames[:, : candidate.frame_for(16, 9)[1]]  # of another shape, which the graph must not have been made for
+        wide = frames[:, : candidate.frame_for(16, 9)[1]]  # another shape than the graph was exported with
         several = [compare_detectors(reference, candidate, each) for each in (frames, wide)]
         most = {name: max(getattr(found, name) for found in several) for name in ("score", "box_px")}
         counts = {name: sum(getattr(found, name) for found in several) for name in ("frames", "boxes")}

@@ -88,12 +88,12 @@ def _fastest(request: BuildRequest, target: Target, progress: Progress) -> Build
 
 
 def choose(times: Mapping[str, float]) -> str:
-    """The fastest by name; of several the first."""
+    """Name of the fastest; the first one if several are equal."""
     return min(times, key=lambda name: times[name])
 
 
 def _times_ms(made: Mapping[str, BuildResult], crops: int) -> dict[str, float]:
-    """The GPU's time for a batch in each engine, ms: medians."""
+    """Median GPU time for a batch in each engine, ms."""
     with ExitStack() as opened:
         sessions = {}
         for name, result in made.items():

@@ -1,4 +1,4 @@
-"""Networks as they are exported: preprocessing and batch norms folded into convolutions, joints in px and mm out."""
+"""Networks as they are exported: preprocessing and batch norms are folded into convolutions, and joints are in px and mm."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 def contract_network(checkpoint: VerifiedCheckpoint, *, half: bool = False) -> nn.Module:
-    """The verified model with the contract that every exported model has, and without batch norms.
+    """The verified model with the inputs and outputs of every exported model, and without batch norms.
 
     Args:
         checkpoint: the model.
-        half: whether it computes in FP16 up to its logits, as a typed FP16 graph does; else in FP32, as all that follows.
+        half: whether it computes in FP16 up to its logits, as a typed FP16 graph does, or in FP32; the rest is in FP32.
 
     Returns:
         A module in evaluation mode: crops [N, 256, 256, 3] uint8 BGR to joints [N, J, 3] (x px and y px in the crop, z mm
@@ -58,8 +58,8 @@ def contract_network(checkpoint: VerifiedCheckpoint, *, half: bool = False) -> n
             volume = torch.softmax(maps.reshape(-1, joints, depth * size * size), dim=2)
             volume = volume.reshape(-1, joints, depth, size * size)
             plane = volume.sum(2).reshape(-1, joints, size, size)
-            # Libraries sum a softmax over so many bins with an error of 1e-5 (0.006 px where measured): dividing by the
-            # marginals' own sums takes it out again.
+            # Libraries sum a softmax over so many bins with an error of 1e-5 (0.006 px where measured); dividing by the
+            # marginals' own sums removes it.
             along_x, along_y, along_z = (p / p.sum(2, keepdim=True) for p in (plane.sum(2), plane.sum(3), volume.sum(3)))
 
             x = (along_x * self.bins_px).sum(2, keepdim=True)
@@ -79,8 +79,8 @@ def contract_detector(detector: Detector) -> nn.Module:
     """The people detector as it is exported, without batch norms.
 
     Returns:
-        A module in evaluation mode: frames [N, H, W, 3] uint8 BGR, H and W in 16s, to boxes [N, K, 4] and scores [N, K]. All of
-        it computes in FP32.
+        A module in evaluation mode: frames [N, H, W, 3] uint8 BGR, H and W multiples of 16, to boxes [N, K, 4] and scores
+        [N, K]. All of it computes in FP32.
     """
     from torch import nn
 
@@ -105,7 +105,7 @@ def contract_detector(detector: Detector) -> nn.Module:
 
 
 def _fold_backbone(backbone: Backbone) -> None:
-    """Fold the preprocessing into the stem, and the norms of stem and downsampling into their convolutions."""
+    """Fold the preprocessing into the stem, and the norms of the stem and of downsampling into their convolutions."""
     import torch
     from torch import nn
 
@@ -143,9 +143,9 @@ def _fold_blocks(network: nn.Module) -> None:
 def _fold_last_norm(network: PoseNetwork) -> None:
     """Fold the backbone's last norm and that of the head's first layer around the zero-padded convolution between them.
 
-    The last norm's shift is missing beyond the border, so no bias can hold it. But what the shift adds is the same for every
-    crop, the convolution of a constant: that map takes the bias's place. Unlike folding that divides by the norm's scale, this
-    holds for channels whose scale is tiny or zero, too.
+    The last norm's shift is missing in the padding, so a bias cannot represent it. But what the shift adds is the same for
+    every crop, the convolution of a constant: that map replaces the bias. Unlike folding that divides by the norm's scale,
+    this also holds for channels whose scale is tiny or zero.
     """
     from torch import nn
 
@@ -174,7 +174,7 @@ def _fold_last_norm(network: PoseNetwork) -> None:
 
 
 def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """What a batch norm in evaluation mode multiplies by and adds, [C] each."""
+    """The factor and the summand of a batch norm in evaluation mode, [C] each."""
     from torch import nn
 
     assert isinstance(norm, nn.BatchNorm2d)
@@ -184,7 +184,7 @@ def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def _give(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> None:
-    """Make a convolution give scale * its result + shift."""
+    """Make a convolution return scale * its result + shift."""
     assert conv.bias is not None
     conv.weight.data *= scale[:, None, None, None]
     conv.bias.data = conv.bias * scale + shift

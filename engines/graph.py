@@ -1,4 +1,4 @@
-"""Networks as ONNX graphs in memory: the contract's inputs and outputs, batch norms folded, only ONNX's own operators.
+"""Networks as ONNX graphs in memory: with the contract's inputs and outputs, no batch norms, and only standard operators.
 
 The graphs here are not compared with anything: `engines.export` does that before a file is put in place.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 OPSET = 18
 IR_VERSION = 8
-"""The oldest file format that holds opset 18: older runtimes refuse newer ones."""
+"""The oldest file format that supports opset 18: older runtimes refuse newer formats."""
 
 STORED_IN_FP16_FROM = 1024
 """Smallest number of values in a constant for which storing it in FP16 is worth a cast."""
@@ -39,8 +39,8 @@ def pose_graph(checkpoint: VerifiedCheckpoint, *, name: str, random: bool = Fals
 
     Args:
         checkpoint: the model.
-        name: what people call it.
-        random: whether its weights are random numbers.
+        name: the model's name.
+        random: whether its weights are random.
 
     Raises:
         ExportError: torch, onnx or onnxscript is missing, or they could not export it.
@@ -118,7 +118,7 @@ def fold_casts(proto: Any) -> None:  # noqa: ANN401 - onnx has no types
 
 @contextmanager
 def _exporter(what: str) -> Iterator[None]:
-    """Find the libraries that export.
+    """Check that the libraries for exporting are installed.
 
     Raises:
         ExportError: one is missing.
@@ -137,12 +137,12 @@ def _graph(network: nn.Module, inputs: Sequence[ArraySpec], outputs: Sequence[Ar
     """The ONNX file of a network of any batch size, checked, without the exporter's notes for debugging.
 
     Args:
-        network: in evaluation mode.
-        inputs, outputs: what it takes and gives; axes of inputs that are free beside the first are sides of frames.
-        metadata: what the file says about itself.
+        network: the network, in evaluation mode.
+        inputs, outputs: its inputs and outputs; variable axes of inputs other than the first are sides of frames.
+        metadata: the file's metadata.
 
     Raises:
-        ExportError: torch could not export it, or made something else of it.
+        ExportError: torch could not export it, or the exported graph is wrong.
     """
     import onnx
 
@@ -154,7 +154,7 @@ def _graph(network: nn.Module, inputs: Sequence[ArraySpec], outputs: Sequence[Ar
 
 
 def _convert(network: nn.Module, inputs: Sequence[ArraySpec], outputs: Sequence[ArraySpec]) -> bytes:
-    """The graph that torch's exporter makes of a network, without the exporter's notes for debugging: seconds of work.
+    """The graph that torch's exporter makes of a network, without the exporter's debugging notes; takes seconds.
 
     Raises:
         ExportError: torch could not export it.
@@ -185,7 +185,7 @@ def _convert(network: nn.Module, inputs: Sequence[ArraySpec], outputs: Sequence[
 
 
 def _example(spec: ArraySpec) -> Tensor:
-    """Two items, as torch.export takes a dimension of one for a constant; sides of frames differ for the same reason."""
+    """Two items, as torch.export treats a dimension of one as constant; the sides of frames differ for the same reason."""
     import torch
 
     free = {axis: 2 if axis == 0 else LEAST_SIDE + axis * SIDE_STEP for axis in _free_axes(spec)}
@@ -193,7 +193,7 @@ def _example(spec: ArraySpec) -> Tensor:
 
 
 def _free_axes(spec: ArraySpec) -> dict[int, Any]:
-    """An input's axes that are free, and what torch.export calls them."""
+    """An input's variable axes, and their names for torch.export."""
     import torch
 
     steps = {
@@ -205,7 +205,7 @@ def _free_axes(spec: ArraySpec) -> dict[int, Any]:
 
 
 def _strip(model: Any) -> None:  # noqa: ANN401 - onnx has no types
-    """Remove what the exporter notes for debugging: stack traces, which hold this machine's paths, and inner shapes."""
+    """Remove the exporter's debugging notes: stack traces, which contain this machine's paths, and inner shapes."""
     graph = model.graph
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         part.ClearField("doc_string")
@@ -214,7 +214,7 @@ def _strip(model: Any) -> None:  # noqa: ANN401 - onnx has no types
 
 
 def _check(model: Any, expected: list[ArraySpec]) -> None:  # noqa: ANN401
-    """Refuse a graph that is not valid ONNX, has a batch norm left, or other inputs or outputs than it should have."""
+    """Refuse a graph that is not valid ONNX, still has a batch norm, or has the wrong inputs or outputs."""
     import onnx
 
     try:
@@ -229,7 +229,7 @@ def _check(model: Any, expected: list[ArraySpec]) -> None:  # noqa: ANN401
 
 
 def fix_input(model: bytes, wanted: ArraySpec) -> bytes:
-    """An ONNX model whose input of a name has the lengths that a spec fixes; the very same bytes where it has them already.
+    """An ONNX model whose input has the lengths that a spec of this name fixes; the same bytes if it has them already.
 
     Raises:
         ExportError: onnx is missing.
@@ -265,7 +265,7 @@ def specs_of(values: Iterable[Any]) -> tuple[ArraySpec, ...]:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Keep the exporter's remarks about itself from the user: what matters is checked afterwards."""
+    """Hide the exporter's messages from the user: what matters is checked afterwards."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

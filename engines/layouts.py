@@ -23,7 +23,7 @@ from convnextpose.files import show
 from engines.session import Arrays, ArraySpec
 
 MOST = 300
-"""Largest number of boxes of a frame, the best ones: as many as networks without non-maximum suppression give."""
+"""Largest number of boxes for a frame, the best ones: as many as networks without non-maximum suppression return."""
 
 STRIDES = ((8, 16, 32), (8, 16, 32, 64))
 """Strides of the grids of YOLO networks; the second are those of their P6 sizes."""
@@ -227,7 +227,7 @@ def person_class(layout: Layout, network: Network, asked: str | None) -> int:
 
 
 def _best(corners: NDArray[Any], scores: NDArray[Any]) -> DetectedBoxes:
-    """The surest boxes, the best first, of all [N, K, 4] (left, top, right, bottom, px from the corner) and scores [N, K]."""
+    """The boxes with the highest scores, best first, from all [N, K, 4] (left, top, right, bottom, px) and scores [N, K]."""
     order = np.argsort(-scores, axis=1, kind="stable")[:, :MOST]
     chosen = np.take_along_axis(corners.astype(np.float32), order[..., None], axis=1)
     boxes = np.concatenate([chosen[..., :2] - 0.5, chosen[..., 2:] - chosen[..., :2]], axis=2)
@@ -235,12 +235,12 @@ def _best(corners: NDArray[Any], scores: NDArray[Any]) -> DetectedBoxes:
 
 
 def _corners(middles: NDArray[Any]) -> NDArray[Any]:
-    """Boxes [..., 4] of middles and sizes to left, top, right and bottom."""
+    """Boxes [..., 4] as centre and size to left, top, right and bottom."""
     return np.concatenate([middles[..., :2] - middles[..., 2:] / 2, middles[..., :2] + middles[..., 2:] / 2], axis=-1)
 
 
 def _of_class(scores: NDArray[Any], labels: NDArray[Any], reading: Reading) -> NDArray[Any]:
-    """Scores, 0 where the label is another than that of people."""
+    """Scores, 0 for labels other than that of people."""
     return np.where(np.rint(labels) == reading.person, scores, 0)
 
 
@@ -256,7 +256,7 @@ def _is_yolox(network: Network) -> bool:
     rows = network.rows
     if not (rows and rows[1] in network.cells and rows[2] >= 6):
         return False
-    # Offsets from the cells are about half a cell everywhere; decoded, the middles are spread over the whole frame.
+    # Offsets from the cells are about half a cell everywhere; decoded centres are spread over the whole frame.
     if np.median(_only(network.outputs)[..., 0]) > network.size[0] / 8:
         raise ModelError(
             "expected YOLOX's boxes as its export gives them by default, received boxes that are decoded already, as YOLOv6 "
@@ -266,11 +266,11 @@ def _is_yolox(network: Network) -> bool:
 
 
 def _read_yolox(outputs: Arrays, reading: Reading) -> DetectedBoxes:
-    """Offsets from each cell in strides and logarithms of the size in strides; scores of an object and of each class."""
+    """Offsets from each cell and logarithms of the size, both in strides; scores for an object and for each class."""
     rows = _only(outputs)
     width, height = reading.size
     cells, sizes = [], []
-    for stride in STRIDES[1]:  # the fourth grid is there in P6 networks only
+    for stride in STRIDES[1]:  # only P6 networks have the fourth grid
         across, down = np.meshgrid(np.arange(-(-width // stride)), np.arange(-(-height // stride)))
         cells.append(np.stack([across, down], axis=-1).reshape(-1, 2))
         sizes.append(np.full((len(cells[-1]), 1), stride))
@@ -317,7 +317,7 @@ def _read_mmdeploy(outputs: Arrays, reading: Reading) -> DetectedBoxes:
 
 def _is_detr(network: Network, boxes: str, logits: str) -> bool:
     places, classes = network.shape(boxes), network.shape(logits)
-    # 92 are the classes of DETR and YOLOS with that of nothing: those are no sigmoids.
+    # 92 is the number of classes of DETR and YOLOS including "nothing": their scores are not sigmoids.
     return places[2:] == (4,) and len(classes) == 3 and classes[:2] == places[:2] and classes[2] != 92
 
 
@@ -339,7 +339,7 @@ def _read_deployed_rtdetr(outputs: Arrays, reading: Reading) -> DetectedBoxes:
 
 
 def _plain(outputs: Arrays) -> Arrays:
-    """Outputs by their names in TensorFlow without scopes and numbers: `detection_boxes` of `PartitionedCall/...:0`."""
+    """Outputs by their TensorFlow names without scopes and numbers: `detection_boxes` for `PartitionedCall/...:0`."""
     return {name.rpartition("/")[2].partition(":")[0]: array for name, array in outputs.items()}
 
 
@@ -350,7 +350,7 @@ def _is_ssd(network: Network) -> bool:
 
 
 def _read_ssd(outputs: Arrays, reading: Reading) -> DetectedBoxes:
-    """Top, left, bottom and right as shares of the frame; after `num_detections` nothing is meant."""
+    """Top, left, bottom and right as fractions of the frame; entries after `num_detections` have no meaning."""
     found = _plain(outputs)
     corners = found["detection_boxes"][..., [1, 0, 3, 2]] * (reading.size * 2)
     scores = _of_class(found["detection_scores"], found["detection_classes"], reading)
@@ -431,7 +431,7 @@ LAYOUTS = (
         _IMAGENET,
         lambda n: _is_detr(n, "dets", "labels"),
         _read_detr("dets", "labels"),
-        person=1,  # of COCO's own numbers, which begin with 1
+        person=1,  # COCO's own class numbers start at 1
         classes=lambda n: n.shape("labels")[2],
     ),
     Layout(

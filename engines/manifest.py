@@ -1,4 +1,4 @@
-"""The manifest beside an engine: what it was made from, where it runs, how it was proven, and how to build it again.
+"""The manifest beside an engine: what it was made from, where it runs, how it was proven, and how to rebuild it.
 
 The engine is that of a pose model or of a people detector.
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 VERSION, READABLE = 2, (1, 2)
-"""Version of the manifest's fields, and the versions that can be read. They are equal for pose models; 1 has no detectors."""
+"""Version of the manifest's fields, and the readable versions. They are the same for pose models; 1 has no detectors."""
 
 ENGINE_SUFFIX = ".engine"
 """Suffix of engine files."""
@@ -37,13 +37,13 @@ RTX = "tensorrt_rtx"
 """The module of TensorRT for RTX, whose engines have other requirements than those of `tensorrt`."""
 
 VERSION_COMPATIBLE, HARDWARE_COMPATIBLE = "version_compatible", "hardware_compatible"
-"""The options for compatibility: True or False, and the name of the level (in lower case) or None."""
+"""The options for compatibility. Values: True or False, and the name of the level (in lower case) or None."""
 
 MAX_BATCH = 1024
-"""The most crops or frames that an engine takes at once: far more than one GPU's memory holds the layers of."""
+"""Largest batch of crops or frames for an engine: far more than fit in one GPU's memory."""
 
 MAX_ENGINE_BYTES = 1024**3
-"""The largest engine file that is read. One of the largest variant in FP32 has less than 0.1 GB."""
+"""The largest engine file that is read. The largest variant's in FP32 has less than 0.1 GB."""
 
 OptionValue = str | int | bool | None
 
@@ -57,14 +57,14 @@ KINDS: Mapping[type[Any], tuple[str, type[Parity], str]] = {
     ModelInfo: ("a pose model", ParityReport, "--model"),
     DetectorInfo: ("a people detector", DetectorParity, "--detector"),
 }
-"""For each kind of model: its name, its report, and the option that takes its engines."""
+"""For each kind of model: its name, its report, and the option for its engines."""
 
 M = TypeVar("M", bound=EngineModel)
 
 
 @dataclass(frozen=True)
 class BatchRange:
-    """How many crops (for a detector: frames) an engine takes at once.
+    """The batch sizes of an engine, in crops (for a detector: frames).
 
     Attributes:
         min, max: the smallest and the largest number.
@@ -79,7 +79,7 @@ class BatchRange:
         """Check the order.
 
         Raises:
-            EngineError: the three are not in it.
+            EngineError: the three are not in ascending order.
         """
         if not 1 <= self.min <= self.typical <= self.max <= MAX_BATCH:
             raise EngineError(
@@ -96,7 +96,7 @@ class Machine:
         library: `tensorrt` or `tensorrt_rtx`: the module's name.
         library_version: its full version.
         compute_capability: the GPU's, such as `8.9`.
-        gpu_name: the GPU's name, as the driver gives it.
+        gpu_name: the GPU's name, as reported by the driver.
         driver: the driver's version.
     """
 
@@ -115,10 +115,10 @@ class EngineDraft:
         model: the model or detector, its precision, and its calibration.
         onnx_sha256: hash of the typed graph that it is built from, hexadecimal.
         target: name of its target in `engines.targets`.
-        batch: how many crops or frames it takes at once.
+        batch: its batch sizes.
         options: the builder's options, by name.
-        excluded_layers: convolutions that an INT8 graph has in FP16, the most harmful first.
-        graph_parity: the typed graph, computed on the CPU, against FP32 PyTorch; a detector's against its file in ONNX Runtime.
+        excluded_layers: convolutions of an INT8 graph that stay in FP16, the one with the largest error first.
+        graph_parity: the typed graph on the CPU compared with FP32 PyTorch; a detector's with its file in ONNX Runtime.
         command: the command that builds it.
     """
 
@@ -158,7 +158,7 @@ class EngineDraft:
                 raise EngineError(
                     f"expected an engine's manifest of version {told}, received {show(version)}; build the engine again"
                 )
-            # The hash tells of accidents. Anybody can make it anew: what the fields say is believed no more for it.
+            # The hash detects accidents. Anybody can recompute it, so it does not make the fields trustworthy.
             if found.pop("sha256", None) != _hash(found):
                 raise EngineError("the engine's manifest was edited: its hash differs; build the engine again")
             return decode(cls, found)
@@ -168,10 +168,10 @@ class EngineDraft:
             raise EngineError(f"expected an engine's manifest in JSON, received something else: {error}") from error
 
     def __post_init__(self) -> None:
-        """Check that the proof is one of such a model, and the command, which people are told to run.
+        """Check that the proof matches the kind of model; and the command, because messages tell people to run it.
 
         Raises:
-            EngineError: it is another, or the command is another than one that builds engines.
+            EngineError: the proof is of another kind, or the command does not build engines.
         """
         kind, proof, _ = KINDS[type(self.model)]
         if not isinstance(self.graph_parity, proof):
@@ -199,9 +199,9 @@ class EngineManifest(EngineDraft):
         library: the module that built it: `tensorrt` or `tensorrt_rtx`.
         library_version: its full version.
         compute_capabilities: those of the GPUs that it runs on, such as `8.9`.
-        gpu_name: name of the GPU that it was built on, None where it was built without one.
-        driver: the driver's version there, None where it was built without a GPU.
-        engine_parity: the engine itself against the same reference, None where there was no GPU to run it.
+        gpu_name: name of the GPU that it was built on; None if it was built without one.
+        driver: the driver's version there; None if it was built without a GPU.
+        engine_parity: the engine itself compared with the same reference; None if there was no GPU to run it.
     """
 
     engine_sha256: str
@@ -216,16 +216,16 @@ class EngineManifest(EngineDraft):
     FORMAT: ClassVar[str] = "convnextpose.engine"
 
     def __post_init__(self) -> None:
-        """As for a draft, and check that the engine's own proof is of the graph's kind."""
+        """The checks of a draft, and that the engine's own proof is of the same kind as the graph's."""
         super().__post_init__()
         if not isinstance(self.engine_parity, (type(self.graph_parity), type(None))):
             raise EngineError("expected proofs of one kind in the engine's manifest, received two; build the engine again")
 
     def model_of(self, kind: type[M]) -> M:
-        """The model, which must be of a kind.
+        """The model, which must be of this kind.
 
         Raises:
-            EngineError: it is of the other kind.
+            EngineError: it is of another kind.
         """
         if isinstance(self.model, kind):
             return self.model
@@ -235,7 +235,7 @@ class EngineManifest(EngineDraft):
         )
 
     def misfit(self, machine: Machine) -> list[str]:
-        """Why the engine cannot run on a machine, one sentence for each reason; empty if it can.
+        """The reasons why the engine cannot run on a machine, one sentence each; empty if it can.
 
         The driver is not compared: a newer one runs engines of an older one, and the library refuses one that is too old.
         """
@@ -266,7 +266,7 @@ class EngineManifest(EngineDraft):
         """Check that the engine fits the machine.
 
         Raises:
-            EngineError: with every reason and the command that rebuilds it.
+            EngineError: names every reason and the command that rebuilds it.
         """
         if reasons := self.misfit(machine):
             here = re.sub(r"--target \S+", "--target this", self.command)
@@ -276,7 +276,7 @@ class EngineManifest(EngineDraft):
         """Check that these bytes are the engine of this manifest.
 
         Raises:
-            EngineError: they are cut short, or another file's.
+            EngineError: they are truncated, or those of another file.
         """
         if len(engine) != self.engine_bytes:
             raise EngineError(
@@ -291,7 +291,8 @@ class EngineManifest(EngineDraft):
             )
 
     def _version_fits(self, version: str) -> bool:
-        """An engine runs in the very version that built it; one that is version-compatible in later ones of its major, too."""
+        """Whether the library's version can run the engine: the exact version that built it, or, if the engine is
+        version-compatible, a later one with the same major number."""
         if not self.options.get(VERSION_COMPATIBLE):
             return version == self.library_version
         here, built = _numbers(version), _numbers(self.library_version)
@@ -299,12 +300,12 @@ class EngineManifest(EngineDraft):
 
 
 def is_engine(model: object) -> bool:
-    """Whether a model is an engine file, by its name."""
+    """Whether a model is an engine file, judged by its name."""
     return isinstance(model, Path) and model.suffix == ENGINE_SUFFIX
 
 
 def path_of(engine: Path) -> Path:
-    """Where the manifest of an engine file is: beside it, with `.json` after its name."""
+    """Path of an engine file's manifest: beside it, with `.json` appended to its name."""
     return engine.with_name(f"{engine.name}.json")
 
 
@@ -312,13 +313,13 @@ def load(engine: Path) -> EngineManifest:
     """The manifest of an engine file, after a check that the file is the manifest's engine.
 
     Raises:
-        EngineError: one of the two is missing or damaged, or they do not fit each other.
+        EngineError: one of the two is missing or damaged, or they do not match.
     """
     return load_with_bytes(engine)[0]
 
 
 def load_with_bytes(engine: Path) -> tuple[EngineManifest, bytes]:
-    """As `load`, with the bytes of the engine that were checked."""
+    """As `load`, together with the engine's checked bytes."""
     data = read_file(engine, MAX_ENGINE_BYTES, EngineError, "an engine")
     manifest = read(engine)
     try:
@@ -352,7 +353,7 @@ def _hash(fields: Mapping[str, Any]) -> str:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """The numbers of a version such as `10.13.3.9.post1`, up to the first part that is none."""
+    """The numbers of a version such as `10.13.3.9.post1`, up to the first part that is not a number."""
     numbers = []
     for part in version.split("."):
         if not part.isdigit():

@@ -1,4 +1,4 @@
-"""An exported model's description of itself: written into the ONNX file's metadata, and read without an ONNX library.
+"""An exported model's description: written into the ONNX file's metadata, and read without an ONNX library.
 
 OpenVINO does not show a model's metadata and the base install has no `onnx`: `engines.onnx_parser` reads it.
 """
@@ -19,7 +19,7 @@ CONTRACT = "1"
 
 
 def write_metadata(info: ModelInfo) -> dict[str, str]:
-    """The metadata that an exported model of `info` holds; what is missing means FP32."""
+    """The metadata of an exported model of `info`; a missing precision means FP32."""
     typed = {} if info.precision == "fp32" else {"precision": info.precision}
     calibrated = {} if info.calibration_sha256 is None else {"calibration_sha256": info.calibration_sha256}
     return {
@@ -35,12 +35,12 @@ def write_metadata(info: ModelInfo) -> dict[str, str]:
 
 
 def read_metadata(model: bytes, source: str, name: str | None = None) -> ModelInfo:
-    """Read an exported model's description of itself.
+    """Read an exported model's description from its file.
 
     Args:
         model: the ONNX file's bytes.
-        source: what error messages call it.
-        name: a name to use instead of the name in it.
+        source: its name in error messages.
+        name: a name to use instead of the one in the file.
 
     Raises:
         ModelError: it is not a complete ONNX file, or not one that this project exported.
@@ -58,7 +58,7 @@ def info_of(found: Mapping[str, str], source: str, name: str | None = None) -> M
     """The model's description from its metadata, as written by `write_metadata`.
 
     Raises:
-        ModelError: it is of another contract, lacks something or has an unknown value.
+        ModelError: it has another contract, an entry is missing, or a value is unknown.
     """
     if found.get("convnextpose.contract") != CONTRACT:
         raise ModelError(

@@ -26,13 +26,13 @@ MAX_RESULTS_BYTES = 4 * 1024**3
 """Limit of the total size of all results for one picture, as FP32, in a foreign model, bytes; a contract has its own limit."""
 
 FREE_SIDE = 640
-"""Side of a foreign model's pictures where it takes any and its metadata names none, px: what most are trained at."""
+"""Side of a foreign model's pictures if it takes any size and its metadata names none, px: the one most are trained with."""
 
 BATCH = 2
-"""Number of pictures for which sizes are computed: more than one, because a graph may be made for one without declaring it."""
+"""Number of pictures for which sizes are computed: two, because a graph may work only for one without declaring so."""
 
 MAX_OPSET = 1000
-"""Largest version of a set of operators; ONNX's own is under 30. Some readers count down from it to one that they support."""
+"""Largest version of a set of operators; ONNX's is under 30. Some readers count down from it to one that they support."""
 
 _STANDARD = ("", "ai.onnx")
 """The names of ONNX's own domain of operators."""
@@ -99,7 +99,7 @@ def read_onnx(model: Path | bytes, contract: Contract | None, source: str | None
         source: its name in messages; None for its path.
 
     Raises:
-        ModelError: it cannot be read, is damaged, unsafe, or breaks the contract; says which.
+        ModelError: it cannot be read, is damaged or unsafe, or breaks the contract; says which.
     """
     source = source or (str(model) if isinstance(model, Path) else "the model in memory")
     data = read_file(model, MAX_BYTES, ModelError, "an ONNX model") if isinstance(model, Path) else model
@@ -121,12 +121,12 @@ def first_channels(model: OnnxModel) -> int | None:
 
 
 def check_fp32(model: OnnxModel, source: str) -> None:
-    """Refuse a model whose convolutions or matrix products compute in another type than FP32.
+    """Refuse a model whose convolutions or matrix products do not compute in FP32.
 
     Weights that are only stored in FP16, each with a cast, are allowed.
 
     Raises:
-        ModelError: naming the first such operator.
+        ModelError: names the first such operator.
     """
     for node in model.nodes:
         weight = model.constants.get(node.inputs[1]) if len(node.inputs) > 1 else None
@@ -136,12 +136,12 @@ def check_fp32(model: OnnxModel, source: str) -> None:
 
 
 def check_safe(model: OnnxModel, source: str) -> None:
-    """Refuse a model that makes a library read other memory or files, run for ever, or allocate memory beyond the file's size.
+    """Refuse a model that makes a library read other memory or files, run for ever, or allocate more than the file contains.
 
     `check_sizes` checks the memory for the operators' results.
 
     Raises:
-        ModelError: naming the first such thing.
+        ModelError: names the first such thing.
     """
     for tensor in model.tensors:
         name = show(tensor.name or "of an attribute")
@@ -179,7 +179,7 @@ def check_contract(model: OnnxModel, contract: Contract, source: str) -> None:
     """Refuse a model whose inputs, outputs or operators differ from a contract.
 
     Raises:
-        ModelError: naming the first difference.
+        ModelError: names the first difference.
     """
     for what, expected, received in (
         ("input", contract.inputs, model.inputs),
@@ -205,7 +205,7 @@ def check_contract(model: OnnxModel, contract: Contract, source: str) -> None:
 
 
 def check_sizes(model: OnnxModel, contract: Contract | None, source: str) -> None:
-    """Refuse a model whose operators have far larger results than its file, or, with a contract, other outputs than declared.
+    """Refuse a model whose operators' results are far larger than its file, or whose outputs are not as its contract declares.
 
     Args:
         model: the model.
@@ -213,7 +213,7 @@ def check_sizes(model: OnnxModel, contract: Contract | None, source: str) -> Non
         source: its name in messages.
 
     Raises:
-        ModelError: naming the first such operator.
+        ModelError: names the first such operator.
     """
     sides = free_sides(model.metadata)
     shapes = Shapes(
@@ -255,7 +255,7 @@ def free_sides(metadata: Mapping[str, str]) -> tuple[int, int]:
 
 
 def _of_batch(kind: TensorType, sides: tuple[int, ...] = ()) -> tuple[int, ...] | None:
-    """A shape of BATCH pictures; the sizes that are free beside that of the batch are the sides, as far as there are any."""
+    """The shape for BATCH pictures, with the given sides in place of other variable sizes; None if no shape is declared."""
     if kind.shape is None:
         return None
     rest = iter(sides)

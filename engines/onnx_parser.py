@@ -1,7 +1,7 @@
 """A parser of ONNX files: protobuf's wire format (https://protobuf.dev/programming-guides/encoding/) with the field numbers of
 onnx.proto (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto).
 
-The base install has no `onnx`. Of weights only types, shapes and sizes are read. A file that two parsers could understand
+The base install has no `onnx`. Only the types, shapes and sizes of weights are read. A file that two parsers could read
 differently is refused. `engines.onnx_file` decides whether a file is safe.
 """
 
@@ -49,7 +49,7 @@ class TensorType:
     """The type of an input or an output.
 
     Attributes:
-        element: the type of its numbers, by the numbers of TensorProto.DataType.
+        element: the type of its numbers, as in TensorProto.DataType.
         shape: its dimensions, with None for a variable one; None if the file does not declare a shape.
     """
 
@@ -57,7 +57,7 @@ class TensorType:
     shape: tuple[int | None, ...] | None
 
     def __str__(self) -> str:
-        """As people write it: `uint8 [N, 256, 256, 3]`."""
+        """In the usual notation: `uint8 [N, 256, 256, 3]`."""
         name = _TYPE_NAMES.get(self.element, f"type {self.element}")
         if self.shape is None:
             return f"{name} of no stated shape"
@@ -143,7 +143,7 @@ def parse_onnx(data: bytes, source: str) -> OnnxModel:
     """Parse an ONNX file.
 
     Raises:
-        ModelError: it is not a complete ONNX file, or two parsers could understand it differently.
+        ModelError: it is not a complete ONNX file, or two parsers could read it differently.
     """
     try:
         return _Parser().model(memoryview(data))
@@ -157,7 +157,7 @@ def parse_onnx(data: bytes, source: str) -> OnnxModel:
 
 
 class _Parser:
-    """Reads messages of onnx.proto into an `OnnxModel`; raises ValueError and IndexError for what is none."""
+    """Reads messages of onnx.proto into an `OnnxModel`; raises ValueError or IndexError for anything else."""
 
     def __init__(self) -> None:
         self._found = OnnxModel()
@@ -284,7 +284,7 @@ class _Parser:
         return _text(message, 1), TensorType(element, tuple(sizes))
 
     def _message(self, data: Value | None) -> Message:
-        """The fields of a message by their numbers: numbers as such, everything else as the bytes that it has."""
+        """The fields of a message by number: numbers as they are, everything else as its bytes."""
         view, position = _bytes(data), 0
         message: Message = {}
         while position < len(view):
@@ -323,7 +323,7 @@ def _varint(view: memoryview, position: int) -> tuple[int, int]:
 
 
 def _one(message: Message, number: int) -> Value | None:
-    """A field that is there once at most: of two, readers take the first, the last or a mixture."""
+    """A field that may occur only once: if there were two, parsers would use the first, the last or a mixture."""
     values = message.get(number, [])
     if len(values) > 1:
         raise ValueError("a field twice")
@@ -352,7 +352,7 @@ def _text(message: Message, number: int) -> str:
 
 
 def _numbers(values: Sequence[Value]) -> list[int]:
-    """A repeated field of varints, packed or one by one."""
+    """A repeated field of varints, packed or not."""
     found: list[int] = []
     for value in values:
         if isinstance(value, int):
@@ -366,7 +366,7 @@ def _numbers(values: Sequence[Value]) -> list[int]:
 
 
 def _stored(number: int, values: Sequence[Value], element: int) -> int:
-    """How many bytes of numbers a repeated field of a tensor holds, counted without reading them."""
+    """Size in bytes of the numbers in a tensor's repeated field, counted without reading them."""
     if number in (4, 10):  # float_data, double_data
         return sum(len(_bytes(value)) for value in values)
     if number == 6:  # string_data

@@ -1,4 +1,4 @@
-"""How large the results of an ONNX graph's operators are: computed from shapes alone, before anything runs.
+"""The sizes of the results of an ONNX graph's operators, computed from shapes alone before anything runs.
 
 It knows the operators (https://onnx.ai/onnx/operators/) that pose models and detectors have; the result of any other operator
 has an unknown size.
@@ -19,10 +19,10 @@ MAX_SIDE = 2**40
 
 
 class Shapes:
-    """The shapes of a graph's values, and the numbers of those that are shapes themselves.
+    """The shapes of a graph's values, and the numbers in those values that are shapes themselves.
 
     Args:
-        inputs: shape of each input, None where it is not known.
+        inputs: shape of each input, None if unknown.
         constants: shape of each constant, and its numbers if they are known.
     """
 
@@ -36,7 +36,7 @@ class Shapes:
         """The shapes of an operator's results, None for an unknown one; later operators may use them.
 
         Raises:
-            ArithmeticError, IndexError, KeyError, TypeError, ValueError: its inputs do not fit the operator.
+            ArithmeticError, IndexError, KeyError, TypeError, ValueError: the inputs do not match the operator.
         """
         node = _Node([self._shapes.get(name) for name in inputs], [self._values.get(name) for name in inputs], attributes)
         found: list[Shape | None] = [None] * len(outputs)
@@ -57,16 +57,16 @@ class Shapes:
         return found
 
     def of(self, name: str) -> Shape | None:
-        """The shape of a value; None where it is not known or there is none."""
+        """The shape of a value; None if it is unknown or there is no such value."""
         return self._shapes.get(name)
 
 
 class _UnknownError(Exception):
-    """Something that the size depends on is not known."""
+    """Something that the size depends on is unknown."""
 
 
 class _Node:
-    """An operator's inputs and attributes; what is asked for and not known raises `_UnknownError`."""
+    """An operator's inputs and attributes; asking for an unknown one raises `_UnknownError`."""
 
     def __init__(self, shapes: list[Shape | None], values: list[Values | None], attributes: Mapping[str, Any]) -> None:
         self.shapes = shapes
@@ -120,7 +120,7 @@ def _arithmetic(node: _Node) -> Result:
 
 
 def _window(node: _Node, spatial: Shape, kernel: Shape) -> Shape:
-    """The sides of what a convolution or a pooling gives."""
+    """The sides of the result of a convolution or a pooling."""
     count = len(spatial)
     strides, dilations = node.ints("strides", (1,) * count), node.ints("dilations", (1,) * count)
     pads = node.ints("pads", (0,) * (2 * count))

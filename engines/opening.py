@@ -53,13 +53,13 @@ def open_pose_model(
         runtime: as for `choose_runtime`.
         precision: as for `choose_precision`.
         threads: number of threads; None leaves it to the library. An engine has none.
-        name: the model's name; None takes an exported model's own name, or a checkpoint's variant.
-        random: whether a checkpoint's weights are random numbers; an exported model says so itself.
-        max_batch: calls of several threads share batches of up to this many crops; None runs one call after the other.
+        name: the model's name; None for an exported model's own name, or a checkpoint's variant.
+        random: whether a checkpoint's weights are random; an exported model's metadata says so itself.
+        max_batch: calls from several threads share batches of up to this many crops; None runs one call after the other.
 
     Raises:
         RuntimeUnavailableError: the runtime is not installed, or cannot run such a model, precision or number of threads.
-        ModelError: the file is not a whole model that this project exported; EngineError: the engine does not fit this machine.
+        ModelError: the file is no complete model that this project exported; EngineError: the engine does not fit this machine.
         ExportError: the checkpoint could not be exported.
     """
     chosen = _choose(model, runtime, threads)
@@ -84,13 +84,13 @@ def open_pose_model(
             what = choose_precision(precision, chosen.name, info).name
             if what == "int8" and info.precision != "int8":
                 onnx, info = _shipped_int8(info)
-            # An INT8 graph says itself which of its layers are: the precision is that of the others.
+            # An INT8 graph itself says which layers are in INT8: the precision is that of the others.
             rest = "fp32" if what == "int8" else what
             session = chosen.open(onnx, f"model {info.name}", threads=threads, precision=rest)
     if max_batch is None:
         return PoseModel(session, info)
     shared = PoseModel(Batcher(session, max_batch), info)
-    shared.run(np.zeros((3, INPUT_SIZE, INPUT_SIZE, 3), np.uint8))  # libraries prepare for batches apart from single crops
+    shared.run(np.zeros((3, INPUT_SIZE, INPUT_SIZE, 3), np.uint8))  # libraries prepare separately for batches
     return shared
 
 
@@ -113,15 +113,15 @@ def open_people_detector(
         threads: number of threads; None leaves it to the library.
         max_batch: as for `open_pose_model`, for frames instead of crops. A network that takes one frame at a time runs them
             one after the other.
-        person: the class of people, by name or number; None for what the file says, or else the layout's own.
+        person: the class of people, by name or number; None for the one that the file states, or else the layout's own.
         name: the detector's name.
-        frame: width and height of its frames, if an ONNX file takes any size, px; None for what the file says.
+        frame: width and height of its frames, if an ONNX file takes any size, px; None for the size that the file states.
 
     Raises:
         ModelError: the file cannot be read, or is no detector; EngineError: the engine is of another model or does not fit this
             machine.
         CheckpointError: a safetensors file is not that of a detector.
-        RuntimeUnavailableError: the runtime is not installed, or runs no such file.
+        RuntimeUnavailableError: the runtime is not installed, or cannot run such a file.
     """
     chosen = _choose(model, runtime, threads)
     called = "the people detector"
@@ -143,7 +143,7 @@ def open_people_detector(
             network, metadata = _people_reference(model)
             session = chosen.open(network, called, threads=threads, precision="fp32")
         else:
-            onnx = read_onnx(model, None, called)  # its layout is looked at when it is open
+            onnx = read_onnx(model, None, called)  # its layout is checked after it is opened
             found = parse_onnx(onnx, called)
             metadata, stem = found.metadata, first_channels(found)
             if frame is not None:
@@ -160,12 +160,12 @@ def open_served_model(address: str, *, precision: str = "auto", max_batch: int |
     """Open a pose model on a Triton server. It has already run one crop.
 
     Args:
-        address: `triton://HOST:PORT/NAME`, the port that of HTTP; NAME in a repository that `convnextpose triton` wrote.
+        address: `triton://HOST:PORT/NAME` with the HTTP port; NAME is in a repository that `convnextpose triton` wrote.
         precision: `auto`, or the served model's own.
         max_batch: as for `open_pose_model`.
 
     Raises:
-        RuntimeUnavailableError: the server cannot be reached or has no such model, or it is in another precision.
+        RuntimeUnavailableError: the server cannot be reached or has no such model, or the model is in another precision.
         ModelError: it is no pose model of this project.
     """
     session = TritonSession(ServedAddress.parse(address))
@@ -195,7 +195,7 @@ def choose_precision(precision: str, runtime: str, info: ModelInfo) -> Choice:
     Raises:
         RuntimeUnavailableError: the runtime or the CPU does not have the precision.
         ModelError: the model has no INT8 graph.
-        CheckpointError: the package's file of the model was changed.
+        CheckpointError: the package's file of the model was modified.
     """
     if precision not in ("auto", *CPU_PRECISIONS):
         raise RuntimeUnavailableError(f"expected precision auto, {', '.join(CPU_PRECISIONS)}, received {precision!r}")
@@ -267,7 +267,7 @@ def pose_baseline(checkpoint: VerifiedCheckpoint, precision: str = "fp16") -> To
 
 
 def _people_reference(path: Path) -> tuple[TorchNetwork, dict[str, str]]:
-    """A detector as it was trained, nothing folded, and what its exported file says about itself."""
+    """A detector as it was trained, nothing folded, and the metadata of its exported file."""
     from convnextpose.detector import CANDIDATES, FRAME_SIZE, DetectorReference, build_detector
 
     network = TorchNetwork(DetectorReference(build_detector(path)).eval(), *people_specs(CANDIDATES))
@@ -282,7 +282,7 @@ def _manifest_of(session: Session) -> EngineManifest:
 
 
 def _check_engine(detector: PeopleDetector, manifest: EngineManifest) -> None:
-    """Refuse, and close, a detector whose engine does not give what the file gave that it was built from.
+    """Refuse, and close, a detector whose engine does not have the frames and layout of the file that it was built from.
 
     Raises:
         EngineError: it has other frames or another layout.
@@ -307,7 +307,7 @@ def _choose(model: object, runtime: str, threads: int | None) -> Runtime:
 
 
 def _exported(model: Path | bytes | VerifiedCheckpoint, name: str | None, *, random: bool) -> tuple[bytes, ModelInfo]:
-    """An ONNX file and what it says about itself."""
+    """An ONNX file and the model's description from its metadata."""
     if isinstance(model, (Path, bytes)):
         source = "the model in memory" if isinstance(model, bytes) else str(model)
         onnx = read_onnx(model, POSE, source)
@@ -317,7 +317,7 @@ def _exported(model: Path | bytes | VerifiedCheckpoint, name: str | None, *, ran
 
 
 def _shipped_int8(info: ModelInfo) -> tuple[bytes, ModelInfo]:
-    """The INT8 graph that the package has of a model, under the model's name.
+    """The package's INT8 graph of a model, under the model's name.
 
     Raises:
         ModelError: it has none.

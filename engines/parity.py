@@ -1,4 +1,4 @@
-"""The proof that a model agrees with the reference: both read the same crops, and are compared in px and mm; so are detectors.
+"""The proof that a model or a detector agrees with the reference: both read the same pictures, and the results are compared.
 
 For each joint, `px` is the distance between the two predictions in the crop, px, and `mm` the difference of their depths, mm.
 """
@@ -48,7 +48,7 @@ class ParityLimits:
                 raise ParityError(f"expected a positive {field.name}, received {value}")
 
     def hold(self, found: Deviation) -> bool:
-        """Whether a deviation is within all of them; one that is not a number is not."""
+        """Whether a deviation is within all limits; NaN is not."""
         return all(getattr(found, field.name) <= getattr(self, field.name) for field in fields(self))
 
 
@@ -69,7 +69,7 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class Differences:
-    """Mean, 95th percentile and largest of some differences, in the unit that their name has."""
+    """Mean, 95th percentile and maximum of some differences, in the unit that their name states."""
 
     mean: float
     p95: float
@@ -77,7 +77,7 @@ class Differences:
 
     @classmethod
     def of(cls, values: NDArray[np.floating]) -> Differences:
-        """Of all values of an array."""
+        """From all values of an array."""
         return cls(float(values.mean()), float(np.percentile(values, 95)), float(values.max()))
 
 
@@ -137,7 +137,7 @@ class ParityReport:
 
     @property
     def worst(self) -> tuple[JointParity, ...]:
-        """The joints, in the order of how far they exceed (or how close they come to) the limits."""
+        """The joints, the one that exceeds the limits most (or comes closest to them) first."""
         return tuple(
             sorted(self.joints, key=lambda j: max(j.px.max / self.limits.max_px, j.mm.max / self.limits.max_mm), reverse=True)
         )
@@ -146,14 +146,14 @@ class ParityReport:
         """Refuse differences beyond the limits.
 
         Raises:
-            ParityError: naming the worst joints.
+            ParityError: names the worst joints.
         """
         if not self.passed:
             worst = ", ".join(f"{j.joint} ({j.px.max:.3g} px, {j.mm.max:.3g} mm)" for j in self.worst[:3])
             raise ParityError(f"{self}; worst joints: {worst}")
 
     def __str__(self) -> str:
-        """One line for people."""
+        """One readable line."""
         limits = self.limits
         return (
             f"{self.candidate.name} ({self.candidate.precision}) {'agrees' if self.passed else 'disagrees'} with "
@@ -195,7 +195,7 @@ class LayerSensitivity:
     mean_mm: float
 
     def __str__(self) -> str:
-        """For people."""
+        """In readable form."""
         return f"{self.layer} ({self.mean_px:.2g} px, {self.mean_mm:.2g} mm)"
 
 
@@ -206,7 +206,7 @@ def compare(
 
     Raises:
         ModelError: they run different models.
-        ParityError: there are no crops, or predictions that are not finite.
+        ParityError: there are no crops, or predictions are not finite.
     """
     if (reference.info.checkpoint_sha256, reference.info.joint_set) != (
         candidate.info.checkpoint_sha256,
@@ -294,7 +294,7 @@ class DetectorParity:
             raise ParityError(str(self))
 
     def __str__(self) -> str:
-        """One line for people."""
+        """One readable line."""
         return (
             f"{self.candidate.name} ({self.candidate.precision}) {'agrees' if self.passed else 'disagrees'} with "
             f"{self.reference.name} on {self.boxes} boxes in {self.frames} frames: scores within {self.score:.2g}, boxes "
@@ -303,7 +303,7 @@ class DetectorParity:
 
 
 class FrameReader(Protocol):
-    """Gives boxes for frames: a `PeopleDetector`, or recorded boxes."""
+    """A source of boxes for frames: a `PeopleDetector`, or recorded boxes."""
 
     def run(self, frames: NDArray[np.uint8]) -> DetectedBoxes:
         """Frames [N, height, width, 3] uint8 BGR to boxes and scores."""
@@ -318,13 +318,13 @@ def compare_detectors(reference: FrameReader, candidate: FrameReader, frames: ND
     """Run the same frames [N, H, W, 3] (uint8 BGR) through both.
 
     Raises:
-        ParityError: the two give different numbers of boxes for a frame.
+        ParityError: the two return different numbers of boxes for a frame.
     """
     expected, found = reference.run(frames), candidate.run(frames)
     if found.boxes.shape != expected.boxes.shape:
         told = " and ".join(str(list(each.boxes.shape)) for each in (expected, found))
         raise ParityError(f"expected as many boxes from {candidate.describe()} as from {reference.describe()}, received {told}")
-    # Where two scores are all but equal their order may change: there boxes cannot be compared.
+    # The order of two nearly equal scores may change, so their boxes cannot be compared.
     gap = np.pad(-np.diff(expected.scores, axis=1), ((0, 0), (1, 1)), constant_values=1.0)
     certain = (np.minimum(gap[:, 1:], gap[:, :-1]) > 2 * MAX_SCORE_ERROR) & (expected.scores > 2 * MAX_SCORE_ERROR)
     return DetectorParity(
@@ -355,7 +355,7 @@ def frames_of(crops: NDArray[np.uint8], width: int, height: int) -> NDArray[np.u
 
 
 def noise_frames(count: int, size: int) -> NDArray[np.uint8]:
-    """Frames [N, size, size, 3] uint8 of noise in blocks of many sizes: the same each time; `size` in 96s."""
+    """Frames [N, size, size, 3] uint8 of noise in blocks of many sizes, the same each time; `size` a multiple of 96."""
     rng = np.random.default_rng(0)
     total = np.zeros((count, size, size, 3))
     for cells in (3, 6, 24, 96):

@@ -60,10 +60,10 @@ class DetectorInfo:
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
-        """Check the precision, which names of files have.
+        """Check the precision, which is part of file names.
 
         Raises:
-            ModelError: it is another.
+            ModelError: there is no such precision.
         """
         if self.precision != "fp32":
             raise ModelError(f"expected precision fp32 of a people detector, received {show(self.precision)}")
@@ -87,7 +87,7 @@ def people_metadata(frame_size: int) -> dict[str, str]:
 
 
 class PeopleDetector:
-    """A people detector in a session, which it closes. Any thread may call it, as the session. A context manager.
+    """A people detector in a session, which it closes. Like the session, it may be called from any thread. A context manager.
 
     Opening it runs a black frame: this warms the library up, and the network's layout is recognised from the outputs.
 
@@ -95,7 +95,7 @@ class PeopleDetector:
         session: runs the network.
         metadata: its file's metadata.
         stem: number of input channels of its first convolution, if known.
-        person: the class of people, by name or number; None for what the file says, or else the layout's own.
+        person: the class of people, by name or number; None for the one that the file states, or else the layout's own.
         name: the detector's name.
 
     Attributes:
@@ -159,11 +159,11 @@ class PeopleDetector:
         return across, down
 
     def run(self, frames: NDArray[np.uint8]) -> DetectedBoxes:
-        """Frames [N, height, width, 3] uint8 BGR, of a size that `frame_for` gives, to boxes and scores; N may be 0.
+        """Frames [N, height, width, 3] uint8 BGR, of a size that `frame_for` returns, to boxes and scores; N may be 0.
 
         Raises:
             GeometryError: the frames have another shape or type.
-            ModelError: the library failed at running the network.
+            ModelError: the library could not run the network.
             RuntimeUnavailableError: the session is closed.
         """
         self._frames.check(frames)
@@ -195,7 +195,7 @@ class PeopleDetector:
         self.close()
 
     def _takes_pictures(self) -> bool:
-        """Whether the inputs are frames, one or any number at once, and at most their sizes beside them."""
+        """Whether the inputs are frames, one or any number at once, and at most a second input with their sizes."""
         others = [spec for spec in self._session.inputs if spec.name != self.picture.name]
         sizes = all(len(spec.shape) == 2 and spec.shape[1] == 2 for spec in others)
         return _channels(self.picture) is not None and self.picture.shape[0] in (None, 1) and len(others) <= 1 and sizes
@@ -218,7 +218,7 @@ class PeopleDetector:
         return arrays
 
     def _check(self, outputs: Arrays) -> None:
-        """Refuse a network that gives something else for one black frame than its layout says."""
+        """Refuse a network whose outputs for one black frame do not follow its layout."""
         try:
             found = self.layout.read(outputs, self._reading)
         except GeometryError as error:
@@ -235,20 +235,20 @@ TYPES = ("uint8", "float16", "float32")
 
 
 def _channels(spec: ArraySpec) -> int | None:
-    """The axis of the three colours of an input of frames, 1 or 3; None where it is no such input."""
+    """The axis of an input's three colour channels, 1 or 3; None if it is no input for frames."""
     if len(spec.shape) != 4 or spec.dtype not in TYPES:
         return None
     return next((axis for axis in (3, 1) if spec.shape[axis] == 3), None)
 
 
 def with_sides(spec: ArraySpec, width: int, height: int) -> ArraySpec:
-    """An input of frames with sides of a length, px."""
+    """The spec of an input for frames with fixed sides, px."""
     sides = (3, height, width) if _channels(spec) == 1 else (height, width, 3)
     return ArraySpec(spec.name, spec.dtype, (spec.shape[0], *sides))
 
 
 def _frame_size(spec: ArraySpec, metadata: Mapping[str, str], *, first: bool) -> tuple[int, int]:
-    """Width and height of the frames: those of the input, or what `free_sides` says where they are free."""
+    """Width and height of the frames: those of the input, or those of `free_sides` if they are variable."""
     height, width = spec.shape[2:] if first else spec.shape[1:3]
     free = free_sides(metadata)
     size = width or free[1], height or free[0]
@@ -258,7 +258,7 @@ def _frame_size(spec: ArraySpec, metadata: Mapping[str, str], *, first: bool) ->
 
 
 def _together(found: list[DetectedBoxes]) -> DetectedBoxes:
-    """What was found in several frames, filled up with scores of 0."""
+    """The boxes of several frames together, padded with boxes of score 0."""
     most = max(boxes.scores.shape[1] for boxes in found)
     fill = [most - boxes.scores.shape[1] for boxes in found]
     return DetectedBoxes(

@@ -41,7 +41,7 @@ class ModelInfo:
         variant: XS, S, M or L.
         joint_set: order and names of its joints.
         checkpoint_sha256: hash of the checkpoint that it was made from, hexadecimal.
-        random: whether its weights are random numbers, so that its poses mean nothing.
+        random: whether its weights are random, so that its poses mean nothing.
         precision: the types of its graph: `fp32`, `fp16`, or `int8` (the rest of it in FP16).
         calibration_sha256: hash of the crops that an INT8 graph was calibrated on; None for other precisions.
     """
@@ -55,7 +55,7 @@ class ModelInfo:
     calibration_sha256: str | None = None
 
     def __post_init__(self) -> None:
-        """Check the precision, which chooses limits and names of files.
+        """Check the precision, which determines limits and file names.
 
         Raises:
             ModelError: there is no such precision.
@@ -85,7 +85,7 @@ class Predictions:
 
 
 class PosePredictor(Protocol):
-    """Gives predictions for crops: a `PoseModel`, or recorded predictions."""
+    """A source of predictions for crops: a `PoseModel`, or recorded predictions."""
 
     @property
     def info(self) -> ModelInfo:
@@ -102,7 +102,7 @@ class PosePredictor(Protocol):
 
 
 class PoseModel:
-    """A pose network in a session, which it closes. Any thread may call it, as the session. A context manager.
+    """A pose network in a session, which it closes. Like the session, it may be called from any thread. A context manager.
 
     Opening it runs a black crop: this warms the library up and checks that the network follows the contract.
 
@@ -117,7 +117,7 @@ class PoseModel:
     def __init__(self, session: Session, info: ModelInfo) -> None:
         self.info = info
         self._session = session
-        self._makes_crops = session if isinstance(session, FrameSession) else None  # slow to ask: not for each frame
+        self._makes_crops = session if isinstance(session, FrameSession) else None  # too slow to check for each frame
         try:
             self._check()
         except BaseException:
@@ -125,7 +125,7 @@ class PoseModel:
             raise
 
     def hold(self, picture: Any) -> AbstractContextManager[HeldFrame | None]:  # noqa: ANN401
-        """A frame that is held while its people are read; None if the session takes only crops.
+        """Hold a frame while its people are read; None if the session takes only crops.
 
         Args:
             picture: uint8 [H, W, 3] BGR, or an `engines.kernels.blocks.DeviceFrame`.
@@ -138,11 +138,11 @@ class PoseModel:
         """Crops [N, 256, 256, 3] uint8 BGR to predictions; N may be 0.
 
         Args:
-            crops: the crops, or what a held frame's `origins` gave for them.
+            crops: the crops, or the result of a held frame's `origins` for them.
 
         Raises:
             GeometryError: the crops have another shape or type.
-            ModelError: the library failed at running the network.
+            ModelError: the library could not run the network.
             RuntimeUnavailableError: the session is closed.
         """
         origins = crops.shape[1:] == ORIGINS.shape[1:]
@@ -189,12 +189,12 @@ class PoseModel:
 
 
 PICTURE_SLACK_PX, SCORE_SLACK, MAX_DEPTH_MM = 1.0, 1e-3, 10_000.0
-"""Tolerances for predictions outside their range. A joint is a mean over the crop's pixels, so only rounding can put it outside
-the crop; depths are within 1,000 mm of the pelvis for every variant, and within ten times that for any body."""
+"""Tolerances for the ranges of predictions. A joint is a mean over the crop's pixels, so only rounding can put it outside the
+crop; depths are within 1,000 mm of the pelvis for every variant, and within ten times that for any body."""
 
 
 def _check_ranges(name: str, predicted: Predictions) -> None:
-    """Refuse predictions of a first crop, a black one, that no model of this project gives.
+    """Refuse predictions for a first, black crop that no model of this project makes.
 
     Raises:
         ModelError: NaN, scores outside 0..1, or joints outside the crop.
@@ -220,6 +220,6 @@ def check_crops(crops: NDArray[np.uint8]) -> None:
     """Refuse crops that break the contract.
 
     Raises:
-        GeometryError: saying what was expected and what came.
+        GeometryError: says what was expected and what was received.
     """
     CROPS.check(crops)

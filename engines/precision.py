@@ -1,4 +1,4 @@
-"""Precision in the graph: an exported FP32 model becomes a strongly typed FP16 or INT8 graph, and is proven on the CPU.
+"""Precision as part of the graph: an exported FP32 model becomes a strongly typed FP16 or INT8 graph, proven on the CPU.
 
 TensorRT uses a strongly typed graph's types unchanged, so the graph that is proven here is the one that runs there. In every
 graph the crops stay uint8, and everything after the last convolution, `head.final_layer`, computes in FP32.
@@ -33,7 +33,7 @@ RANKING_CROPS = 4
 
 @dataclass(frozen=True)
 class Int8Scheme:
-    """An INT8 scheme: the layers that an INT8 graph tries to have in INT8.
+    """An INT8 scheme: the layers of an INT8 graph that are to be in INT8.
 
     Attributes:
         key: its name in commands and files.
@@ -71,7 +71,7 @@ class Int8Model:
     Attributes:
         onnx: the graph.
         parity: its comparison with the reference.
-        excluded: the layers that were left in FP16 for this, the most harmful first.
+        excluded: the layers that were left in FP16 for this, the one with the largest error first.
     """
 
     onnx: bytes
@@ -128,7 +128,7 @@ def quantise(model: bytes, crops: NDArray[np.uint8]) -> bytes:
     """An exported FP32 model with every quantisable layer between INT8 quantisation nodes, the rest still in FP32.
 
     Raises:
-        As `to_int8` does.
+        As for `to_int8`.
     """
     calibration = CalibrationSet(crops)
     layers = quantisable_layers(model)
@@ -149,7 +149,7 @@ def quantise(model: bytes, crops: NDArray[np.uint8]) -> bytes:
     import onnx
 
     nodes = graphs.layers(proto.graph)
-    # The mark of ONNX Runtime's own preparation, which has nothing left to fold here: without it, it is asked for in a warning.
+    # The mark of ONNX Runtime's own preparation, which has nothing left to fold here: without the mark a warning asks for it.
     onnx.helper.set_model_props(proto, {"onnx.quant.pre_process": "onnxruntime.quant"})
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "quantised.onnx"
@@ -168,7 +168,7 @@ def quantise(model: bytes, crops: NDArray[np.uint8]) -> bytes:
                     "ActivationSymmetric": True,
                     "WeightSymmetric": True,
                     "QuantizeBias": False,
-                    # Only what a convolution reads: its result goes on in FP16.
+                    # Only a convolution's input: its result stays in FP16.
                     "OpTypesToExcludeOutputQuantization": ["Conv"],
                 },
             )
@@ -186,7 +186,7 @@ def residual_ranges(model: bytes, crops: NDArray[np.uint8]) -> dict[str, tuple[f
         crops: uint8 [N, 256, 256, 3] of people.
 
     Returns:
-        For each such convolution: of the other branch, and of its own result.
+        For each such convolution: the magnitude of the other branch, and that of its own result.
 
     Raises:
         ModelError, ExportError: as for `to_fp16`.
@@ -245,7 +245,7 @@ def leave_in_fp16(
     for layer, node in graphs.layers(proto.graph).items():
         if layer in exclude and node.input[1] not in weights:
             weight = known[layer].input[1]
-            node.input[0] = maker[maker[node.input[0]].input[0]].input[0]  # what was quantised and dequantised again
+            node.input[0] = maker[maker[node.input[0]].input[0]].input[0]  # the value before both quantisation nodes
             node.input[1] = weight
             proto.graph.initializer.append(weights[weight])
     graphs.quantise_residuals(proto.graph, {layer: found for layer, found in residuals.items() if layer not in exclude})
@@ -267,7 +267,7 @@ def measure(
 
     Raises:
         ModelError: the graph is damaged, or of another checkpoint.
-        ParityError: there are no crops, or values leave the range of their type.
+        ParityError: there are no crops, or values exceed the range of their type.
     """
     info = read_metadata(model, "the model in memory")
     with PoseModel(TypedSession(model, f"model {info.name}", precision=info.precision), info) as candidate:
@@ -284,8 +284,8 @@ def int8_within_limits(
 ) -> Int8Model:
     """The INT8 graph of an exported FP32 model with as few layers in FP16 as its limits allow.
 
-    If the graph with every layer in INT8 exceeds the limits, each layer's effect is measured alone, and the most harmful stay
-    in FP16: the smallest number that a bisection finds.
+    If the graph with every layer in INT8 exceeds the limits, each layer's effect is measured alone, and the layers with the
+    largest errors stay in FP16: the smallest number that a bisection finds.
 
     Args:
         model: the exported model.
@@ -296,7 +296,7 @@ def int8_within_limits(
         scheme: the layers that may be in INT8.
 
     Raises:
-        As `to_int8` and `measure` do.
+        As for `to_int8` and `measure`.
         ParityError: only a graph without INT8 layers is within the limits; names the worst joints.
     """
     quantised = quantise(model, calibration)

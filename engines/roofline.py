@@ -1,6 +1,6 @@
 """The roofline: how fast a GPU could run a network at best, from the work in the ONNX graph and the GPU's peak rates.
 
-No run is faster than its multiply-adds at the tensor cores' peak rate, nor than its bytes at the memory's. There are two
+No run is faster than its multiply-adds at the tensor cores' peak rate, or than its bytes at the memory's. There are two
 numbers of bytes: weights, crops and results once, which every run moves; and the bytes if, in addition, each convolution reads
 its input from memory and writes its result there. The truth is between the two, depending on the caches.
 """
@@ -42,7 +42,7 @@ class GpuFigures:
 
     @classmethod
     def of(cls, multiprocessors: int, clock_khz: int, memory_khz: int, bus_bits: int, cache_bytes: int) -> GpuFigures:
-        """From the driver's attributes. Memory moves data twice a cycle."""
+        """From the driver's attributes. Memory transfers data twice per cycle."""
         moved = 2 * memory_khz * 1e3 * bus_bits / 8 / 1e9
         return cls(multiprocessors, clock_khz / 1e3, moved or None, cache_bytes)
 

@@ -37,7 +37,7 @@ class ArraySpec:
     shape: tuple[int | None, ...]
 
     def __str__(self) -> str:
-        """For people: `crops uint8 [N, 256, 256, 3]`."""
+        """In readable form: `crops uint8 [N, 256, 256, 3]`."""
         free = ("N", *"?" * len(self.shape))
         lengths = (free[axis] if length is None else str(length) for axis, length in enumerate(self.shape))
         return f"{self.name} {self.dtype} [{', '.join(lengths)}]"
@@ -52,7 +52,7 @@ class ArraySpec:
         """Refuse an array of another type or shape.
 
         Raises:
-            GeometryError: saying what was expected and what came.
+            GeometryError: says what was expected and what was received.
         """
         lengths = array.shape
         if (
@@ -71,7 +71,7 @@ class SessionDescription:
         name: the library: `openvino`, `onnxruntime`, `torch`, `tensorrt`, ...
         version: the library's version.
         device: the device's name, e.g. `CPU`.
-        precision: `fp32`, `bf16`, ...: the type in which the convolutions really compute; `int8+fp32` for a mixture.
+        precision: `fp32`, `bf16`, ...: the type in which the convolutions actually compute; `int8+fp32` for a mixture.
         threads: number of threads.
         crops: where crops are made: `cpu`, or `gpu` by a kernel of this project.
     """
@@ -84,7 +84,7 @@ class SessionDescription:
     crops: str = "cpu"
 
     def __str__(self) -> str:
-        """One line for people."""
+        """One readable line."""
         around = ", crops on the GPU" if self.crops == "gpu" else ""
         return f"{self.name} {self.version} ({self.precision} on {self.device}, {self.threads} threads{around})"
 
@@ -94,23 +94,23 @@ class Session(Protocol):
 
     @property
     def inputs(self) -> tuple[ArraySpec, ...]:
-        """What `run` takes."""
+        """The inputs of `run`."""
         ...
 
     @property
     def outputs(self) -> tuple[ArraySpec, ...]:
-        """What `run` gives."""
+        """The outputs of `run`."""
         ...
 
     def run(self, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
-        """The outputs by name, each in memory of its own; item i of each is of item i of the inputs.
+        """The outputs by name, each in its own memory; item i of each belongs to item i of the inputs.
 
         Args:
-            arrays: every input by its name, one item or more along axis 0, the same number in each.
+            arrays: every input by its name, with at least one item along axis 0 and the same number in each.
 
         Raises:
             GeometryError: the arrays are not those of `inputs`.
-            ModelError: the library failed at running the network.
+            ModelError: the library could not run the network.
             RuntimeUnavailableError: the session is closed.
         """
         ...
@@ -120,7 +120,7 @@ class Session(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what it holds, once a run in progress has ended; calling it again does nothing."""
+        """Free its resources after a run in progress has ended; calling it again does nothing."""
         ...
 
 
@@ -129,28 +129,28 @@ class TicketSession(Session, Protocol):
     """A session with several batches in flight: submitting a batch and collecting its outputs are two calls.
 
     Attributes:
-        slots: how many batches may be in flight.
+        slots: number of batches that may be in flight.
         limit: largest number of items in a batch.
     """
 
     @property
     def slots(self) -> int:
-        """How many batches may be in flight."""
+        """Number of batches that may be in flight."""
         ...
 
     @property
     def limit(self) -> int:
-        """The most items in one."""
+        """Largest number of items in a batch."""
         ...
 
     def submit(self, arrays: Mapping[str, NDArray[Any]]) -> Any:  # noqa: ANN401 - the session's own ticket
-        """Give it one batch; returns a ticket for `collect` before the batch is done. Waits while every slot is taken.
+        """Submit one batch; returns a ticket for `collect` before the batch is done. Waits while every slot is occupied.
 
         Args:
-            arrays: as for `run`, `limit` items at most. They may be changed once this has returned.
+            arrays: as for `run`, at most `limit` items. They may be changed after this has returned.
 
         Raises:
-            As `run` does.
+            As for `run`.
         """
         ...
 
@@ -158,7 +158,7 @@ class TicketSession(Session, Protocol):
         """Wait for the outputs of a batch. Every ticket must be collected: until then it occupies a slot.
 
         Raises:
-            ModelError: the library failed at running the network.
+            ModelError: the library could not run the network.
             RuntimeUnavailableError: the session is closed, or the ticket was collected before.
         """
         ...
@@ -190,11 +190,11 @@ class FrameSession(Session, Protocol):
 
     @property
     def takes_frames(self) -> bool:
-        """Whether it does, on this machine and with this network."""
+        """Whether it makes crops, on this machine and with this network."""
         ...
 
     def hold(self, picture: Any) -> AbstractContextManager[HeldFrame]:  # noqa: ANN401
-        """A frame on its GPU; all runs with crops of it must have ended when the context is left.
+        """Hold a frame on its GPU; all runs with crops of it must have ended when the context is left.
 
         Args:
             picture: uint8 [H, W, 3] BGR, which may not change meanwhile; or an `engines.kernels.blocks.DeviceFrame`.
@@ -206,7 +206,7 @@ def check_given(arrays: Mapping[str, NDArray[Any]], session: Session) -> int:
     """Refuse arrays that a session does not take; ORIGINS are allowed if it makes crops. Returns the number of items.
 
     Raises:
-        GeometryError: saying what was expected and what came.
+        GeometryError: says what was expected and what was received.
     """
     frames = arrays.keys() == {ORIGINS.name} and isinstance(session, FrameSession) and session.takes_frames
     return check_arrays(arrays, (ORIGINS,) if frames else session.inputs)
@@ -216,7 +216,7 @@ def check_arrays(arrays: Mapping[str, NDArray[Any]], specs: tuple[ArraySpec, ...
     """Refuse arrays that are not those of a session's `inputs`. Returns the number of items.
 
     Raises:
-        GeometryError: saying what was expected and what came.
+        GeometryError: says what was expected and what was received.
     """
     if arrays.keys() != {spec.name for spec in specs}:
         raise GeometryError(
@@ -233,19 +233,19 @@ def check_arrays(arrays: Mapping[str, NDArray[Any]], specs: tuple[ArraySpec, ...
 
 
 MIN_MOST_THREADS = 64
-"""This number of threads is allowed on any machine: some more threads than cores do no harm."""
+"""This number of threads is allowed on any machine: somewhat more threads than cores do no harm."""
 
 
 def usable_cores() -> int:
-    """How many CPU cores this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_threads(threads: int | None) -> None:
-    """Refuse a number of threads with which a library would fail, or take minutes to start; None is its own choice.
+    """Refuse a number of threads with which a library would fail or take minutes to start; None leaves it to the library.
 
     Raises:
-        RuntimeUnavailableError: saying how many there may be.
+        RuntimeUnavailableError: says how many are allowed.
     """
     most = max(MIN_MOST_THREADS, usable_cores())
     if threads is not None and not 1 <= threads <= most:

@@ -1,4 +1,4 @@
-"""What engines are built for, as data: GPUs by compute capability, Jetsons with their JetPacks, and the local GPU."""
+"""The targets of engines: GPUs by compute capability, Jetsons with their JetPacks, and the local GPU."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Target:
     Attributes:
         name: its name on the command line and in an engine's file name.
         title: its description.
-        compute_capabilities: of its GPUs, such as `8.9`; several where CUDA changed the number. Empty: the local GPU.
+        compute_capabilities: those of its GPUs, such as `8.9`; several if CUDA changed the number; empty for the local GPU.
         libraries: the modules that can build for it, tried in this order.
         jetpacks: a Jetson's systems.
         dla: whether it has a deep-learning accelerator.
@@ -48,7 +48,7 @@ class Target:
 
     @property
     def is_at_hand(self) -> bool:
-        """Whether it stands for the local GPU, whatever that is."""
+        """Whether it stands for the local GPU, of whatever kind."""
         return not self.compute_capabilities
 
 
@@ -79,19 +79,19 @@ TARGETS = (
     Target(
         "thor",
         "Jetson Thor",
-        ("11.0", "10.1"),  # CUDA 13 made 11.0 of 10.1
+        ("11.0", "10.1"),  # CUDA 13 renamed 10.1 to 11.0
         ("tensorrt",),
         (JetPack("7.0", "10.13"), JetPack("7.1", "10.13"), JetPack("7.2", "10.16"), JetPack("7.2.2", "11.4.1")),
     ),
 )
-"""Every target."""
+"""All targets."""
 
 
 def find_target(name: str) -> Target:
-    """The target of a name, or of a compute capability such as `8.9`.
+    """Find a target by its name or by a compute capability such as `8.9`.
 
     Raises:
-        EngineError: there is none.
+        EngineError: there is no such target.
     """
     for target in TARGETS:
         if name.lower() == target.name or name in target.compute_capabilities:

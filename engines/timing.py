@@ -1,4 +1,4 @@
-"""How long runs take: the host's time and the GPU's, and their percentiles."""
+"""Times of runs on the host and on the GPU, and their percentiles."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from engines.session import Arrays
 
 @dataclass(frozen=True)
 class RunTimes:
-    """How long a run took, beside what the GPU says that it worked on it.
+    """The time of a run as its caller sees it, and the GPU's own times for it.
 
     Attributes:
-        host_ms: from the call to the results, as the caller waits.
-        copy_in_ms, inference_ms, copy_out_ms: the GPU's own time, by events, added over the batches of the run.
-        batches: how many batches the crops were given in.
-        replayed: how many of those were CUDA graphs.
+        host_ms: time that the caller waits, from the call to the results.
+        copy_in_ms, inference_ms, copy_out_ms: the GPU's times by CUDA events, summed over the batches of the run.
+        batches: number of batches that the crops were run in.
+        replayed: number of batches that replayed a CUDA graph.
     """
 
     host_ms: float
@@ -33,26 +33,26 @@ class RunTimes:
 
     @property
     def gpu_ms(self) -> float:
-        """The GPU's time for all of it."""
+        """The GPU's time for the whole run."""
         return self.copy_in_ms + self.inference_ms + self.copy_out_ms
 
 
 class TimedSession(Protocol):
-    """A session on a GPU that tells how long its latest run took."""
+    """A session on a GPU that reports the times of its latest run."""
 
     @property
     def times(self) -> RunTimes:
-        """Of the latest run."""
+        """Times of the latest run."""
         ...
 
     def run(self, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
-        """As a `Session`'s."""
+        """As for a `Session`."""
         ...
 
 
 @dataclass(frozen=True)
 class Percentiles:
-    """Of some times, ms: half, 95 and 99 of 100 are no longer than this."""
+    """Percentiles of some times, ms: the 50th, 95th and 99th."""
 
     p50: float
     p95: float
@@ -60,23 +60,23 @@ class Percentiles:
 
     @classmethod
     def of(cls, milliseconds: Sequence[float]) -> Percentiles:
-        """Of one time or more."""
+        """From at least one time."""
         return cls(*(float(value) for value in np.percentile(milliseconds, (50, 95, 99))))
 
 
 @dataclass(frozen=True)
 class Latency:
-    """How fast a session is at a number of crops.
+    """The speed of a session for a number of crops.
 
     Attributes:
-        runtime: what ran.
-        crops: how many at once.
-        rounds: how many runs were timed.
-        host: from the call to the results, ms.
+        runtime: name of the session.
+        crops: number of crops at once.
+        rounds: number of timed runs.
+        host: time from the call to the results, ms.
         gpu: the GPU's time for copies and inference, ms.
         inference: the GPU's time for the inference alone, ms.
-        crops_per_s: crops over the host's time, one run after the other.
-        replayed: how many of the runs were CUDA graphs throughout.
+        crops_per_s: crops per second of the host's time, one run after the other.
+        replayed: number of runs that only replayed CUDA graphs.
     """
 
     runtime: str
@@ -90,13 +90,13 @@ class Latency:
 
 
 def measure(sessions: Mapping[str, TimedSession], crops: NDArray[np.uint8], rounds: int, warm_up: int) -> list[Latency]:
-    """Run the same crops through all sessions in turn, so that a GPU that slows down does so for each of them.
+    """Run the same crops through all sessions in turn, so that a GPU that slows down does so for all of them.
 
     Args:
-        sessions: of pose networks, by name.
-        crops: uint8 [N, 256, 256, 3] BGR, one or more.
-        rounds: how many runs of each are timed, one or more.
-        warm_up: how many runs of each go before them.
+        sessions: sessions of pose networks, by name.
+        crops: uint8 [N, 256, 256, 3] BGR, at least one.
+        rounds: number of timed runs of each session, at least one.
+        warm_up: number of runs of each session before them.
     """
     times: dict[str, list[RunTimes]] = {name: [] for name in sessions}
     for turn in range(warm_up + rounds):

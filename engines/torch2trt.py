@@ -5,7 +5,7 @@ of each convolution's input and output, FP32 after the last convolution by const
 
 torch2trt (github.com/NVIDIA-AI-IOT/torch2trt, not on PyPI) makes the network, layer by layer, while PyTorch runs it. Its
 function `torch2trt` neither takes uint8 nor gives access to the layers before it builds. So this file uses torch2trt's
-conversion context, and builds by itself. If torch2trt has no converter for a function, it silently makes the result a constant:
+conversion context and builds by itself. If torch2trt has no converter for a function, it silently makes the result a constant:
 only the engine's parity with PyTorch proves the conversion.
 
 Never run: that takes TensorRT 8.5 to 10, a GPU and torch2trt. Written from torch2trt's source at commit 4e820ae.
@@ -41,15 +41,15 @@ if TYPE_CHECKING:
     from convnextpose.checkpoint import VerifiedCheckpoint
 
 HOW_TO_INSTALL = "pip install --no-build-isolation git+https://github.com/NVIDIA-AI-IOT/torch2trt"
-"""What installs torch2trt. Its setup imports torch and tensorrt, which an isolated build does not see."""
+"""The command that installs torch2trt. Its setup imports torch and tensorrt, which an isolated build does not see."""
 
 
 @dataclass(frozen=True)
 class ConvolutionRange:
-    """The largest magnitudes around a convolution, which scale them to INT8.
+    """The largest magnitudes of a convolution's input and output, for scaling them to INT8.
 
     Attributes:
-        reads, gives: of its input and of its output, each over all crops that were looked at.
+        reads, gives: the magnitude of its input and of its output, each over all crops.
     """
 
     reads: float
@@ -64,20 +64,20 @@ def build_engine(
     options: BuildOptions | None = None,
     calibration_crops: NDArray[np.uint8] | None = None,
 ) -> BuiltEngine:
-    """Build an engine for the local GPU, with the contract of `engines.pose`. Ctrl-C ends it as it does a typed build.
+    """Build an engine for the local GPU, with the contract of `engines.pose`. Ctrl-C ends it, as it does a typed build.
 
     Args:
         checkpoint: the model.
         library: `tensorrt` 8.5 or later, before 11.
         precision: `fp32`, `fp16`, or `int8` (the stem and the depthwise convolutions in FP16). All that follows the last
             convolution computes in FP32.
-        options: what it is built with: its batch and its workspace; None for the defaults.
-        calibration_crops: uint8 [N, 256, 256, 3] of people; they show the ranges that INT8 is scaled to.
+        options: its batch sizes and its workspace; None for the defaults.
+        calibration_crops: uint8 [N, 256, 256, 3] of people; they determine the ranges for INT8.
 
     Raises:
         RuntimeUnavailableError: torch2trt, torch or a GPU is missing; says how to get it.
-        CalibrationError: INT8 without crops, or with crops that are of no use.
-        EngineError: the library or torch2trt cannot do it; says what it said.
+        CalibrationError: INT8 without crops, or the crops cannot be used.
+        EngineError: the library or torch2trt cannot build it; quotes its message.
     """
     options = options or BuildOptions()
     if precision not in PRECISIONS:
@@ -157,10 +157,10 @@ def _build(
 
 
 def convolution_ranges(network: nn.Module, crops: NDArray[np.uint8]) -> dict[str, ConvolutionRange]:
-    """The ranges around every convolution that INT8 pays for, by name: those of `engines.precision.quantisable_layers`.
+    """The ranges of every convolution that is worth quantising, by name: those of `engines.precision.quantisable_layers`.
 
     Args:
-        network: what `engines.folding.contract_network` gives.
+        network: the result of `engines.folding.contract_network`.
         crops: uint8 [N, 256, 256, 3] of people.
 
     Raises:
@@ -198,14 +198,14 @@ def define_network(
     config: Any,  # noqa: ANN401
     ranges: dict[str, ConvolutionRange],
 ) -> int:
-    """Fill a TensorRT network: the contract's input and outputs, and between them what torch2trt converts.
+    """Fill a TensorRT network: the contract's input and outputs, and the layers that torch2trt converts between them.
 
     Args:
-        network: what `engines.folding.contract_network` gives.
+        network: the result of `engines.folding.contract_network`.
         converter: the module torch2trt.
         trt: the module tensorrt.
         definition, config: its empty network and its builder's config.
-        ranges: the convolutions that may compute in INT8, and what scales them.
+        ranges: the convolutions that may compute in INT8, and their ranges.
 
     Returns:
         The index of the first layer after the last convolution.
@@ -217,9 +217,9 @@ def define_network(
 
     _add_converters(converter, trt)
     crops = definition.add_input("crops", trt.uint8, (-1, INPUT_SIZE, INPUT_SIZE, 3))
-    cast = definition.add_identity(crops)  # uint8 may be cast and nothing else
+    cast = definition.add_identity(crops)  # TensorRT only allows casts of uint8
     cast.set_output_type(0, trt.float32)
-    # Converters look for a tensor's twin in TensorRT in this attribute. A float tensor: `float()` gives it back as it is.
+    # Converters look up a tensor's TensorRT counterpart in this attribute. A float tensor: `float()` returns it unchanged.
     example: Any = torch.zeros(2, INPUT_SIZE, INPUT_SIZE, 3)
     example._trt = cast.get_output(0)
     tails: list[int] = []
@@ -247,7 +247,7 @@ def define_network(
         for name, tensor in outputs.items():
             tensor._trt.name = name
             definition.mark_output(tensor._trt)
-    # What its converters raise depends on what they stumble over.
+    # Its converters raise all kinds of errors.
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise EngineError(f"torch2trt {_version()} could not convert the network: {error}") from error
     finally:
@@ -257,13 +257,13 @@ def define_network(
 
 
 def _check(library: Library, options: BuildOptions) -> None:
-    """Refuse a library without flags for precision, and options that only typed builds have.
+    """Refuse a library without precision flags, and options that only typed builds have.
 
     Raises:
-        EngineError: saying which.
+        EngineError: says which.
     """
     trt = library.module
-    # torch2trt does not even import where the flags are gone.
+    # torch2trt cannot even be imported if the flags do not exist.
     if not hasattr(trt.BuilderFlag, "FP16"):
         raise EngineError(
             f"--via torch2trt needs a TensorRT that is told its precision by flags (8 or 10), {library.name} {library.version} "
@@ -296,14 +296,14 @@ def _load(checkpoint: VerifiedCheckpoint) -> tuple[nn.Module, Any]:
         raise RuntimeUnavailableError(f"--via torch2trt needs torch: {error}; {install_command('build')}") from error
     try:
         return network, importlib.import_module("torch2trt")
-    except (ImportError, AttributeError, OSError) as error:  # it asks torch and tensorrt for names that come and go
+    except (ImportError, AttributeError, OSError) as error:  # it uses names that not every torch and tensorrt has
         raise RuntimeUnavailableError(
             f"torch2trt is installed but does not load: {error}; install it again: {HOW_TO_INSTALL}"
         ) from error
 
 
 def _add_converters(converter: Any, trt: Any) -> None:  # noqa: ANN401
-    """Tell torch2trt of the functions in our network that it does not know."""
+    """Register converters for the functions in our network that torch2trt does not know."""
 
     @converter.tensorrt_converter("torch.softmax")  # type: ignore[untyped-decorator]
     def softmax(context: Any) -> None:  # noqa: ANN401
@@ -319,7 +319,7 @@ def _add_converters(converter: Any, trt: Any) -> None:  # noqa: ANN401
 
 
 def _quantisable(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The convolutions that INT8 pays for, with their names in the checkpoint: neither depthwise nor the stem."""
+    """The convolutions that are worth quantising, with their names in the checkpoint: neither depthwise nor the stem."""
     from torch import nn
 
     for name, layer in network.get_submodule("network").named_modules():

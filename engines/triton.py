@@ -22,7 +22,7 @@ from engines.pose import CROPS, ModelInfo, predicts
 from engines.session import ArraySpec
 
 ONNX_BATCH = 16
-"""Crops at once at most, for a model that says no number."""
+"""Largest batch of crops for a model that does not state one."""
 
 _DATA_TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32"}
 
@@ -33,7 +33,7 @@ class Server:
 
     Attributes:
         release: its month, which is its tag: `nvcr.io/nvidia/tritonserver:RELEASE-py3`.
-        tensorrt: the TensorRT in it.
+        tensorrt: version of the TensorRT in it.
     """
 
     release: str
@@ -54,7 +54,7 @@ SERVERS = tuple(
         ("25.12", "10.14.1.48"),
     )
 )  # fmt: skip
-"""A release with each TensorRT. docs/triton.md says where each row comes from, and how to ask an image itself."""
+"""A release for each TensorRT. docs/triton.md says where each row comes from, and how to check an image yourself."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ class Repository:
 
     Attributes:
         folder: the model's folder in it.
-        name: what the server calls the model.
-        info: which model it is.
-        tensorrt: the TensorRT that it needs, None for an exported model.
-        server: the release that fits, None where the table has none, or any does.
+        name: the model's name on the server.
+        info: the model's description.
+        tensorrt: version of TensorRT that it needs; None for an exported model.
+        server: the release that fits; None if the table has none, or if any release fits.
     """
 
     folder: Path
@@ -77,7 +77,8 @@ class Repository:
 
 
 def fitting_server(manifest: EngineManifest) -> Server | None:
-    """The server's release that runs an engine: with its very TensorRT, or one of the same major that is later if it may be."""
+    """The server's release that runs an engine: with exactly its TensorRT or, for a version-compatible engine, a later one with
+    the same major number."""
     exact = next((server for server in SERVERS if server.tensorrt == manifest.library_version.partition(".post")[0]), None)
     if exact is not None or not manifest.options.get(VERSION_COMPATIBLE):
         return exact
@@ -93,15 +94,15 @@ def write_repository(
 
     Args:
         model: an engine with its manifest beside it, or an exported pose model.
-        out: the repository; it is made.
-        name: what the server calls the model; None for the model's own name.
+        out: the repository; created if it does not exist.
+        name: the model's name on the server; None for the model's own name.
         version: the number of its version; the server serves the highest.
-        queue_us: how long the server waits for more crops before it runs what it has, microseconds.
-        overwrite: whether files that are there may be replaced.
+        queue_us: time that the server waits for more crops before it runs those it has, microseconds.
+        overwrite: whether existing files may be replaced.
 
     Raises:
         EngineError, ModelError: the model is damaged, or Triton cannot run it.
-        SinkError: it cannot be written.
+        SinkError: the repository cannot be written.
     """
     manifest: EngineManifest | None = None
     if is_engine(model):
@@ -139,10 +140,10 @@ def config_text(name: str, info: ModelInfo, manifest: EngineManifest | None, *, 
     """A model's `config.pbtxt`, in protobuf's text format.
 
     Args:
-        name: what the server calls the model.
-        info: which model it is.
-        manifest: the engine's, None for an exported model.
-        queue_us: how long the server waits for more crops, microseconds.
+        name: the model's name on the server.
+        info: the model's description.
+        manifest: the engine's manifest; None for an exported model.
+        queue_us: time that the server waits for more crops, microseconds.
     """
     most = manifest.batch.max if manifest else ONNX_BATCH
     platform, backend = ("tensorrt_plan", "tensorrt") if manifest else ("onnxruntime_onnx", "onnxruntime")
@@ -189,10 +190,10 @@ def config_text(name: str, info: ModelInfo, manifest: EngineManifest | None, *, 
 
 
 def read_parameters(parameters: dict[str, str], source: str) -> ModelInfo:
-    """Which model a served one is, by the parameters of its configuration.
+    """The description of a served model, from the parameters of its configuration.
 
     Raises:
-        ModelError: they are not of a repository that `write_repository` wrote.
+        ModelError: they are not those of a repository that `write_repository` wrote.
     """
     if "convnextpose.contract" not in parameters:
         raise ModelError(
@@ -208,7 +209,7 @@ def _tensor(side: str, spec: ArraySpec) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    """A string of protobuf's text format."""
+    """A string in protobuf's text format."""
     plain = (chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\' else f"\\{byte:03o}" for byte in text.encode())
     return f'"{"".join(plain)}"'
 

@@ -1,4 +1,4 @@
-"""Operations on the graph of a typed model: its convolutions by name, the additions of its blocks, its types, where it ends.
+"""Operations on the graph of a typed model: its convolutions by name, the additions of its blocks, its types, its end.
 
 All of them work on ONNX's own messages. `engines.precision` uses them to change a graph's precision.
 """
@@ -17,8 +17,8 @@ from engines.metadata import read_metadata, write_metadata
 from engines.pose import ModelInfo
 
 OPSET, IR_VERSION = 19, 9
-"""The first opset whose quantisation has FP16 scales, and the oldest file format that holds it. What else the graphs use has
-not changed since the exporter's opset 18."""
+"""The first opset whose quantisation has FP16 scales, and the oldest file format that supports it. The graphs' other operators
+have not changed since the exporter's opset 18."""
 
 STEM, LAST = "backbone.downsample_layers.0.0", "head.final_layer"
 """The first convolution and the last one."""
@@ -30,10 +30,10 @@ _CAST = "logits_to_fp32"
 
 
 def ends_at_logits(model: bytes) -> bytes:
-    """A typed FP16 or INT8 graph up to its FP16 logits [N, J * D, H, W], which are its one output.
+    """A typed FP16 or INT8 graph up to its FP16 logits [N, J * D, H, W], which are its only output.
 
     Raises:
-        EngineError: it is in FP32, or no typed graph.
+        EngineError: it is in FP32, or not a typed graph.
     """
     try:
         import onnx
@@ -56,7 +56,7 @@ def ends_at_logits(model: bytes) -> bytes:
 
 
 def load(model: bytes) -> tuple[Any, ModelInfo]:
-    """The ONNX ModelProto of an exported FP32 model, and what the model says about itself."""
+    """The ONNX ModelProto of an exported FP32 model, and the model's description from its metadata."""
     info = read_metadata(model, "the model in memory")
     if info.precision != "fp32":
         raise ModelError(f"expected an exported model in FP32, received {info.name} in {info.precision}; export it again")
@@ -75,7 +75,7 @@ def finish(proto: Any, info: ModelInfo) -> bytes:  # noqa: ANN401
     """The file of a typed graph, checked."""
     import onnx
 
-    proto.graph.ClearField("value_info")  # the types from before
+    proto.graph.ClearField("value_info")  # the previous types
     del proto.opset_import[:]
     proto.opset_import.append(onnx.helper.make_opsetid("", OPSET))
     proto.ir_version = IR_VERSION
@@ -91,7 +91,7 @@ def finish(proto: Any, info: ModelInfo) -> bytes:  # noqa: ANN401
 
 
 def layers(graph: Any) -> dict[str, Any]:  # noqa: ANN401
-    """The convolutions by name, in the order in which they run, quantised or not."""
+    """The convolutions by name, quantised or not, in the order in which they run."""
     maker = {output: node for node in graph.node for output in node.output}
     found = {}
     for node in graph.node:
@@ -102,7 +102,7 @@ def layers(graph: Any) -> dict[str, Any]:  # noqa: ANN401
 
 
 def residuals(graph: Any) -> dict[str, tuple[Any, int]]:  # noqa: ANN401
-    """A block's additions, and which of their inputs the block's last convolution makes, by that convolution."""
+    """For the last convolution of each block: the block's addition, and the index of its input that the convolution makes."""
     made_by = {node.output[0]: layer for layer, node in layers(graph).items()}
     return {
         made_by[name]: (node, index)
@@ -155,11 +155,11 @@ def make_half(graph: Any) -> None:  # noqa: ANN401
                 if attribute.name == "to":
                     attribute.i = types.FLOAT16
         if node.op_type == "Resize":
-            continue  # its factors are FP32 in any graph
+            continue  # its factors are always FP32
         for name in node.input:
             tensor = tensors.get(name)
             if tensor is not None and tensor.data_type == types.FLOAT:
-                with np.errstate(over="ignore"):  # what does not fit shows when the graph is proven
+                with np.errstate(over="ignore"):  # an overflow is found when the graph is proven
                     half = onnx.numpy_helper.to_array(tensor).astype(np.float16)
                 tensor.CopyFrom(onnx.numpy_helper.from_array(half, name))
     logits = last.output[0]
@@ -181,7 +181,7 @@ def drop_unused(graph: Any) -> None:  # noqa: ANN401
 def _ancestors(graph: Any, names: list[str]) -> list[Any]:  # noqa: ANN401
     """The nodes that make the named values, and those before them, in the graph's order."""
     wanted, found = set(names), []
-    for node in reversed(graph.node):  # nodes stand after those that they read
+    for node in reversed(graph.node):  # nodes come after those whose results they read
         if wanted & set(node.output):
             wanted |= set(node.input)
             found.append(node)
@@ -189,7 +189,7 @@ def _ancestors(graph: Any, names: list[str]) -> list[Any]:  # noqa: ANN401
 
 
 def _replace(repeated: Any, items: list[Any]) -> None:  # noqa: ANN401
-    """Put other messages in the place of a repeated field's."""
+    """Replace the messages of a repeated field."""
     copies = []
     for item in items:
         copies.append(type(item)())

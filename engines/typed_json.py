@@ -1,4 +1,4 @@
-"""From JSON's types to frozen dataclasses, by their annotations: a value that does not fit is an error that names the field."""
+"""From JSON to frozen dataclasses by their annotations: a value of the wrong type is an error that names the field."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ T = TypeVar("T")
 
 
 def decode(kind: type[T], value: object, name: str = "it") -> T:
-    """A value of JSON as an instance of a dataclass, an enumeration (by its member's name) or a joint set (by its name).
+    """A JSON value as an instance of a dataclass, an enumeration (by its member's name) or a joint set (by its name).
 
     Args:
         kind: the dataclass; its fields are of such classes, `str`, `int`, `float`, `bool`, None, unions of these,
             `tuple[X, ...]` and `Mapping[str, X]`.
-        value: what `json.loads` gave.
-        name: what to call it in messages.
+        value: the result of `json.loads`.
+        name: its name in messages.
 
     Raises:
         ValueError: a field is missing, unknown or of another type, or a number is not finite.
@@ -61,7 +61,7 @@ def _first_that_fits(kinds: tuple[Any, ...], value: object, name: str) -> object
     reasons = []
     meant: list[Any] = [kind for kind in kinds if is_dataclass(kind)]
     if meant and isinstance(value, dict):
-        # Of several dataclasses the one that shares the most fields with the value is meant: its reason says which is wrong.
+        # Of several dataclasses, the one that shares most fields with the value is meant: its error names the wrong field.
         return _decode(max(meant, key=lambda kind: len(value.keys() & _hints(kind).keys())), value, name)
     for kind in kinds:
         try:
@@ -87,7 +87,7 @@ def _hints(kind: Any) -> dict[str, Any]:  # noqa: ANN401 (a dataclass)
 
 
 def _short(value: object) -> str:
-    """A value for a message: what may be long or deep is told by its type alone."""
+    """A value for a message: one that may be long or nested is described by its type alone."""
     if value is None or isinstance(value, (bool, float)):
         return str(value).lower()
     if isinstance(value, str):
