@@ -10,7 +10,7 @@ import logging
 from importlib import import_module
 from typing import Any
 
-logging.getLogger("convnextpose").addHandler(logging.NullHandler())  # silent unless the program that uses it says otherwise
+logging.getLogger("convnextpose").addHandler(logging.NullHandler())  # silent unless the program configures logging
 
 _PUBLIC = {
     "Box": "convnextpose.crop",
@@ -29,13 +29,13 @@ _PUBLIC = {
     "open_source": "pipeline.sources",
     "read_poses": "pipeline.formats.records",
 }
-"""The public names and the modules that they stand in."""
+"""The public names and the modules that define them."""
 
 __all__ = sorted(_PUBLIC)
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401  # whatever stands there
-    """A public name, imported when it is asked for."""
+def __getattr__(name: str) -> Any:  # noqa: ANN401  # objects of any type
+    """A public name, imported when it is first used."""
     if name not in _PUBLIC:
         raise AttributeError(f"module 'convnextpose' has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(import_module(_PUBLIC[name]), name)

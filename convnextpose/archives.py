@@ -14,35 +14,35 @@ from numpy.typing import NDArray
 from convnextpose.files import LimitError, show, size_text
 
 MAX_MEMBERS = 10_000
-"""The most files in an archive or a folder. A checkpoint with Adam's state has about 800."""
+"""Largest number of files in an archive or a folder. A checkpoint with Adam's state has about 800."""
 
 MAX_RATIO, ALWAYS_ALLOWED = 20, 64 * 1024**2
-"""An archive may unpack to that many times its size, and to so many bytes in any case. Weights shrink by a tenth, pictures to a
-half: what shrinks more was made to exhaust the memory."""
+"""An archive may unpack to MAX_RATIO times its size, and to ALWAYS_ALLOWED bytes in any case. Compression makes weights a tenth
+smaller and halves pictures: data that shrink far more were made to exhaust the memory."""
 
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""Those that Python unpacks piece by piece: of the others one block of some kB becomes gigabytes at once."""
+"""The compressions that Python unpacks piece by piece; with others a block of some kB may become gigabytes at once."""
 
 _MAX_NPY_HEADER, _CHUNK = 10_000, 1024**2
 
 
 def unpacked_limit(packed: int) -> int:
-    """How many bytes an archive of a size (bytes) may unpack to."""
+    """Largest unpacked size of an archive of `packed` bytes, bytes."""
     return max(ALWAYS_ALLOWED, MAX_RATIO * packed)
 
 
 def open_zip(data: bytes, limit: int) -> zipfile.ZipFile:
-    """A ZIP archive in memory whose directory was looked at.
+    """Open a ZIP archive in memory after checking its directory.
 
     Args:
         data: its bytes.
-        limit: the most bytes that its members may have, added.
+        limit: largest total size of its members, bytes.
 
     Raises:
         ValueError, zipfile.BadZipFile: it is damaged.
         LimitError: it is too large, has too many members, a password or a rare compression.
     """
-    # Every entry of the directory begins so: counted before Python makes an object of each.
+    # The signature of every directory entry, counted before Python makes an object for each.
     if data.count(b"PK\x01\x02") > MAX_MEMBERS:
         raise LimitError(f"expected an archive of a few files, received more than {MAX_MEMBERS:,} files")
     archive = zipfile.ZipFile(io.BytesIO(data))
@@ -66,23 +66,23 @@ def open_zip(data: bytes, limit: int) -> zipfile.ZipFile:
 
 
 def read_npz(data: bytes, limits: Mapping[str, int]) -> dict[str, NDArray[Any]]:
-    """The arrays of an .npz file, by name; there may be others, which are not looked at.
+    """The arrays of an .npz file, by name; other arrays in it are ignored.
 
     Args:
         data: its bytes.
-        limits: the arrays that are wanted, and the most bytes that each may have.
+        limits: the names of the wanted arrays, and the largest size of each, bytes.
 
     Raises:
-        ValueError, KeyError, zipfile.BadZipFile: it is damaged, an array is missing, or one of Python objects.
+        ValueError, KeyError, zipfile.BadZipFile: it is damaged, or an array is missing or one of Python objects.
         LimitError: an array is too large.
     """
     try:
-        # What else is in the file is never unpacked: its size does no harm.
+        # Other members are never unpacked, so their size does no harm.
         archive = open_zip(data, 2**62)
         return {name: _read_npy(archive, f"{name}.npy", limit) for name, limit in limits.items()}
     except (ValueError, KeyError, zipfile.BadZipFile):
         raise
-    except Exception as error:  # zlib's, and those of the parsers of Python that NumPy reads a header with
+    except Exception as error:  # from zlib, and from the Python parsers that NumPy reads a header with
         raise ValueError(f"it is damaged ({type(error).__name__}: {error})") from error
 
 

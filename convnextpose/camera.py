@@ -1,4 +1,4 @@
-"""The pinhole camera: joints in the picture to joints in camera space, and where the root depth comes from.
+"""The pinhole camera: joints in the picture to joints in camera space, and the root depth with its source.
 
 Camera axes: x right, y down, z forward; millimetres. Picture coordinates: px, with pixel centres at whole numbers.
 """
@@ -39,7 +39,7 @@ _NEAREST_MM, _FARTHEST_MM = 100.0, 1e6
 
 
 class RootDepthSource(str, Enum):
-    """Where a pose's root depth came from, and so how far its position in camera space can be trusted."""
+    """The source of a pose's root depth, which shows how far its position in camera space can be trusted."""
 
     INTRINSICS = "intrinsics"
     """Estimated from the box with the camera's true intrinsics."""
@@ -66,7 +66,7 @@ class Intrinsics:
     cy: float
 
     def __post_init__(self) -> None:
-        """Check that the four numbers can be a camera."""
+        """Check that the four numbers describe a camera."""
         values = (self.fx, self.fy, self.cx, self.cy)
         if not all(math.isfinite(v) for v in values) or self.fx <= 0 or self.fy <= 0:
             raise GeometryError(
@@ -123,7 +123,7 @@ class Intrinsics:
         return unprojected
 
     def estimate_root_depth_mm(self, box_area_px: float) -> float:
-        """Distance of the pelvis from the area of the enlarged square box, px: k = sqrt(fx fy 2000^2 / area), mm.
+        """The pelvis's distance (mm) estimated from the area of the enlarged square box (px²): sqrt(fx fy 2000^2 / area).
 
         Source: 3DMPPE (Moon et al. 2019), the factor that RootNet's network corrects.
 
@@ -137,7 +137,7 @@ class Intrinsics:
 
 @lru_cache
 def _bones_of(joints: tuple[str, ...]) -> tuple[tuple[int, int, float], ...]:
-    """The bones of BONE_LENGTHS_MM: the numbers of their ends among the joints, and how long they are, mm."""
+    """The bones of BONE_LENGTHS_MM: the indices of their two joints, and their lengths, mm."""
     bones = []
     for (first, second), length_mm in BONE_LENGTHS_MM.items():
         ends = [(f"L_{first}", f"R_{second}")] if first == second else [(f"{s}_{first}", f"{s}_{second}") for s in "LR"]
@@ -150,12 +150,12 @@ def root_depth_from_bones_mm(
 ) -> float | None:
     """The root depth at which the visible bones have the total length of an adult's bones, mm; None if too few are visible.
 
-    The farther away the pelvis, the longer are bones of the same size in the picture, so there is at most one such depth.
+    The farther away the pelvis is, the longer are bones of the same size in the picture, so there is at most one such depth.
 
     Args:
         camera: the intrinsics.
         joints: [J, 3] x px and y px in the picture, z mm from the pelvis.
-        seen: [J] whether a joint is inside the picture.
+        seen: [J] whether each joint is inside the picture.
         joint_set: the joints' names.
     """
     pairs, wanted_mm = [], 0.0
@@ -167,7 +167,7 @@ def root_depth_from_bones_mm(
         return None
     a, b = np.array(pairs).T
     points = np.asarray(joints, np.float64)
-    # A bone is start + depth * growth: together their lengths are a convex function of the depth.
+    # A bone's vector is start + depth * growth, so the total length is a convex function of the depth.
     rays = camera.unproject(np.column_stack([points[:, :2], np.ones(len(points))]))
     places = rays * points[:, 2:]
     start, growth = places[a] - places[b], rays[a] - rays[b]
@@ -181,7 +181,7 @@ def root_depth_from_bones_mm(
     excess, slope = too_long_mm(depth)
     if not too_long_mm(near)[0] < 0 < excess:
         return None
-    while excess > 1e-6 * wanted_mm:  # Newton's method comes down on the root from above, as the function is convex
+    while excess > 1e-6 * wanted_mm:  # as the function is convex, Newton's method approaches the root from above
         depth -= excess / slope
         excess, slope = too_long_mm(depth)
     return depth

@@ -1,7 +1,7 @@
 """Verified checkpoints: which variant the tensors belong to, and the proof that none is missing, unknown or broken.
 
 The shapes decide what a checkpoint is, never its file name. Canonical tensor names are those of `network.PoseNetwork`: without
-prefix, head layers as `head.deconv_layers_1.dwconv.weight`. Published files use either these names ("named", XS and S) or
+a prefix, head layers as `head.deconv_layers_1.dwconv.weight`. Published files use either these names ("named", XS and S) or
 `head.deconv_layers_1.0.weight` ("numbered", M and L).
 """
 
@@ -43,19 +43,19 @@ STATE_KEYS = (
 Those with `ema` hold a moving average of the weights, which is used if there are no others."""
 
 MAX_NESTING = 4
-"""How deeply a state dict may be nested in dictionaries."""
+"""Largest number of dictionaries that a state dict may be nested in."""
 
 FINAL_WEIGHT = "head.final_layer.weight"
 """The tensor whose number of outputs is joints times depth bins."""
 
 LISTED = 3
-"""How many tensors a message names; the rest are only counted."""
+"""Largest number of tensors that a message names; the rest are only counted."""
 
 _COMPILED = "_orig_mod."
 """The prefix that torch.compile adds to the names in a module that it compiled, at any level."""
 
 _PREFIX = re.compile(r"(?:[^.]+\.)*?(?=(?:backbone|head)\.)")
-"""Prefixes that wrappers add to network names: `module.` of DataParallel, `_orig_mod.` of torch.compile, others `model.`."""
+"""Prefixes that wrappers add to names: DataParallel adds `module.`, torch.compile `_orig_mod.`, others `model.`."""
 
 _NUMBERED = re.compile(r"(head\.deconv_layers_\d+)\.([012])\.(.+)")
 _NAMED = re.compile(r"head\.deconv_layers_\d+\.(dwconv|norm|pwconv)\..+")
@@ -66,14 +66,14 @@ _TOKEN = object()
 
 @dataclass(frozen=True, eq=False)
 class VerifiedCheckpoint:
-    """A checkpoint that passed every check. Only `verify` and `verify_state` make one.
+    """A checkpoint that passed every check. Only `verify` and `verify_state` create one.
 
     Attributes:
-        variant: XS, S, M or L, by its shapes.
-        joint_set: order and names of its joints, by their number.
+        variant: XS, S, M or L, determined by the shapes.
+        joint_set: order and names of its joints, determined by their number.
         state: every tensor of the variant under its canonical name, read-only: float32, and int64 for
             `num_batches_tracked`.
-        sha256: hash, hexadecimal: of the file's bytes; for a folder see `containers.Contents`; for a state in memory of each
+        sha256: hash, hexadecimal: of the file's bytes; for a folder see `containers.Contents`; for a state in memory, of each
             tensor's canonical name, type, shape and bytes in the order of the names.
         source: the name that was given.
         name_claims: the variant in the source's name, if it differs from `variant`; otherwise None.
@@ -92,7 +92,7 @@ class VerifiedCheckpoint:
     token: InitVar[object] = None
 
     def __post_init__(self, token: object) -> None:
-        """Refuse to be made by anything but this module."""
+        """Allow only this module to create instances."""
         if token is not _TOKEN:
             raise CheckpointError("expected a VerifiedCheckpoint to come from verify(), received one made by hand")
 
@@ -102,7 +102,7 @@ def verify(path: Path, variant: Variant | None = None) -> VerifiedCheckpoint:
 
     Args:
         path: a file or an unpacked folder; `containers` lists the formats.
-        variant: the variant that it must be, or None to take what the shapes say.
+        variant: the variant that it must be; None to determine it from the shapes.
 
     Raises:
         CheckpointError: it cannot be read, or `verify_state` refuses its tensors.
@@ -120,16 +120,16 @@ def verify_state(
 
     Refused are: missing and extra tensors, wrong shapes (kernels, channels, joint counts), NaN, infinity and numbers beyond
     float32, weights or running variances that are all zero, and negative running variances. Zero biases and means are accepted,
-    and so is a single variance of zero, which a channel has that is never active.
+    and so is a single variance of zero, as of a channel that is never active.
 
     Args:
         state: tensors by name, with or without a prefix such as `module.`, in either head format, of any floating type.
-        source: what to call it in messages.
-        sha256: hash of the file that it came from, or None to hash the tensors.
-        variant: the variant that it must be, or None to take what the shapes say.
+        source: its name in messages.
+        sha256: hash of the file that it came from; None to hash the tensors.
+        variant: the variant that it must be; None to determine it from the shapes.
 
     Raises:
-        CheckpointError: naming the first tensors that differ, with what was expected and received.
+        CheckpointError: names the first tensors that differ, with what was expected and received.
         RuntimeUnavailableError: PyTorch is missing.
     """
     require_torch()
@@ -139,7 +139,7 @@ def verify_state(
         raise CheckpointError(f"{source}: expected plain tensors, received others for {_listing(odd)}: save them densely")
     shapes = {name: _shape_of(name, tensor, source) for name, tensor in tensors.items()}
     found, joint_set = _identify(shapes, source, variant)
-    # Values come after shapes: a tensor of the right shape is small, whatever the file says.
+    # Values are read after the shapes are checked: a tensor of the right shape is small, whatever the file says.
     arrays = {name: _freeze(name, tensors[name], source) for name in _expected(found, len(joint_set))}
     _check_values(arrays, source)
     claim = claimed_variant(Path(source).name)
@@ -173,7 +173,7 @@ def claimed_variant(name: str) -> Variant | None:
 
 
 def _find_state(tree: object, source: str) -> Mapping[str, Any]:
-    """The state dict in what a container holds: under one of `STATE_KEYS`, or under one in that, or the whole."""
+    """The state dict in a container's contents: under one of `STATE_KEYS`, possibly nested, or the contents themselves."""
     found = tree
     for _ in range(MAX_NESTING):
         inner = [found[key] for key in STATE_KEYS if isinstance(found.get(key), Mapping)] if isinstance(found, Mapping) else []
@@ -195,7 +195,7 @@ def _is_tensor(value: object) -> bool:
 
 def _canonical(state: Mapping[str, Any], source: str) -> tuple[dict[str, Any], str, str]:
     """The tensors under their canonical names, the head's format, and the prefix that all names have."""
-    # Wrappers keep counters of their own beside the network, such as AveragedModel's `n_averaged`.
+    # Wrappers have their own counters beside the network, such as AveragedModel's `n_averaged`.
     named = {name: value for name, value in state.items() if not _is_counter(name, value)}
     for name, value in named.items():
         if not isinstance(name, str) or not _is_tensor(value):
@@ -233,7 +233,7 @@ def _kind(value: object) -> str:
 
 
 def _is_counter(name: object, value: object) -> bool:
-    """Whether an entry is a number beside the network's tensors, whose names all have dots."""
+    """Whether an entry is a number beside the network's tensors: their names all contain dots."""
     if not isinstance(name, str) or "." in name:
         return False
     return isinstance(value, (int, float, str)) or (_is_tensor(value) and math.prod(getattr(value, "shape", (2,))) == 1)
@@ -247,7 +247,7 @@ def _expected(variant: Variant, joint_count: int) -> Shapes:
 
 
 def _identify(received: Shapes, source: str, wanted: Variant | None) -> tuple[Variant, JointSet]:
-    """The one variant and joint set whose tensors these are, by names and shapes alone."""
+    """The variant and joint set that the tensors belong to, by names and shapes alone."""
     candidates = [(variant, len(joints)) for variant in Variant for joints in JOINT_SETS.values()]
     for variant, joint_count in candidates:
         if received == _expected(variant, joint_count):
@@ -285,7 +285,7 @@ def _differing(received: Shapes, expected: Shapes) -> set[str]:
 
 
 def _difference(received: Shapes, expected: Shapes) -> str:
-    """How the tensors differ, kind by kind, the first of each named with what was expected and received."""
+    """The differences of the tensors by kind; for each kind the first ones with what was expected and received."""
     missing = [name for name in expected if name not in received]
     extra = [name for name in received if name not in expected]
     shared = [name for name in expected if name in received and received[name] != expected[name]]
@@ -313,12 +313,12 @@ def _listing(names: Sequence[str], text: Callable[[str], str] = show) -> str:
 def _shape_of(name: str, tensor: Any, source: str) -> tuple[int, ...]:  # noqa: ANN401 (a tensor of any kind, or an array)
     try:
         return tuple(int(size) for size in tensor.shape)
-    except (RuntimeError, TypeError, ValueError) as error:  # nested tensors have no one shape
+    except (RuntimeError, TypeError, ValueError) as error:  # nested tensors have no single shape
         raise CheckpointError(f"{source}: expected {show(name)} as a plain tensor, received one without a shape") from error
 
 
 def _freeze(name: str, tensor: Any, source: str) -> NDArray[Any]:  # noqa: ANN401 (a tensor of any kind, or an array)
-    """A copy as float32 (int64 for counters) that nobody can write to."""
+    """A read-only copy as float32 (int64 for counters)."""
     counter = name.endswith("num_batches_tracked")
     stored = isinstance(tensor, (StoredTensor, np.ndarray, np.generic))
     if not stored and (tensor.layout != require_torch().strided or tensor.is_nested or tensor.device.type == "meta"):
@@ -334,9 +334,9 @@ def _freeze(name: str, tensor: Any, source: str) -> NDArray[Any]:  # noqa: ANN40
     elif not stored:
         torch = require_torch()
         tensor = tensor.detach().to("cpu", torch.int64 if counter else torch.float32).numpy()
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as that
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite, and are refused as such
         array = np.asarray(tensor, dtype=wanted)
-    # An array over bytes is read-only for good: no flag makes it writable.
+    # An array over bytes is read-only for ever: no flag makes it writable.
     return np.frombuffer(array.tobytes(), array.dtype).reshape(array.shape)
 
 

@@ -3,8 +3,8 @@
     torch.save's ZIP    under any file name
     re-zipped folder    an archive with one `data.pkl` somewhere in it
     unpacked folder     the same, as files (`data.pkl`, `data/0`, ...)
-    tar                 with either of these, or with one checkpoint file, inside
-    legacy              the format of torch.save before its ZIP
+    tar                 with one of these, or with one checkpoint file, inside
+    legacy              the format of torch.save before its ZIP format
     safetensors         no pickle at all
 
 Everything happens in memory; nothing is unpacked to disk. Declared sizes are checked before anything is allocated, and a
@@ -42,16 +42,16 @@ MAX_BYTES = 512 * 1024**2
 """The largest file or folder that is read. The largest variant with Adam's moments has 67 MB."""
 
 MAX_DEPTH = 3
-"""How many containers may lie inside each other, the outermost counted."""
+"""How many containers may be nested, including the outermost."""
 
 MAX_PICKLE_BYTES = 1024**2
-"""The longest pickle: it tells of the tensors and does not hold them. That of the largest variant with Adam has 56 kB."""
+"""The longest pickle: it describes the tensors and does not contain them. The largest variant's with Adam has 56 kB."""
 
 _HEAD_BYTES = 512
-"""How much of a file shows which container it is."""
+"""Number of a file's first bytes that show which container it is."""
 
 _MAGIC = 0x1950A86A20F9469CFC6C
-"""What the legacy format begins with, as a pickle: MAGIC_NUMBER in PyTorch's `torch/serialization.py`."""
+"""The number that the legacy format begins with, as a pickle: MAGIC_NUMBER in PyTorch's `torch/serialization.py`."""
 
 _SAFETENSORS_TYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32", "I16": "int16",
@@ -62,14 +62,14 @@ _SAFETENSORS_TYPES = {
 
 @dataclass(frozen=True)
 class Contents:
-    """What a container holds.
+    """The contents of a container.
 
     Attributes:
-        tree: dictionaries, lists and numbers, as they were saved, and each tensor as a `StoredTensor`, whose numbers are read
-            when they are asked for; it then raises CheckpointError if they are damaged.
-        sha256: hash, hexadecimal. For a file: of its bytes. For a folder: of, for every file in the order of their names
-            (UTF-8, relative to the folder, `/` between parts), the name, a zero byte, the length as 8 bytes little-endian,
-            and the bytes.
+        tree: dictionaries, lists and numbers as they were saved, and each tensor as a `StoredTensor`, whose numbers are read
+            when they are needed; it then raises CheckpointError if they are damaged.
+        sha256: hash, hexadecimal. For a file: of its bytes. For a folder: of every file in the order of the names (UTF-8,
+            relative to the folder, `/` between parts): its name, a zero byte, the length as 8 bytes little-endian, and the
+            bytes.
     """
 
     tree: object
@@ -81,8 +81,8 @@ class _Members:
     """The files in an archive or a folder.
 
     Attributes:
-        sizes: bytes of each, by its name with `/` between the parts.
-        open: gives a file's bytes as a stream.
+        sizes: size of each file, bytes, by its name with `/` between the parts.
+        open: opens a file as a stream of its bytes.
     """
 
     sizes: Mapping[str, int]
@@ -98,11 +98,11 @@ def read_container(path: Path) -> Contents:
     """Read a checkpoint file or an unpacked checkpoint folder.
 
     Raises:
-        CheckpointError: it is missing, too large, cut short, damaged, holds no or several checkpoints, or would run code.
+        CheckpointError: it is missing, too large, truncated or damaged, has no or several checkpoints, or would run code.
     """
     try:
         is_folder = path.is_dir()
-    except (OSError, ValueError):  # a name that no file can have: told of below
+    except (OSError, ValueError):  # a name that no file can have: reported below
         is_folder = False
     if is_folder:
         files = _folder_files(path)
@@ -114,14 +114,14 @@ def read_container(path: Path) -> Contents:
 
 
 def require_torch() -> ModuleType:
-    """PyTorch, which the base install does not bring.
+    """PyTorch, which the base install does not include.
 
     Raises:
         RuntimeUnavailableError: it is not installed, or the working directory was deleted.
     """
     try:
         Path.cwd()
-    except OSError as error:  # PyTorch's libraries end the process there, without a word that helps
+    except OSError as error:  # PyTorch's libraries would end the process there, without a helpful message
         raise RuntimeUnavailableError(
             "PyTorch cannot be loaded in a working directory that was deleted: change to another with `cd`"
         ) from error
@@ -169,8 +169,8 @@ class _Reader:
     """Opens containers inside each other.
 
     Args:
-        source: the outermost, and what lies in it, for messages.
-        limit: the most bytes that archives in it may unpack to.
+        source: name of the outermost container, and of the one inside it, for messages.
+        limit: largest size that archives in it may unpack to, bytes.
     """
 
     def __init__(self, source: str, limit: int) -> None:
@@ -178,7 +178,7 @@ class _Reader:
         self._limit = limit
 
     def open(self, data: bytes, depth: int) -> object:
-        """What the bytes of a container hold; `depth` counts the containers that they lie in, themselves included."""
+        """The contents of a container's bytes; `depth` counts the containers around them, including this one."""
         source = self._source
         if depth > MAX_DEPTH:
             raise CheckpointError(
@@ -200,7 +200,7 @@ class _Reader:
         )
 
     def open_members(self, members: _Members, depth: int) -> object:
-        """What the one checkpoint in an archive or a folder holds."""
+        """The contents of the only checkpoint in an archive or a folder."""
         pickles = [name for name in members.sizes if f"/{name}".endswith("/data.pkl")]
         with self._damage_named("archive"):
             files = pickles or [name for name in members.sizes if _kind(members.read(name, _HEAD_BYTES))]
@@ -224,7 +224,7 @@ class _Reader:
         spans: dict[str, tuple[int, int]] = {}
         total = 0
         with self._damage_named("tar"), tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
-            # One header at a time: the sizes are checked before the next one is looked for, where an absurd size would lead.
+            # One header at a time: a size is checked before it is used to find the next header.
             for count, member in enumerate(archive, start=1):
                 if member.size < 0:
                     raise CheckpointError(
@@ -273,7 +273,7 @@ class _Reader:
             return members.read(name)
 
     def _read_legacy(self, data: bytes) -> object:
-        """The tree of the format before torch.save's ZIP: pickles, then the storages in an order that the last pickle tells."""
+        """The tree of the format before torch.save's ZIP: pickles, then the storages in the order listed by the last pickle."""
         with self._damage_named("checkpoint"):
             stream = io.BytesIO(data[:MAX_PICKLE_BYTES])
             if read_pickle(stream, _no_storage) != _MAGIC:
@@ -282,12 +282,12 @@ class _Reader:
                 )
             if read_pickle(stream, _no_storage) != 1001:
                 raise ValueError("an unknown version of the format")
-            read_pickle(stream, _no_storage)  # of the machine that wrote it: its numbers are little-endian in any case
+            read_pickle(stream, _no_storage)  # facts on the machine that wrote it; numbers are little-endian in any case
             storages: dict[object, Storage] = {}
             places: dict[object, tuple[int, int]] = {}
 
             def storage(told: tuple[Any, ...]) -> object:
-                if told[0] == "module":  # a module's source: the module itself is refused
+                if told[0] == "module":  # a module's source code: the module itself is refused
                     return told[1]
                 dtype, key, count = _storage_facts(told)
                 if dtype is None or (len(told) > 5 and told[5] is not None):
@@ -327,7 +327,7 @@ class _Reader:
 
     @contextmanager
     def _damage_named(self, what: str) -> Iterator[None]:
-        """Turn whatever a parser raises on foreign bytes into one sentence."""
+        """Turn any error of a parser of foreign bytes into one sentence."""
         try:
             yield
         except CheckpointError:
@@ -347,7 +347,7 @@ class _Reader:
 
 
 def _kind(head: bytes) -> str | None:
-    """Which container the bytes begin, or None."""
+    """The kind of container that begins with these bytes, or None."""
     if head.startswith(b"PK\x03\x04"):
         return "zip"
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_JSON_BYTES:
@@ -360,7 +360,7 @@ def _kind(head: bytes) -> str | None:
 
 
 def _storage_facts(told: tuple[Any, ...]) -> tuple[str | None, str, int]:
-    """Type, key and how many numbers (or bytes) of a storage, from ("storage", type, key, device, count, ...)."""
+    """Type, key and number of values (or bytes) of a storage, from ("storage", type, key, device, count, ...)."""
     kind, named, key, _, count = told[:5]
     if kind != "storage" or not isinstance(key, str) or type(count) is not int or count < 0:
         raise ValueError("a tensor without a storage")
@@ -375,7 +375,7 @@ def _safetensor(told: Any, buffer: memoryview) -> StoredTensor:  # noqa: ANN401 
     """A tensor from its entry in a safetensors header: `{"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}`."""
     begin, end = told["data_offsets"]
     dtype, shape = _SAFETENSORS_TYPES[told["dtype"]], tuple(told["shape"])
-    # Looked at before anything is multiplied: a text times a number is a long text.
+    # The types are checked before anything is multiplied: a text times a number is a long text.
     if len(shape) > MAX_DIMENSIONS or not all(type(number) is int and 0 <= number < 2**62 for number in (*shape, begin, end)):
         raise ValueError("a tensor's shape and offsets are not a few whole numbers")
     strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))

@@ -110,14 +110,14 @@ def crop_region(box: Box, width: int, height: int) -> Box:
 
 
 def crop_from_image(region: Box, size: int = INPUT_SIZE) -> NDArray[np.float64]:
-    """The affine 2x3 that takes picture px to crop px, for a square region."""
+    """The affine 2x3 from picture px to crop px, for a square region."""
     scale = size / region.width
     cx, cy = region.center
     return np.array([[scale, 0.0, size / 2 - scale * cx], [0.0, scale, size / 2 - scale * cy]])
 
 
 def image_from_crop(region: Box, size: int = INPUT_SIZE) -> NDArray[np.float64]:
-    """The affine 2x3 that takes crop px to picture px, for a square region: the inverse of `crop_from_image`."""
+    """The affine 2x3 from crop px to picture px, for a square region: the inverse of `crop_from_image`."""
     scale = region.width / size
     cx, cy = region.center
     return np.array([[scale, 0.0, cx - scale * size / 2], [0.0, scale, cy - scale * size / 2]])

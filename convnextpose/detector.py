@@ -21,30 +21,30 @@ from convnextpose.pickles import StoredTensor
 from convnextpose.variants import Variant, VariantSpec
 
 FRAME_SIZE = 384
-"""The longer side of the frames that the package's detector reads, px; it was trained on squares, black where they had no
+"""The longer side of the frames of the package's detector, px; it was trained on squares, which were black outside the
 picture."""
 
 STRIDE = 8
 """Side of a heat-map's cell, px."""
 
 BLOCKS = (2, 2, 4)
-"""Residual blocks of each stage. XS has two more of stride 16 and a fourth stage: most of its parameters."""
+"""Residual blocks of each stage. XS has two more of stride 16 and a fourth stage, with most of its parameters."""
 
 NECK_CHANNELS = 64
 
 CANDIDATES = 32
-"""Boxes that the detector gives for each frame, the best first."""
+"""Number of boxes that the detector returns for each frame, the best first."""
 
 MAPS = 5
-"""What it gives for each cell: the logit of a person's middle, the middle's place from the cell's (x, y, in cells), and the
+"""Number of outputs for each cell: the logit of a person's centre, the centre's offset from the cell (x, y, in cells), and the
 logarithms of width and height (in cells)."""
 
 LARGEST_LOG = 6.0
-"""Boxes are at most exp(6) cells wide: an untrained network's are finite, too."""
+"""Boxes are at most exp(6) cells wide, so that even an untrained network's are finite."""
 
 
 class Detector(nn.Module):
-    """Normalised RGB frames [N, 3, H, W] in, maps [N, 5, H / 8, W / 8] out; H and W in 16s."""
+    """Normalised RGB frames [N, 3, H, W] in, maps [N, 5, H / 8, W / 8] out; H and W are multiples of 16."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class _Lateral(nn.Module):
 
 
 def _trunk(spec: VariantSpec) -> Backbone:
-    """The first BLOCKS of a variant's backbone, under the names that they have there."""
+    """The first BLOCKS of a variant's backbone, under the same names."""
     backbone = Backbone(spec)
     backbone.downsample_layers = backbone.downsample_layers[: len(BLOCKS)]
     backbone.stages = nn.ModuleList(
@@ -96,8 +96,8 @@ def _trunk(spec: VariantSpec) -> Backbone:
 def decode(maps: Tensor, count: int = CANDIDATES) -> tuple[Tensor, Tensor]:
     """Maps [N, 5, H, W] to boxes [N, K, 4] (x, y, width, height, px of the frame) and scores [N, K] in 0..1, the best first.
 
-    Only cells that no neighbour surpasses are candidates; where fewer than K are left, scores of 0 follow. K is `count`; there
-    are at least as many cells.
+    Only cells without a higher-scoring neighbour are candidates; if there are fewer than K, scores of 0 follow. K is `count`;
+    there are at least as many cells.
     """
     heat = torch.sigmoid(maps[:, :1])
     peaks = torch.where(F.max_pool2d(heat, 3, 1, 1) == heat, heat, torch.zeros_like(heat))
@@ -111,9 +111,9 @@ def decode(maps: Tensor, count: int = CANDIDATES) -> tuple[Tensor, Tensor]:
 
 
 class DetectorReference(nn.Module):
-    """A detector with nothing folded, from frames to boxes: what every exported detector is measured against.
+    """A detector with nothing folded, from frames to boxes: the reference for every exported detector.
 
-    Frames uint8 [N, H, W, 3] BGR to boxes float32 [N, K, 4] and scores float32 [N, K], as `decode` gives them.
+    Frames uint8 [N, H, W, 3] BGR to boxes float32 [N, K, 4] and scores float32 [N, K], as `decode` returns them.
     """
 
     def __init__(self, network: Detector) -> None:

@@ -32,7 +32,7 @@ class PoseError(Exception):
     def __str__(self) -> str:
         """The message on one line of at most LONGEST characters.
 
-        A file's name may have newlines in it, and a library's words may repeat kilobytes of what they complain about.
+        A file's name may contain newlines, and a library's message may repeat kilobytes of the data that it rejects.
         """
         text = super().__str__()
         if not text.isprintable():
@@ -61,7 +61,7 @@ class ExportError(PoseError, RuntimeError):
 
 
 class CalibrationError(PoseError, ValueError):
-    """A calibration set cannot be read, or its crops cannot show what values a network meets."""
+    """A calibration set cannot be read, or its crops cannot show the range of values in a network."""
 
 
 class RuntimeUnavailableError(PoseError, RuntimeError):
@@ -69,7 +69,7 @@ class RuntimeUnavailableError(PoseError, RuntimeError):
 
 
 class DeviceError(RuntimeUnavailableError):
-    """A CUDA call failed. After a failure within the GPU this process cannot use it any more."""
+    """A CUDA call failed. After a failure within the GPU, this process cannot use it any more."""
 
 
 class DeviceMemoryError(DeviceError, MemoryError):

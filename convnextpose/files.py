@@ -1,6 +1,6 @@
 """Files: read up to a limit, and written completely or not at all; names and JSON from untrusted files.
 
-Nothing in a file is trusted before it was checked: a size may be wrong, and a name may lead elsewhere.
+Nothing in a file is trusted before it is checked: a size may be wrong, and a name may lead elsewhere.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ MAX_JSON_BYTES = 1024**2
 """The longest JSON text that is parsed: a manifest has 10 kB, the header of the largest variant's tensors 26 kB."""
 
 MAX_NAME_BYTES = 255
-"""The longest name of a file that common file systems take."""
+"""The longest file name that common file systems allow."""
 
 _PARTIAL = ".convnextpose-{}.part"
 
 
 class LimitError(ValueError):
-    """A file is sound and asks for what this project does not do: more memory, for example. The message is a whole sentence."""
+    """A file is intact but beyond this project's limits: it needs too much memory, for example. The message is a sentence."""
 
 
 def show(name: object) -> str:
-    """A name out of a file that nobody vouches for, short and without control characters."""
+    """A name from an untrusted file, shortened and without control characters."""
     text = name if isinstance(name, str) and name.isprintable() else ascii(name)
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def size_text(count: int) -> str:
-    """A number of bytes for people: `1.1 GB`, `4.2 MB`, `17 kB`."""
+    """A number of bytes in readable form: `1.1 GB`, `4.2 MB`, `17 kB`."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6)):
         if count >= factor:
             return f"{count / factor:.1f} {unit}"
@@ -54,24 +54,24 @@ def size_text(count: int) -> str:
 
 
 def read_file(path: Path, limit: int, error: type[PoseError], what: str) -> bytes:
-    """The bytes of an ordinary file.
+    """Read the bytes of an ordinary file.
 
     Args:
         path: the file.
-        limit: the most bytes that it may have; looked at before anything is read.
-        error: what to raise.
-        what: what is expected there, for messages: `an engine`.
+        limit: its largest size, bytes; checked before anything is read.
+        error: the error to raise.
+        what: what the file should be, for messages: `an engine`.
 
     Raises:
         error: it is missing, a folder, a device or a pipe, too large, or cannot be read.
     """
     try:
-        # Looked at before it is opened, as opening a device may do something; and again after it, as it may have changed.
+        # Checked before it is opened, as opening a device may have an effect; and again afterwards, as it may have changed.
         _check_ordinary(path.stat(), path, limit, error, what)
         with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
             found = os.fstat(file.fileno())
             _check_ordinary(found, path, limit, error, what)
-            data = file.read(found.st_size + 1)  # as much memory is taken as is asked for, whatever the file has
+            data = file.read(found.st_size + 1)  # read() allocates all that is asked for, however small the file is
     except (FileNotFoundError, NotADirectoryError, ValueError) as cause:  # ValueError: a zero byte in the path
         if isinstance(cause, error):
             raise
@@ -95,10 +95,10 @@ def _check_ordinary(found: os.stat_result, path: Path, limit: int, error: type[P
 
 
 def parse_json(text: bytes | str) -> Any:  # noqa: ANN401 (JSON's types)
-    """What a JSON text holds.
+    """Parse a JSON text.
 
     Raises:
-        ValueError: it is no JSON in UTF-8, is too long or too deeply nested, or has NaN or infinity in it.
+        ValueError: it is no JSON in UTF-8, is too long or too deeply nested, or contains NaN or infinity.
     """
     if len(text) > MAX_JSON_BYTES:
         raise LimitError(f"expected at most {size_text(MAX_JSON_BYTES)} of JSON, received {size_text(len(text))}")
@@ -116,7 +116,7 @@ def _no_constant(name: str) -> float:
 
 
 def child(folder: Path, name: str) -> Path:
-    """The file of a name directly in a folder, where the name comes from elsewhere.
+    """Path of a file directly in a folder, for a name from an untrusted place.
 
     Raises:
         ValueError: the name is empty, has control characters, is too long, or leads out of the folder.
@@ -130,14 +130,14 @@ def child(folder: Path, name: str) -> Path:
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:
-    """Look whether a file may be written to a path, without touching anything. Its folder need not be there yet.
+    """Check that a file may be written to a path, without touching anything. Its folder need not exist yet.
 
     A symbolic link counts as a file: it is replaced, never followed.
 
     Raises:
         OutputExistsError: a file exists already and may not be replaced.
-        SinkError: what is there is no file: a folder, a pipe, a device.
-        OSError: it cannot be looked at.
+        SinkError: the path exists and is not a file: a folder, a pipe, a device.
+        OSError: the path cannot be checked.
     """
     try:
         mode = path.lstat().st_mode
@@ -156,11 +156,11 @@ def already_there(path: Path) -> OutputExistsError:
 
 
 def check_place(out: Path, *, overwrite: bool) -> None:
-    """Refuse early what `write_files` would refuse: before the work whose result goes there.
+    """Refuse a path that `write_files` would refuse, before the work whose result is to be written there.
 
     Raises:
         OutputExistsError: a file exists already and may not be replaced.
-        SinkError: it is not a place for a file in a folder that exists.
+        SinkError: it is not a path for a file in an existing folder.
     """
     try:
         check_free(out, overwrite=overwrite)
@@ -178,18 +178,18 @@ def write_file(out: Path, data: bytes, *, overwrite: bool = False) -> None:
 
 
 def write_files(contents: Mapping[Path, bytes], replacing: Collection[Path] = ()) -> None:
-    """Write files whole or not at all: beside their places first, then each is put in place in one step.
+    """Write files completely or not at all: first under temporary names beside their places, then each is moved in one step.
 
-    One that is not in `replacing` never takes the place of another file, not even of one that appears meanwhile. What killed
-    processes left beside their places is removed.
+    A file that is not in `replacing` never replaces another one, not even one that appears meanwhile. Temporary files that
+    killed processes left are removed.
 
     Args:
-        contents: the bytes of each file; put in place in this order.
-        replacing: those that may replace what is there.
+        contents: the bytes of each file; they are put in place in this order.
+        replacing: the files that may replace existing ones.
 
     Raises:
-        OutputExistsError: a file is there and may not be replaced; none was written.
-        SinkError: a file cannot be written; none is left half.
+        OutputExistsError: a file exists already and may not be replaced; none was written.
+        SinkError: a file cannot be written; no incomplete file is left.
     """
     for out in contents:
         check_place(out, overwrite=out in replacing)
@@ -212,30 +212,30 @@ def write_files(contents: Mapping[Path, bytes], replacing: Collection[Path] = ()
     except OSError as error:
         raise SinkError(f"cannot write {', '.join(map(str, contents))}: {error.strerror or error}") from error
     finally:
-        for out in placed:  # of several files all are there or none
+        for out in placed:  # either all files are written or none
             out.unlink(missing_ok=True)
 
 
 def put_in_place(partial: Path, file: BinaryIO, out: Path, *, overwrite: bool) -> None:
-    """Give what `partial_file` made its name in one step; without `overwrite` one that appeared meanwhile stays.
+    """Move a file of `partial_file` to its place in one step; without `overwrite` a file that appeared meanwhile stays.
 
     Raises:
-        OutputExistsError: a file is there and may not be replaced.
+        OutputExistsError: a file exists already and may not be replaced.
         OSError: it cannot be moved.
     """
     file.flush()
     if fcntl is None:
-        file.close()  # Windows moves no open file
+        file.close()  # Windows cannot move an open file
     if overwrite:
         partial.replace(out)
         return
     try:
         try:
-            os.link(partial, out)  # unlike a rename, it fails if the name is taken
+            os.link(partial, out)  # unlike a rename, it fails if the file exists
             partial.unlink()
         except FileExistsError:
             raise
-        except OSError:  # a file system without hard links: the place is taken by an empty file first
+        except OSError:  # a file system without hard links: an empty file reserves the name first
             os.close(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
             partial.replace(out)
     except FileExistsError as error:
@@ -244,7 +244,7 @@ def put_in_place(partial: Path, file: BinaryIO, out: Path, *, overwrite: bool) -
 
 @contextmanager
 def partial_file(folder: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """A new file in a folder, locked while it is written: one that nobody has locked was left by a process that died.
+    """A new temporary file in a folder, locked while it is written: an unlocked one was left by a process that died.
 
     Such leftovers are removed first. Whatever happens, the file is gone at the end, unless `put_in_place` took it.
     """
@@ -256,7 +256,7 @@ def partial_file(folder: Path) -> Iterator[tuple[Path, BinaryIO]]:
         if fcntl is not None:
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(file, fcntl.LOCK_EX)
-            if os.fstat(file.fileno()).st_nlink == 0:  # taken for a leftover between its creation and its lock
+            if os.fstat(file.fileno()).st_nlink == 0:  # removed as a leftover between its creation and its lock
                 file.close()
                 continue
         break

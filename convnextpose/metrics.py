@@ -56,7 +56,7 @@ def align_similarity(predicted: Joints, truth: Joints) -> NDArray[np.float64]:
 
 
 def _rotated(predicted: Joints, truth: Joints) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Poses about their means [..., J, 3] turned as the truth, their summed products with it [...], its means [..., 1, 3]."""
+    """Centred poses rotated onto the truth [..., J, 3], their summed products with it [...], and its means [..., 1, 3]."""
     predicted, truth = np.asarray(predicted, np.float64), np.asarray(truth, np.float64)
     mean = truth.mean(-2, keepdims=True)
     a, b = predicted - predicted.mean(-2, keepdims=True), truth - mean
@@ -69,8 +69,8 @@ def _rotated(predicted: Joints, truth: Joints) -> tuple[NDArray[np.float64], NDA
 def rigid_joint_errors(predicted: Joints, truth: Joints, joint_set: JointSet) -> NDArray[np.float64]:
     """Distances [..., J] in mm after a rigid alignment of each pose by all its joints, for every joint of the set.
 
-    Their mean over the scored joints is PA-MPJPE of Human3.6M's protocol 1 as the authors' code has it: joints that it does not
-    score (Thorax) take part in the alignment.
+    Their mean over the scored joints is PA-MPJPE of Human3.6M's protocol 1 as in the authors' code: joints that are not scored
+    (Thorax) take part in the alignment.
     """
     predicted, truth = root_relative(predicted, joint_set), root_relative(truth, joint_set)
     return np.linalg.norm(align_rigid(predicted, truth) - truth, axis=-1)
@@ -85,15 +85,15 @@ def pa_mpjpe(predicted: Joints, truth: Joints, joint_set: JointSet) -> float:
 
 
 def pck(predicted_px: Joints, truth_px: Joints, torso_px: NDArray[np.floating], fraction: float = 0.2) -> float:
-    """Share of joints [..., J, 2] (px) nearer to the truth than `fraction` of the torso's length [...] (px), 0..1."""
+    """Fraction of joints [..., J, 2] (px) closer to the truth than `fraction` of the torso's length [...] (px), 0..1."""
     distances = np.linalg.norm(np.asarray(predicted_px)[..., :2] - np.asarray(truth_px)[..., :2], axis=-1)
     return float((distances <= fraction * np.asarray(torso_px)[..., None]).mean())
 
 
 def swap_rate(predicted: Joints, truth: Joints, joint_set: JointSet, apart_mm: float = 80.0) -> float:
-    """Share of left-right pairs that fit better with left and right exchanged, 0..1.
+    """Fraction of left-right pairs that fit better with left and right exchanged, 0..1.
 
-    Only pairs whose true joints are at least `apart_mm` apart count, as nearer ones say nothing; NaN where none is.
+    Only pairs whose true joints are at least `apart_mm` apart count, as closer ones say nothing; NaN if there are none.
     """
     predicted, truth = root_relative(predicted, joint_set), root_relative(truth, joint_set)
     first, second = (list(side) for side in zip(*joint_set.flip_pairs, strict=True))
@@ -110,16 +110,16 @@ def swap_rate(predicted: Joints, truth: Joints, joint_set: JointSet, apart_mm: f
 def picture_swap_rate(
     predicted_px: Joints, truth_px: Joints, joint_set: JointSet, apart_px: NDArray[np.floating], seen: NDArray[np.bool_]
 ) -> float:
-    """Share of left-right pairs that fit better in the picture with left and right exchanged, 0..1.
+    """Fraction of left-right pairs that fit better in the picture with left and right exchanged, 0..1.
 
     Args:
         predicted_px, truth_px: [N, J, 2] joints in the picture, px.
-        joint_set: which pairs there are.
-        apart_px: [N] px; nearer pairs say nothing and do not count.
-        seen: [N, J] joints whose truth is known; pairs with another do not count.
+        joint_set: the joints and their left-right pairs.
+        apart_px: [N] smallest distance of a pair's joints, px; closer pairs say nothing and do not count.
+        seen: [N, J] whether a joint's truth is known; pairs with an unknown one do not count.
 
     Returns:
-        The share; NaN where no pair counts.
+        The fraction; NaN if no pair counts.
     """
     predicted, truth = np.asarray(predicted_px, np.float64), np.asarray(truth_px, np.float64)
     first, second = (list(side) for side in zip(*joint_set.flip_pairs, strict=True))
@@ -135,9 +135,9 @@ def picture_swap_rate(
 
 
 def bone_variation(joints: Joints, joint_set: JointSet) -> NDArray[np.float64]:
-    """How much the length of each bone varies over the poses [F, J, 3] of one person: standard deviation over mean, [B].
+    """Variation of each bone's length over the poses [F, J, 3] of one person: standard deviation divided by mean, [B].
 
-    A person's bones keep their lengths, so whatever is above 0 is the estimate's.
+    A person's bones keep their lengths, so anything above 0 is an error of the estimate.
     """
     near, far = (list(ends) for ends in zip(*joint_set.bones, strict=True))
     joints = np.asarray(joints, np.float64)

@@ -60,7 +60,7 @@ class Backbone(nn.Module):
 
 
 class HeadLayer(nn.Module):
-    """Depthwise 3x3, batch norm, 1x1, ReLU, and where the variant says so a bilinear upsampling by two."""
+    """Depthwise 3x3, batch norm, 1x1, ReLU, and in some layers, depending on the variant, bilinear upsampling by two."""
 
     def __init__(self, before: int, after: int, upsample: bool) -> None:
         super().__init__()
@@ -98,8 +98,8 @@ class PoseNetwork(nn.Module):
     """A ConvNeXtPose variant: normalised RGB crops in, heat-map coordinates out.
 
     Attributes:
-        variant: which of the four.
-        joint_count: how many joints it estimates.
+        variant: XS, S, M or L.
+        joint_count: number of joints that it estimates.
     """
 
     def __init__(self, variant: Variant, joint_count: int = 18) -> None:
@@ -122,10 +122,10 @@ class PoseNetwork(nn.Module):
 
 
 class PoseReference(nn.Module):
-    """A network as the authors define it, nothing folded, from crops to joints: what every engine is measured against.
+    """A network as the authors define it, with nothing folded, from crops to joints: the reference for every engine.
 
     Crops uint8 [N, 256, 256, 3] BGR to joints float32 [N, J, 3] (x px and y px in the crop, z mm from the pelvis) and scores
-    float32 [N, J]. What follows the network's logits computes in FP32, whatever the network does.
+    float32 [N, J]. Everything after the network's logits computes in FP32, whatever the network's type.
     """
 
     factor: Tensor
@@ -147,10 +147,10 @@ class PoseReference(nn.Module):
 
 
 class Bf16Reference(PoseReference):
-    """The same in BF16 up to the logits, on any CPU: to measure what BF16 costs where the CPU does not compute it.
+    """The same in BF16 up to the logits, on any CPU: for the deviation of BF16 if the CPU does not support it.
 
     Every layer rounds its result to BF16. Convolutions sum in FP32, as BF16 hardware does: the products of two BF16 numbers are
-    exact there. PyTorch's own BF16 convolutions take twenty seconds a crop where they are not native.
+    exact there. PyTorch's own BF16 convolutions take twenty seconds a crop on a CPU without BF16.
     """
 
     def __init__(self, network: PoseNetwork) -> None:
@@ -163,7 +163,7 @@ class Bf16Reference(PoseReference):
 
 
 class _Float32Sums(TorchFunctionMode):
-    """Convolutions of BF16 tensors sum in FP32, and round once."""
+    """Makes convolutions of BF16 tensors sum in FP32 and round once."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -187,7 +187,7 @@ class Normalise(nn.Module):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32))
 
     def forward(self, images: Tensor) -> Tensor:
-        """The memory of the result has its channels last, as that of the images."""
+        """Normalise; the result's memory has the channels last, like that of the images."""
         return ((images.flip(-1).float() / 255 - self.mean) / self.std).permute(0, 3, 1, 2)
 
 
@@ -204,7 +204,7 @@ def soft_argmax(logits: Tensor) -> Tensor:
 
 
 def joint_scores(logits: Tensor) -> Tensor:
-    """How sure the network is of each joint's place in the crop: [N, J, D, H, W] to [N, J] in 0..1.
+    """The network's confidence in each joint's position in the crop: [N, J, D, H, W] to [N, J] in 0..1.
 
     exp(-variance / (2 * SCORE_SPREAD_PX^2)), where variance is that of the joint's heat-map along x plus that along y, in
     px of the crop squared. A heat-map with all its mass in one bin scores 1, one spread evenly over the crop 0.00008.
@@ -218,7 +218,7 @@ def joint_scores(logits: Tensor) -> Tensor:
 
 
 def marginals(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The softmax over each joint's volume, summed to its three axes: [N, J, W], [N, J, H], [N, J, D].
+    """The marginals of the softmax over each joint's volume: [N, J, W], [N, J, H], [N, J, D].
 
     Each is divided by its own sum: in FP32 a softmax over 64^3 bins sums to one only within 1e-5, which is 0.006 px.
     """
@@ -237,7 +237,7 @@ def _bins(p: Tensor) -> Tensor:
 
 
 def expected_shapes(variant: Variant, joint_count: int) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the variant's state dict and its shape; nothing is allocated."""
+    """The shape of every tensor in the variant's state dict, by name; nothing is allocated."""
     with torch.device("meta"):
         state = PoseNetwork(variant, joint_count).state_dict()
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -246,8 +246,8 @@ def expected_shapes(variant: Variant, joint_count: int) -> dict[str, tuple[int, 
 def random_state(variant: Variant, joint_count: int = 18, seed: int = 0) -> Mapping[str, Tensor]:
     """A state dict of random weights, the same for the same seed: for benchmarks and tests, never for poses.
 
-    Each residual branch and the last layer are damped and every batch norm gets statistics that are not the identity, so
-    that a network built from it has activations of a sane size and a mistake in folding shows.
+    Each residual branch and the last layer are damped, so that activations have a reasonable size; and no batch norm is the
+    identity, so that a mistake in folding shows.
     """
     generator = torch.Generator().manual_seed(seed)
 

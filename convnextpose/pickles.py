@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 from convnextpose.files import LimitError, show
 
 MAX_OPERATIONS = 200_000
-"""The most operations of a pickle. That of the largest variant with Adam's moments has 17,663."""
+"""Largest number of operations in a pickle. The largest variant's with Adam's moments has 17,663."""
 
 MAX_DIMENSIONS = 32
-"""The most dimensions of a tensor: NumPy's limit before its version 2."""
+"""Largest number of dimensions of a tensor: NumPy's limit before its version 2."""
 
 
 class ForbiddenGlobalError(ValueError):
-    """A pickle names something that is not data; `name` says what."""
+    """A pickle names something that is not data: `name`."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"asks for {name}")
@@ -45,28 +45,28 @@ class Global:
     name: str
 
     def __str__(self) -> str:
-        """As Python would call it."""
+        """Its qualified name in Python."""
         return f"{self.module}.{self.name}"
 
 
 @dataclass(frozen=True)
 class OddTensor:
-    """A tensor that is no plain block of numbers.
+    """A tensor that is not a plain block of numbers.
 
     Attributes:
-        kind: what it is, by the function that would rebuild it: `sparse_tensor`, `nested_tensor`, `qtensor`.
+        kind: its kind, from the name of the function that would rebuild it: `sparse_tensor`, `nested_tensor`, `qtensor`.
     """
 
     kind: str
 
 
 class Storage:
-    """Where some tensors' numbers lie.
+    """The memory of the numbers of one or more tensors.
 
     Args:
-        dtype: the type of its numbers, as NumPy calls it, `bfloat16` or another name that NumPy lacks; None for bytes.
-        size: bytes.
-        read: gives them.
+        dtype: NumPy's name of the numbers' type, or a name that NumPy lacks, such as `bfloat16`; None for bytes.
+        size: its size, bytes.
+        read: returns the bytes.
     """
 
     def __init__(self, dtype: str | None, size: int, read: Callable[[], bytes | memoryview]) -> None:
@@ -76,7 +76,7 @@ class Storage:
 
     @functools.cached_property
     def data(self) -> bytes | memoryview:
-        """The bytes; ValueError where they are fewer than was said."""
+        """The bytes; ValueError if there are fewer than `size`."""
         data = self._read()
         if len(data) < self.size:
             raise ValueError(f"{len(data)} of {self.size} bytes")
@@ -85,14 +85,14 @@ class Storage:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor that is still in its file.
+    """A tensor whose numbers are still in its file.
 
     Attributes:
-        storage: where its numbers lie.
-        dtype: their type, as NumPy calls it, `bfloat16` or another name that NumPy lacks.
+        storage: the memory with its numbers.
+        dtype: NumPy's name of their type, or a name that NumPy lacks, such as `bfloat16`.
         shape: its shape.
-        strides: from one number to the next along each dimension, in numbers.
-        offset: of its first number in the storage, in numbers.
+        strides: distance from one number to the next along each dimension, in numbers.
+        offset: position of its first number in the storage, in numbers.
         big_endian: whether the most significant byte comes first.
     """
 
@@ -107,7 +107,7 @@ class StoredTensor:
         """Check that it lies within its storage.
 
         Raises:
-            ValueError: it does not, or its shape is none.
+            ValueError: it does not, or its shape is not valid.
         """
         if len(self.shape) != len(self.strides) or len(self.shape) > MAX_DIMENSIONS:
             raise ValueError(f"a tensor of {len(self.shape)} dimensions and {len(self.strides)} strides")
@@ -120,11 +120,11 @@ class StoredTensor:
 
     @property
     def item_size(self) -> int:
-        """Bytes of one number."""
+        """Size of one number, bytes."""
         return ITEM_SIZES[self.dtype]
 
     def numpy(self) -> NDArray[Any]:
-        """A copy of its numbers; of `bfloat16` as float32.
+        """A copy of its numbers; float32 for `bfloat16`.
 
         Raises:
             ValueError: NumPy has no such type, or the file is damaged.
@@ -150,7 +150,7 @@ ITEM_SIZES = _NUMPY_TYPES | {
     "bfloat16": 2, "complex32": 4, "float8_e4m3fn": 1, "float8_e5m2": 1, "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1,
     "float8_e8m0fnu": 1, "qint8": 1, "quint8": 1, "qint32": 4,
 }  # fmt: skip
-"""Bytes of a number of each type."""
+"""Size of a number of each type, bytes."""
 
 _STORAGES = {
     "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
@@ -170,14 +170,14 @@ _PLAIN = {
     "collections.OrderedDict", "collections.Counter", "builtins.set", "__builtin__.set",
     "torch._tensor._rebuild_from_type_v2",
 }  # fmt: skip
-"""What else a pickle may name: data, or what makes data of data."""
+"""The other names that a pickle may use: data, or functions that make data from data."""
 
 
 def storage_type(named: object) -> str | None:
     """The type of a storage's numbers, None for bytes.
 
     Raises:
-        ValueError: what is named is no storage.
+        ValueError: it is not a type of storage.
     """
     if not (isinstance(named, Global) and named.module in _STORAGE_MODULES and named.name in _STORAGES):
         raise ValueError("a tensor without a storage")
@@ -185,11 +185,11 @@ def storage_type(named: object) -> str | None:
 
 
 def read_pickle(stream: BinaryIO, storage: Callable[[tuple[Any, ...]], object], *, big_endian: bool = False) -> object:
-    """The data in one pickle; the stream then stands behind it.
+    """Read the data of one pickle; the stream is then positioned after it.
 
     Args:
-        stream: has the pickle.
-        storage: makes a `Storage` of what the pickle keeps elsewhere, by the tuple that tells of it.
+        stream: a stream with the pickle.
+        storage: returns the `Storage` for data that is stored outside the pickle, from the tuple that describes it.
         big_endian: whether the numbers of tensors have their most significant byte first.
 
     Raises:
@@ -201,7 +201,7 @@ def read_pickle(stream: BinaryIO, storage: Callable[[tuple[Any, ...]], object], 
 
 
 class _Machine:
-    """A pickle's stack, its marks and what it keeps under a number."""
+    """The interpreter's state: the stack, the marks and the memo."""
 
     def __init__(self, storage: Callable[[tuple[Any, ...]], object], big_endian: bool) -> None:
         self._storage = storage
@@ -221,7 +221,7 @@ class _Machine:
             raise ValueError("a pickle whose operations do not fit each other") from error
 
     def _spend(self, count: int) -> None:
-        """Count what was done: an operation, or an item that one copies, as a list may be named often and copied each time."""
+        """Count operations and the items that they copy, as a list may be used often and is copied each time."""
         self._left -= count
         if self._left < 0:
             raise LimitError(
@@ -289,7 +289,7 @@ class _Machine:
             state = stack.pop()
             if isinstance(stack[-1], _NumpyType):
                 stack[-1].set_order(state)
-            # Else attributes of a dictionary, such as `_metadata`: nothing here reads them, and none may hide its methods.
+            # Otherwise attributes of a dictionary, such as `_metadata`: nothing here reads them, and none may hide its methods.
         elif name == "BINPERSID":
             told = stack.pop()
             if not isinstance(told, tuple):
@@ -315,7 +315,7 @@ class _Machine:
             target[_key(key)] = value
 
     def _made(self, function: object, arguments: object) -> object:
-        """What a function of the few that are known makes of some data."""
+        """The result of one of the known functions for some data."""
         if not isinstance(function, Global) or not isinstance(arguments, tuple):
             raise ValueError("a pickle that calls data")
         name = str(function)
@@ -346,7 +346,7 @@ class _Machine:
         if function.name.startswith("_rebuild_"):
             return self._tensor(function.name, arguments)
         if name in ("torch.device", "torch.serialization._get_layout"):
-            return name  # which one does not matter: numbers are read to the CPU
+            return name  # the device does not matter: numbers are read to the CPU
         raise ForbiddenGlobalError(show(name))
 
     def _tensor(self, function: str, arguments: tuple[Any, ...]) -> object:
@@ -383,7 +383,7 @@ def _find(module: object, name: object) -> Global:
 
 
 def _key(key: object) -> object:
-    """A dictionary's key. Tuples are refused: the hash of one in another, and so on, takes the stack or forever."""
+    """Check a dictionary's key. Tuples are refused: hashing deeply nested ones would overflow the stack or never end."""
     if key is None or isinstance(key, (str, int, float, bytes)):
         return key
     raise ValueError(f"a dictionary whose key is a {type(key).__name__}")
@@ -405,7 +405,7 @@ class _NumpyType:
             raise ValueError("a NumPy scalar that is no number")
 
     def set_order(self, state: object) -> None:
-        """Take the order of bytes from the state that NumPy saves; in place, as later scalars name the same type again."""
+        """Set the byte order from the state that NumPy saves; in place, as later scalars refer to the same type again."""
         if isinstance(state, tuple) and len(state) > 1 and state[1] == ">":
             self.order = ">"
 

@@ -1,4 +1,4 @@
-"""What a verified checkpoint contains, as a table for people and as JSON for programs."""
+"""The contents of a verified checkpoint, as a table for people and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class HeadLayerReport:
 
     Attributes:
         kernel: side of its depthwise kernel.
-        channels: channels that it gives.
-        active_percent: share of its convolutions' weights that are not zero, 0..100.
+        channels: number of its output channels.
+        active_percent: percentage of its convolutions' weights that are not zero, 0..100.
         upsamples: whether it doubles the map's side; implied by the variant, as upsampling has no weights.
     """
 
@@ -31,26 +31,26 @@ class HeadLayerReport:
 
 @dataclass(frozen=True)
 class VerificationReport:
-    """What a verified checkpoint contains, as a table for people and as JSON for programs.
+    """The contents of a verified checkpoint, as a table for people and as JSON for programs.
 
     Attributes:
         file: the name that was given.
         variant: `XS`, `S`, `M` or `L`.
-        name_claims: the variant that the file's name claims, where that is another.
-        trainable_parameters: numbers that training changes.
-        state_numbers: all numbers in the state dict, with the batch norms' statistics and counters.
+        name_claims: the variant in the file's name, if it differs from `variant`.
+        trainable_parameters: number of trainable parameters.
+        state_numbers: number of all values in the state dict, with the batch norms' statistics and counters.
         backbone: the name of its ConvNeXt configuration.
         blocks, channels: residual blocks and channels of each stage.
         backbone_kernel: side of the depthwise kernels in the backbone.
         head: its three layers.
-        head_format: how the file calls the head's tensors, `named` or `numbered`.
-        key_prefix: what stands before every tensor's name in the file, such as `module.`; empty for nothing.
+        head_format: the names of the head's tensors in the file, `named` or `numbered`.
+        key_prefix: the prefix of every tensor's name in the file, such as `module.`; empty without one.
         heatmap_size: side of the heat-map, bins.
         depth_bins: depth of the heat-map volume, bins.
-        joints: how many joints it estimates.
+        joints: number of joints that it estimates.
         joint_set: the name of their order.
         paper_mpjpe_mm: MPJPE of the variant on Human3.6M (protocol 2) in the paper, mm: a claim of the paper, not of this file.
-            None for joints that are not Human3.6M's, of which that table says nothing.
+            None for joints other than Human3.6M's, which that table does not cover.
         sha256: see `VerifiedCheckpoint`.
     """
 
@@ -79,10 +79,10 @@ class VerificationReport:
 
 
 def describe(checkpoint: VerifiedCheckpoint) -> VerificationReport:
-    """The numbers of a verified checkpoint, counted in its tensors.
+    """The report on a verified checkpoint, from its tensors.
 
-    Only what no tensor shows comes from the variant's table: the backbone's name, the upsampling with the heat-map's size, and
-    the paper's score.
+    Only what tensors do not show comes from the variant's table: the backbone's name, the upsampling with the heat-map's size,
+    and the paper's score.
     """
     spec, state = checkpoint.variant.spec, checkpoint.state
     buffers = ("running_mean", "running_var", "num_batches_tracked")

@@ -35,14 +35,14 @@ class JointSet:
     flip_order: tuple[int, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Derive the order that a mirrored picture gives the joints in."""
+        """Derive the order of the joints in a mirrored picture."""
         order = list(range(len(self.joints)))
         for a, b in self.flip_pairs:
             order[a], order[b] = b, a
         object.__setattr__(self, "flip_order", tuple(order))
 
     def __len__(self) -> int:
-        """Count of joints."""
+        """Number of joints."""
         return len(self.joints)
 
     @property
@@ -51,7 +51,7 @@ class JointSet:
         return tuple(i for i in range(len(self)) if i not in self.unscored)
 
     def side(self, joint: int) -> str:
-        """`left`, `right` or `middle`: the side of the person's own body that the joint is on."""
+        """`left`, `right` or `middle`: the joint's side of the person's own body."""
         name = self.joints[joint]
         return "left" if name.startswith("L_") else "right" if name.startswith("R_") else "middle"
 

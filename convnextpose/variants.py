@@ -19,7 +19,7 @@ BACKBONE_STRIDE = 32
 """The backbone's total stride: a 256 px crop becomes an 8x8 map."""
 
 HEAD_LAYERS = 3
-"""Head layers of every variant. The paper's 2UP and 3UP count those that upsample."""
+"""Number of head layers of every variant. The paper's 2UP and 3UP count those that upsample."""
 
 BACKBONE_KERNEL = 7
 HEAD_KERNEL = 3
@@ -36,7 +36,7 @@ class VariantSpec:
         head_channels: channels of each of the three head layers.
         upsampling_layers: how many of the head layers, counted from the first, upsample by two.
         paper_mpjpe_mm: MPJPE on Human3.6M (protocol 2) in the paper's table, mm.
-        paper_parameters: trainable parameters as the paper's table prints them.
+        paper_parameters: number of trainable parameters as the paper's table prints it.
     """
 
     backbone: str

@@ -22,20 +22,20 @@ from convnextpose.files import parse_json, read_file
 MAX_FILE_BYTES = 64 * 1024
 
 ASSUMED_HEIGHT_MM = 1500.0
-"""The camera's height above the floor where nobody gave it and nobody's feet have been seen."""
+"""The assumed height of the camera above the floor if it was not given and no feet have been seen, mm."""
 
 _ROTATION_WITHIN = 1e-3
 
 
 class WorldOrigin(str, Enum):
-    """Where a world came from: how far it can be trusted."""
+    """The source of a world, which shows how far it can be trusted."""
 
     GIVEN = "given"
     """Given by the caller."""
     ESTIMATED = "estimated"
-    """Estimated from the people: where down is from upright bodies and standing feet, the floor from the feet."""
+    """Estimated from the people: the direction of down from upright bodies and standing feet, the floor from the feet."""
     LEVEL = "level"
-    """Assumed: the camera is taken to look straight ahead, the floor to be under the lowest joints."""
+    """Assumed: the camera looks straight ahead, and the floor is under the lowest joints."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class World:
 
     Attributes:
         rotation: [3, 3] world_from_camera.
-        position_mm: [3] where the camera is in the world, mm; the second is its height over the floor.
-        origin: where the rotation came from.
-        height_origin: where the height came from.
-        tilt_error_degrees: standard deviation of where up is, or None where nobody estimated it.
-        height_error_mm: standard deviation of the height, or None where nobody estimated it.
+        position_mm: [3] the camera's position in the world, mm; the second number is its height above the floor.
+        origin: the source of the rotation.
+        height_origin: the source of the height.
+        tilt_error_degrees: standard deviation of the upward direction; None if it was not estimated.
+        height_error_mm: standard deviation of the height; None if it was not estimated.
     """
 
     rotation: NDArray[np.float64]
@@ -78,12 +78,12 @@ class World:
     def of(
         cls, up: NDArray[np.float64], height_mm: float, origin: WorldOrigin, height_origin: WorldOrigin, **errors: float | None
     ) -> World:
-        """The world whose upward direction in camera axes is `up` [3], with the camera `height_mm` over its origin."""
+        """The world whose upward direction in camera axes is `up` [3], with the camera `height_mm` above its origin."""
         return cls(rotation_of(up), np.array([0.0, height_mm, 0.0]), origin, height_origin, **errors)
 
     @classmethod
     def level(cls, height_mm: float = ASSUMED_HEIGHT_MM) -> World:
-        """The world of a camera that is taken to look straight ahead."""
+        """The world of a camera that is assumed to look straight ahead."""
         return cls.of(up_of(0.0, 0.0), height_mm, WorldOrigin.LEVEL, WorldOrigin.LEVEL)
 
     @property
@@ -98,24 +98,24 @@ class World:
 
     @property
     def pitch_degrees(self) -> float:
-        """How far the camera looks down."""
+        """Angle by which the camera looks down, degrees."""
         return math.degrees(math.asin(float(np.clip(-self.up[2], -1, 1))))
 
     @property
     def roll_degrees(self) -> float:
-        """How far the camera is turned clockwise about its line of sight, its right side down."""
+        """Angle by which the camera is turned clockwise about its line of sight, its right side down, degrees."""
         return math.degrees(math.atan2(-float(self.up[0]), -float(self.up[1])))
 
     def from_camera(self, points_mm: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Points in camera space [..., 3], mm, in the world."""
+        """Convert points from camera space [..., 3], mm, to the world."""
         moved: NDArray[np.float64] = np.asarray(points_mm, np.float64) @ self.rotation.T + self.position_mm
         return moved
 
     def place_on_floor(self, joints_mm: NDArray[np.floating], root: int, depth_scale: float) -> NDArray[np.float64]:
-        """A pose in the world, its feet on the floor.
+        """A pose in the world, with its feet on the floor.
 
-        Every joint moves along its own line of sight, so that the picture stays as it is: the root to `depth_scale` times its
-        depth, the others with it, as far from it along z as before.
+        Every joint moves along its own line of sight, so that its place in the picture stays the same: the root to
+        `depth_scale` times its depth; the others keep their distance from it along z.
 
         Args:
             joints_mm: [J, 3] in camera space, mm.
@@ -129,12 +129,12 @@ class World:
         return self.from_camera(joints * (depths / joints[:, 2])[:, None])
 
     def to_camera(self, points_mm: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Points in the world [..., 3], mm, in camera space."""
+        """Convert points from the world [..., 3], mm, to camera space."""
         moved: NDArray[np.float64] = (np.asarray(points_mm, np.float64) - self.position_mm) @ self.rotation
         return moved
 
     def record(self) -> dict[str, Any]:
-        """It as plain JSON values."""
+        """The world as plain JSON values."""
         matrix = np.concatenate([np.round(self.rotation, 6), np.round(self.position_mm, 2)[:, None]], axis=1)
         return {
             "world_from_camera": matrix.tolist(),
@@ -152,7 +152,7 @@ class World:
         """The world of a record.
 
         Raises:
-            GeometryError, KeyError, TypeError, ValueError: it is none.
+            GeometryError, KeyError, TypeError, ValueError: it is not the record of a world.
         """
         matrix = np.asarray(record["world_from_camera"], np.float64)
         if matrix.shape not in ((3, 4), (4, 4)):
@@ -175,7 +175,7 @@ class GivenWorld:
     Attributes:
         world: the whole transform, or None.
         up: [3] the upward direction in camera axes, or None.
-        height_mm: the camera's height over the floor, mm, or None.
+        height_mm: the camera's height above the floor, mm, or None.
     """
 
     world: World | None = None
@@ -184,10 +184,10 @@ class GivenWorld:
 
     @classmethod
     def of_angles(cls, pitch_degrees: float | None, roll_degrees: float | None, height_m: float | None) -> GivenWorld:
-        """What is known from angles (degrees) and a height (m), each or none of them; one angle alone leaves the other at 0.
+        """From angles (degrees) and a height (m), each of which may be None; if only one angle is given, the other is 0.
 
         Raises:
-            GeometryError: no camera can be placed so.
+            GeometryError: no camera can have these values.
         """
         up = None
         if pitch_degrees is not None or roll_degrees is not None:
@@ -201,7 +201,7 @@ class GivenWorld:
         """Read a camera's pose: JSON with `world_from_camera`, 3 or 4 rows of 4 numbers, rotation and position in mm, y up.
 
         Raises:
-            SourceError: it cannot be read or is no such file.
+            SourceError: it cannot be read or is not such a file.
         """
         data = read_file(path, MAX_FILE_BYTES, SourceError, "a camera's pose")
         try:
@@ -216,12 +216,12 @@ class GivenWorld:
 
 
 def up_of(pitch_degrees: float, roll_degrees: float) -> NDArray[np.float64]:
-    """[3] the upward direction in camera axes of a camera that looks down by a pitch and is turned clockwise by a roll.
+    """[3] the upward direction in camera axes for a camera that looks down by a pitch and is turned clockwise by a roll.
 
     Raises:
-        GeometryError: the angles are no camera's.
+        GeometryError: no camera can have these angles.
     """
-    if not (abs(pitch_degrees) < 90 and abs(roll_degrees) <= 180):  # NaN, too
+    if not (abs(pitch_degrees) < 90 and abs(roll_degrees) <= 180):  # also refuses NaN
         raise GeometryError(
             f"expected a pitch between -90 and 90 degrees (down is positive) and a roll within 180, received {pitch_degrees:g} "
             f"and {roll_degrees:g}"

@@ -30,7 +30,7 @@ from tools.console import make_console
 from tools.run import DetectorClassOption, DetectorOption, FlipOption, MinScoreOption, given_options, parse_camera
 
 _LINE_EVERY_S = 60.0
-"""Time between two lines of progress without a terminal, s."""
+"""Time between two progress lines without a terminal, s."""
 
 _SHOWN_PROBLEMS = 10
 _SHOWN_SUFFIXES = 8
@@ -132,7 +132,7 @@ def archive_command(
 
 
 def _follow(run: ArchiveRun) -> ArchiveSummary:
-    """Run it with a progress bar on a terminal, or with one line a minute elsewhere."""
+    """Run it, on a terminal with a progress bar, elsewhere with one line a minute."""
     screen = make_console(stderr=True, soft_wrap=False)
     if screen.is_terminal:
         with Live(get_renderable=lambda: _line(run.progress), console=screen, refresh_per_second=2, transient=True):

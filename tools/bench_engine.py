@@ -114,7 +114,7 @@ def _checkpoint(engine: TensorRTSession, given: Path | None) -> VerifiedCheckpoi
     """The checkpoint that the engine was made from.
 
     Raises:
-        EngineError: it is another one, or none was given and it is not that of default weights.
+        EngineError: another one was given, or none was given and the engine is not made from default weights.
     """
     wanted = engine.manifest.model_of(ModelInfo).checkpoint_sha256
     if given is None:
@@ -131,7 +131,7 @@ def _checkpoint(engine: TensorRTSession, given: Path | None) -> VerifiedCheckpoi
 
 
 def _open_reference(checkpoint: VerifiedCheckpoint, *, compiled: bool) -> tuple[TorchGpuSession, str]:
-    """PyTorch's network, after a first crop, and whether it is compiled, which torch cannot do everywhere."""
+    """PyTorch's network, after a first crop, and a text on whether it is compiled, which torch cannot do everywhere."""
     try:
         network = pose_baseline(checkpoint)
         how = "not compiled"
@@ -150,12 +150,12 @@ def _open_reference(checkpoint: VerifiedCheckpoint, *, compiled: bool) -> tuple[
 
 
 def _doubling(most: int) -> list[int]:
-    """1, 2, 4, ... and the most."""
+    """1, 2, 4, ... up to and including `most`."""
     return sorted({most, *(2**exponent for exponent in range(most.bit_length()))})
 
 
 def _roofline(rows: list[Latency], name: str, floors: dict[int, Floor], work: Work) -> Table:
-    """Print how far the engine is from the GPU's lower bound."""
+    """A table of the engine's times beside the GPU's lower bounds."""
     done = f"{work.multiply_adds / 1e9:.2f} billion multiply-adds and {work.depthwise / 1e9:.2f} depthwise"
     title = f"the floor: a crop is {done}, {work.weights / 1e6:.1f} million weights"
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left")

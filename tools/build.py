@@ -205,7 +205,7 @@ def _ctrl_c() -> Iterator[Callable[[], None]]:
         if came.is_set():
             raise KeyboardInterrupt
 
-    handled = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a shell may have it ignored
+    handled = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a shell may have set it to be ignored
     if handled:
         signal.signal(signal.SIGINT, stop)
     try:

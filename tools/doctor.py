@@ -59,7 +59,7 @@ def doctor_command(
     Exit codes: 0 the default job can run (something optional may be missing), or the camera gives frames; 1 otherwise.
     """
     if camera is not None:
-        from tools.cameras import look_at  # a doctor must come also where a library is missing
+        from tools.cameras import look_at  # imported here because `doctor` must run even if a library is missing
 
         raise typer.Exit(look_at(camera, seconds, as_json=as_json))
     findings = examine()
@@ -76,7 +76,7 @@ def examine() -> list[Finding]:
     findings += [_module(name, package) for name, package in (("numpy", "numpy"), ("av", "av"), ("cv2", "OpenCV"))]
     extra = install_command("build")
     findings += [_package(name, "export", extra) for name in ("onnx", "onnxscript", "safetensors")]
-    # Each of these imports what it looks at, or what needs that: one that fails costs the others nothing.
+    # Each check imports what it checks, or something that needs it, so a failing import does not affect the other checks.
     for what, needed_for, look in (
         ("runtimes", "running models", _runtimes),
         ("NVIDIA driver", "TensorRT engines", lambda: [_driver()]),
@@ -115,7 +115,7 @@ def _processor() -> Finding:
 
 
 def _package(name: str, needed_for: str, how_to_install: str) -> Finding:
-    """Check for something optional, without loading it."""
+    """Check for an optional package, without loading it."""
     try:
         return Finding(name, "ok", metadata.version(name), needed_for)
     except metadata.PackageNotFoundError:
@@ -123,10 +123,10 @@ def _package(name: str, needed_for: str, how_to_install: str) -> Finding:
 
 
 def _module(name: str, what: str) -> Finding:
-    """Check something that every run needs by loading it. Any build of OpenCV will do."""
+    """Check a module that every run needs by loading it. Any build of OpenCV will do."""
     needed_for = "capture, drawing and results"
     try:
-        with redirect_stdout(io.StringIO()):  # OpenCV tells there what it misses
+        with redirect_stdout(io.StringIO()):  # OpenCV prints there what it lacks
             version = importlib.import_module(name).__version__
     except ImportError as error:
         return Finding(what, "broken", explain(error) or str(error), needed_for, mend(error))
@@ -136,7 +136,7 @@ def _module(name: str, what: str) -> Finding:
 def _runtimes() -> list[Finding]:
     from engines.sessions.registry import CHECKPOINT, ENGINE, RUNTIMES
 
-    candidates = [runtime for runtime in RUNTIMES.values() if runtime.runs != ENGINE]  # TensorRT's modules are told one by one
+    candidates = [runtime for runtime in RUNTIMES.values() if runtime.runs != ENGINE]  # TensorRT's modules are listed apart
     usable = any(candidate.modules for candidate in candidates if candidate.runs != CHECKPOINT)
     findings = []
     for candidate in candidates:

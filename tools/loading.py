@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
-# Linux, macOS and Windows each tell in words of their own that a library of the system is missing.
+# Linux, macOS and Windows each have their own message for a missing system library.
 _MISSING = re.compile(r"(\S+): cannot open shared object file|Library not loaded: (\S+)|DLL load failed[^:]*: (.+)")
 
 SWAP_OPENCV = "pip uninstall -y opencv-python && pip install opencv-python-headless"
-"""The command that replaces OpenCV's wheel by the headless one, which needs no desktop libraries (docs/decisions/0003)."""
+"""The command that replaces OpenCV's wheel with the headless one, which needs no desktop libraries (docs/decisions/0003)."""
 
 
 def missing_library(error: ImportError) -> str | None:
@@ -18,7 +18,7 @@ def missing_library(error: ImportError) -> str | None:
 
 
 def mend(error: ImportError) -> str:
-    """What to do about a module that cannot be loaded."""
+    """The command or step that fixes a module that cannot be loaded."""
     if missing_library(error) is None:
         return f"pip install {_PACKAGES.get(error.name or '', error.name or 'the package')}"
     if _is_opencv(error):

@@ -38,7 +38,7 @@ COMMANDS = {
 
 
 def build_app(arguments: Sequence[str]) -> typer.Typer:
-    """The command line with the subcommand in the arguments; of the others only name and help are known.
+    """The command line with the subcommand in the arguments; the others are only listed with their name and help.
 
     So if a library of one subcommand cannot be loaded, the others still work.
 
@@ -95,7 +95,7 @@ def main() -> None:
         if (told := explain(error)) is None:
             raise
         _fail(told)
-    except OSError as error:  # a terminal or a pipe that went away, a disk that is full
+    except OSError as error:  # a terminal or pipe that was closed, a full disk
         print(f"error: {error.strerror or error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -82,7 +82,7 @@ NAMES_HELP = f"auto (what fits the format), {', '.join(NAMES)}."
 
 
 def parse_camera(text: str) -> Intrinsics:
-    """The intrinsics of an option."""
+    """The intrinsics from an option's text."""
     try:
         return Intrinsics.parse(text)
     except GeometryError as error:
@@ -293,7 +293,7 @@ def run_command(
     asked = (("page", view), ("tcp", tcp), (f"osc-{osc_style}", osc))
     views = tuple(ViewConfig(kind, endpoint) for kind, endpoint in asked if endpoint is not None)
     watching = out is None and not views
-    if watching:  # the least that somebody can have meant: to see it, as long as they like
+    if watching:  # without other outputs, people most likely want to watch for as long as they like
         views, loop = (ViewConfig("page", Endpoint(LOOPBACK, 0)),), True
     entries = [*(SourceEntry(uri) for uri in sources or ()), *(read_sources(sources_file) if sources_file else ())]
     if not entries:

@@ -1,4 +1,4 @@
-"""The console output of `convnextpose run`: at the beginning, during the run on a terminal, and at the end."""
+"""The console output of `convnextpose run`: at the start, during the run on a terminal, and at the end."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _SHOWN_REASONS = 5
 
 
 def status_lines(status: RunStatus) -> Table:
-    """A line for each source: its name, its state with the cause, progress, speed, age and drops."""
+    """A line for each source: name, state with the cause, progress, speed, age and drops."""
     table = Table.grid(padding=(0, 2))
     for source in status.sources():
         state, counts = source.state, source.counts

@@ -1,4 +1,4 @@
-"""`convnextpose verify`: what checkpoints really contain, side by side.
+"""`convnextpose verify`: the actual contents of checkpoints, side by side.
 
 Exit code: 0 if every file is verified, 1 if one is not, 2 for wrong use.
 """
@@ -75,7 +75,7 @@ def _print_results(console: Console, results: list[VerificationReport | PoseErro
     for start in range(0, len(reports), fitting):
         console.print(_table(reports[start : start + fitting]))
     for report in reports:
-        # As sha256sum prints it, so that it can be checked with it.
+        # In the format of sha256sum, so that it can be checked with it.
         console.print(Text(visible(f"{report.sha256}  {report.file}")), soft_wrap=True)
     if reports:
         console.print()
@@ -101,7 +101,7 @@ def _table(reports: list[VerificationReport]) -> Table:
 
 
 def _lines(report: VerificationReport) -> list[tuple[str, str]]:
-    """Label and value, line by line."""
+    """Label and value of each line."""
     head = report.head
     return [
         ("variant", report.variant),
@@ -125,7 +125,7 @@ def _lines(report: VerificationReport) -> list[tuple[str, str]]:
 
 
 def _percent(value: float) -> str:
-    """Rounded down, so that 100 means all."""
+    """A percentage, rounded down so that 100 means all."""
     return f"{math.floor(value * 10) / 10:g}"
 
 

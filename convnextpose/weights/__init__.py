@@ -1,4 +1,4 @@
-"""The default weights, made by this project from synthetic people: free of research-only data.
+"""The default weights, which this project trained on synthetic people, without research-only data.
 
 Each set of weights is some files beside this one: `NAME.safetensors` (FP16 state dict), `NAME.onnx` (the exported model
 that the base install runs), `NAME.int8.onnx` (the same in INT8) and `NAME.json` (its card: hashes and figures). `detector` is
@@ -25,21 +25,21 @@ DEMO_TRUTH = FOLDER / "demo_truth.json"
 CALIBRATION = FOLDER / "calibration.npz"
 DETECTOR = "detector"
 DETECTOR_NAME = "xs"
-"""What `--detector` calls the people detector."""
+"""The people detector's name for `--detector`."""
 INT8_SUFFIX = "int8.onnx"
-"""How the name of a model in INT8 ends."""
+"""Suffix of an INT8 model's file name."""
 
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far a model strays from its checkpoint in FP32 PyTorch.
+    """The deviation of a model from its checkpoint in FP32 PyTorch.
 
     Attributes:
         mean_px, max_px: mean and largest distance between the two predictions of a joint, px of the crop.
         mean_mm, max_mm: mean and largest difference of their depths, mm.
         max_score: largest difference of a score (0..1).
-        crops: how many crops it was measured on.
-        runtime: the runtime that the model was in. Cards of before there was a choice do not say: it was OpenVINO.
+        crops: number of crops that it was measured on.
+        runtime: the runtime that ran the model. Old cards, from before there was a choice, do not name it: it was OpenVINO.
     """
 
     mean_px: float
@@ -53,16 +53,16 @@ class Deviation:
 
 @dataclass(frozen=True)
 class Weights:
-    """A set of default weights whose files were checked against their hashes.
+    """A set of default weights; its files were checked against their hashes.
 
     Attributes:
-        name: what `--model` calls it.
+        name: its name for `--model`.
         variant: XS, S, M or L.
         onnx: the exported model.
         safetensors: the state dict, FP16.
-        summary: how good it is, in one line.
-        int8: the exported model in INT8, None where there is none.
-        deviations: by precision (`bf16`, `int8`), how far the model in it strays, as measured when it was made.
+        summary: its accuracy, in one line.
+        int8: the exported model in INT8; None if there is none.
+        deviations: by precision (`bf16`, `int8`): the model's deviation, as measured when it was made.
     """
 
     name: str
@@ -75,16 +75,16 @@ class Weights:
 
 
 def names() -> list[str]:
-    """The names of the pose models that the package holds."""
+    """The names of the package's pose models."""
     found = {path.stem for path in FOLDER.glob("*.json") if path.with_suffix(".onnx").exists()}
     return sorted(found - {DETECTOR})
 
 
 def by_checkpoint(sha256: str) -> Weights | None:
-    """The weights whose checkpoint has this hash (hexadecimal), or None: a name proves nothing.
+    """The weights whose checkpoint has this hash (hexadecimal), or None. A name proves nothing.
 
     Raises:
-        CheckpointError: as `load`.
+        CheckpointError: as for `load`.
     """
     for name in names():
         card = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
@@ -97,7 +97,7 @@ def load(name: str) -> Weights:
     """Find weights by name and check their files.
 
     Raises:
-        CheckpointError: there are none of that name, or a file is not the one that was shipped.
+        CheckpointError: there are none with that name, or a file is not the one that was shipped.
     """
     if name not in names():
         raise CheckpointError(f"expected weights that the package holds ({', '.join(names())}), received {name!r}")
@@ -117,13 +117,13 @@ def detector() -> Path:
     """The exported people detector, its file checked.
 
     Raises:
-        CheckpointError: it is not there, or not the one that was shipped.
+        CheckpointError: it is missing, or not the one that was shipped.
     """
     return _checked(DETECTOR)[1]["onnx"]
 
 
 def _checked(name: str) -> tuple[dict[str, Any], dict[str, Path]]:
-    """A set's card and the files that it has hashes of, by suffix.
+    """A set's card, and the files whose hashes are in it, by suffix.
 
     Raises:
         CheckpointError: a file is not the one that was shipped.
@@ -146,5 +146,5 @@ def _checked(name: str) -> tuple[dict[str, Any], dict[str, Path]]:
 
 @lru_cache(maxsize=16)
 def _digest(path: Path, size: int, changed_ns: int) -> str:
-    """The SHA-256 of a file. A run asks for the same weights several times: it is worked out again once the file changes."""
+    """The SHA-256 of a file, cached until the file changes: a run needs that of the same weights several times."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
