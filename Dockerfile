@@ -9,7 +9,7 @@ FROM ${BASE}
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 
-# DL3008: the base's repositories hold one version of each package.
+# DL3008: the base's repositories have one version of each package.
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install -y --no-install-recommends python3-venv \
@@ -26,7 +26,7 @@ COPY engines engines/
 COPY pipeline pipeline/
 COPY tools tools/
 
-# OpenCV's ordinary wheel needs libGL, which the base lacks: its headless twin of the same version takes its place.
+# OpenCV's ordinary wheel needs libGL, which the base lacks: the headless wheel of the same version replaces it.
 ARG EXTRA=tensorrt-rtx
 RUN python3 -m venv /opt/convnextpose \
  && pip install -c constraints.txt ".[${EXTRA}]" \

@@ -9,7 +9,7 @@ DEMO = convnextpose/weights/demo.mp4
 $(VENV)/base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt -e .
-	@# OpenCV's ordinary wheel needs libGL, which a bare server lacks: there its headless twin of the same version serves.
+	@# OpenCV's ordinary wheel needs libGL, which a bare server lacks: there the headless wheel of the same version replaces it.
 	$(BIN)/python -c 'import cv2' 2>/dev/null || { $(BIN)/python -m pip uninstall -q -y opencv-python && \
 	  $(BIN)/python -m pip install -q -c constraints.txt opencv-python-headless; }
 	touch $@
@@ -26,7 +26,7 @@ $(VENV)/docs: $(VENV)/base
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
 	touch $@
 
-# The documentation as a site in site/; every link and anchor within it has to lead somewhere.
+# The documentation as a site in site/; every link and anchor within it must have a target.
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
@@ -37,20 +37,20 @@ $(VENV)/test-all: $(VENV)/dev
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test-all]'
 	touch $@
 
-# The server apart from everything else, as it needs NumPy 1; there is one for Linux on x86-64.
+# The server has its own environment, as it needs NumPy 1; it exists for Linux on x86-64.
 $(VENV)/triton: $(VENV)/dev
 	$(BIN)/python -m pip install -q --no-deps --target $@ nvidia-pytriton==0.7.0 numpy==1.26.4 && touch $@ || \
 	  echo "no Triton for this machine: its tests are skipped"
 
-# Also the slow cases: more of what one fast case of each law shows. Other programs' readers, Ray and Triton come to .venv.
+# Also the slow cases: more cases of laws that one fast case shows. Other programs' readers, Ray and Triton go into .venv.
 test-all: $(VENV)/test-all $(VENV)/triton
 	$(BIN)/python -m pytest -m ""
 
-# Fails, and does not skip, where there is no GPU.
+# Fails, and does not skip, without a GPU.
 test-gpu: $(VENV)/dev
 	$(BIN)/python -m pytest tests/gpu -m gpu --require-gpu
 
-# Installs nothing: for a GPU machine without a package registry. Figures and log come to gpu-check/.
+# Installs nothing: for a GPU machine without a package registry. Figures and log go to gpu-check/.
 gpu-check:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m tests.gpu.check --out gpu-check
 

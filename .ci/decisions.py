@@ -1,4 +1,4 @@
-"""A hook of the documentation's builder: fills the list of decisions, so that it never falls behind the folder."""
+"""A hook of the documentation's builder: fills the list of decisions, so that it is always up to date with the folder."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def on_page_markdown(markdown: str, *, page: Any, files: Any, **_: Any) -> str:  # noqa: ANN401  # the builder's own types
-    """Put a line for each decision under the page that lists them.
+    """Add a line for each decision to the page that lists them.
 
     Raises:
-        ValueError: a decision does not begin with its number and title.
+        ValueError: a decision does not start with its number and title.
     """
     if page.file.src_uri != "decisions/index.md":
         return markdown

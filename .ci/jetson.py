@@ -1,8 +1,8 @@
-"""What the Jetson image installs beside its system's OpenCV and TensorRT, and the checks on both.
+"""The packages that the Jetson image installs beside its system's OpenCV and TensorRT, and checks of both.
 
     python .ci/jetson.py requirements --cuda 12 FOLDER   in the image: FOLDER/requirements.txt and constraints.txt for pip
     python .ci/jetson.py image                           in the image: are OpenCV, TensorRT and NumPy what the code needs?
-    python .ci/jetson.py wheels                          anywhere, with uv: is there a wheel of everything for the boards?
+    python .ci/jetson.py wheels                          anywhere, with uv: does every package have a wheel for the boards?
 
 Exit codes: 0 all is well, 1 it is not, 2 wrong use. Run by Dockerfile.jetson and by maintainers; not installed.
 """
@@ -23,16 +23,16 @@ from pathlib import Path
 CONSTRAINTS = Path(__file__).parent.parent / "constraints.txt"
 
 EXTRAS = ("tensorrt",)
-"""The extras that the image has beside the base install."""
+"""The extras of the image in addition to the base install."""
 
 SYSTEM = ("opencv-python", "tensorrt")
-"""Packages of ours that the image's system brings: pip installs them nowhere."""
+"""Requirements that the image's system provides: pip does not install them."""
 
 NUMPY = "numpy<2"
 """JetPack's and Ubuntu's OpenCV were built against NumPy 1 and do not load with 2."""
 
 UNPINNED = ("numpy", "ml-dtypes", "opencv-python", "opencv-python-headless")
-"""Packages whose pinned versions do not fit the system: the OpenCVs, NumPy, and what needs its version 2."""
+"""Packages whose pinned versions do not fit the system: the OpenCVs, NumPy, and a package that needs NumPy 2."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Board:
     Attributes:
         name: its name.
         python: its Python's version.
-        platform: its processor and C library, as uv names them.
+        platform: uv's name of its processor and C library.
         cuda: its CUDA's major version.
     """
 
@@ -59,7 +59,7 @@ BOARDS = (
 
 
 def requirements(extras: Sequence[str] = EXTRAS) -> list[str]:
-    """What pip installs: the project's requirements as its metadata has them, without those that the system brings."""
+    """The packages that pip installs: the project's requirements from its metadata, without those that the system provides."""
     found = []
     for line in metadata.requires("convnextpose") or []:
         requirement, _, marker = (part.strip() for part in line.partition(";"))
@@ -72,25 +72,25 @@ def requirements(extras: Sequence[str] = EXTRAS) -> list[str]:
 
 
 def constraints(cuda: int) -> list[str]:
-    """The versions that pip chooses: constraints.txt, but for what has to fit the system."""
+    """The versions for pip: those of constraints.txt, except for packages that must fit the system."""
     pinned = [line for line in CONSTRAINTS.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
     return [*(line for line in pinned if package_name(line) not in UNPINNED), NUMPY, f"cuda-python=={cuda}.*"]
 
 
 def package_name(requirement: str) -> str:
-    """`opencv-python` of `opencv-python>=4.10`."""
+    """The name in a requirement: `opencv-python` for `opencv-python>=4.10`."""
     return re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0].lower()
 
 
 def image_faults(
     cv2_file: str, build_information: str, tensorrt_file: str | None, numpy_version: str, prefix: str
 ) -> list[str]:
-    """What is wrong with an image, one sentence each.
+    """The faults of an image, one sentence each.
 
     Args:
         cv2_file: where OpenCV was loaded from.
-        build_information: what OpenCV says of how it was built.
-        tensorrt_file: where TensorRT would be loaded from, None if it is not there.
+        build_information: OpenCV's description of its build.
+        tensorrt_file: where TensorRT would be loaded from; None if it is missing.
         numpy_version: NumPy's version.
         prefix: the environment that pip installs into.
     """
@@ -109,7 +109,7 @@ def image_faults(
 
 
 def check_image() -> int:
-    """Look at the Python that runs this. TensorRT is found, not loaded: that takes libraries that only a board lends."""
+    """Check the running Python. TensorRT is located, not loaded: loading needs libraries that only a board provides."""
     import cv2
     import numpy as np
 
@@ -124,7 +124,7 @@ def check_image() -> int:
 
 
 def write_requirements(folder: Path, cuda: int, extras: Sequence[str] = EXTRAS) -> int:
-    """Write the two files that pip reads."""
+    """Write the two files for pip."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, lines in (("requirements.txt", requirements(extras)), ("constraints.txt", constraints(cuda))):
         (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -132,7 +132,7 @@ def write_requirements(folder: Path, cuda: int, extras: Sequence[str] = EXTRAS) 
 
 
 def check_wheels() -> int:
-    """Resolve what the image installs against the package index, for each board, from wheels alone."""
+    """Resolve the image's packages against the package index, for each board, with wheels only."""
     failed = False
     for board in BOARDS:
         with tempfile.TemporaryDirectory() as folder:

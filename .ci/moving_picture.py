@@ -1,10 +1,10 @@
-"""Makes the README's moving picture from a run's video.
+"""Makes the README's animated picture from a run's video.
 
     python -m training.crowd clips --only pair
     convnextpose run clips/pair.mp4 --out results --formats mp4
     python .ci/moving_picture.py results/poses.mp4 docs/images/run.webp
 
-Whoever is in it is rendered.
+The people in it are rendered.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import av
 
 WIDTH = 840
 QUALITY = "50"
-"""libwebp's, 0..100."""
+"""libwebp's quality, 0..100."""
 
 MAX_BYTES = 1_000_000
 
 
 def make(video: Path, picture: Path) -> None:
-    """Write an animated WebP of a video, smaller and for ever.
+    """Write a video as an animated WebP, smaller and in an endless loop.
 
     Raises:
         ValueError: it is too large for a page.

@@ -1,18 +1,18 @@
-"""How good the poses are: against true poses, on synthetic sets, on labelled real pictures, and on footage without truth.
+"""The accuracy of poses: against true poses, on synthetic sets, on labelled real pictures, and on footage without truth.
 
     python benchmarks/accuracy.py RESULTS/poses.npz TRUTH.json             a run against the true poses of its clip
     python benchmarks/accuracy.py real2d FOLDER [--model xs]               labelled people who are not used for training
     python benchmarks/accuracy.py real3d FOLDER [--model xs]               one person in front of calibrated cameras
     python benchmarks/accuracy.py pictures [--model xs]                    real pictures with labels (benchmarks/labels)
     python benchmarks/accuracy.py synthetic [--model xs] [--count 128]     training's held-out sets; needs the extra `build`
-    python benchmarks/accuracy.py depth CLIP TRUTH.json | FOLDER           how far away people are: by the box, and by the bones
-    python benchmarks/accuracy.py steadiness RESULTS/poses.npz             how steady the bones of followed people are
+    python benchmarks/accuracy.py depth CLIP TRUTH.json | FOLDER           people's distances: by the box, and by the bones
+    python benchmarks/accuracy.py steadiness RESULTS/poses.npz             how steady the bone lengths of tracked people are
     python benchmarks/accuracy.py agreement VIDEO RESULTS/poses.npz        against another detector (benchmarks/reference.py)
 
---model takes a name of default weights, a checkpoint or an exported .onnx file. FOLDER is that of the training's data, which
-training/README.md describes: `real2d` reads its `real/`, `real3d` its `eval3d/`. TRUTH.json holds, for each frame,
+--model takes a name of default weights, a checkpoint or an exported .onnx file. FOLDER is the folder of the training data,
+which training/README.md describes: `real2d` reads its `real/`, `real3d` its `eval3d/`. TRUTH.json has for each frame
 `joints_cam_mm` [18, 3] (camera axes, mm) and `joints_px` [18, 2] (pixel centres at whole numbers), as the demo clip's does. A
-frame without a pose counts as missed, never as a small error. What the figures mean and what they were: docs/accuracy.md.
+frame without a pose counts as missed, never as a small error. docs/accuracy.md has the figures and their meaning.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for `benchmarks` and `training`, which are not installed
 
 Figures = dict[str, float | int | str]
-"""What is printed, by name and unit."""
+"""The printed figures, by name with unit."""
 
 Picture = NDArray[np.uint8]
 
@@ -53,14 +53,14 @@ CHANGES: dict[str, Callable[[Picture], Picture]] = {
     "darker (gamma 2)": lambda image: (255 * (image / 255) ** 2).astype(np.uint8),
     "red and blue exchanged": lambda image: np.ascontiguousarray(image[..., ::-1]),
 }
-"""What pictures are changed to, to see how far poses hang on colours and tones."""
+"""Changes of pictures, to see how much poses depend on colours and tones."""
 
 MIN_TRACK = 25
-"""Frames that a person has to be followed for steadiness to be measured."""
+"""Smallest number of frames of a track for measuring steadiness."""
 
 
 def main() -> None:
-    """Print the figures of what the command line names."""
+    """Print the figures that the command line asks for."""
     commands = {
         "real2d": real2d,
         "real3d": real3d,
@@ -94,7 +94,7 @@ def against_truth(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
 
 
 def real2d(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
-    """Joints in crops of the labelled boxes of held-out people against the labels, the boxes given."""
+    """Joints in crops of the labelled boxes of held-out people against the labels; the boxes are given."""
     from benchmarks.pictures import LIMB_JOINTS, draw_overlays, labelled_frames, labelled_people, pck_interval, score_pictures
 
     parser.add_argument("folder", type=Path, help="the data folder; its real/ has pictures and key points")
@@ -120,7 +120,7 @@ def real2d(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
 
 
 def real3d(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
-    """Joints of one person before calibrated cameras against those that all cameras together give."""
+    """Joints of one person in front of calibrated cameras against the joints triangulated from all cameras."""
     from benchmarks.recording import read_recording, score_recording
     from pipeline.stages import TrackedBox
     from pipeline.stages import predict as read
@@ -142,7 +142,7 @@ def real3d(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
 
 
 def pictures(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
-    """Joints in crops of the labelled boxes against the labels, and whom the pipeline's own finder finds."""
+    """Joints in crops of the labelled boxes against the labels, and how many people the pipeline's own finder finds."""
     from benchmarks.pictures import average_pose, draw_overlays, find_files, labelled_frames, read_labels, score_pictures
 
     parser.add_argument("--model", default="xs", help="what to measure; mediapipe for the other detector")
@@ -184,7 +184,7 @@ def pictures(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
 
 
 def _opened(parser: argparse.ArgumentParser, name: str) -> PoseModel:
-    """The model in FP32, which has to have Human3.6M's joints."""
+    """The model in FP32; it must have Human3.6M's joints."""
     from pipeline.models import open_model
 
     model = open_model(name, precision="fp32")
@@ -196,7 +196,7 @@ def _opened(parser: argparse.ArgumentParser, name: str) -> PoseModel:
 def _network_joints(
     model: PoseModel, frames: LabelledFrames, change: Callable[[Picture], Picture] = lambda image: image
 ) -> list[NDArray[np.float64]]:
-    """The joints [18, 3] of each labelled person, read in their boxes of the changed pictures."""
+    """The joints [18, 3] of each labelled person, estimated in their boxes of the changed pictures."""
     from pipeline.stages import TrackedBox
     from pipeline.stages import predict as read
 
@@ -208,7 +208,7 @@ def _network_joints(
 
 
 def _reference_joints(frames: LabelledFrames) -> list[NDArray[np.float64]]:
-    """The joints [18, 2] that MediaPipe sees in the box of each labelled person; NaN where it sees nobody."""
+    """MediaPipe's joints [18, 2] in the box of each labelled person; NaN if it finds nobody."""
     from benchmarks.reference import Reference
 
     reference, nobody = Reference(), np.full((len(HUMAN36M), 2), np.nan)
@@ -217,7 +217,7 @@ def _reference_joints(frames: LabelledFrames) -> list[NDArray[np.float64]]:
 
 
 def _finding_figures(model: PoseModel, frames: LabelledFrames) -> Figures:
-    """Whom a run finds in each picture, and the boxes of the detector."""
+    """Figures of the people that a run finds in each picture, and of the detector's boxes."""
     from benchmarks.pictures import count_found
     from pipeline.estimator import Estimator
     from pipeline.models import open_detector
@@ -246,7 +246,7 @@ def _picture_figures(result: PictureScore) -> Figures:
 
 
 def synthetic(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
-    """Training's held-out sets, with the error of each joint."""
+    """The error of each joint on training's held-out sets."""
     import torch
 
     from convnextpose import weights
@@ -284,11 +284,12 @@ def synthetic(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
 
 
 UPRIGHT, BENT = 0.95, 0.85
-"""How straight a person is: the way from the neck to the ankles as a share of torso, thighs and shins. Above and under."""
+"""Limits of straightness, the distance from neck to ankles divided by the length of torso, thighs and shins: upright above the
+first, bent below the second."""
 
 
 def depth(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
-    """How far the estimated distance of people is off, where nobody is cut and where the picture ends at their hips."""
+    """The error of people's estimated distance, for whole people and for people whom the picture cuts off at the hips."""
     parser.add_argument("source", type=Path, help="a clip with truth, or the data folder, whose eval3d/ has a recording")
     parser.add_argument("truth", type=Path, nargs="?", help="the clip's truth")
     parser.add_argument("--model", default="xs")
@@ -319,7 +320,7 @@ def depth(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
 
 
 def _rendered_depths(arguments: argparse.Namespace) -> Iterator[tuple[str, Picture, Box, Intrinsics, float]]:
-    """Bearing, picture, box, camera and true root depth (mm) of a rendered person, whole and cut at the hips."""
+    """Posture, picture, box, camera and true root depth (mm) of a rendered person, whole and cut off at the hips."""
     from convnextpose.camera import Intrinsics
     from pipeline.sources import open_source
     from pipeline.types import Frame as VideoFrame
@@ -339,7 +340,7 @@ def _rendered_depths(arguments: argparse.Namespace) -> Iterator[tuple[str, Pictu
 
 
 def _recorded_depths(arguments: argparse.Namespace) -> Iterator[tuple[str, Picture, Box, Intrinsics, float]]:
-    """The same of a recorded person; where the picture cuts nobody, so that there is one bearing."""
+    """The same for a recorded person; the picture never cuts the person off, so there is only one posture."""
     from benchmarks.recording import read_recording, views
     from convnextpose.camera import Intrinsics
 
@@ -360,7 +361,7 @@ def _bearing(joints_mm: NDArray[np.float64]) -> str:
 
 
 def steadiness(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
-    """Standard deviation over mean of each bone's 3D length, over each followed track; the mean over tracks."""
+    """Standard deviation divided by mean of each bone's 3D length, for each track; the mean over tracks."""
     parser.add_argument("results", type=Path, help="poses.npz of a run")
     arguments = parser.parse_args()
     with np.load(arguments.results) as run:
@@ -376,7 +377,7 @@ def steadiness(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
 
 
 def agreement(parser: argparse.ArgumentParser) -> tuple[str, Figures]:
-    """Joints in the picture against those that MediaPipe sees in the same boxes."""
+    """Joints in the picture against MediaPipe's joints in the same boxes."""
     from benchmarks.pictures import LabelledPerson, draw_overlays, score_pictures
     from benchmarks.reference import Reference
     from pipeline.sources import open_source
@@ -424,7 +425,7 @@ def score(results: Path, truth_file: Path) -> Figures:
     true_px = np.array([f["joints_px"] for f in seen])
     scored = list(HUMAN36M.scored)
     torso_px = np.linalg.norm(true_px[:, HUMAN36M.joints.index("Neck")] - true_px[:, HUMAN36M.root], axis=-1)
-    # With the true root depth in place of the estimated one: the network's own error, as papers give it.
+    # With the true root depth instead of the estimated one: the network's own error, as papers report it.
     true_depth_mm = true_mm[:, HUMAN36M.root, 2]
     relative_z = joints_mm[..., 2:] - root_mm[:, None, None]
     rays = joints_mm[..., :2] / joints_mm[..., 2:]

@@ -32,7 +32,7 @@ WIDTH, HEIGHT = 64, 48
 
 
 def write_clip(path: Path, frames: int, number: int) -> None:
-    """A grey clip; its title makes it a file that no other number has."""
+    """A grey clip; its title makes the file different for each number."""
     picture = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
     with av.open(str(path), "w") as container:
         container.metadata["title"] = f"clip {number}"

@@ -1,4 +1,4 @@
-"""Cameras on this machine that can be made to misbehave: RTSP, MJPEG over HTTP, and a transport stream over UDP."""
+"""Cameras on this machine with faults on demand: RTSP, MJPEG over HTTP, and a transport stream over UDP."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Outage:
     """One fault of a camera.
 
     Attributes:
-        camera: which.
+        camera: the camera's name.
         fault: its name.
-        began, ended: when, s since 1970; `ended` is 0 while it lasts.
-        back_s: how long after its end the camera was live again; None if it was never lost, or is not back.
+        began, ended: its start and end, s since 1970; `ended` is 0 while it lasts.
+        back_s: time from its end until the camera was live again, s; None if it was never lost, or is not live yet.
         lost: whether the run noticed.
     """
 
@@ -38,14 +38,14 @@ class Outage:
 
 @dataclass
 class Camera:
-    """A camera that can be made to misbehave.
+    """A camera with faults on demand.
 
     Attributes:
-        name: as in the file of sources.
+        name: its name in the file of sources.
         uri: its address.
-        faults: what can befall it: each begins the fault and returns what ends it.
-        stop: ends it.
-        outage: the fault that it has now, or None.
+        faults: its possible faults: each function starts the fault and returns a function that ends it.
+        stop: stops the camera.
+        outage: its current fault, or None.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Camera:
 
 
 def rtsp_camera(name: str, codec: str) -> Camera:
-    """A network camera in a process of its own."""
+    """A network camera in its own process."""
     port, running = free_port(), []
 
     def start(size: str = "320x240", user: str = "", password: str = "") -> None:
@@ -90,7 +90,7 @@ def rtsp_camera(name: str, codec: str) -> Camera:
 
 
 class Switch:
-    """How a web camera answers: as a camera, or with an error."""
+    """A web camera's way of answering: as a camera, or with an error."""
 
     def __init__(self, pictures: list[bytes]) -> None:
         self.status: int | None = None
@@ -99,7 +99,7 @@ class Switch:
         self.renew()
 
     def renew(self, **faults: Any) -> None:  # noqa: ANN401
-        """End the connections there are; the next ones meet a camera with these faults."""
+        """Close the existing connections; new ones get a camera with these faults."""
         self.camera.stop.set()
         self.camera = Mjpeg(picture=lambda index: self._pictures[index % len(self._pictures)], rate=25, **faults)
 
@@ -203,7 +203,7 @@ def udp_camera(name: str, recording: bytes, count: int) -> Camera:
 
 @contextlib.contextmanager
 def cameras() -> Iterator[list[Camera]]:
-    """Four cameras; the two whose pictures can be chosen show the demo clip."""
+    """Four cameras; the two whose pictures are up to us show the demo clip."""
     import cv2
 
     with open_source(weights.DEMO_CLIP) as clip:

@@ -1,4 +1,4 @@
-"""Compares this commit with another one, alternating on one machine: how fast they are, and whether their poses agree.
+"""Compares this commit with another one, alternating on one machine: their speed, and whether their poses agree.
 
     python benchmarks/compare.py COMMIT [--clip CLIP] [--rounds 5] [--same-weights] [--this=OPTION]... [-- OPTION...]
 
@@ -50,7 +50,7 @@ class Run:
     Attributes:
         wall_s: from the start of its process to its end, s.
         cpu_s: CPU time of all its threads, s.
-        frames_per_second: what it says itself.
+        frames_per_second: the speed that it reports.
     """
 
     wall_s: float
@@ -60,15 +60,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far the poses of two runs are apart.
+    """The difference between the poses of two runs.
 
     Attributes:
-        frames: frames with a pose in both.
-        only_first, only_second: frames with a pose in one of them alone.
-        poses: poses that were compared: in each frame each of the run with fewer with the nearest of the other.
-        unpaired: poses of those frames that were not.
+        frames: number of frames with a pose in both.
+        only_first, only_second: number of frames with a pose in only one of them.
+        poses: number of compared poses: in each frame, each pose of the run with fewer with the nearest one of the other.
+        unpaired: number of poses in those frames that were not compared.
         joints: joints that both runs have, by name.
-        max_px, mean_px: greatest and mean distance of such a joint along x or y, px; NaN where nothing was compared.
+        max_px, mean_px: largest and mean distance of such a joint along x or y, px; NaN if nothing was compared.
     """
 
     frames: int
@@ -82,10 +82,10 @@ class Agreement:
 
 
 def read_joints(path: Path) -> tuple[list[str], dict[int, NDArray[np.float64]]]:
-    """The names of the joints [J] and, of each frame with a pose, the joints [P, J, 2], px, of a `poses.ndjson` of any commit.
+    """Read a `poses.ndjson` of any commit: the joints' names [J] and, for each frame with a pose, the joints [P, J, 2], px.
 
     Raises:
-        ValueError: it holds something else.
+        ValueError: it contains something else.
     """
     names: list[str] = []
     frames: dict[int, NDArray[np.float64]] = {}
@@ -106,7 +106,7 @@ def agreement(first: Path, second: Path) -> Agreement:
     """Compare two files of poses.
 
     Raises:
-        ValueError: one of them is no such file.
+        ValueError: one of them is not such a file.
     """
     (first_names, a), (second_names, b) = read_joints(first), read_joints(second)
     common = [name for name in first_names if name in second_names]
@@ -153,16 +153,16 @@ def checked_out(commit: str, root: Path = ROOT) -> Iterator[Path]:
 
 
 def name_of(tree: Path) -> str:
-    """The commit that a tree is at, and whether its files were changed."""
+    """The commit of a tree, and whether its files were changed."""
     changed = _git(tree, "status", "--porcelain", "--untracked-files=no")
     return _git(tree, "rev-parse", "--short", "HEAD") + (" and changes" if changed else "")
 
 
 def check_imports(tree: Path) -> None:
-    """Refuse a tree whose packages Python takes from elsewhere.
+    """Refuse a tree whose packages Python imports from elsewhere.
 
     Raises:
-        RuntimeError: naming the place.
+        RuntimeError: names the place.
     """
     code = f"import {', '.join(PACKAGES)}; print(*(m.__file__ for m in ({', '.join(PACKAGES)})), sep='\\n')"
     for place in run_process([sys.executable, "-c", code], tree, {"PYTHONPATH": str(tree)}).output.splitlines():
@@ -171,10 +171,10 @@ def check_imports(tree: Path) -> None:
 
 
 def run_commit(tree: Path, clip: Path, out: Path, options: Sequence[str]) -> Run:
-    """Run a tree's own command line in a process of its own.
+    """Run a tree's own command line in its own process.
 
     Raises:
-        RuntimeError: it failed, or does not say how fast it was.
+        RuntimeError: it failed, or does not report its speed.
     """
     command = [sys.executable, "-m", "tools.main", "run", str(clip), "--out", str(out), "--overwrite", *options]
     done = run_process(command, tree, {"PYTHONPATH": str(tree)})
@@ -192,7 +192,7 @@ def _git(root: Path, *words: str) -> str:
 
 
 def main() -> None:
-    """Read the command line; exit code 2 where something cannot be run."""
+    """Read the command line; exit code 2 if something cannot be run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commit", help="anything that git takes for a commit")
     parser.add_argument("--clip", type=Path, default=weights.DEMO_CLIP)
@@ -201,7 +201,7 @@ def main() -> None:
     parser.add_argument("--this", action="append", default=[], metavar="OPTION", help="for this commit alone")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("options", nargs="*", help="behind `--`: options of `run` for both")
-    arguments = parser.parse_intermixed_args()  # options of ours may stand between the commit and `--`
+    arguments = parser.parse_intermixed_args()  # our own options may come between the commit and `--`
     try:
         compare(arguments)
     except (ValueError, RuntimeError) as error:

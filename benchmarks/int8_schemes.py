@@ -1,8 +1,8 @@
 """The error, mm, and the time of each INT8 scheme: `python benchmarks/int8_schemes.py [MODEL]`.
 
-Each graph is calibrated on some of the package's crops and proven on the others, computed as its types say, with every layer of
-its scheme in INT8. It is timed in OpenVINO on this CPU, with one crop and eight, all graphs alternating. If TensorRT for RTX is
-installed, an RTX 40 engine is built from each.
+Each graph is calibrated on some of the package's crops and proven on the others, computed in exactly its types, with every
+layer of its scheme in INT8. It is timed in OpenVINO on this CPU, with one crop and eight, all graphs alternating. If TensorRT
+for RTX is installed, an RTX 40 engine is built from each.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROUNDS = 12
 
 
 def main(name: str = "xs") -> None:
-    """Print what each scheme strays by as soon as it is known, then the table."""
+    """Print each scheme's error as soon as it is known, then the table."""
     shipped = weights.load(name)
     fp32, crops = shipped.onnx.read_bytes(), CalibrationSet.load(weights.CALIBRATION).split()
     with open_pose_model(verify(shipped.safetensors), "torch", name=name, threads=1) as reference:

@@ -47,7 +47,7 @@ NUMBERS, SHOULDERS, HIPS = (
 MISTAKEN_TORSO, MISTAKEN_MM = 0.3, 200.0
 NARROW_TORSO = 0.4
 LONGEST_TORSO = 0.5
-"""A torso is at most this part of the box's longer side: a box of less of the body doesn't say how long the torso is."""
+"""A torso is at most this fraction of the box's longer side: a box around less of the body does not show the torso's length."""
 EVERY = 3
 DRAWS = 2000
 
@@ -58,7 +58,7 @@ def in_body_axes(offsets: Array, joints: Array, *, mistaken: float) -> Array:
     Args:
         offsets: the network's joints minus the labels, in any unit; NaN where there is no label.
         joints: the labels [18, 2 or 3] with y down and, in space, z away from the camera; shoulders and hips are there.
-        mistaken: the length from which an offset is a mistake.
+        mistaken: the length above which an offset is a mistake.
     """
     left_shoulder, right_shoulder, left_hip, right_hip = joints[SHOULDERS + HIPS]
     up = left_shoulder + right_shoulder - left_hip - right_hip
@@ -74,13 +74,13 @@ def in_body_axes(offsets: Array, joints: Array, *, mistaken: float) -> Array:
 
 
 def medians(offsets: Array, groups: list[str]) -> tuple[Array, Array, Array]:
-    """The medians [7, A] of offsets [N, 13, A] over people and over both sides, and where they lie with 95 %, [7, A] each.
+    """The medians [7, A] of offsets [N, 13, A] over people and both sides, and their 95 % intervals, [7, A] each.
 
     Args:
-        offsets: of each person, along A axes.
-        groups: of each person, what is drawn together (percentile bootstrap, Efron 1979).
+        offsets: each person's offsets along A axes.
+        groups: each person's group, which is resampled as a whole (percentile bootstrap, Efron 1979).
     """
-    sided = np.concatenate([offsets[:, 6:12], offsets[:, :6]], axis=1)  # the left of each pair beside the right
+    sided = np.concatenate([offsets[:, 6:12], offsets[:, :6]], axis=1)  # left and right of each pair exchanged
     pairs = np.stack([sided, np.concatenate([offsets[:, :6], offsets[:, 6:12]], axis=1)], 1)[:, :, :6]
     nose = np.repeat(offsets[:, None, 12:], 2, axis=1)
     values = np.concatenate([pairs, nose], axis=2)  # [N, 2, 7, A]
@@ -96,7 +96,7 @@ def medians(offsets: Array, groups: list[str]) -> tuple[Array, Array, Array]:
 
 
 def picture_offsets(model: PoseModel, folder: Path, *, held_out: bool) -> tuple[Array, list[str]]:
-    """Offsets [N, 13, 2] in torso lengths of the people who were marked in pictures, and their pictures' names."""
+    """Offsets [N, 13, 2] in torso lengths of the people marked in pictures, and their pictures' names."""
     files, people = labelled_people(folder, held_out_only=held_out)
     offsets, names = [], []
     for frame, those in labelled_frames([person for person in people if _counts(person)], files):
@@ -109,7 +109,7 @@ def picture_offsets(model: PoseModel, folder: Path, *, held_out: bool) -> tuple[
 
 
 def recorded_offsets(model: PoseModel, folder: Path) -> Iterator[tuple[Array, str]]:
-    """Offsets [13, 3] in mm in every third frame of each camera, and which it is."""
+    """Offsets [13, 3] in mm in every third frame of each camera, and the frame's name."""
     recording = read_recording(folder)
     for number, (camera, image, box, truth, good) in enumerate(views(recording, EVERY)):
         labels = np.full((len(HUMAN36M), 3), np.nan)
@@ -124,7 +124,7 @@ def recorded_offsets(model: PoseModel, folder: Path) -> Iterator[tuple[Array, st
 
 
 def rendered_offsets(model: PoseModel, count: int) -> tuple[Array, Array]:
-    """Offsets [N, 13, 2] in torso lengths and [N, 13, 3] in mm of rendered people before held-out pictures."""
+    """Offsets [N, 13, 2] in torso lengths and [N, 13, 3] in mm of rendered people in front of held-out pictures."""
     import torch
 
     from convnextpose.camera import Intrinsics
@@ -149,14 +149,14 @@ def rendered_offsets(model: PoseModel, count: int) -> tuple[Array, Array]:
 
 
 def _counts(person: LabelledPerson) -> bool:
-    """Whether the body's axes and the torso's length can be told from a person's labels."""
+    """Whether a person's labels show the body's axes and the torso's length."""
     left, right = person.joints_px[SHOULDERS]
     wide = float(np.linalg.norm(left - right)) >= NARROW_TORSO * person.torso_px
     return wide and person.torso_px <= LONGEST_TORSO * max(person.box.width, person.box.height)
 
 
 def table(offsets: Array, groups: list[str], unit: str, digits: int) -> str:
-    """Markdown: the medians and their intervals."""
+    """The medians and their intervals as a Markdown table."""
     axes = ("outward", "up", "forward")[: offsets.shape[2]]
     lines = [f"| {unit} | {' | '.join(axes)} |", f"|---|{'---|' * len(axes)}"]
     for name, *rows in zip((*(name[2:] for name in LIMBS[:6]), "Nose"), *medians(offsets, groups), strict=True):

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # for what is not installed: in MediaPipe's environment, all of it
+sys.path.insert(0, str(Path(__file__).parent.parent))  # for what is not installed: everything in MediaPipe's environment
 
 from benchmarks.rounds import by_turns, in_words, ratios, run_process
 
@@ -32,14 +32,14 @@ ROOT = Path(__file__).parent.parent
 
 @dataclass(frozen=True)
 class PeerResult:
-    """What a peer did with a clip.
+    """A peer's results for a clip.
 
     Attributes:
-        frames: frames of the clip.
-        with_person: frames with a pose.
-        poses: poses in all of them.
+        frames: number of frames in the clip.
+        with_person: number of frames with a pose.
+        poses: number of poses in all of them.
         startup_s: from the start of the process to the first frame's poses, s.
-        frames_per_second: over the frames after the first.
+        frames_per_second: speed for the frames after the first.
         cpu_ms: CPU time of all threads for one of these frames, ms.
     """
 
@@ -52,7 +52,7 @@ class PeerResult:
 
 
 def with_convnextpose(clip: Path, max_people: int, precision: str) -> Iterator[int]:
-    """How many people have a pose, frame by frame."""
+    """Number of people with a pose, frame by frame."""
     from pipeline.run import RunConfig, open_pipeline
 
     with open_pipeline(RunConfig(clip, max_people=max_people, precision=precision)) as pipeline:
@@ -61,7 +61,7 @@ def with_convnextpose(clip: Path, max_people: int, precision: str) -> Iterator[i
 
 
 def with_mediapipe(clip: Path, _max_people: int, _precision: str) -> Iterator[int]:
-    """How many people have a pose, frame by frame: one at most, in its own precision."""
+    """Number of people with a pose, frame by frame: at most one, in its own precision."""
     import av
     import mediapipe
 
@@ -74,15 +74,15 @@ def with_mediapipe(clip: Path, _max_people: int, _precision: str) -> Iterator[in
 
 
 PEERS: dict[str, Callable[[Path, int, str], Iterator[int]]] = {"convnextpose": with_convnextpose, "mediapipe": with_mediapipe}
-"""What is compared, by name."""
+"""The peers that are compared, by name."""
 
 
 def measure(people: Iterator[int], started_s: float) -> PeerResult:
     """Go through a peer's frames.
 
     Args:
-        people: how many people have a pose, frame by frame; at least two frames.
-        started_s: when the process started, by `time.monotonic`.
+        people: number of people with a pose, frame by frame; at least two frames.
+        started_s: start of the process, by `time.monotonic`.
     """
     poses = next(people)
     with_person = int(poses > 0)
@@ -97,12 +97,12 @@ def measure(people: Iterator[int], started_s: float) -> PeerResult:
 
 
 def run_peer(name: str, python: Path, clip: Path, options: Sequence[str]) -> PeerResult:
-    """Run a peer in a process of its own, with some options of this command line.
+    """Run a peer in its own process, with some options of this command line.
 
     Raises:
         RuntimeError: it failed.
     """
-    started = repr(time.monotonic())  # one clock for all processes of a machine
+    started = repr(time.monotonic())  # all processes of a machine share this clock
     command = [python, Path(__file__).resolve(), clip, *options, "--peer", name, "--started", started]
     return PeerResult(**json.loads(run_process(command, ROOT).output.splitlines()[-1]))
 
@@ -139,7 +139,7 @@ def main() -> None:
         return
     if not arguments.mediapipe.exists():
         parser.error(f"expected a Python with MediaPipe at {arguments.mediapipe}: benchmarks/reference.py says how to make one")
-    # Its name is kept as it is: a virtual environment's Python is a link to another one.
+    # The path is not resolved: a virtual environment's Python is a link to another one.
     pythons = {"convnextpose": Path(sys.executable), "mediapipe": arguments.mediapipe.absolute()}
     options = ["--max-people", str(arguments.max_people), "--precision", arguments.precision]
     try:

@@ -1,5 +1,5 @@
 """Which people are found in pictures and in frames of videos: the best pose in each, or counts of found people and false
-alarms.
+positives.
 
     python benchmarks/people_scores.py [--model xs] [--every 50] [--detector FILE.onnx] PICTURE_OR_VIDEO...
     python benchmarks/people_scores.py [...] --people FOLDER [--without PICTURE_OR_VIDEO...]
@@ -41,20 +41,20 @@ from pipeline.types import Frame, Pose
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for `benchmarks` and `training`, which are not installed
 
 SCORES = (0.42, 0.45, 0.48, MIN_SCORE, 0.54, 0.57)
-"""Values of --min-score that are compared."""
+"""The compared values of --min-score."""
 
 SMALL = 0.1
-"""Height of a person's box, as a share of the picture's longer side, under which the person counts neither as missed nor as
+"""Height of a person's box, as a fraction of the picture's longer side, below which the person counts neither as missed nor as
 wrong."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """Who is in a picture, px.
+    """The people in a picture, px.
 
     Attributes:
-        people: the boxes of those who are to be found.
-        crowds: boxes of many people. Nothing in them is wrong.
+        people: the boxes of the people that should be found.
+        crowds: boxes around crowds; nothing found in them counts as wrong.
     """
 
     people: list[Box] = field(default_factory=list)
@@ -66,13 +66,13 @@ KnownPeople = dict[Path, Known]
 
 @dataclass(frozen=True)
 class Search:
-    """What a search of one picture came to.
+    """The result of searching one picture.
 
     Attributes:
         file: the picture or video.
         frame: number of the frame, from 0.
         size: width and height of the picture, px.
-        found: who is found, for each value of --min-score that was asked for.
+        found: the people found, for each requested value of --min-score.
     """
 
     file: Path
@@ -81,7 +81,7 @@ class Search:
     found: dict[float, tuple[Pose, ...]]
 
     def count(self, min_score: float, known: Known) -> tuple[int, int, int]:
-        """How many of the known people are found, how many are to be found, and how much else is found."""
+        """Number of known people found, of those that should be found, and of other poses found."""
         from benchmarks.pictures import FOUND_IOU
 
         large = [box for box in known.people if box.height >= SMALL * max(self.size)]
@@ -100,13 +100,13 @@ class Search:
 
 
 def _covered(box: Box, by: Box) -> float:
-    """The share of a box that lies in another."""
+    """The fraction of a box that is inside another."""
     first, second = (np.array([(b.x, b.y, b.width, b.height)]) for b in (box, by))
     return float(shared_areas(first, second)[0, 0] / box.area)
 
 
 def main() -> None:
-    """Print a line for each picture that was searched, or how many people are found from which score on."""
+    """Print a line for each searched picture, or the counts of found people for each score."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*")
     parser.add_argument("--model", default="xs")
@@ -130,7 +130,7 @@ def main() -> None:
 
 
 def searchers(model: str, detector: Path, min_scores: Sequence[float]) -> dict[float, Estimator]:
-    """For each value of --min-score, what searches each picture anew. The detector looks once for all of them."""
+    """For each value of --min-score, an estimator that searches each picture anew. They share one run of the detector."""
     poses = open_model(model, precision="fp32")
     detect = _remembered(detections_of(open_people_detector(detector)))
     joints = poses.info.joint_set
@@ -159,7 +159,7 @@ def search_files(finders: dict[float, Estimator], files: list[Path], every: int)
 
 
 def print_lines(finders: dict[float, Estimator], files: list[Path], every: int) -> None:
-    """Print the best score of each picture, where it is, and how many people are found."""
+    """Print the best score of each picture, its position, and the number of people found."""
     began, searches = time.perf_counter(), 0
     for search in search_files(finders, files, every):
         searches += 1
@@ -199,7 +199,7 @@ def known_people(folder: Path) -> dict[str, KnownPeople]:
 
 
 def count(finders: dict[float, Estimator], people: KnownPeople, every: int) -> dict[str, list[int]]:
-    """For each value of --min-score: known people who are found, how many there are, and how much else is found."""
+    """For each value of --min-score: numbers of known people found, of all known people, and of other poses found."""
     searches = list(search_files(finders, list(people), every))
     counts = [[search.count(each, people[search.file]) for search in searches] for each in finders]
     found, there, other = ([sum(of[part] for of in each) for each in counts] for part in range(3))
@@ -207,7 +207,7 @@ def count(finders: dict[float, Estimator], people: KnownPeople, every: int) -> d
 
 
 def print_counts(groups: dict[str, dict[str, list[int]]]) -> None:
-    """Print a line for each value of --min-score, and for each group the people found and what else is."""
+    """Print a line for each value of --min-score, with the found people and the other poses of each group."""
     for number, (name, counts) in enumerate(groups.items(), 1):
         print(f"{number}: {name}, {counts['pictures'][0]} pictures, {counts['there'][0]} people")
     print("score " + "".join(f"{f'{number}: found other':>16s}" for number in range(1, len(groups) + 1)))

@@ -1,4 +1,4 @@
-"""Real pictures with joints that were marked by hand: the labels, and how close a network's joints are to them.
+"""Real pictures with hand-labelled joints: the labels, and how close a network's joints are to them.
 
 The pictures are not in this repository: `benchmarks/labels/people.json` names each file, its SHA-256, its licence and where to
 get it. Left and right are the labelled person's own.
@@ -27,18 +27,18 @@ from pipeline.types import Frame
 LABELS = Path(__file__).parent / "labels" / "people.json"
 
 FOLDERS = (Path(__file__).parent / "pictures", Path("/usr/share/doc/opencv-doc/examples/data"))
-"""Where pictures are looked for, besides the folders that are named on the command line."""
+"""Where pictures are searched for, besides the folders named on the command line."""
 
 LIMBS = tuple(f"{side}_{part}" for side in "LR" for part in ("Shoulder", "Elbow", "Wrist", "Hip", "Knee", "Ankle"))
 
 LIMB_JOINTS = [HUMAN36M.joints.index(name) for name in LIMBS]
-"""Their numbers in Human3.6M's order."""
+"""Their indices in Human3.6M's order."""
 
 RIGHT_TORSO = 0.2
-"""A joint is right within so many torso lengths of its label."""
+"""A joint is right if it is within this distance of its label, torso lengths."""
 
 MIN_TORSO = 0.1
-"""A torso seen from its end counts as long as this part of the box's longer side."""
+"""Smallest torso length as a fraction of the box's longer side, for torsos seen end-on."""
 
 OUTLINE = tuple(
     (HUMAN36M.joints.index(a), HUMAN36M.joints.index(b))
@@ -48,12 +48,12 @@ OUTLINE = tuple(
         *(("L_Shoulder", "R_Shoulder"), ("L_Hip", "R_Hip"), ("Nose", "Head")),
     )
 )
-"""Pairs of joints that overlays join by a line."""
+"""Pairs of joints that overlays connect with a line."""
 
 _COLOURS = {"left": LEFT_BGR, "right": RIGHT_BGR, "middle": MIDDLE_BGR}
 
 FOUND_IOU = 0.5
-"""A found box is that of a labelled person from this overlap, intersection over union."""
+"""Smallest intersection over union at which a found box is that of a labelled person."""
 
 Array = NDArray[np.float64]
 
@@ -65,10 +65,10 @@ class LabelledPerson:
     Attributes:
         file: the picture's or video's name.
         frame: number of the frame, from 0.
-        box: what of the person is to be seen, px.
+        box: the visible part of the person, px.
         full_body: whether all limbs are inside the picture.
-        joints_px: [18, 2] in Human3.6M's order, px (pixel centres at whole numbers); NaN where nothing was marked.
-        seen: [18] joints that are to be seen, through clothes at most; the places of others are guesses and are not scored.
+        joints_px: [18, 2] in Human3.6M's order, px (pixel centres at whole numbers); NaN for joints without a label.
+        seen: [18] whether a joint is visible, covered by clothes at most; labels of others are guesses and are not scored.
     """
 
     file: str
@@ -80,7 +80,7 @@ class LabelledPerson:
 
     @property
     def torso_px(self) -> float:
-        """From the middle of the shoulders to the middle of the hips, px."""
+        """Distance from the middle of the shoulders to the middle of the hips, px."""
         left_shoulder, right_shoulder, left_hip, right_hip = (
             self.joints_px[HUMAN36M.joints.index(name)] for name in ("L_Shoulder", "R_Shoulder", "L_Hip", "R_Hip")
         )
@@ -90,14 +90,14 @@ class LabelledPerson:
 
 @dataclass(frozen=True)
 class PictureScore:
-    """How near predicted joints come to labels.
+    """The scores of predicted joints against labels.
 
     Attributes:
-        people: how many were compared.
-        pck: share of the seen limb joints within 0.2 torso lengths, 0..1.
-        median: median distance of the seen limb joints, torso lengths.
-        swaps: share of left-right pairs that fit better exchanged, 0..1; pairs nearer than 0.2 torso lengths do not count.
-        joints: the same share as `pck` for each joint that was marked, by name.
+        people: number of compared people.
+        pck: fraction of the visible limb joints within 0.2 torso lengths, 0..1.
+        median: median distance of the visible limb joints, torso lengths.
+        swaps: fraction of left-right pairs that fit better exchanged, 0..1; pairs closer than 0.2 torso lengths do not count.
+        joints: the same fraction as `pck` for each labelled joint, by name.
     """
 
     people: int
@@ -108,7 +108,7 @@ class PictureScore:
 
 
 def read_labels(path: Path = LABELS) -> tuple[dict[str, dict[str, str]], list[LabelledPerson]]:
-    """The files (what `get`, `licence` and `sha256` are) and the people in them."""
+    """The files (with their `get`, `licence` and `sha256`) and the people in them."""
     record = json.loads(path.read_text(encoding="utf-8"))
     people = []
     for person in record["people"]:
@@ -120,7 +120,7 @@ def read_labels(path: Path = LABELS) -> tuple[dict[str, dict[str, str]], list[La
 
 
 def find_files(files: dict[str, dict[str, str]], folders: Iterable[Path]) -> dict[str, Path]:
-    """The files that are there, by name: each as it was labelled, which its hash shows."""
+    """The available files, by name; the hash of each shows that it is the one that was labelled."""
     found: dict[str, Path] = {}
     for folder in [*folders, *FOLDERS]:
         for name in files.keys() - found.keys():
@@ -131,7 +131,7 @@ def find_files(files: dict[str, dict[str, str]], folders: Iterable[Path]) -> dic
 
 
 def labelled_frames(people: list[LabelledPerson], found: dict[str, Path]) -> list[tuple[Frame, list[LabelledPerson]]]:
-    """The frames that hold labelled people, with those people.
+    """The frames with labelled people, and those people.
 
     Raises:
         SourceError: a file cannot be read, or ends before a labelled frame.
@@ -154,17 +154,17 @@ def labelled_frames(people: list[LabelledPerson], found: dict[str, Path]) -> lis
 
 
 def labelled_people(folder: Path, *, held_out_only: bool) -> tuple[dict[str, Path], list[LabelledPerson]]:
-    """The pictures, by name, and the people marked by hand in the training data's folder.
+    """The pictures, by name, and the hand-labelled people in the training data's folder.
 
-    Those count of whom all four of shoulders and hips and eight limb joints or more are marked, 80 px tall or more, with a
-    torso of 5 % of the box's longer side or more (`training.real.RealPerson.scorable`).
+    People count if both shoulders, both hips and at least eight limb joints are labelled, if they are at least 80 px tall, and
+    if the torso has at least 5 % of the box's longer side (`training.real.RealPerson.scorable`).
 
     Args:
         folder: the data folder, which training/README.md describes.
-        held_out_only: leave out those whom a training of this project may read.
+        held_out_only: leave out people that this project's training may read.
 
     Raises:
-        SourceError: the folder is not as described there, or nobody counts.
+        SourceError: the folder is not as described there, or nobody in it counts.
     """
     from training.real import COCO, read_people
 
@@ -173,7 +173,7 @@ def labelled_people(folder: Path, *, held_out_only: bool) -> tuple[dict[str, Pat
     if not people:
         which = "labelled people who are held out" if held_out_only else "labelled people"
         raise SourceError(f"expected {which} in {folder}, found none: name a folder with more pictures")
-    labelled, by_hand = [], np.isin(np.arange(len(HUMAN36M)), list(COCO.values()))  # the others are middles of these
+    labelled, by_hand = [], np.isin(np.arange(len(HUMAN36M)), list(COCO.values()))  # the others are midpoints of these
     for person in people:
         marked = by_hand & (person.weights[:, 0] > 0)
         joints = np.where(marked[:, None], person.joints[:, :2].astype(np.float64), np.nan)
@@ -184,7 +184,7 @@ def labelled_people(folder: Path, *, held_out_only: bool) -> tuple[dict[str, Pat
 def score_pictures(people: list[LabelledPerson], predicted: list[Array]) -> PictureScore:
     """Compare predicted joints [18, 2 or 3] (px in the picture) of each person with the labels.
 
-    A joint of NaN is one that was not found: it counts as missed, unless it is found in nobody.
+    A joint of NaN was not found: it counts as missed, unless it was found in nobody.
     """
     truth, seen = np.stack([p.joints_px for p in people]), np.stack([p.seen for p in people])
     torso = np.array([p.torso_px for p in people])
@@ -203,9 +203,9 @@ def score_pictures(people: list[LabelledPerson], predicted: list[Array]) -> Pict
 
 
 def pck_interval(people: list[LabelledPerson], predicted: list[Array], draws: int = 10_000) -> tuple[float, float]:
-    """Between which values `score_pictures`' pck lies with 95 %, 0..1, had other pictures of the same kind been labelled.
+    """The 95 % interval of `score_pictures`' pck, 0..1, for other pictures of the same kind.
 
-    People of one picture are alike, so whole pictures are drawn again, with replacement (percentile bootstrap, Efron 1979).
+    People in one picture are similar, so whole pictures are resampled with replacement (percentile bootstrap, Efron 1979).
     """
     pictures = {name: number for number, name in enumerate(sorted({person.file for person in people}))}
     seen = np.stack([person.seen for person in people])[:, LIMB_JOINTS]
@@ -218,7 +218,7 @@ def pck_interval(people: list[LabelledPerson], predicted: list[Array], draws: in
 
 
 def _distances(people: list[LabelledPerson], predicted: list[Array]) -> Array:
-    """Of each joint [N, 18] from its label, torso lengths; infinite where it was not found, NaN where nothing was marked."""
+    """Each joint's distance [N, 18] from its label, torso lengths; infinite if it was not found, NaN without a label."""
     truth, torso = np.stack([p.joints_px for p in people]), np.array([p.torso_px for p in people])
     places = np.stack(predicted)[..., :2]
     distances = np.linalg.norm(places - truth, axis=-1) / torso[:, None]
@@ -226,7 +226,7 @@ def _distances(people: list[LabelledPerson], predicted: list[Array]) -> Array:
 
 
 def average_pose(people: list[LabelledPerson]) -> list[Array]:
-    """The same pose for everybody: the labels' mean place of each joint in the box. What a network has to beat."""
+    """The same pose for everybody: the labels' mean position of each joint in the box. A network must do better."""
     corners = [(np.array([p.box.x, p.box.y]), np.array([p.box.width, p.box.height])) for p in people]
     shares = np.stack([(p.joints_px - corner) / size for p, (corner, size) in zip(people, corners, strict=True)])
     marked = ~np.isnan(shares)
@@ -235,7 +235,7 @@ def average_pose(people: list[LabelledPerson]) -> list[Array]:
 
 
 def count_found(frames: list[tuple[Frame, list[LabelledPerson]]], find: Callable[[Frame], list[Box]]) -> tuple[int, int]:
-    """How many labelled people have a found box, and in how many frames at least one does."""
+    """Number of labelled people with a found box, and number of frames with at least one of them."""
     hits = []
     for frame, people in frames:
         boxes = find(frame)
@@ -246,7 +246,7 @@ def count_found(frames: list[tuple[Frame, list[LabelledPerson]]], find: Callable
 def draw_overlays(
     frames: list[tuple[Frame, list[LabelledPerson]]], predicted: list[Array], folder: Path, side_px: int = 256
 ) -> None:
-    """Write sheets of pictures to look at: each person twice, with the labels and with the prediction."""
+    """Write sheets of pictures: each person twice, with the labels and with the prediction."""
     folder.mkdir(parents=True, exist_ok=True)
     pairs = []
     everybody = [(frame, person) for frame, people in frames for person in people]
@@ -265,7 +265,7 @@ def draw_overlays(
 
 
 def _draw(picture: NDArray[np.uint8], joints: Array) -> None:
-    """Draw the lines of OUTLINE whose ends are there (no NaN). Labels have no Neck and no Pelvis, so it has none either."""
+    """Draw the lines of OUTLINE whose ends are known (not NaN). Labels have no Neck and no Pelvis, so it has none either."""
     for a, b in OUTLINE:
         if np.isnan(joints[[a, b]]).any():
             continue

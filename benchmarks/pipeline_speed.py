@@ -46,9 +46,9 @@ class Speed:
     """A run of a clip.
 
     Attributes:
-        frames: frames that went through.
-        wall_s: the whole run, the end of its files included, but not the opening of its model, s.
-        cpu_s: CPU time of the process, all threads of all libraries, s.
+        frames: number of processed frames.
+        wall_s: time of the whole run with the completion of its files, but without opening its model, s.
+        cpu_s: CPU time of the process, with all threads of all libraries, s.
     """
 
     frames: int
@@ -61,15 +61,15 @@ class SpeedAlone(Speed):
     """A run in one thread.
 
     Attributes:
-        thread_s: by the work that a thread of the pipeline does, how long it took here, s.
-        timelines: where each frame's time went.
+        thread_s: time of the work that each thread of the pipeline would do, by thread, s.
+        timelines: the timeline of each frame.
     """
 
     thread_s: dict[str, float]
     timelines: tuple[Timeline, ...]
 
     def stage_ms(self) -> dict[str, list[float]]:
-        """What each stage, and each format that is written, took of each frame that went through it, ms."""
+        """Times of each stage and each written format, for each frame that it processed, ms."""
         taken: dict[str, list[float]] = {}
         for timeline in self.timelines:
             of_frame: dict[str, float] = {}
@@ -103,7 +103,7 @@ def run_alone(config: RunConfig) -> SpeedAlone:
             now = note("reader", now)
             if frame is None:
                 break
-            if not isinstance(frame, Frame):  # one that cannot be read
+            if not isinstance(frame, Frame):  # an unreadable frame
                 continue
             posed = stream.estimator.step(frame, stopwatch)
             now = note("estimator", now)
@@ -131,7 +131,7 @@ def run_threaded(config: RunConfig) -> Speed:
 
 
 def bound_ms(alone: SpeedAlone, cores: int) -> tuple[float, str]:
-    """The least time that a frame can take in the pipeline on so many cores, ms, and what bounds it."""
+    """The lower bound of a frame's time in the pipeline on a number of cores, ms, and what it comes from."""
     slowest = max(alone.thread_s, key=lambda thread: alone.thread_s[thread])
     bounds = {f"the {slowest}'s work": alone.thread_s[slowest], f"all CPU time over {cores} cores": alone.cpu_s / cores}
     what = max(bounds, key=lambda name: bounds[name])
@@ -139,7 +139,7 @@ def bound_ms(alone: SpeedAlone, cores: int) -> tuple[float, str]:
 
 
 def cost_of_people(arguments: argparse.Namespace) -> None:
-    """Print what people in one picture cost: the demo clip's person, in as many boxes, each some px beside the last."""
+    """Print the cost of people in one picture: the demo clip's person in many boxes, each some px beside the last."""
     counts = [int(word) for word in arguments.people.split(",")]
     with open_source(arguments.clip) as source:
         image = next(frame.image for frame in source if isinstance(frame, Frame))
@@ -151,7 +151,7 @@ def cost_of_people(arguments: argparse.Namespace) -> None:
     ):
         print(f"poses in {model.describe()}, the detector in {detector.describe()}; {arguments.rounds} rounds, medians, ms")
         spent: dict[int, list[tuple[float, float]]] = {count: [] for count in (0, *counts)}
-        predict(model, image, boxes[:2])  # libraries prepare for batches apart from single crops
+        predict(model, image, boxes[:2])  # libraries prepare separately for batches
         for _, count in by_turns((0, *counts), arguments.rounds):
             wall_s, cpu_s = time.perf_counter(), time.process_time()
             if count:
@@ -204,7 +204,7 @@ def main() -> None:
     bounds = [bound_ms(run, cores) for run in alone]
     threaded_ms = [1e3 * run.wall_s / run.frames for run in threaded]
     alone_ms = [1e3 * run.wall_s / run.frames for run in alone]
-    of_frame = {  # a stage that did not happen to a frame took nothing of it
+    of_frame = {  # a stage that skips a frame takes no time for it
         name: statistics.median(sum(run.stage_ms().get(name, [])) / run.frames for run in alone) for name in alone[0].stage_ms()
     }
     figures = {

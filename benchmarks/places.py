@@ -28,7 +28,7 @@ from pipeline.people.world import ANKLE_MM
 Array = NDArray[np.float64]
 LEAST_SCORE = 0.4
 APART_MM = 500.0
-"""Pairs nearer to each other than this have no share worth telling."""
+"""Smallest distance of a pair: relative errors of closer pairs mean little."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class TsaiCamera:
         rotation: [3, 3] camera_from_world; the world's third axis is up, its floor at 0.
         translation_mm: [3].
         fx, fy, cx, cy: px.
-        kappa: of the radial distortion, per mm squared on the sensor.
-        focal_mm: the focal length.
+        kappa: coefficient of the radial distortion, per mm squared on the sensor.
+        focal_mm: the focal length, mm.
     """
 
     rotation: Array
@@ -55,7 +55,7 @@ class TsaiCamera:
     @classmethod
     def read(cls, path: Path) -> TsaiCamera:
         """Read the XML of a calibration."""
-        root = ElementTree.parse(path).getroot()  # a file of the user's own
+        root = ElementTree.parse(path).getroot()  # the user's own file, so it is trusted
         part = {child.tag: {k: float(v) for k, v in child.attrib.items()} for child in root}
         sensor, lens, place = part["Geometry"], part["Intrinsic"], part["Extrinsic"]
         (sa, ca), (sb, cb), (sg, cg) = ((np.sin(place[name]), np.cos(place[name])) for name in ("rx", "ry", "rz"))
@@ -68,7 +68,7 @@ class TsaiCamera:
         )  # fmt: skip
 
     def on_plane_mm(self, point_px: Array, height_mm: float) -> Array:
-        """[2] where the line of sight of a point [2] in the picture meets the plane at this height over the floor."""
+        """[2] where the line of sight of a point [2] in the picture meets the plane at this height above the floor."""
         x, y = (point_px[0] - self.cx) / self.fx, (point_px[1] - self.cy) / self.fy
         undistorted = 1 + self.kappa * (x * x + y * y) * self.focal_mm**2
         ray = np.array([x * undistorted, y * undistorted, 1.0]) @ self.rotation
@@ -76,25 +76,25 @@ class TsaiCamera:
         return place[:2]
 
     def in_world_mm(self, points_mm: Array) -> Array:
-        """Points [..., 3] in camera axes, in the world."""
+        """Convert points [..., 3] from camera axes to the world."""
         return np.asarray((points_mm - self.translation_mm) @ self.rotation)
 
     @property
     def centre_mm(self) -> Array:
-        """[3] where the camera is in the world."""
+        """[3] the camera's position in the world."""
         return np.asarray(-self.translation_mm @ self.rotation)
 
     def world_from_camera(self) -> Array:
-        """[3, 4] the camera's place with y up, as `--camera-pose` takes it."""
+        """[3, 4] the camera's pose with y up, as for `--camera-pose`."""
         place = np.column_stack([self.rotation.T, self.centre_mm])
         return np.stack([place[0], place[2], -place[1]])
 
 
 def errors_mm(camera: TsaiCamera, path: Path) -> dict[str, tuple[Array, Array]]:
-    """How far off people are, placed by their root depth, and with their feet on the run's floor.
+    """The errors of people's positions, by their root depth, and with their feet on the run's floor.
 
     Returns:
-        Of each the errors, mm, and those of the distances between people of one frame, as shares of the true distances.
+        For each of the two: the errors, mm, and the relative errors of the distances between people in one frame.
     """
     ankles = [HUMAN36M.joints.index(f"{side}_Ankle") for side in "LR"]
     off: dict[str, list[float]] = {"root depth": [], "feet on the floor": []}
@@ -119,7 +119,7 @@ def errors_mm(camera: TsaiCamera, path: Path) -> dict[str, tuple[Array, Array]]:
 
 
 def main() -> None:
-    """The command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("camera", type=Path)
     parser.add_argument("poses", type=Path, nargs="*")

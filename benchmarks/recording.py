@@ -1,11 +1,11 @@
-"""One person in front of calibrated cameras: how close poses are to the joints triangulated from all cameras.
+"""One person in front of calibrated cameras: the error of poses against joints triangulated from all cameras.
 
-A recording is a folder with a video of each camera, `*/cam*.mp4` in the order of their names, which all begin at the same
+A recording is a folder with a video from each camera, `*/cam*.mp4` in the order of their names, which all begin at the same
 time, and `single_triangulated.npz`:
 
     names            [K] the joints: `nose`, `l_hip`, `r_hip` and others, as Human3.6M names them but in small letters
     joints3d_m       [F, K, 3] in the world, m
-    good             [F, K] which of them can be trusted
+    good             [F, K] whether each joint can be trusted
     K, dist          [C, 3, 3] px, and [C, 4] OpenCV's k1, k2, p1, p2: the cameras
     R, T             [C, 3, 3] and [C, 3] m: camera_from_world
 """
@@ -32,21 +32,22 @@ from pipeline.sources import open_source
 TRUTH = "single_triangulated.npz"
 
 MIN_GOOD = 8
-"""Joints that have to be good for a pose to be scored: fewer do not say how it stands."""
+"""Smallest number of good joints for a pose to be scored: fewer do not determine it."""
 
 Array = NDArray[np.float64]
 Reader = Callable[[NDArray[np.uint8], Box], Array]
-"""Joints [18, 3] (px, px of the picture, mm from the pelvis) of the person in a box of a BGR picture [H, W, 3] uint8."""
+"""Estimates the joints [18, 3] (px, px of the picture, mm from the pelvis) of the person in a box of a BGR picture [H, W, 3]
+uint8."""
 
 
 @dataclass(frozen=True)
 class Camera:
-    """A calibrated camera and what it filmed.
+    """A calibrated camera and its video.
 
     Attributes:
         video: its file.
         matrix: [3, 3] px.
-        distortion: [4] k1, k2, p1, p2, as OpenCV has them.
+        distortion: [4] OpenCV's k1, k2, p1, p2.
         rotation, translation_mm: [3, 3] and [3] camera_from_world.
     """
 
@@ -57,7 +58,7 @@ class Camera:
     translation_mm: Array
 
     def from_world(self, joints_mm: Array) -> Array:
-        """Joints [..., 3] in the world, mm, in camera axes."""
+        """Convert joints [..., 3], mm, from the world to camera axes."""
         return joints_mm @ self.rotation.T + self.translation_mm
 
     def project(self, joints_mm: Array) -> Array:
@@ -73,13 +74,13 @@ class Camera:
 
 @dataclass(frozen=True)
 class Recording:
-    """Where one person's joints were.
+    """The true joints of one person.
 
     Attributes:
-        cameras: C of them.
-        joints: [K] their numbers in Human3.6M's order; both hips are among them.
-        world_mm: [F, K, 3] in the world, mm.
-        good: [F, K] which can be trusted.
+        cameras: the C cameras.
+        joints: [K] the joints' indices in Human3.6M's order; both hips are among them.
+        world_mm: [F, K, 3] the joints in the world, mm.
+        good: [F, K] whether each joint can be trusted.
     """
 
     cameras: tuple[Camera, ...]
@@ -89,19 +90,19 @@ class Recording:
 
     @property
     def hips(self) -> list[int]:
-        """Where both hips are among the joints."""
+        """Indices of both hips among the joints."""
         return [self.joints.index(HUMAN36M.joints.index(name)) for name in ("L_Hip", "R_Hip")]
 
 
 @dataclass(frozen=True)
 class RecordingScore:
-    """How near poses come to the truth, with the true depth of the root.
+    """The errors of poses, with the true depth of the root.
 
     Attributes:
-        poses: how many were compared.
+        poses: number of compared poses.
         mpjpe_mm: mean distance of the good joints after both roots were moved to the origin.
-        pa_mpjpe_mm: the same after each pose was turned, scaled and moved onto the truth as well as can be.
-        of_cameras: mpjpe_mm of each camera, by its video's name.
+        pa_mpjpe_mm: the same after the best similarity transform (rotation, scale, translation) of each pose onto the truth.
+        of_cameras: mpjpe_mm for each camera, by its video's name.
     """
 
     poses: int
@@ -142,10 +143,10 @@ def read_recording(folder: Path) -> Recording:
 
 
 def views(recording: Recording, every: int = 1) -> Iterator[tuple[Camera, NDArray[np.uint8], Box, Array, NDArray[np.bool_]]]:
-    """Every n-th frame of each camera: camera, picture, the person's box, true joints [K, 3] (camera axes, mm), which are good.
+    """Every n-th frame of each camera: camera, picture, the person's box, true joints [K, 3] (camera axes, mm), the good ones.
 
-    The person's box is that of the good joints in the picture with an outline's margins, as the follower makes it. Frames
-    with a hip or more than K - MIN_GOOD joints that are not good are left out.
+    The person's box is that of the good joints in the picture with an outline's margins, as the tracker makes it. Frames are
+    left out if a hip is not good, or more than K - MIN_GOOD joints are not.
     """
     scored = recording.good[:, recording.hips].all(1) & (recording.good.sum(1) >= MIN_GOOD)
     for camera in recording.cameras:

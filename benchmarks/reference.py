@@ -20,7 +20,7 @@ from convnextpose.errors import RuntimeUnavailableError
 from convnextpose.skeleton import HUMAN36M
 
 SIDE = 512
-"""Side of the crops that the detector is given, px."""
+"""Side of the detector's crops, px."""
 
 LANDMARKS = {
     "Nose": 0, "L_Shoulder": 11, "R_Shoulder": 12, "L_Elbow": 13, "R_Elbow": 14, "L_Wrist": 15, "R_Wrist": 16,
@@ -47,7 +47,7 @@ class Reference:
         )
 
     def estimate(self, image: NDArray[np.uint8], box: Box) -> tuple[NDArray[np.float64], NDArray[np.bool_]] | None:
-        """The joints [18, 2] (px) of the person in a box, and which of them it is sure to see [18]; None if it sees nobody."""
+        """The joints [18, 2] (px) of the person in a box, and whether it surely sees each [18]; None if it finds nobody."""
         matrix = crop_from_image(crop_region(box, image.shape[1], image.shape[0]), SIDE)
         crop = cv2.warpAffine(image, matrix, (SIDE, SIDE), flags=cv2.INTER_CUBIC)
         found = self._pose.process(cv2.cvtColor(crop, cv2.COLOR_BGR2RGB)).pose_landmarks

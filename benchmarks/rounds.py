@@ -1,4 +1,4 @@
-"""Shared by benchmarks with alternating runs: the order of rounds, ratios of figures, and timed processes."""
+"""Shared code of benchmarks with alternating runs: the order of rounds, ratios of figures, and timed processes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Finished:
-    """A process that did its work.
+    """A process that has finished.
 
     Attributes:
         wall_s: from its start to its end, s.
         cpu_s: CPU time of all its threads, and of the processes that it waited for, s.
-        output: what it printed.
+        output: its output.
     """
 
     wall_s: float
@@ -31,27 +31,27 @@ class Finished:
 
 
 def by_turns(things: Sequence[T], rounds: int) -> Iterator[tuple[int, T]]:
-    """Each thing once in each round, in every other round backwards: a machine that drifts does so for all of them."""
+    """Each thing once in each round, in every other round in reverse order, so that a machine's drift affects all alike."""
     for number in range(rounds):
         yield from ((number, thing) for thing in (reversed(things) if number % 2 else things))
 
 
 def ratios(of: Sequence[float], to: Sequence[float]) -> list[float]:
-    """The first figure over the second, in each round."""
+    """The first figure divided by the second, in each round."""
     return [a / b for a, b in zip(of, to, strict=True)]
 
 
 def in_words(values: Sequence[float]) -> str:
-    """Ratios for people: their median and, of several rounds, each."""
+    """Ratios as text: their median and, for several rounds, each of them."""
     each = f"  (each round: {', '.join(f'{value:.2f}' for value in values)})" if len(values) > 1 else ""
     return f"{statistics.median(values):.2f}{each}"
 
 
 def run_process(command: Sequence[str | Path], folder: Path, variables: Mapping[str, str] | None = None) -> Finished:
-    """Run a command to its end, in a folder, with some environment variables more. One at a time: CPU time is of all children.
+    """Run a command in a folder, with more environment variables. Only one at a time: CPU time is that of all children.
 
     Raises:
-        RuntimeError: it failed; with the end of what it printed.
+        RuntimeError: it failed; has the end of its output.
     """
     before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(

@@ -8,7 +8,7 @@ it is killed, frozen, mute, restarted with another size, answers 404, 401 or 503
 garbage, or sends ten times too much. Faults last 1 to 15 s, chosen by the seed, and overlap.
 
 It prints for each camera its frames, its outages, and how long after the end of a fault it was live again; the memory, the
-open files and the threads of the run at its beginning and at its end; and what is wrong. The exit code is 1 after any of these:
+open files and the threads of the run at its start and end; and what is wrong. The exit code is 1 after any of these:
 
 - a ledger that is not exact, checked every second: received = posed + dropped + failed + in flight;
 - a camera that is not live 40 s after the end of a fault (the longest wait between two attempts is 30 s, varied by a fifth);
@@ -42,7 +42,7 @@ LONGEST_S = 15.0
 BACK_WITHIN_S = 40.0
 MOST_GROWTH_MIB = 64
 MOST_MORE = 8
-"""Files and threads by which their numbers may differ: of connections that come and go."""
+"""Largest growth of the number of files and threads, as connections come and go."""
 
 
 def process_numbers(pid: int) -> dict[str, float]:
@@ -56,12 +56,12 @@ def process_numbers(pid: int) -> dict[str, float]:
 
 
 def unix_s(utc: str) -> float:
-    """A time of `summary.json`, s since 1970."""
+    """Convert a time of `summary.json` to s since 1970."""
     return datetime.fromisoformat(utc.replace("Z", "+00:00")).timestamp()
 
 
 class Soak:
-    """A run, its cameras, and what is found out about them."""
+    """A run, its cameras, and the findings about them."""
 
     def __init__(self, made: list[Camera], process: subprocess.Popen[bytes], port: int, minutes: float, seed: int) -> None:
         self.cameras = {camera.name: camera for camera in made}
@@ -76,7 +76,7 @@ class Soak:
         self._due: list[tuple[float, Camera, Callable[[], None]]] = []
 
     def go(self) -> None:
-        """Until the time is over; the last minute is without faults, so that all can come back."""
+        """Run until the time is over; the last minute has no faults, so that all cameras can reconnect."""
         start = time.monotonic()
         next_fault = start + 2 * EVERY_S
         last_fault = start + self._seconds - max(60.0, BACK_WITHIN_S)
@@ -124,7 +124,7 @@ class Soak:
             self._follow(self.cameras[source["name"]], source)
 
     def _follow(self, camera: Camera, source: dict[str, Any]) -> None:
-        """Is a camera live again after its fault?"""
+        """Check whether a camera is live again after its fault."""
         outage = camera.outage
         if outage is None:
             return
@@ -141,7 +141,7 @@ class Soak:
             camera.outage = None
 
     def judge(self, out: Path) -> None:
-        """Memory, files, threads and results."""
+        """Check memory, files, threads and results."""
         if self.process.returncode != 0:
             self.wrong.append(f"exit code {self.process.returncode}")
         if len(self.numbers) < 20:
@@ -172,7 +172,7 @@ class Soak:
 
 
 def report(soak: Soak, out: Path) -> dict[str, Any]:
-    """Print what was found; returns it."""
+    """Print the findings; returns them."""
     summary = json.loads((out / "summary.json").read_text())
     print("camera  received  posed  dropped  failed  faults  noticed  back after: median  longest, s")
     rows = []

@@ -58,7 +58,7 @@ KEPT_PICTURES = 60
 
 
 class WaitingSession:
-    """In a GPU's place: takes 2 ms for a batch of any size and no processor time; its poses mean nothing."""
+    """Replaces a GPU: takes 2 ms for a batch of any size and no CPU time; its poses mean nothing."""
 
     inputs: tuple[ArraySpec, ...] = (CROPS,)
     outputs: tuple[ArraySpec, ...] = predicts(len(HUMAN36M))
@@ -78,11 +78,11 @@ class WaitingSession:
         return {"joints": np.repeat(self._joints, count, 0), "scores": np.ones((count, len(HUMAN36M)), np.float32)}
 
     def describe(self) -> SessionDescription:
-        """Nothing runs."""
+        """A description that says that no network runs."""
         return SessionDescription("waiting", "1", "nothing", "none", 0)
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Nothing to free."""
 
 
 def stamped(image: NDArray[np.uint8], unix_ns: int) -> NDArray[np.uint8]:
@@ -94,14 +94,14 @@ def stamped(image: NDArray[np.uint8], unix_ns: int) -> NDArray[np.uint8]:
 
 
 def age_of_stamp_ms(image: NDArray[np.uint8], unix_ns: int) -> float:
-    """How long ago the time that `stamped` painted was, ms."""
+    """Age of the time that `stamped` painted, ms."""
     bits = image[4:12, : 32 * 16].reshape(8, 32, 16, 3)[:, :, 4:12].mean(axis=(0, 2, 3)) > 127
     then = int(bits @ (1 << np.arange(32)))
     return ((unix_ns // 100_000 - then) % 2**32) / 10
 
 
 class PageClient:
-    """Reads the page's socket as a browser does, and how old the pictures are that come."""
+    """Reads the page's socket as a browser does, and measures the age of the pictures."""
 
     def __init__(self, address: str) -> None:
         self.ages_ms: list[float] = []
@@ -137,7 +137,7 @@ class OneBox(WholePicture):
 
 
 class FromMemory:
-    """A connection that gives pictures over and over; see `pipeline.sources.live.Connection`."""
+    """A connection that sends the same pictures again and again; see `pipeline.sources.live.Connection`."""
 
     paced, frame_rate, description = True, float(RATE), "from memory"
 
@@ -146,16 +146,16 @@ class FromMemory:
 
     def __iter__(self) -> Iterator[Picture]:
         """The pictures, at their times."""
-        time.sleep(self._phase / RATE)  # cameras do not take their pictures at one moment
+        time.sleep(self._phase / RATE)  # cameras do not take their pictures at the same moment
         began = time.monotonic()
         for number, image in enumerate(itertools.cycle(self._images)):
             if self._stamped:
-                time.sleep(max(0.0, began + number / RATE - time.monotonic()))  # so that the clock is that of its release
+                time.sleep(max(0.0, began + number / RATE - time.monotonic()))  # so that its time is that of its release
                 image = stamped(image, time.time_ns())
             yield Picture(image, number / RATE, time.time_ns(), "arrival")
 
     def abort(self) -> None:
-        """Nothing to end."""
+        """Nothing to stop."""
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -163,15 +163,15 @@ class FromMemory:
 
 @dataclass(frozen=True)
 class Result:
-    """What a number of sources came to.
+    """The figures for a number of sources.
 
     Attributes:
-        sources: how many.
-        received, posed, dropped: frames of all of them while it was measured.
-        age_p50_ms, age_p99_ms: ages of the posed ones, ms.
+        sources: number of sources.
+        received, posed, dropped: number of frames of all sources during the measurement.
+        age_p50_ms, age_p99_ms: ages of posed frames, ms.
         host_ms: CPU time of the process for each posed frame, ms.
-        fairness: the fewest frames posed of one source over the most.
-        batch: mean crops in a batch, or None where it is not known.
+        fairness: smallest number of posed frames of a source divided by the largest.
+        batch: mean number of crops in a batch; None if unknown.
         page_p50_ms, page_p99_ms: from the capture to a decoded picture in a client of the page, ms, or None.
     """
 
@@ -191,7 +191,7 @@ class Result:
 def measure(
     count: int, seconds: float, images: Sequence[NDArray[np.uint8]], model_name: str | None, *, page: bool = False
 ) -> Result:
-    """Run a number of sources."""
+    """Run a number of sources and measure."""
     waiting = WaitingSession()
     if model_name is None:
         info = ModelInfo("waiting", Variant.XS, HUMAN36M, "0" * 64, random=True)

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 LOST_S = 1.5
-"""How long every tracker looks for people who are out of sight, s."""
+"""How long every tracker remembers people who are out of sight, s."""
 
 IOU = 0.5
 
@@ -34,14 +34,14 @@ Boxes = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Frame:
-    """What a tracker says of a frame: ids [N] and boxes [N, 4] (x, y, width, height, px)."""
+    """A tracker's result for a frame: ids [N] and boxes [N, 4] (x, y, width, height, px)."""
 
     ids: NDArray[np.int64]
     boxes: Boxes
 
 
 def follow(folder: Path, model: str) -> None:
-    """Write what the detector and a run see in each clip of a folder."""
+    """Write the detector's boxes and a run's poses for each clip of a folder."""
     from pipeline.estimator import Estimator
     from pipeline.models import open_detector, open_model
     from pipeline.people.detection import detections_of
@@ -89,7 +89,7 @@ def ours(frames: list[dict[str, Any]], rate: float) -> list[Frame]:
 
 
 def peer(tracker: Any, boxes: list[Boxes]) -> list[Frame]:  # noqa: ANN401
-    """What a tracker of `trackers` makes of each frame's boxes [N, 5] (with the score)."""
+    """The tracks of one of the `trackers` for each frame's boxes [N, 5] (with the score)."""
     import supervision as sv
 
     result = []
@@ -105,7 +105,7 @@ def peer(tracker: Any, boxes: list[Boxes]) -> list[Frame]:  # noqa: ANN401
 
 
 def peers(rate: float) -> Iterator[tuple[str, str, Callable[[], Any]]]:
-    """Name, settings and maker of each peer: lost people are kept as long as this project keeps them."""
+    """Name, settings and constructor of each peer: lost people are kept as long as this project keeps them."""
     from trackers import ByteTrackTracker, SORTTracker
 
     keep = {"lost_track_buffer": round(LOST_S * 30), "frame_rate": rate}

@@ -1,4 +1,4 @@
-"""How well the camera's pitch and height are estimated from two people who walk for 10 s, at several pitches.
+"""The errors of the camera's pitch and height as estimated from two people who walk for 10 s, at several pitches.
 
     python -m benchmarks.world [--seeds 8]              # simulated readings: without errors, and with errors like the network's
     python -m benchmarks.world --rendered [--seeds 2]   # rendered clips through the default weights; needs the extra `train`
@@ -40,14 +40,14 @@ SECONDS, RATE = 10.0, 10
 GOAL_DEGREES, GOAL_SHARE = 3.0, 0.05
 
 CAMERAS = {-10: (1.3, 8.5), 0: (1.4, 6.0), 15: (2.2, 6.0), 30: (3.5, 5.5), 45: (5.0, 4.8)}
-"""Pitch, degrees: the camera's height and, in the rendered clips, how far before it the first person walks, m."""
+"""By pitch, degrees: the camera's height and, in the rendered clips, the first person's distance from it, m."""
 
 RADII_M = (1.2, 1.8)
-"""Of the ellipse that each person walks: right and away."""
+"""Radii of the ellipse that each person walks: to the right and away from the camera."""
 
 
 def simulated(pitch: int, seed: int, **errors: float) -> tuple[World, float]:
-    """The world by readings of two simulated people, each seed with other bodies of any size; and how large they are, of 1."""
+    """The world estimated from two simulated people, of other sizes for each seed; and their size, relative to 1."""
     height_mm = 1000 * CAMERAS[pitch][0]
     far = actors.scene(pitch, height_mm)
     bodies = np.random.default_rng(1000 + seed).choice(64, 2, replace=False).tolist()
@@ -60,7 +60,7 @@ def simulated(pitch: int, seed: int, **errors: float) -> tuple[World, float]:
 
 
 def walk(number: int, far_m: float, time_s: float) -> Moment:
-    """The first or the second person of a rendered clip: round an ellipse."""
+    """The walk of a rendered clip's first or second person: around an ellipse."""
     phase = 2.5 * number
     way = SPEED_M_S / max(RADII_M) * time_s + phase
     right, away = RADII_M[0] * math.cos(way), RADII_M[1] * math.sin(way)
@@ -107,7 +107,7 @@ def frames(pitch: int, seed: int) -> Iterator[tuple[NDArray[np.uint8], NDArray[n
 
 @cache
 def rendered(pitch: int, seed: int, folder: Path) -> tuple[World, World, float]:
-    """The world by a run on a rendered clip, that by the true joints of whom the run found, and how large the pair is, of 1."""
+    """The world from a run on a rendered clip, that from the found people's true joints, and the pair's size, relative to 1."""
     path = folder / f"pitch{pitch}-{seed}.mp4"
     truth = path.with_suffix(".json")
     if not truth.exists():
@@ -133,7 +133,7 @@ def rendered(pitch: int, seed: int, folder: Path) -> tuple[World, World, float]:
 
 
 def as_it_is(pose: Pose, people: Sequence[NDArray[np.float64]], camera: Intrinsics) -> Pose:
-    """A pose with the true joints of the one of some people, [J, 3] each, mm, whom it is of."""
+    """A pose with the true joints of its person, who is one of `people`, [J, 3] each, mm."""
     seen = [camera.project(joints) for joints in people]
     who = min(range(len(seen)), key=lambda number: float(np.abs(seen[number][:, :2] - pose.joints_px).mean()))
     depth_mm = float(people[who][HUMAN36M.root, 2])
@@ -141,7 +141,7 @@ def as_it_is(pose: Pose, people: Sequence[NDArray[np.float64]], camera: Intrinsi
 
 
 def bodies(count: int) -> None:
-    """Print the lengths that ANKLE_MM and UPRIGHT_MM of `pipeline.people.world` are taken from."""
+    """Print the lengths that are the source of ANKLE_MM and UPRIGHT_MM in `pipeline.people.world`."""
     phases = [2 * math.pi * step / 12 for step in range(12)]
     scene, up, ankles = scene_of(0), up_of(0.0, 0.0), []
     camera = scene.camera(0.5)

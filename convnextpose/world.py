@@ -170,7 +170,7 @@ class World:
 
 @dataclass(frozen=True)
 class GivenWorld:
-    """What the caller knows of the camera's position; what is None is estimated.
+    """What the caller knows about the camera's position; whatever is None is estimated.
 
     Attributes:
         world: the whole transform, or None.

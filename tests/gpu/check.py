@@ -1,11 +1,11 @@
-"""What a GPU shows of this project in under four minutes, without `av`, OpenVINO or a package registry: `make gpu-check`.
+"""Checks this project on a GPU in under four minutes, without `av`, OpenVINO or a package registry: `make gpu-check`.
 
     python -m tests.gpu.check [--out FOLDER] [--device auto|cuda|cpu] [--minutes 4] [--only NAME,NAME]
 
-Each part runs in a process of its own with a time limit of its own, so that one that hangs or breaks CUDA costs the others
-nothing. FOLDER has two files at the end, and at every moment before it what is known so far: `gpu-check.json`, the figures, and
-`gpu-check.log`, all that the parts said. With `--device cpu` every part runs as far as it goes without a GPU: that proves the
-script, not the GPU. The exit code is 1 if a part failed.
+Each part runs in its own process with its own time limit, so that one that hangs or breaks CUDA does not affect the others.
+FOLDER gets two files, which at any moment contain what is known so far: `gpu-check.json`, the figures, and `gpu-check.log`, the
+output of all parts. With `--device cpu` every part runs as far as it can without a GPU: that proves the script, not the GPU.
+The exit code is 1 if a part failed.
 """
 
 import argparse
@@ -33,14 +33,14 @@ LIMITS_S = {
     "tensorrt": 150,
     "compiled": 100,
 }
-"""The parts, of `parts_cuda.py` and `parts_torch.py`, in the order in which they run, what matters most first, and how long
-each may take, s. Together they take less: `--minutes` bounds that, and the last parts are cut short or left out."""
+"""The parts in `parts_cuda.py` and `parts_torch.py`, in the order in which they run, the most important first, with the time
+limit of each, s. `--minutes` limits their total, which is less: the last parts are cut short or left out."""
 
 LEAST_S = 5
-"""A part begins only where so much time is left."""
+"""A part starts only if this much time is left, s."""
 
 CPU_TIMEOUT_FACTOR = 4
-"""How much longer parts may take on a CPU, whose speed is not what is looked at."""
+"""Factor by which the limits are longer on a CPU, whose speed does not matter here."""
 
 
 def main(arguments=None):
@@ -59,7 +59,7 @@ def main(arguments=None):
 
 
 def run_all(given):
-    """Run the parts one after another; the exit code."""
+    """Run the parts one after another; returns the exit code."""
     begun = time.monotonic()
     given.out.mkdir(parents=True, exist_ok=True)
     log, summary = given.out / "gpu-check.log", given.out / "gpu-check.json"
@@ -76,7 +76,7 @@ def run_all(given):
             part = supervise(name, given.device, min(limit * factor, left), given.out, log)
         result["parts"][name] = part
         summary.write_text(json.dumps(result, indent=2) + "\n")
-        told = part["error"] or part["figures"].get("gpu", "")  # whether that is one, or memory in its place
+        told = part["error"] or part["figures"].get("gpu", "")  # whether it ran on a GPU or in memory
         print(f"{name:<9} {part['state']:<10} {part.get('seconds', 0):6.1f} s  {told}", flush=True)
     result["seconds"] = round(time.monotonic() - begun, 1)
     summary.write_text(json.dumps(result, indent=2) + "\n")
@@ -85,7 +85,7 @@ def run_all(given):
 
 
 def supervise(name, device, limit_s, out, log):
-    """Run a part in a process of its own; what came of it."""
+    """Run a part in its own process; returns its result."""
     figures = out / f"{name}.part.json"
     figures.unlink(missing_ok=True)
     command = [sys.executable, "-m", "tests.gpu.check", "--part", name, "--device", device, "--out", str(figures.resolve())]
@@ -99,7 +99,7 @@ def supervise(name, device, limit_s, out, log):
         except subprocess.TimeoutExpired:
             code = None
         finally:
-            with contextlib.suppress(ProcessLookupError):  # what it started ends with it: a compiler, a renderer
+            with contextlib.suppress(ProcessLookupError):  # its child processes end with it: a compiler, a renderer
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     found = json.loads(figures.read_text()) if figures.exists() else {"figures": {}, "error": None, "left_out": None}
@@ -115,7 +115,7 @@ def supervise(name, device, limit_s, out, log):
 
 
 def run_part(name, device, out):
-    """What the child process does; the exit code."""
+    """The work of the child process; returns the exit code."""
     from tests.gpu import parts_cuda, parts_torch
     from tests.gpu.parts import Figures, LeftOutError, choose_device
 
@@ -124,7 +124,7 @@ def run_part(name, device, out):
         (parts_cuda.PARTS | parts_torch.PARTS)[name](choose_device(device), figures)
     except LeftOutError as reason:
         figures.left_out = str(reason)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it belongs in the figures, and in full in the log
+    except Exception as error:  # noqa: BLE001 - any error belongs in the figures, and in full in the log
         import traceback
 
         traceback.print_exc()

@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def gpu(request):
-    """The GPU, by the first binding that is installed."""
+    """The GPU, through the first installed binding."""
     from engines.tensorrt.gpu import open_device
 
     try:
@@ -47,7 +47,7 @@ class Built:
 
 @pytest.fixture(scope="session")
 def builds(tmp_path_factory, pytestconfig):
-    """A function that builds an engine for this GPU once, of the default weights of a variant or else of random numbers."""
+    """A function that builds an engine for this GPU once, with a variant's default weights or, without any, random ones."""
     torch = pytest.importorskip("torch", reason="building needs torch")
     pytest.importorskip("onnx", reason="building needs onnx")
     from convnextpose.checkpoint import verify

@@ -1,4 +1,4 @@
-"""What the parts of `tests/gpu/check.py` share. A part is a function of the device (`cuda` or `cpu`) that fills in figures."""
+"""Shared code of the parts of `tests/gpu/check.py`. A part is a function of the device (`cuda` or `cpu`) that adds figures."""
 
 import json
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ class LeftOutError(Exception):
 
 
 class Figures(dict):
-    """What a part found; each figure is in the file as soon as it is known, so that a time limit costs only what follows."""
+    """A part's figures. Each is in the file as soon as it is known, so that a time limit only loses the following ones."""
 
     def __init__(self, path):
         super().__init__()
@@ -29,7 +29,7 @@ class Figures(dict):
 
 
 def expect(holds, what):
-    """Raise unless it holds: with `python -O` an `assert` would not."""
+    """Raise an error unless `holds` is true, even with `python -O`, which ignores `assert`."""
     if not holds:
         raise AssertionError(what)
 
@@ -44,7 +44,7 @@ def choose_device(wanted):
 
 @contextmanager
 def opened_device(device):
-    """A `CudaDevice`, made current: the GPU, or one in memory."""
+    """A `CudaDevice`, made current: the GPU, or a simulated one in memory."""
     if device == "cuda":
         from engines.tensorrt.gpu import open_device
 

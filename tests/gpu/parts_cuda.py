@@ -1,4 +1,4 @@
-"""The parts that look at CUDA itself: machine, device layer, kernels, and the runtime over a stand-in for TensorRT."""
+"""The parts that check CUDA itself: machine, device layer, kernels, and the runtime with a stand-in for TensorRT."""
 
 import importlib.metadata
 import os
@@ -17,7 +17,7 @@ PACKAGES = (
     "torch", "triton", "numpy", "onnx", "onnxruntime", "opencv-python", "opencv-python-headless", "safetensors",
     "cuda-bindings", "nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12", "tensorrt", "tensorrt-rtx-cu13", "av", "openvino",
 )  # fmt: skip
-"""Whose versions the figures hold."""
+"""The packages whose versions are among the figures."""
 
 
 def machine(device, figures):
@@ -95,7 +95,7 @@ def device_layer(device, figures):
 
 @contextmanager
 def kernels_compiled(device):
-    """The kernels are compiled by NVRTC for the GPU; or by a C++ compiler for the CPU."""
+    """The kernels compiled for the GPU by NVRTC, or for the CPU by a C++ compiler."""
     from engines.kernels import program
 
     compile_kernel = program.compile_kernel
@@ -111,7 +111,7 @@ def kernels_compiled(device):
 
 @contextmanager
 def opened_kernels(device):
-    """The kernels for a device, compiled as `kernels_compiled` says."""
+    """The kernels for a device, compiled as in `kernels_compiled`."""
     from engines.kernels import program
 
     with opened_device(device) as found:
@@ -122,7 +122,7 @@ def opened_kernels(device):
 
 
 def repeated_ms(device, stream, work, launches):
-    """How long work takes on the GPU, ms: a graph of it, launched several times."""
+    """Time of some work on the GPU, ms: captured as a graph and launched several times."""
     graph = device.capture(stream, work)
     graph.launch(stream)
     first, second = device.event(), device.event()
@@ -178,13 +178,13 @@ def crops_of_frames(device, figures, made, found):
             for crop, matrix in zip(result, matrices, strict=True)
         )
         figures[f"{pixels.name}: levels from the definition at most"] = round(float(worst), 3)
-        # Places of FP32 are some thousandths of a pixel off at 1920 px, which in noise is up to half a level.
+        # FP32 positions are some thousandths of a pixel off at 1920 px, which in noise is up to half a grey level.
         expect(worst <= 2, f"crops of {pixels.name} are those of their definition")
         if pixels is PixelFormat.BGR:
             warped = [cv2.warpAffine(planes[0], matrix, (256, 256), flags=cv2.INTER_LINEAR) for matrix in matrices]
             near = float((np.abs(result.astype(int) - warped) <= 1).mean())
             figures[f"share within a level of OpenCV {cv2.__version__}"] = near
-            exact = int(cv2.__version__.split(".")[0]) >= 5  # before that it rounds places to 1/32 px
+            exact = int(cv2.__version__.split(".")[0]) >= 5  # older versions round positions to 1/32 px
             expect(near >= (0.999 if exact else 0.5), "crops are OpenCV's")
         if device == "cuda":
             launch = lambda: made.crop(block.address, crops.address, count, stream)  # noqa: B023, E731 - used at once
@@ -211,7 +211,7 @@ def tails_of_logits(device, figures, made, found):
             work = found.allocate(shape.workspace(count))
             made.clear(work.address, shape.workspace(count), stream)
             launch = lambda: made.tail(shape, *(at.address for at in there), work.address, count, stream)  # noqa: B023, E731
-            for _ in range(2):  # the second time with the counters as the first left them
+            for _ in range(2):  # the second time with the counters that the first one left
                 launch()
                 stream.synchronize()
             volume = torch.from_numpy(logits).to(device).double().reshape(count, 18, shape.depth, shape.height, shape.width)
@@ -247,7 +247,7 @@ def runtime(device, figures):
     rounds = 300 if device == "cuda" else 20
     most = noise_crops(40)
     with opened_device(device) as found:
-        if device == "cpu":  # a driver that has no kernels to run
+        if device == "cpu":  # the simulated driver runs no kernels
             from engines.tensorrt.device_cuda import CudaDevice
 
             driver = Driver()
@@ -262,7 +262,7 @@ def runtime(device, figures):
             compute_capabilities=(found.gpu.compute_capability,),
         )
         with ExitStack() as opening:
-            if device == "cpu":  # the engine alone; `frames` has the kernels around it
+            if device == "cpu":  # the engine alone; `frames` runs it with the kernels
                 opening.enter_context(mock.patch("engines.sessions.tensorrt.engine_kernels", lambda *_: None))
             session = TensorRTSession(data, manifest, library, found)
         joints, scores = predict(most)
@@ -278,7 +278,7 @@ def runtime(device, figures):
             cpu_ms = 1e3 * (time.process_time() - begun) / rounds
             row = {"host_ms": quantiles([run.host_ms for run in runs]), "cpu_ms": round(cpu_ms, 4)}
             row["runs_as_graphs"] = sum(run.replayed == run.batches for run in runs) / rounds
-            if device == "cuda":  # a GPU in memory has no time of its own
+            if device == "cuda":  # a simulated GPU has no times of its own
                 row["gpu_ms"] = quantiles([run.gpu_ms for run in runs])
                 row["host_less_gpu_ms"] = quantiles([run.host_ms - run.gpu_ms for run in runs])
             figures[f"{count} crops"] = row
@@ -286,7 +286,7 @@ def runtime(device, figures):
 
 
 def frames(device, figures):
-    """A frame and matrices in, poses out, in one graph: crop kernel, XS up to its logits in place of an engine, tail kernel."""
+    """A frame and matrices in, poses out, in one graph: crop kernel, XS up to its logits instead of an engine, tail kernel."""
     import cv2
 
     from convnextpose import weights
@@ -307,7 +307,7 @@ def frames(device, figures):
     counts, rounds, most = ((1, 8), 200, 8) if device == "cuda" else ((1,), 1, 1)
     regions = [Box(150 + 7 * k, 60 - 5 * k, 380 - 9 * k, 380 - 9 * k) for k in range(counts[-1])]
     matrices = [crop_from_image(region) for region in regions]
-    # The same picture and people, as large as 1080p, for a frame that is on the GPU already.
+    # The same picture and people enlarged to 1080p, for a frame that is already on the GPU.
     factor = 1080 / image.shape[0] if device == "cuda" else 1
     large = cv2.resize(image, None, fx=factor, fy=factor)
     if device == "cuda":

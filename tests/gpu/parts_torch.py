@@ -107,7 +107,7 @@ def training(device, figures):
 
 
 def roofline(device, figures):
-    """The least time that the network's bytes and multiply-adds can take, by what torch reaches here at both alone."""
+    """The lower bound of the network's time from its bytes and multiply-adds, at the rates that torch reaches here for each."""
     import torch
 
     from engines.opening import pose_baseline
@@ -145,7 +145,7 @@ def best_s(device, work, rounds=5):
 
 
 def work_of(module):
-    """Multiply-adds of a crop, and numbers that convolutions read and write of one, and have as weights: nothing fused."""
+    """For a crop: numbers of multiply-adds, of values that convolutions read and write, and of weights, with nothing fused."""
     import torch
 
     found = [0, 0, 0]

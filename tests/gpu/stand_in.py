@@ -1,4 +1,4 @@
-"""A TensorRT for tests whose engines work on a real GPU: a kernel on the stream that they are given; graphs record it."""
+"""A TensorRT for tests whose engines run on a real GPU: a kernel on the given stream, which graphs can capture."""
 
 import types
 import weakref
@@ -27,11 +27,11 @@ extern "C" __global__ void stand_in(const unsigned char* crops, float* joints, f
     }
 }
 """
-"""What `tests.engines.memory_tensorrt.predict` computes."""
+"""The same computation as `tests.engines.memory_tensorrt.predict`."""
 
 
 class _Nothing:
-    """What the module's bookkeeping needs of a GPU in memory: CUDA itself keeps order here."""
+    """A placeholder for the simulated GPU that the module's bookkeeping needs: here CUDA itself keeps the order."""
 
     def __init__(self):
         self.violations, self.engines = [], weakref.WeakSet()
@@ -44,7 +44,7 @@ class _Nothing:
 
 
 def torch_logits(checkpoint):
-    """A network up to its logits, in FP16 by torch: what a stand-in engine may compute in place of `predict`."""
+    """A network up to its logits, in FP16 with torch: a stand-in engine may compute this instead of `predict`."""
     import torch
 
     from engines.folding import contract_network
@@ -75,8 +75,8 @@ def cuda_module(device, family="10", *, network=None):
 
     Args:
         device: the GPU.
-        family: of TensorRT.
-        network: what its engines compute, given a stream, a batch size and addresses by name; None for `predict`.
+        family: TensorRT's family.
+        network: the engines' computation, a function of a stream, a batch size and addresses by name; None for `predict`.
     """
     module = tensorrt_module(_Nothing(), family)
     kernel = Kernels(device, {"stand_in": SOURCE})

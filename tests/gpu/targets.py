@@ -1,7 +1,7 @@
-"""Which targets' engines this GPU loads and runs: `python -m tests.gpu.targets`, by hand, on a GPU.
+"""Which targets' engines this GPU loads and runs: run `python -m tests.gpu.targets` by hand on a GPU.
 
-The manifest lets an engine run only on the compute capabilities that it was built for. Whether a GPU that TensorRT for RTX does
-not name, such as one of compute capability 9.0, would run another's engine is asked here, past the manifest.
+The manifest lets an engine run only on the compute capabilities that it was built for. This checks, without the manifest,
+whether a GPU that TensorRT for RTX does not name, such as one of compute capability 9.0, would run another's engine.
 """
 
 import hashlib

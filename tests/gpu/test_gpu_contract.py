@@ -1,4 +1,4 @@
-"""The laws of engines in sessions, on this GPU: the same as above a GPU in memory."""
+"""The laws of engines in sessions on this GPU, the same as on a simulated GPU in memory."""
 
 import numpy as np
 import pytest

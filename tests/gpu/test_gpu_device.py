@@ -1,4 +1,4 @@
-"""The device layer on a real GPU, by each binding that is installed."""
+"""The device layer on a real GPU, with each installed binding."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,7 +20,7 @@ def device(request):
 
 
 def through_the_gpu(device, values):
-    """Bytes that were copied in, within and out."""
+    """Bytes after they were copied to, within and from the GPU."""
     with device.current():
         before, after, stream = device.pin(values.nbytes), device.pin(values.nbytes), device.stream()
         here, there = device.allocate(values.nbytes), device.allocate(values.nbytes)

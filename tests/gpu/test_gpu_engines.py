@@ -1,4 +1,4 @@
-"""What needs TensorRT: engines that this GPU builds and runs: parity, batches, graphs, memory, threads, and the commands."""
+"""Engines that TensorRT builds and runs on this GPU: parity, batches, graphs, memory, threads, and the commands."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +28,7 @@ def opened(path):
 
 
 def assert_close(found, expected):
-    """The same crops in other batches: other kernels may sum in another order."""
+    """Compare results of the same crops in other batches: other kernels may sum in another order."""
     assert np.abs(found.joints - expected.joints)[..., :2].max() < 1.0  # px
     assert np.abs(found.joints - expected.joints)[..., 2].max() < 5.0  # mm
     assert np.abs(found.scores - expected.scores).max() < 0.02
@@ -36,7 +36,7 @@ def assert_close(found, expected):
 
 @pytest.fixture(scope="module")
 def alone(xs_engine):
-    """What the engine makes of each crop alone."""
+    """The engine's results for each crop alone."""
     with opened(xs_engine.path) as runtime:
         found = [runtime.run(crop[None]) for crop in CROPS]
     return type(found[0])(np.concatenate([f.joints for f in found]), np.concatenate([f.scores for f in found]))
@@ -79,7 +79,7 @@ def test_every_batch_is_a_graph_with_the_same_results(xs_engine):
 
 
 def test_crops_of_torch_on_another_stream_are_waited_for(xs_engine, alone):
-    """Made late, on a stream of torch's own, at addresses that no graph has seen and that are not aligned."""
+    """They are made late, on a stream of torch's own, at unaligned addresses that no graph has seen."""
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("torch was built without CUDA")
@@ -123,7 +123,7 @@ def test_a_thousand_opened_and_closed_leave_the_memory_as_it_was(gpu, xs_engine)
 
 
 def test_an_engine_that_is_too_large_for_the_memory_takes_less(gpu, builds):
-    """Most of the GPU's memory is taken, so that three batches of the engine's largest size cannot have what they need."""
+    """Most of the GPU's memory is occupied, so there is not enough for three batches of the engine's largest size."""
     built, most = builds(most=64), 64
     crops = np.concatenate([CROPS, CROPS])[:most]
     with opened(built.path) as runtime:

@@ -1,4 +1,4 @@
-"""PyTorch on the GPU, the baseline that engines are compared with. Needs no TensorRT."""
+"""PyTorch on the GPU, the baseline for engines. Needs no TensorRT."""
 
 import pytest
 
