@@ -1,4 +1,4 @@
-"""Cases of a law: some in every `make test`, all in `make test-all`."""
+"""Cases of a law: some for every `make test`, all for `make test-all`."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Fixtures that every package's tests may use; torch is imported only where one is asked for."""
+"""Fixtures for the tests of all packages; torch is imported only by the fixtures that need it."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def pytest_addoption(parser):
 
 
 MOST_WORKERS = 4
-"""Each takes up to 3 GB."""
+"""Each worker uses up to 3 GB."""
 
 LONGEST = ("tests/tools/test_run.py", "tests/fuzz/", "tests/tools/", "tests/engines/", "tests/training/", "tests/pipeline/")
-"""What takes the longest, in this order. The first begins without an export: meanwhile another process makes the one that many
-tests wait for."""
+"""The longest files and folders, in this order. The first starts without an export: meanwhile another process makes the export
+that many tests wait for."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the same options
 def pytest_cmdline_main(config):
-    """Folders are tested by a process for each core and one more, since tests wait, too. Each takes a file at a time.
+    """Test folders with one process for each core and one more, since tests also wait. Each runs one file at a time.
 
-    Single files and a GPU are tested by this process alone.
+    Single files and GPU tests run only in this process.
 
-    `-n 0` asks for one process; without pytest-xdist there is one.
+    `-n 0` asks for one process; without pytest-xdist there is only one.
     """
     if hasattr(config, "workerinput") or not config.pluginmanager.hasplugin("xdist"):
         return
@@ -46,26 +46,26 @@ def pytest_cmdline_main(config):
     option.numprocesses = 0 if cores < 2 else min(cores + 1, MOST_WORKERS)
     if option.numprocesses:
         option.dist, option.loadscopereorder = "loadfile", False
-        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # of the workers and what they start
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # for workers and their processes
             os.environ.setdefault(name, "1")
-        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each would compile the same files, as would all that they start
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # otherwise all of them would compile the same files
 
 
 def pytest_collection_modifyitems(config, items):
-    """The longest files first where several processes share them, so that none is left with a long one at the end."""
+    """If several processes share the files, run the longest first, so that none has a long one left at the end."""
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: ([not item.nodeid.startswith(start) for start in LONGEST], str(item.path)))
 
 
 def _are_folders(arguments):
-    """Whether whole folders of tests are to be run, not single files or tests, nor those of a GPU."""
+    """Whether whole folders of tests are run: not single files or tests, and not the GPU tests."""
     return all(Path(argument).is_dir() and Path(argument).name != "gpu" for argument in arguments)
 
 
 def _from_a_place_of_its_own(folders, worker):
-    """The files of tests in some folders, for each worker from another one on.
+    """The test files in some folders, starting at a different file for each worker.
 
-    After a change or in a new clone pytest compiles them, and keeps what it made for whoever comes to a file later.
+    After a change or in a new clone pytest compiles them, and keeps the result for processes that load the file later.
     """
     files = [str(path) for folder in folders for path in sorted(Path(folder).rglob("test_*.py"))]
     begin = len(files) * int(worker["workerid"].removeprefix("gw")) // worker["workercount"]
@@ -73,8 +73,8 @@ def _from_a_place_of_its_own(folders, worker):
 
 
 def pytest_configure(config):
-    """Fewer examples of each law in `make test` than where the slow cases run, too. A busy machine makes no example wrong."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts tests in the background has it ignored
+    """Fewer examples of each law in `make test` than with the slow cases. A busy machine makes no example fail."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs tests in the background has it ignored
     if hasattr(config, "workerinput") and _are_folders(config.args):
         config.args = _from_a_place_of_its_own(config.args, config.workerinput)
     thorough = "not slow" not in config.getoption("markexpr")
@@ -86,7 +86,7 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory):
-    """A folder that lives as long as this run of the tests, one for all its processes."""
+    """A folder that exists during this test run, shared by all its processes."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
     folder.mkdir(exist_ok=True)
@@ -95,9 +95,10 @@ def shared_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def made_once(shared_folder):
-    """Torch's exporter and the ranges of INT8 graphs take seconds: they run once for a kind of network, a model with its crops.
+    """Torch's exporter and the ranges of INT8 graphs take seconds, so they run only once: for each kind of network, and for
+    each model with its crops.
 
-    Gives the exporter's own conversion, for who wants it again.
+    Returns the exporter's own conversion, for tests that need it again.
     """
     if sys.platform == "win32" or importlib.util.find_spec("torch") is None:
         yield None
@@ -114,7 +115,7 @@ def made_once(shared_folder):
 
 @pytest.fixture(scope="module")
 def engines_once():
-    """The library builds an engine of a graph with the same options once, for tests of what becomes of engines."""
+    """The library builds an engine from the same graph and options only once, for tests of what happens afterwards."""
     from engines import build_job
 
     kept, build_engine = {}, build_job.build_engine
@@ -148,7 +149,7 @@ def xs_checkpoint(xs_state):
 
 @pytest.fixture(scope="session")
 def as_published():
-    """A function that makes what the published files hold of a state dict: `network`, `epoch` and Adam's `optimizer`."""
+    """A function from a state dict to the contents of a published file: `network`, `epoch` and Adam's `optimizer`."""
 
     def build(state, *, numbered=False, module=True, optimizer=True):
         import torch
@@ -172,7 +173,7 @@ def as_published():
 
 @pytest.fixture(scope="session")
 def published(as_published):
-    """A function that writes a state dict to a file as the published ones are written."""
+    """A function that writes a state dict to a file in the format of the published ones."""
 
     def write(path: Path, state, *, legacy=False, **options) -> Path:
         import torch
@@ -185,7 +186,7 @@ def published(as_published):
 
 @pytest.fixture
 def cli(monkeypatch, capsys):
-    """A function that runs the command line with some arguments: exit code, what stands on stdout, and on stderr."""
+    """A function that runs the command line with some arguments: returns the exit code, stdout and stderr."""
     pytest.importorskip("av", reason="the command line needs av")
     from tools.main import main
 
@@ -201,7 +202,7 @@ def cli(monkeypatch, capsys):
 
 @pytest.fixture
 def no_gpu():
-    """Skips where there is a GPU."""
+    """Skips the test if there is a GPU."""
     from convnextpose.errors import RuntimeUnavailableError
     from engines.tensorrt.gpu import open_device
 

@@ -1,4 +1,4 @@
-"""What takes seconds and depends only on what goes in is made once in a run of the tests, whichever process asks for it."""
+"""Results that take seconds and depend only on their inputs are made once in a test run, whichever process needs them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def _numbers(network):
 
 
 def network_key(network, inputs, outputs):
-    """A digest of all that a graph is made of but its weights: modules, their plain attributes, names, types and shapes."""
+    """A digest of everything in a graph except its weights: modules, their plain attributes, names, types and shapes."""
     digest = hashlib.sha256(repr((inputs, outputs)).encode())
     for name, module in network.named_modules():
         plain = {k: v for k, v in vars(module).items() if isinstance(v, (bool, int, float, str, tuple, type(None)))}
@@ -24,13 +24,13 @@ def network_key(network, inputs, outputs):
 
 
 def graph_once(convert, folder: Path):
-    """`engines.graph._convert`, but once for each kind of network: others of the kind have their weights put into its graph.
+    """`engines.graph._convert`, but once for each kind of network: the graph of others gets their own weights.
 
-    tests/engines/test_export.py compares such graphs with what the exporter makes of the same networks, byte by byte.
+    tests/engines/test_export.py compares such graphs byte by byte with the exporter's graphs of the same networks.
     """
 
     def graph(network, inputs, outputs):
-        """The graph without the weights, which it has to hold as they are in the network."""
+        """The graph without its weights, which must be in it exactly as in the network."""
         import onnx
 
         model, numbers = onnx.load_from_string(convert(network, inputs, outputs)), _numbers(network)
@@ -63,12 +63,12 @@ def crops_key(model, crops):
 
 
 def once(make, key_of, folder: Path):
-    """`make` (its arguments to bytes), but of each key only once: the bytes are kept in a folder that processes share."""
+    """`make` (from its arguments to bytes), but only once for each key: processes share the bytes in a folder."""
 
     def made(*arguments):
         kept = folder / f"{make.__name__.strip('_')}-{key_of(*arguments)}"
         with kept.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # another process that makes the same is waited for
+            fcntl.flock(lock, fcntl.LOCK_EX)  # wait for another process that makes the same
             if not kept.exists():
                 kept.with_suffix(".part").write_bytes(make(*arguments))
                 kept.with_suffix(".part").rename(kept)

@@ -27,7 +27,7 @@ def compose_command():
 @pytest.mark.parametrize("command", [service_command, compose_command])
 def test_the_command_is_understood_and_misses_only_its_file_of_sources(command, tmp_path, monkeypatch, capsys):
     arguments = command()
-    assert arguments[0] == "--verbose", "or the journal would not say what the cameras do"
+    assert arguments[0] == "--verbose", "otherwise the journal would not have the cameras' events"
     where = arguments.index("--sources") + 1
     assert arguments[where] == "/etc/convnextpose/cameras.txt"
     arguments[where] = str(tmp_path / "absent.txt")

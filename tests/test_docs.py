@@ -1,4 +1,4 @@
-"""The documentation says what the program says: its messages, its public names, files that are there."""
+"""The documentation agrees with the program: its messages, its public names, existing files."""
 
 import ast
 import errno
@@ -16,7 +16,7 @@ WINDOW = 10
 
 
 def literals():
-    """Every text in the source, the parts of f-strings each for itself."""
+    """Every string in the source, with each part of an f-string separately."""
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -25,7 +25,7 @@ def literals():
 
 
 def quoted():
-    """What the page on troubles quotes as seen: code in the first column, in pieces between the dots."""
+    """The messages quoted by the page on troubles: code in the first column, in pieces between the dots."""
     for line in (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8").splitlines():
         if line.startswith("| ") and not line.startswith("| what you see"):
             for code in re.findall("`([^`]+)`", line.split(" | ")[0]):
@@ -33,7 +33,7 @@ def quoted():
 
 
 def share_found(piece, text):
-    """How much of a piece is in a text, in runs of WINDOW characters and more: values in it are not."""
+    """The fraction of a piece that is in a text, in runs of at least WINDOW characters: values in it are not."""
     found = [False] * len(piece)
     for start in range(len(piece) - WINDOW + 1):
         if piece[start : start + WINDOW] in text:

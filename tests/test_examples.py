@@ -1,4 +1,4 @@
-"""Every example runs, and says what it is there to show."""
+"""Every example runs and prints what it demonstrates."""
 
 import re
 import runpy
@@ -17,7 +17,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    """The demo clip's first half second."""
+    """The first half second of the demo clip."""
     path = tmp_path_factory.mktemp("clips") / "begin.mp4"
     with av.open(weights.DEMO_CLIP) as source, av.open(str(path), "w") as target:
         stream = source.streams.video[0]
@@ -31,7 +31,7 @@ def clip(tmp_path_factory):
 
 @pytest.fixture
 def example():
-    """A function that gives an example's `main`."""
+    """A function that returns an example's `main`."""
     return lambda name: runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"]
 
 

@@ -1,4 +1,4 @@
-"""`make gpu-check` runs where `av` and OpenVINO are missing, keeps its time limits, and says what failed. Here on the CPU."""
+"""`make gpu-check` runs without `av` and OpenVINO, keeps its time limits, and reports failures. Here on the CPU."""
 
 import json
 import os
@@ -27,7 +27,7 @@ sys.meta_path.insert(0, Blocked())
 
 @pytest.fixture
 def without(tmp_path):
-    """The environment of a process, and of those that it starts, in which neither `av` nor OpenVINO can be imported."""
+    """The environment for a process, and its child processes, in which neither `av` nor OpenVINO can be imported."""
     folder = tmp_path / "block"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(BLOCK)
@@ -60,7 +60,7 @@ def test_every_part_runs_on_the_cpu(without, tmp_path):
     _, found, told = run_check(without, tmp_path / "out", "--minutes", "20")
     states = {name: part["state"] for name, part in found["parts"].items()}
     assert states.pop("tensorrt") == "left out", told
-    # torch compiles on the CPU as well, where a compiler is, but not within any time.
+    # torch also compiles on the CPU if there is a compiler, but that may exceed any time limit.
     states.pop("compiled")
     assert set(states.values()) == {"passed"}, told
     assert set(check.LIMITS_S) == found["parts"].keys()
@@ -99,7 +99,7 @@ def test_without_time_nothing_begins(tmp_path):
     ),
 )
 def test_commands_need_only_what_they_use(without, arguments, code, told):
-    """One that needs `av` says so in a sentence; the others do not notice."""
+    """One that needs `av` says so in a sentence; the others work."""
     command = [sys.executable, "-m", "tools.main", *arguments]
     done = subprocess.run(command, env={**without, "COLUMNS": "200"}, cwd=ROOT, capture_output=True, text=True, check=False)
     said = done.stdout + done.stderr

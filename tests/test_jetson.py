@@ -1,4 +1,4 @@
-"""The Jetson image, as far as it can be known without a board: what it copies and installs, and what it refuses."""
+"""The Jetson image, as far as it can be tested without a board: what it copies, installs and refuses."""
 
 import importlib.util
 import re
@@ -165,7 +165,7 @@ def test_numpy_2_and_later_are_refused(jetson, major, minor):
 
 
 def test_pips_opencv_is_refused(jetson):
-    # This environment's own, installed by pip: the fault that the check is there for.
+    # This environment's own OpenCV, installed by pip: the fault that the check exists for.
     import cv2
 
     if "site-packages" not in str(cv2.__file__):

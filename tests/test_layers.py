@@ -17,7 +17,7 @@ TOP_LEVEL = {
     "tools": {"numpy", "typer", "rich"},
 }
 NETWORK_FILES = {"convnextpose/network.py", "convnextpose/detector.py"}
-"""The files that are the network: torch at their top."""
+"""The files with the network, which import torch at the top."""
 
 
 def modules():
@@ -47,7 +47,7 @@ def test_imports_point_left(path):
 
 
 def test_no_circle_of_files():
-    """Imports within functions and for types alone count."""
+    """Imports within functions and imports only for types count, too."""
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in modules()}
 
     def needs(node):
@@ -61,7 +61,7 @@ def test_no_circle_of_files():
 
     graph = {name: set(needs(ast.parse(path.read_text(encoding="utf-8")))) & names.keys() for name, path in names.items()}
     assert any(graph.values())
-    TopologicalSorter(graph).prepare()  # raises CycleError, with the circle
+    TopologicalSorter(graph).prepare()  # raises CycleError with the cycle
 
 
 @pytest.mark.parametrize("package", ORDER)

@@ -1,4 +1,4 @@
-"""What is installed: the wheel holds every package and its data, nothing else, and runs from any folder."""
+"""The installed package: the wheel has every package and its data, nothing else, and runs from any folder."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ PACKAGES = ("convnextpose", "engines", "pipeline", "tools")
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel, built from a copy of the tracked files: a build leaves folders behind."""
+    """The wheel, built from a copy of the tracked files, because a build leaves folders behind."""
     copy, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True).stdout.split("\0")
     for name in filter(None, tracked):
@@ -41,7 +41,7 @@ def test_the_wheel_holds_every_package_with_its_data_and_nothing_else(wheel):
 
 @pytest.mark.slow
 def test_the_installed_wheel_runs_the_demo_from_another_folder(wheel, tmp_path):
-    """In an empty environment, with the base install's dependencies alone."""
+    """In an empty environment, with only the base install's dependencies."""
     environment = tmp_path / "environment"
     venv.create(environment, with_pip=True)
     python = environment / ("Scripts" if os.name == "nt" else "bin") / "python"

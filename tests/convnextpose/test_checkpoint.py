@@ -1,4 +1,4 @@
-"""The shapes decide what a checkpoint is; everything that differs is refused by name, and nothing unverified gets through."""
+"""The shapes decide what a checkpoint is; every difference is refused by name, and nothing unverified gets through."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def assert_holds(checkpoint, state):
     assert all(np.array_equal(checkpoint.state[name], tensor.numpy()) for name, tensor in state.items())
 
 
-# What is accepted
+# Accepted checkpoints
 
 
 @pytest.mark.parametrize(("name", "variant", "numbered"), fast_first(PUBLISHED), ids=[v.name for _, v, _ in PUBLISHED])
@@ -219,7 +219,7 @@ def test_a_nested_tensor_in_a_file(layout, sentence, xs_state, tmp_path):
         verify(tmp_path / "m.pth")
 
 
-# What comes out
+# Results
 
 
 def test_only_verify_makes_a_verified_checkpoint(xs_checkpoint):
@@ -279,7 +279,7 @@ def test_the_report_counts_what_the_tensors_show(variant):
     assert report.to_json()["head"][2]["upsamples"] == (spec.upsampling_layers == 3)
 
 
-# What is refused
+# Refusals
 
 
 def refused(state, **options):

@@ -1,4 +1,4 @@
-"""What a checkpoint's name and whoever names a variant claim is held against what the tensors show."""
+"""Variants claimed by a checkpoint's name or by the caller are compared with the tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every container gives the same tensors; damage and malice give one sentence, run nothing and leave nothing behind."""
+"""Every container gives the same tensors; damage and malice give a one-sentence error, run nothing and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def tar_of(source, path, name=None):
 
 
 def tensors_of(tree):
-    """The tensors in dictionaries inside each other."""
+    """The tensors in nested dictionaries."""
     values = tree.values() if isinstance(tree, dict) else ()
     return [value for value in values if isinstance(value, StoredTensor)] + [t for v in values for t in tensors_of(v)]
 
@@ -234,7 +234,7 @@ def sparse(path):
 
 
 def forged_zip(path):
-    """A small file whose directory says that it unpacks to 4 GB."""
+    """A small file whose directory claims that it unpacks to 4 GB."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("data.pkl", b"\0" * 1000)
     data = bytearray(path.read_bytes())
@@ -332,7 +332,7 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
 
 def test_an_archive_with_a_password(tmp_path):
     data = bytearray(zip_of(folder(tmp_path), tmp_path / "again.zip").read_bytes())
-    data[data.rindex(b"PK\x01\x02") + 8] |= 1  # the flag in the last member's entry of the directory
+    data[data.rindex(b"PK\x01\x02") + 8] |= 1  # the flag in the last member's directory entry
     (tmp_path / "locked.zip").write_bytes(data)
     with pytest.raises(CheckpointError, match="an archive with a password"):
         read_container(tmp_path / "locked.zip")
@@ -387,7 +387,7 @@ def test_a_tar_cut_anywhere_is_refused_or_whole(whole, tmp_path):
             assert np.array_equal(read_container(path).tree["network"]["a.weight"].numpy(), TREE["network"]["a.weight"].numpy())
         except CheckpointError:
             refused += 7
-    # What a tar may lose is the zeros that fill its last block.
+    # A tar may lose only the zeros that fill its last block.
     assert refused >= len(whole["tar"].rstrip(b"\0"))
 
 

@@ -1,4 +1,4 @@
-"""A file is whole or not there, nobody's file is replaced unasked, and nothing is read past its bound."""
+"""A file is either complete or absent, no file is replaced unasked, and nothing is read beyond its limit."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def test_a_file_is_replaced_only_where_that_is_allowed(tmp_path):
 
 @pytest.mark.usefixtures("any_file_system")
 def test_a_file_that_appears_meanwhile_stays(tmp_path, monkeypatch):
-    """Another program writes the file after it was looked for: while the disk is waited for."""
+    """Another program writes the file after the check, while this one waits for the disk."""
     monkeypatch.setattr(os, "fsync", lambda _: (tmp_path / "b").write_bytes(b"another's"))
     with pytest.raises(OutputExistsError, match="b exists already"):
         write_files({tmp_path / "a": b"new", tmp_path / "b": b"new"})
-    assert names(tmp_path) == ["b"], "of several files all are written or none"
+    assert names(tmp_path) == ["b"], "either all files are written or none"
     assert (tmp_path / "b").read_bytes() == b"another's"
 
 
@@ -99,7 +99,7 @@ write_file(Path(sys.argv[1]), b"half")
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals and no locks there")
 def test_what_a_killed_process_left_is_removed_by_the_next_and_what_a_living_one_writes_is_not(tmp_path):
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "a")], check=False)
-    assert len(names(tmp_path)) == 1, "it was killed before the file had its place"
+    assert len(names(tmp_path)) == 1, "it was killed before the file was put in place"
     with files.partial_file(tmp_path) as (living, _):
         write_file(tmp_path / "b", b"new")
         assert names(tmp_path) == sorted([living.name, "b"])
@@ -255,7 +255,7 @@ def test_a_file_without_a_name_in_an_archive_is_refused():
         archive.writestr("a", b"1")
     data = bytearray(buffer.getvalue())
     at = data.index(b"PK\1\2") + 28
-    data[at : at + 4] = b"\0\0\1\0"  # no name, and its only letter belongs to what follows
+    data[at : at + 4] = b"\0\0\1\0"  # an empty name, whose only letter belongs to the next field
     with pytest.raises(LimitError, match="expected a name for each file"):
         open_zip(bytes(data), 1000)
 

@@ -94,7 +94,7 @@ def test_skeletons_are_whole(joint_set):
     reached = {joint_set.root}
     for _ in joint_set.bones:
         reached |= {b for a, b in joint_set.bones if a in reached}
-    assert len(joint_set) - len(reached) == (1 if joint_set is HUMAN36M else 0), "all but Thorax hang on the pelvis"
+    assert len(joint_set) - len(reached) == (1 if joint_set is HUMAN36M else 0), "bones connect all but Thorax to the pelvis"
     for a, b in joint_set.flip_pairs:
         assert {joint_set.side(a), joint_set.side(b)} == {"left", "right"}
         assert joint_set.joints[a][2:] == joint_set.joints[b][2:]

@@ -1,4 +1,4 @@
-"""The network's numbers are those of the published models, and its last layers obey their definitions."""
+"""The network's numbers are those of the published models, and its last layers follow their definitions."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_laws_of_the_last_layers(shape, seed, scale, shift):
     assert ((scores >= 0) & (scores <= 1)).all()
     for p in marginals(logits):
         assert p.sum(-1) == pytest.approx(torch.ones(2, 3), abs=1e-5)
-    # Adding a number to every logit changes nothing; mirroring the volume mirrors x alone.
+    # Adding a number to every logit changes nothing; mirroring the volume mirrors only x.
     assert torch.allclose(soft_argmax(logits + shift), joints, atol=1e-2)
     mirrored = soft_argmax(logits.flip(-1))
     assert torch.allclose(mirrored[..., 0], shape[2] - 1 - joints[..., 0], atol=1e-4)

@@ -1,4 +1,4 @@
-"""Pickles: whatever torch.save writes is read as it was saved; what is made to break a reader is one sentence."""
+"""Pickles: whatever torch.save writes is read as it was saved; attacks on the reader give a one-sentence error."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_tensors_that_are_no_plain_numbers_are_told_by_their_kind(tmp_path):
         assert read_container(save(tmp_path / "m.pth", {"a": tensor})).tree == {"a": OddTensor(kind)}
 
 
-# Pickles made to break what reads them
+# Pickles made to break their reader
 
 
 def zip_with(path, pickled, compression=zipfile.ZIP_DEFLATED):
@@ -93,7 +93,7 @@ def test_a_pickle_hides_no_method_of_a_dictionary(name, tmp_path):
 
 
 def refused(path):
-    """The sentence of the refusal, which took little memory."""
+    """The sentence of the refusal, which must use little memory."""
     tracemalloc.start()
     try:
         with pytest.raises(CheckpointError) as error:

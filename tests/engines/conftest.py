@@ -12,7 +12,7 @@ pytest.importorskip("onnx", reason="exporting needs onnx")
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """Torch's threads wait for each other, at length where another program has one of the cores."""
+    """Torch's threads wait for each other, which takes long if another program uses one of the cores."""
     import torch
 
     torch.set_num_threads(1)
@@ -29,7 +29,7 @@ def checkpoint():
 
 @pytest.fixture(scope="session")
 def exported(checkpoint, tmp_path_factory):
-    """The report of exporting it; the file is at `exported.path`."""
+    """The report of its export; the file is at `exported.path`."""
     from engines.export import export
 
     return export(checkpoint, tmp_path_factory.mktemp("exported") / "tiny.onnx", name="tiny", random=True)
@@ -45,7 +45,7 @@ def crops():
     from engines.parity import noise_crops
 
     result = noise_crops(5, seed=1)
-    result[1] = np.arange(256, dtype=np.uint8)[:, None]  # a ramp: what a channel or an axis mixed up would not survive
+    result[1] = np.arange(256, dtype=np.uint8)[:, None]  # a ramp, which shows mixed-up channels or axes
     return result
 
 
@@ -60,7 +60,7 @@ def runtime(request, checkpoint, onnx_bytes):
 
 @pytest.fixture(scope="session")
 def build_alone():
-    """Build a bundle's engine for an RTX 40 in a process that has neither torch nor what makes or runs ONNX files."""
+    """Build a bundle's engine for an RTX 40 in a process without torch and without libraries that make or run ONNX files."""
 
     def build(bundle, out):
         code = (

@@ -1,4 +1,4 @@
-"""The kernels' own source, compiled by a C++ compiler: a GPU in memory that loads and launches it."""
+"""The kernels' own source, compiled by a C++ compiler, and a simulated GPU in memory that loads and launches it."""
 
 import ctypes
 import functools
@@ -27,7 +27,7 @@ def compiled(kernel):
     unit, library = folder / f"{kernel}.cpp", folder / f"{kernel}.so"
     run = 'extern "C" void run(const unsigned* grid, const unsigned* block, void** arguments)'
     unit.write_text(f'#include "{HEADER}"\n{source(kernel)}\n{run} {{ launch({kernel}, grid, block, arguments); }}\n')
-    # No contraction of products and sums, as NVRTC is told for the crops.
+    # No contraction of products and sums, as in NVRTC's options for the crops.
     options = [
         "-std=c++17",
         "-O2",
@@ -49,15 +49,15 @@ def compiled(kernel):
 
 
 class KernelDriver(Driver):
-    """The GPU in memory, that also loads and launches the kernels. Their arguments are copied when they are launched.
+    """The simulated GPU, which also loads and launches the kernels. Their arguments are copied when they are launched.
 
     Attributes:
-        modules: code that is not given back.
-        kernels, uploads: how many kernels were launched, and copies to the GPU asked for, outside of recordings.
+        modules: loaded code that is not freed.
+        kernels, uploads: numbers of kernel launches and of copies to the GPU, outside of captures.
     """
 
     SIZES = {CROP: (8, 8), TAIL: (8, 8, 8, 8, 8, 36)}  # noqa: RUF012
-    """Of the kernels' arguments, bytes."""
+    """Sizes of the kernels' arguments, bytes."""
 
     def __init__(self, **options):
         super().__init__(**options)
@@ -108,7 +108,7 @@ def cpu_device(driver=None):
 
 
 def on_device(device, array):
-    """Memory of the device with the array's bytes in it."""
+    """Memory of the device with the array's bytes."""
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     block, pinned, stream = device.allocate(max(flat.size, 1)), device.pin(max(flat.size, 1)), device.stream()
     pinned.array[: flat.size] = flat

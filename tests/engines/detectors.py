@@ -1,7 +1,8 @@
 """Small ONNX graphs that detect one person by the colour of pixels, in each layout that a people detector may have.
 
-A graph finds the box of the pixels that have the person's colour, in the colour order and scale that its layout is given frames
-in, and is sure of it only where the letterbox lies as the layout says. So wrong colours, scale, padding or place find nobody.
+A graph finds the box of the pixels that have the person's colour, in the colour order and scale of its layout's frames, and
+gives it a high score only if the letterbox is as in the layout. So with wrong colours, scale, padding or placement it finds
+nobody.
 """
 
 import numpy as np
@@ -11,13 +12,13 @@ from onnx import TensorProto, helper, numpy_helper
 from engines.layouts import LAYOUTS, Placement
 
 PERSON, GROUND = (40, 200, 120), (90, 60, 30)
-"""Colours of the person and of what is around, BGR."""
+"""Colours of the person and of the background, BGR."""
 
 SCORE, OTHER_SCORE = 0.8, 0.95
-"""Scores of the person, and of something of another class that every graph sees, too."""
+"""Scores of the person, and of an object of another class that every graph also finds."""
 
 OTHER = (4.0, 4.0, 40.0, 30.0)
-"""Where that other thing is: left, top, right, bottom, px of the frame."""
+"""That object's box: left, top, right, bottom, px of the frame."""
 
 NAMES = {layout.name: layout for layout in LAYOUTS}
 
@@ -33,7 +34,7 @@ def picture(width, height, box):
 
 
 class Graph:
-    """Nodes of a graph, named by their numbers."""
+    """Nodes of a graph, named by number."""
 
     def __init__(self):
         self.nodes, self.constants = [], []
@@ -53,7 +54,7 @@ class Graph:
         return self("Concat", *columns, axis=1)
 
     def rows(self, columns, rows, at):
-        """[N, K, Q]: constant rows [K, Q], and columns [N, 1] as the one at a place."""
+        """[N, K, Q]: constant rows [K, Q], with columns [N, 1] in the row `at`."""
         rows = np.array(rows, np.float32)
         rows[at], mark = 0, np.zeros((1, len(rows), 1))
         mark[0, at] = 1
@@ -61,7 +62,7 @@ class Graph:
         return self("Add", self("Mul", one, mark), rows[None])
 
     def labels(self, numbers, like, kind):
-        """[N, K] constant numbers, for as many frames as there are of `like`."""
+        """[N, K] constant numbers, for as many frames as `like` has."""
         found = self("Add", self("Mul", like, 0.0), np.array([numbers], np.float32))
         return self("Cast", found, to=kind)
 
@@ -71,7 +72,7 @@ class Graph:
 
 
 def seen(graph, layout, size, *, channels_first):
-    """Left, top, right, bottom (px) and the score of the person, each [N, 1]."""
+    """Left, top, right, bottom (px) and score of the person, each [N, 1]."""
     width, height = size
     how = layout.preparation
     levels = graph("Cast", "frames" if layout.name == "boxes and scores" else "images", to=TensorProto.FLOAT)
@@ -119,15 +120,15 @@ def detector(
     """The ONNX file of a detector.
 
     Args:
-        name: its layout's.
+        name: its layout's name.
         size: width and height of its frames, px.
         dtype: type of its input.
-        channels_first: whether the colours come before the pixels.
-        free: whether the input says its size.
-        person: the class that people are, None for the layout's.
-        classes: how many there are.
-        metadata: what it says about itself.
-        batch: how many frames it takes at once, None for any.
+        channels_first: whether the channel axis comes before height and width.
+        free: whether the input has no fixed size.
+        person: the class of people; None for the layout's.
+        classes: number of classes.
+        metadata: its file's metadata.
+        batch: number of frames that it takes at once; None for any.
     """
     layout, graph, (width, height) = NAMES[name], Graph(), size
     ours = name == "boxes and scores"
@@ -173,7 +174,7 @@ def detector(
             graph("Sub", graph("Div", value, float(stride)), float(cell)) for value, cell in zip(middle, (3, 2), strict=True)
         ]
         extent = [graph("Log", graph("Div", graph("Max", value, 0.1), float(stride))) for value in (wide, tall)]
-        half = graph("Sqrt", score)  # of an object, and of a person if it is one
+        half = graph("Sqrt", score)  # the score of an object, and that of a person if it is one
         columns = [*place, *extent, half, *[half if each is score else each for each in scores]]
         outputs = [("output", graph.rows(columns, base, at))]
     elif name == "YOLOv5 and YOLOv7":
@@ -197,7 +198,7 @@ def detector(
         kind = graph("Add", nothing, float(person))
         outputs = [("output0", graph.rows([left, top, right, bottom, score, kind], base, 1))]
     elif name.endswith("of MMDeploy"):
-        # A convolution that adds nothing: the number of channels that it reads tells the two kinds apart.
+        # A convolution that adds nothing: its number of input channels distinguishes the two kinds.
         stem = 12 if name.startswith("YOLOX") else 3
         frame = graph("Cast", "images", to=TensorProto.FLOAT)
         frame = frame if channels_first else graph("Transpose", frame, perm=[0, 3, 1, 2])
@@ -233,7 +234,7 @@ def detector(
         outputs += [("StatefulPartitionedCall/detection_classes:0", kinds)]
         sure = graph("Add", nothing, OTHER_SCORE)
         outputs += [("StatefulPartitionedCall/detection_scores:0", graph.joined(sure, score, nothing, sure))]
-        count = graph("Add", graph("ReduceMax", nothing, axes=[1], keepdims=0), 3.0)  # the fourth is not meant
+        count = graph("Add", graph("ReduceMax", nothing, axes=[1], keepdims=0), 3.0)  # the fourth box does not count
         outputs += [("StatefulPartitionedCall/num_detections:0", count)]
     return _file(graph, inputs, outputs, dict(metadata))
 

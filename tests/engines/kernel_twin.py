@@ -1,4 +1,4 @@
-"""What the crop kernel computes, once more in NumPy and FP64: written for clearness."""
+"""The crop kernel's computation once more, in NumPy and FP64, written for clarity."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from engines.kernels.blocks import PixelFormat
 
 
 def sample(plane, x, y):
-    """A plane [H, W] read bilinearly at places, those outside as at the edge."""
+    """A plane [H, W], interpolated bilinearly at positions; positions outside read the edge."""
     height, width = plane.shape
     x, y = np.clip(x, 0, width - 1), np.clip(y, 0, height - 1)
     x0, y0 = np.floor(x).astype(int), np.floor(y).astype(int)
@@ -27,7 +27,7 @@ def bgr_from_yuv(y, u, v, colours):
 
 
 def yuv_from_bgr(bgr, colours):
-    """The other way round, rounded to whole numbers: [..., 3] to Y, U, V."""
+    """The inverse, rounded to whole numbers: [..., 3] to Y, U, V."""
     blue, green, red = np.moveaxis(np.asarray(bgr, np.float64), -1, 0)
     luma = colours.red * red + (1 - colours.red - colours.blue) * green + colours.blue * blue
     u, v = (blue - luma) / (2 * (1 - colours.blue)), (red - luma) / (2 * (1 - colours.red))

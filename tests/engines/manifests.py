@@ -1,4 +1,4 @@
-"""A manifest for any engine, and a pose model that tells what its session tells."""
+"""A manifest for any engine, and a pose model with the additional methods of its session."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ def manifest_of(data, **changes):
 
 
 class Opened(PoseModel):
-    """A pose model, and what its session tells beyond any session."""
+    """A pose model with its session's methods that other sessions do not have."""
 
     def __getattr__(self, name):
         return getattr(self._session, name)

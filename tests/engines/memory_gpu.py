@@ -1,8 +1,8 @@
-"""A GPU in the host's memory, for tests of what drives one: CUDA's driver, and pycuda above it.
+"""A simulated GPU in the host's memory, for tests of code that drives one: CUDA's driver, and pycuda on top of it.
 
-It is stricter than a real one. Work is done as late as may be, so that a buffer that is used again too early shows; whatever
-is called without a current context fails; memory that is not allocated may not be touched; a context whose work is in a graph
-may not change. What it breaks on is in `Driver.violations`.
+It is stricter than a real one. Work is done as late as possible, so that a buffer that is reused too early is noticed; calls
+without a current context fail; memory that is not allocated may not be touched; a context whose work is in a graph may not
+change. Violations are listed in `Driver.violations`.
 """
 
 import collections
@@ -33,7 +33,7 @@ class Code(enum.IntEnum):
 
 
 class _FailedError(Exception):
-    """A code that a call gives in place of a value."""
+    """An error code that a call returns instead of a value."""
 
 
 def _needs_context(method):
@@ -51,13 +51,13 @@ def _needs_context(method):
 
 
 class Driver:
-    """What `cuda.bindings.driver` is to `CudaDevice`.
+    """Replaces `cuda.bindings.driver` for `CudaDevice`.
 
     Attributes:
         memory: bytes on the GPU.
-        live: how many blocks, pinned blocks, streams, events and graphs are not given back.
-        engines: the engines that somebody still has.
-        violations: what a real GPU would not have forgiven.
+        live: numbers of blocks, pinned blocks, streams, events and graphs that are not freed.
+        engines: the engines that are still referenced.
+        violations: what would have failed on a real GPU.
     """
 
     class CUdevice_attribute:  # noqa: N801 - CUDA's name
@@ -96,7 +96,7 @@ class Driver:
     def live(self):
         return len(self._blocks) + len(self._pinned) + len(self._queues) - 1 + len(self._events) + len(self._graphs)
 
-    # What needs no context.
+    # Calls that need no context.
 
     def cuInit(self, flags):  # noqa: N802
         return (Code.CUDA_SUCCESS if self.devices else Code.CUDA_ERROR_NO_DEVICE,)
@@ -179,13 +179,13 @@ class Driver:
 
     @_needs_context
     def cuStreamDestroy(self, stream):  # noqa: N802
-        while self._queues.get(stream):  # its work goes on without it
+        while self._queues.get(stream):  # its work continues without it
             self._advance(stream)
         self._drop(self._queues, stream)
 
     @_needs_context
     def cuStreamSynchronize(self, stream):  # noqa: N802
-        for other in self._queues:  # some of the others' work may be done by now, or none
+        for other in self._queues:  # some of the other streams' work may be done by now, or none
             for _ in range(self.random.randrange(3)):
                 self._advance(other)
         while self._queues[stream]:
@@ -267,7 +267,7 @@ class Driver:
     # For the TensorRT below, and for tests.
 
     def give(self, stream, work):
-        """Put work into a stream, or into what it records."""
+        """Queue work on a stream, or add it to its capture."""
         self._recording.get(stream, self._queues[stream]).append(work)
 
     def records(self, stream):
@@ -292,13 +292,13 @@ class Driver:
         self.allocations += 1
         buffer = ctypes.create_string_buffer(size + 256)
         address = -(-ctypes.addressof(buffer) // 256) * 256
-        ctypes.memset(address, 0xA5, size)  # nobody cleared it
+        ctypes.memset(address, 0xA5, size)  # new memory is not cleared
         blocks[address] = buffer, size
         return address
 
     def _drop_block(self, blocks, address):
         if address in blocks:
-            self._graves.append(blocks[address])  # work that still wants it shall not find another block there
+            self._graves.append(blocks[address])  # work that still uses it must not find another block there
         self._drop(blocks, address)
 
     def _drop(self, owned, key):
@@ -321,7 +321,7 @@ class Driver:
 
 
 def pycuda_driver(driver):
-    """What `pycuda.driver` is to `PycudaDevice`, above the same GPU."""
+    """Replaces `pycuda.driver` for `PycudaDevice`, with the same GPU."""
     module = types.ModuleType("pycuda.driver")
 
     class Error(Exception):

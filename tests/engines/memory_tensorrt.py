@@ -1,4 +1,4 @@
-"""A TensorRT on a GPU in the host's memory, of several families, for tests of what runs engines."""
+"""A TensorRT on a simulated GPU in the host's memory, in several families, for tests of code that runs engines."""
 
 import enum
 import hashlib
@@ -17,11 +17,11 @@ class _Kind(enum.Enum):
 
 
 FAMILIES = ("8", "10", "rtx")
-"""TensorRT 8.6, 10 and RTX 1: what they have and lack, as far as running an engine goes."""
+"""TensorRT 8.6, 10 and RTX 1, with the members that each has for running an engine."""
 
 
 def predict(crops, joint_count=18):
-    """What the engines below compute: every value of a crop counts, and every joint and axis differs."""
+    """The computation of the engines below: every value of a crop counts, and every joint and axis differs."""
     weights = np.arange(1, 65, dtype=np.int64)
     sums = (crops.reshape(len(crops), -1, 64).sum(1, dtype=np.int64) * weights).sum(1) % 997
     joints = sums[:, None, None] * np.arange(1, joint_count + 1)[None, :, None] + np.array([0.25, 0.5, 0.75])
@@ -44,10 +44,10 @@ def engine_bytes(
     outputs=None,
     fixed=None,
 ):
-    """An engine file for the TensorRT below; it needs `activations` bytes for each crop, thrice that for an odd number.
+    """An engine file for the TensorRT below; it needs `activations` bytes for each crop, three times that for an odd number.
 
     Its optimisation profiles are those given, as (fewest, most), or one from `fewest` to `most`; none with a `fixed` batch.
-    It computes `predict`, or a network of the module's by its name. With a shape of logits it gives FP16 logits in place of
+    It computes `predict`, or one of the module's networks by name. With a shape of logits it returns FP16 logits instead of
     joints and scores. Other inputs and outputs are given by name, as (type, shape of one item).
     """
     spec = dict(joint_count=joint_count, activations=activations, network=network, fixed=fixed)
@@ -65,13 +65,13 @@ def tensorrt_module(driver, family="10", *, refusals=0, networks=None):
     Args:
         driver: the GPU.
         family: one of FAMILIES.
-        refusals: how many times its engines' work cannot be recorded in graphs, before it can.
-        networks: what engines may compute, by name: the inputs, in their order, to the outputs by name.
+        refusals: number of times that its engines' work cannot be captured in a graph, before it can.
+        networks: functions that engines may compute, by name: from the inputs, in order, to the outputs by name.
 
     Attributes:
-        refusals: how many are left.
-        failures: how many of the next inferences fail.
-        compilations: RTX: for how many shapes kernels were compiled.
+        refusals: number of refusals that are left.
+        failures: number of next inferences that fail.
+        compilations: RTX: number of shapes that kernels were compiled for.
     """
     module = types.ModuleType("tensorrt_rtx" if family == "rtx" else "tensorrt")
     module.__version__ = {"8": "8.6.2", "10": "10.3.0", "rtx": "1.7.1.116"}[family]

@@ -1,6 +1,6 @@
-"""What holds for every engine in a session, whatever stands below it: a GPU in memory, or a real one.
+"""Laws for every engine in a session, on a simulated GPU in memory or on a real one.
 
-A subclass whose name begins with `Test` runs these laws over the sessions that its fixture `engine` opens.
+A subclass whose name begins with `Test` checks these laws for the sessions that its fixture `engine` opens.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from engines.pose import PoseModel, Predictions
 
 @dataclass(frozen=True)
 class EngineUnderTest:
-    """An engine of 1 to 8 crops and what it is to give.
+    """An engine for 1 to 8 crops and its expected results.
 
     Attributes:
-        open: opens a session with it, as a pose model that also gives what its session tells.
-        crops: uint8 [N, 256, 256, 3], 20 or more.
-        alone: what it gives for each of them alone.
-        px, mm, score: how far the same crop may stray in another batch: other kernels may sum in another order.
+        open: opens a session with it, as a pose model with its session's additional methods.
+        crops: uint8 [N, 256, 256, 3], at least 20.
+        alone: its results for each of them alone.
+        px, mm, score: tolerances for the same crop in another batch: other kernels may sum in another order.
         free_bytes: the GPU's free memory.
     """
 
@@ -39,7 +39,7 @@ class EngineUnderTest:
     free_bytes: Callable[[], int]
 
     def check(self, found: Predictions, first: int, count: int) -> None:
-        """These are the poses of `count` crops from `first` on."""
+        """Check that these are the poses of `count` crops from `first` on."""
         assert found.joints.shape == (count, *self.alone.joints.shape[1:])
         strays = np.abs(found.joints - self.alone.joints[first : first + count])
         assert strays[..., :2].max(initial=0) <= self.px

@@ -1,4 +1,4 @@
-"""Callers that share a session get what each would get alone, in fair turns, and nobody waits for ever."""
+"""Callers that share a session get the results that each would get alone, in fair turns, and nobody waits for ever."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from engines.session import ArraySpec, SessionDescription
 from engines.sessions.base import LockedSession
 
 LONG = 30.0
-"""Seconds after which a thread that has not ended is taken for one that waits for ever."""
+"""Seconds after which a thread that has not ended is considered to wait for ever."""
 
 NUMBERS = (ArraySpec("x", "int64", (None,)), ArraySpec("rows", "float32", (None, 2)))
 RESULTS = (ArraySpec("twice", "int64", (None,)), ArraySpec("sum", "float32", (None, 3)))
 
 
 class BrokenError(Exception):
-    """What the session below raises."""
+    """The error of the session below."""
 
 
 class Numbers(LockedSession):
-    """Computes with each item alone, tells what was in each batch, and breaks on some items."""
+    """Computes with each item alone, records the items of each batch, and fails on some items."""
 
     def __init__(self, broken=frozenset(), gate=None, inputs=NUMBERS, outputs=RESULTS):
         super().__init__("numbers", inputs, outputs, SessionDescription("numpy", "1", "CPU", "exact", 1))
@@ -51,7 +51,7 @@ class Numbers(LockedSession):
 
 
 class Ticketed(Numbers):
-    """The same with tickets: a batch is given at once and computed when somebody waits for it."""
+    """The same with tickets: submitting a batch returns at once; it is computed when somebody waits for it."""
 
     slots, limit = 3, 6
 
@@ -63,7 +63,7 @@ class Ticketed(Numbers):
     def submit(self, arrays):
         assert len(arrays["x"]) <= self.limit
         ticket = {name: array.copy() for name, array in arrays.items()}
-        with self.book:  # not the lock that a batch is computed under
+        with self.book:  # not the lock that is held while a batch is computed
             self._check_open()
             self.submitted.append(arrays["x"].tolist())
             self.flying.add(id(ticket))
@@ -77,7 +77,7 @@ class Ticketed(Numbers):
         except Exception:
             self.flying.remove(id(ticket))
             raise
-        self.flying.remove(id(ticket))  # one that was interrupted may be collected again
+        self.flying.remove(id(ticket))  # if interrupted before this, it may be collected again
         return found
 
 
@@ -85,13 +85,13 @@ BOTH = pytest.mark.parametrize("kind", [Numbers, Ticketed])
 
 
 def items(caller, count):
-    """Arrays whose numbers tell whose item each is, and which."""
+    """Arrays whose numbers identify the caller and the item."""
     x = 1000 * caller + np.arange(count)
     return {"x": x, "rows": np.stack([x, -x * 0.5], axis=1).astype(np.float32)}
 
 
 def start(work, *arguments):
-    """A thread and the list in which what it returned or raised will be."""
+    """A thread, and the list that will contain what it returned or raised."""
     told = []
 
     def run():
@@ -106,7 +106,7 @@ def start(work, *arguments):
 
 
 def finish(started):
-    """What the threads returned or raised, all of them within LONG."""
+    """What the threads returned or raised; all must end within LONG."""
     for thread, _ in started:
         thread.join(LONG)
         assert not thread.is_alive(), "a caller waits for ever"
@@ -114,7 +114,7 @@ def finish(started):
 
 
 def waiting(batcher, count):
-    """Wait until so many requests wait in the batcher."""
+    """Wait until `count` requests wait in the batcher."""
     for _ in range(int(LONG * 1000)):
         with batcher._changed:
             if len(batcher._waiting) >= count:
@@ -131,7 +131,7 @@ def assert_equal(found, expected):
 
 
 def assert_fair(batches):
-    """Of two callers that both wait, neither is ahead by more than one item: in each batch that both certainly waited in."""
+    """Neither of two waiting callers gets ahead by more than one item, in each batch for which both certainly waited."""
     shares = [Counter(x // 1000 for x in batch) for batch in batches]
     first = {caller: min(i for i, share in enumerate(shares) if caller in share) for share in shares for caller in share}
     last = {caller: max(i for i, share in enumerate(shares) if caller in share) for share in shares for caller in share}
@@ -149,7 +149,7 @@ def assert_fair(batches):
     broken=st.sets(st.tuples(st.integers(0, 5), st.integers(0, 11)), max_size=3),
 )
 def test_each_caller_gets_what_it_gets_alone(kind, calls, max_batch, broken):
-    """Threads that call again and again: the same results, nothing lost or done twice, errors only where an item breaks."""
+    """Threads that call repeatedly get the same results; nothing is lost or done twice; errors only if an item fails."""
     marked = frozenset(1000 * caller + item for caller, item in broken)
     alone = Numbers()
     session = kind(marked)
@@ -192,21 +192,21 @@ def test_callers_that_wait_together_advance_together(counts, max_batch):
     batcher = Batcher(session, max_batch)
     started = [start(batcher.run, items(99, 1))]
     assert session.entered.wait(LONG)
-    for caller, count in enumerate(counts):  # one after the other, so that their order is known
+    for caller, count in enumerate(counts):  # one after the other, for a known order
         started.append(start(batcher.run, items(caller, count)))
         waiting(batcher, caller + 1)
     gate.set()
     finish(started)
     batches = session.batches[1:]
     assert_fair(batches)
-    # They all waited from the first batch on: what one with few items needs, nobody with many can delay.
+    # They all waited from the first batch on: a caller with many items cannot delay one with few.
     for caller, count in enumerate(counts):
         before = sum(min(other, count) for other in counts)
         done = next(
             index for index in range(len(batches)) if sum(x // 1000 == caller for b in batches[: index + 1] for x in b) == count
         )
         assert done < -(-before // max_batch)
-    assert [len(batch) for batch in batches[:-1]] == [max_batch] * (len(batches) - 1)  # no room is left unused
+    assert [len(batch) for batch in batches[:-1]] == [max_batch] * (len(batches) - 1)  # batches are full
 
 
 def test_a_hundred_crops_do_not_starve_one():
@@ -246,7 +246,7 @@ def test_an_error_concerns_the_callers_of_its_batch_alone():
         waiting(batcher, caller)
     gate.set()
     first, broken, second, third = finish(started)
-    # Turns: 1 2 3 1 | 2 3 1 3 | 1: the last item of caller 1 breaks in a batch of its own.
+    # Turns: 1 2 3 1 | 2 3 1 3 | 1: the last item of caller 1 fails in a batch of its own.
     assert isinstance(broken, BrokenError)
     for caller, count, found in ((9, 1, first), (2, 2, second), (3, 3, third)):
         assert_equal(found, Numbers().run(items(caller, count)))
@@ -352,7 +352,7 @@ def test_with_tickets_one_batch_is_filled_while_another_runs():
         if len(session.submitted) == 2:
             break
         threading.Event().wait(0.001)
-    assert len(session.submitted) == 2  # though the first has not ended
+    assert len(session.submitted) == 2  # although the first has not ended
     assert len(session.batches) <= 2
     gate.set()
     for caller, found in enumerate(finish(started)):

@@ -1,4 +1,4 @@
-"""A checkpoint becomes proven engines or bundles, each whole or not there, whatever happens meanwhile."""
+"""A checkpoint becomes proven engines or bundles; each is either complete or absent, whatever happens meanwhile."""
 
 import hashlib
 import json
@@ -73,7 +73,7 @@ def made(few, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bundle(made):
-    """What builds in half a second."""
+    """A bundle, from which an engine builds in half a second."""
     return str(made.out / "xs-fp16-orin.bundle.zip")
 
 
@@ -89,7 +89,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-# What is made
+# Results
 
 
 def test_every_combination_is_made_and_nothing_else(made):
@@ -165,7 +165,7 @@ def test_a_published_checkpoint_with_numbered_head_layers(published, few, tmp_pa
     assert manifest.load(result.path).model.variant is Variant.XS
 
 
-# What is there already
+# Existing files
 
 
 def test_what_fits_is_kept(made):
@@ -187,7 +187,7 @@ def rebuild(bundle, out, **changes):
 
 @pytest.fixture
 def engine(made, tmp_path):
-    """An engine as the bundle's, with its manifest, alone in `tmp_path`."""
+    """An engine like the bundle's, with its manifest, alone in `tmp_path`."""
     for name in ("xs-fp16-rtx40.engine", "xs-fp16-rtx40.engine.json"):
         shutil.copyfile(made.out / name, tmp_path / name)
     return tmp_path / "xs-fp16-rtx40.engine"
@@ -235,7 +235,7 @@ def test_a_manifest_that_was_edited_is_not_trusted(engine, bundle, tmp_path):
 
 @contextmanager
 def small_disk(size):
-    """No file may grow beyond that many bytes, as on a disk that is full."""
+    """No file may grow beyond `size` bytes, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -262,7 +262,7 @@ def test_a_full_disk_leaves_what_was_there(bundle, tmp_path):
 
 
 def test_an_engine_without_its_manifest_is_never_left(bundle, tmp_path, monkeypatch):
-    """Stopped between the two moves, neither is there; killed there, the manifest alone, and the next build makes it whole."""
+    """A stop between the two moves leaves neither; a kill leaves only the manifest, and the next build completes it."""
     original = os.link
 
     def stop(path, target):
@@ -306,7 +306,7 @@ def test_a_file_that_appears_during_a_build_stays(bundle, tmp_path, monkeypatch)
 
 
 def rewritten(bundle, path, edit):
-    """A bundle whose draft was edited and sealed again, which anybody can do."""
+    """A bundle whose draft was edited and got a new hash, which anybody can do."""
     with zipfile.ZipFile(bundle) as source, zipfile.ZipFile(path, "w") as target:
         for member in source.namelist():
             data = source.read(member)
@@ -376,7 +376,7 @@ def test_builds_at_once_make_one_whole_engine(bundle, tmp_path):
 
 
 def test_a_killed_build_holds_nobody_up(bundle, tmp_path):
-    """The lock is the system's: a process that dies with it gives it back."""
+    """The system releases the lock of a process that dies."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -514,11 +514,11 @@ def test_damaged_bundles_are_refused(bundle, tmp_path):
         read_bundle(path)
 
 
-# Where there is a GPU: the runtime is another's, so that what runs here in the engine's place is the graph itself
+# With a GPU: the runtime is replaced, so that the graph itself runs here instead of the engine
 
 
 class Stand(LockedSession):
-    """What an engine would predict: the recorded reference, and as much beside it as is asked for."""
+    """An engine's predictions: the recorded reference plus a given error."""
 
     def __init__(self, manifest, proof, error_mm):
         self._proof, self._error_mm = proof, error_mm
@@ -558,7 +558,7 @@ def test_an_engine_is_proven_where_it_can_run(error_mm, bundle, tmp_path, monkey
 
 @pytest.mark.slow
 def test_via_torch2trt(few, tmp_path, monkeypatch):
-    """What builds is given the checkpoint and the crops to calibrate on, and the manifest says that it was that way."""
+    """The builder gets the checkpoint and the calibration crops, and the manifest records this way of building."""
     calls = []
 
     def build_engine(checkpoint, library, *, precision, options, calibration_crops):

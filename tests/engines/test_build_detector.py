@@ -1,4 +1,4 @@
-"""A people detector becomes engines or bundles: recognised, its frames fixed, proven, and opened again as `--detector` does."""
+"""A people detector becomes engines or bundles: recognised, with fixed frames, proven, and opened as by `--detector`."""
 
 import hashlib
 import shlex
@@ -56,7 +56,7 @@ def ignore(step):
 
 
 def made_of(source, out, **options):
-    """The one result of a request, for an RTX 40 unless it says otherwise; what failed is raised."""
+    """The only result of a request, by default for an RTX 40; a failure is raised."""
     report = build(BuildRequest(str(source), out, **{"targets": (RTX40,), **options}), ignore)
     for failure in report.failures:
         raise failure.error
@@ -78,7 +78,7 @@ def made(tmp_path_factory):
 
 
 def worn(folder, name):
-    """Crops of the person whom the graphs of `tests.engines.detectors` see, with the letterbox that a layout's wants."""
+    """Crops of the person that the graphs of `tests.engines.detectors` find, with the letterbox of a layout."""
     how = NAMES[name].preparation
     crops = np.full((12, 256, 256, 3), GROUND, np.uint8)
     for number, crop in enumerate(crops):
@@ -98,7 +98,7 @@ def file_of(folder, name, **options):
     return path
 
 
-# What is made
+# Results
 
 
 def test_an_engine_and_a_bundle_are_made_and_nothing_else(made):
@@ -159,14 +159,14 @@ def test_a_bundle_carries_the_boxes_of_the_reference(made):
 
 @pytest.mark.parametrize("name", fast_first(sorted(NAMES, key=lambda name: "D-FINE" not in name)))
 def test_tensorrt_for_rtx_takes_every_layout(name):
-    """Built, not run: nothing here runs an engine."""
+    """They are only built: nothing here can run an engine."""
     for batch, options in ((None, BuildOptions()), (1, BuildOptions(BatchRange(1, 1, 1)))):
         engine = build_engine(detector(name, batch=batch), load_library("tensorrt_rtx"), "8.9", options)
         assert len(engine.data) > 10_000
 
 
 def test_a_foreign_detector_s_file_is_not_needed_any_more(tmp_path):
-    """Free sides, a class by its name, one frame at a time: all of it stands in the manifest."""
+    """Variable sides, a class by name, one frame at a time: all of it is in the manifest."""
     told = {"names": "{0: 'dog', 3: 'worker'}", "imgsz": "[96, 128]", "other": "x"}
     source = file_of(tmp_path, "YOLOv8 and later", free=True, batch=1, person=3, metadata=told)
     result = made_of(source, tmp_path / "out", calibration=worn(tmp_path, "YOLOv8 and later"), person="worker")
@@ -179,7 +179,7 @@ def test_a_foreign_detector_s_file_is_not_needed_any_more(tmp_path):
     assert result.draft.graph_parity.boxes > 0
 
 
-# What is refused, in one sentence, and leaves nothing
+# Refusals, in one sentence, that leave nothing behind
 
 
 def test_requests_that_cannot_be_met(made, tmp_path):
@@ -210,7 +210,7 @@ def test_requests_that_cannot_be_met(made, tmp_path):
 
 
 def test_files_that_compute_in_other_types_are_refused(tmp_path):
-    """Weights that are only stored in FP16, as the package's own, are none of those."""
+    """Weights that are only stored in FP16, as in the package's own file, are allowed."""
     name = "RTMDet of MMDeploy"
     whole = detector(name)
     path = tmp_path / "half.onnx"
@@ -239,14 +239,14 @@ def test_what_a_source_is(tmp_path, monkeypatch):
     assert not is_detector("detector")
 
 
-# Where there is a GPU: one in memory, whose engines compute the very graph in ONNX Runtime
+# With a GPU: a simulated one, whose engines compute the same graph in ONNX Runtime
 
 
 TYPES = {"tensor(uint8)": "UINT8", "tensor(float)": "FLOAT", "tensor(int64)": "INT64"}
 KINDS = {"float32": "FLOAT", "int64": "INT64"}
 
 ONE = BuildOptions(BatchRange(1, 1, 1))
-"""Opening an engine runs it twice for each number of frames that it takes, which the CPU does here."""
+"""Opening an engine runs it twice for each number of frames that it takes, here on the CPU."""
 
 
 @cache
@@ -257,7 +257,7 @@ def runner(onnx_file):
 
 
 class Bench:
-    """A GPU in memory with a TensorRT on it, which builds engines that compute their graph, and `stray` beside it."""
+    """A simulated GPU with a TensorRT, whose engines compute their graph plus an error `stray`."""
 
     def __init__(self, monkeypatch, family="10"):
         self.driver, self.stray, self.networks = Driver(), 0.0, {}
@@ -343,7 +343,7 @@ def test_an_engine_that_strays_leaves_no_file(bench, tmp_path):
     ],
 )
 def test_foreign_engines_give_what_their_files_gave(name, options, bench, tmp_path):
-    """Colours, scale and class are those of the file: its words and its stem came with the engine."""
+    """Colours, scale and class are those of the file: its metadata and its stem came with the engine."""
     source = file_of(tmp_path, name, **options)
     result = made_of(source, tmp_path / "out", targets=(THIS,), calibration=worn(tmp_path, name))
     source_bytes = source.read_bytes()

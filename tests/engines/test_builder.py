@@ -1,4 +1,4 @@
-"""Real engines of every variant, built without a GPU, compute in the types asked for; what modules can do is asked of them."""
+"""Real engines of every variant, built without a GPU, compute in the requested types; modules are asked for their features."""
 
 import _thread
 import enum
@@ -55,7 +55,7 @@ def small():
 
 @pytest.fixture
 def full(rtx, monkeypatch):
-    """The real module with the face of the full TensorRT: it takes no compute capability, and builds for the local GPU."""
+    """The real module disguised as the full TensorRT: it takes no compute capability, and builds for the local GPU."""
     hidden = ("set_compute_capability", "num_compute_capabilities")
     config = type("IBuilderConfig", (), {n: None for n in dir(rtx.module.IBuilderConfig) if n[0] != "_" and n not in hidden})
     module = SimpleNamespace(**{**vars(rtx.module), "IBuilderConfig": config})
@@ -70,7 +70,7 @@ def full(rtx, monkeypatch):
     ("variant", "capabilities"), fast_first([(Variant.XS, DESKTOP[1:2]), *((variant, DESKTOP) for variant in Variant)]), ids=str
 )
 def test_every_variant_computes_in_what_was_asked_for(variant, capabilities, rtx, people):
-    """FP16 and INT8 for desktop targets, and the types of every convolution from the library's own log."""
+    """FP16 and INT8 for desktop targets, with the type of every convolution from the library's own log."""
     exported = pose_graph(verify_state(random_state(variant), source="random"), name="any", random=True)
     quantised = set(quantisable_layers(exported))
     convolutions = Graph(exported).layers.keys()
@@ -90,7 +90,7 @@ def test_every_variant_computes_in_what_was_asked_for(variant, capabilities, rtx
 
 
 def test_an_engine_may_end_at_its_logits(rtx, small):
-    """For the tail kernel: its last layer gives them in FP16, and nothing of what makes joints of them is left."""
+    """For the tail kernel: its last layer returns FP16 logits, and no layer that computes joints is left."""
     engine = build_engine(small, rtx, "8.9", BuildOptions(tail_kernel=True))
     whole = build_engine(small, rtx, "8.9")
     assert engine.options["tail_kernel"] is True
@@ -111,7 +111,7 @@ def test_fp32_computes_in_fp32(rtx):
 
 @pytest.mark.slow
 def test_turing_computes_int8_graphs_in_fp16(rtx, people):
-    """Known of TensorRT for RTX: so `engines.build` refuses it. If this fails, it has learned to."""
+    """A known limit of TensorRT for RTX, so `engines.build` refuses it. If this test fails, the limit is gone."""
     onnx = to_int8(weights.load("xs").onnx.read_bytes(), people)
     assert set(convolution_types(build_engine(onnx, rtx, "7.5").layers, onnx).values()) == {("Half", "Half")}
 
@@ -154,7 +154,7 @@ def test_only_for_a_dla_the_graph_is_read_for_it(rtx, small, core):
     class Parser(rtx.module.OnnxParser):
         def parse(self, data):
             flags.append(self.get_flag(rtx.module.OnnxParserFlag.ADJUST_FOR_DLA))
-            return False  # what it would read does not matter here
+            return False  # the data do not matter here
 
     library = Library(rtx.name, rtx.version, SimpleNamespace(**{**vars(rtx.module), "OnnxParser": Parser}))
     with pytest.raises(EngineError, match="does not take the graph"):
@@ -184,7 +184,7 @@ def test_ctrl_c_ends_a_build(rtx, small, monkeypatch):
         interrupter.start()
         try:
             build_engine(small, rtx, "8.9")
-        finally:  # a build that fails must not leave an interrupt to a later test
+        finally:  # a failed build must not leave an interrupt for a later test
             ended.set()
             interrupter.join()
     end = time.monotonic() + 60
@@ -195,8 +195,8 @@ def test_ctrl_c_ends_a_build(rtx, small, monkeypatch):
 
 
 def in_a_process(script, *words):
-    """What a Python of its own prints, whose main thread may be interrupted: pytest's would take a late Ctrl-C for its own."""
-    before = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell may have it ignored
+    """The output of a separate Python whose main thread may be interrupted: pytest would take a late Ctrl-C for its own."""
+    before = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell may have it set to ignore
     done = subprocess.run(
         [sys.executable, "-c", before + script, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
@@ -227,7 +227,7 @@ except KeyboardInterrupt:
 
 
 def test_ctrl_c_while_the_library_reads_the_graph(rtx, small, tmp_path):
-    """The library swallows what is raised in its logger, so that must not be the interrupt; the reader logs first."""
+    """The library swallows errors raised in its logger, so the interrupt must not be raised there; the reader logs first."""
     graph = tmp_path / "small.onnx"
     graph.write_bytes(small)
     assert in_a_process(READING, graph)[0] == ["ended"]
@@ -256,7 +256,7 @@ try:
 except KeyboardInterrupt:
     print("left")
 """
-"""A build by a library that has a monitor and takes no notice of it."""
+"""A build by a library that has a monitor and ignores it."""
 
 
 def test_a_build_that_does_not_end_is_told_of_and_left_in_the_end():
@@ -299,7 +299,7 @@ def test_profiles_cover_the_batch_without_overlap_and_keep_what_is_typical(fewes
     covered = [size for part in parts for size in range(part.min, part.max + 1)]
     assert covered == list(range(batch.min, batch.max + 1))
     assert batch.typical in {part.typical for part in parts}
-    assert not {2, 5, 9} & {size for part in parts for size in range(part.min + 1, part.max + 1)}  # where a range begins
+    assert not {2, 5, 9} & {size for part in parts for size in range(part.min + 1, part.max + 1)}  # these start ranges
 
 
 def test_no_gpu_at_hand(full, small, monkeypatch):
@@ -308,11 +308,11 @@ def test_no_gpu_at_hand(full, small, monkeypatch):
         build_engine(small, full)
 
 
-# What modules are asked
+# Features of modules
 
 
 def module(version="10.0", flags=("STRONGLY_TYPED",), config=("create_timing_cache",), builder_flags=(), **more):
-    """A module with the given names, in the places and with the values that TensorRT's versions have them."""
+    """A module with the given names, in the same places and with the same values as in TensorRT's versions."""
     names = {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1} if "EXPLICIT_BATCH" in flags else {"STRONGLY_TYPED": 0}
     creation = enum.IntEnum("NetworkDefinitionCreationFlag", {n: v for n, v in names.items() if n in flags})
     return SimpleNamespace(

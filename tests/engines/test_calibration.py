@@ -1,4 +1,4 @@
-"""A calibration set is what was saved, byte for byte, or an error; sets that calibrate to nothing are refused."""
+"""A calibration set is what was saved, byte for byte, or an error; useless sets are refused."""
 
 import json
 import tracemalloc
@@ -68,7 +68,7 @@ def test_other_arrays_are_refused(wrong):
 
 @given(data=st.data())
 def test_damage_is_found(data, crops, saved, tmp_path_factory):
-    """A byte changed or an end missing: what is read is what was saved, or it is an error of ours."""
+    """With a changed byte or a missing end, the result is what was saved, or one of our errors."""
     whole = saved.read_bytes()
     place = data.draw(st.integers(0, len(whole) - 1) | st.integers(len(whole) - 400, len(whole) - 1) | st.integers(0, 400))
     changed = bytearray(whole)

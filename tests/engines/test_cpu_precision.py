@@ -1,4 +1,4 @@
-"""What the card of a model says of its precisions: BF16 is proven on any CPU."""
+"""A model's card describes its precisions: BF16 is proven on any CPU."""
 
 from dataclasses import asdict, replace
 
@@ -54,7 +54,7 @@ def test_damaged_weights_are_not_proven(reference, checkpoint, crops):
 
 
 def replace_weights(checkpoint, layer, change):
-    """The checkpoint with a layer changed, under its old hash: as a conversion that went wrong would leave it."""
+    """The checkpoint with a changed layer under its old hash, like the result of a failed conversion."""
     changed = object.__new__(type(checkpoint))
     changed.__dict__.update(checkpoint.__dict__)
     changed.__dict__["state"] = {**checkpoint.state, layer: change(checkpoint.state[layer])}

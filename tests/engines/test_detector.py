@@ -1,4 +1,4 @@
-"""The exported detector says what PyTorch says, wherever it runs; duplicates go, people stay; bad files and frames are told."""
+"""The exported detector agrees with PyTorch in every runtime; duplicates go, people stay; bad files and frames are reported."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EXPORTED = ("openvino", "onnxruntime")
 FRAME_SIZE = 384
 
 START = Path(__file__).parents[2] / "training" / "start" / "detector.safetensors"
-"""What the shipped detector was exported from."""
+"""The weights that the shipped detector was exported from."""
 
 
 def boxes_and_scores(seed, count):
@@ -64,7 +64,7 @@ def test_overlap_is_of_shapes_and_not_of_units(seed, scale, shift):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A detector of random weights whose batch norms are not the identity, so that a mistake in folding shows."""
+    """A detector with random weights whose batch norms are not the identity, so that a mistake in folding shows."""
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file
 

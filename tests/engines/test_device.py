@@ -1,4 +1,4 @@
-"""The two bindings behind one Protocol, on a GPU in memory; and the one sentence of a machine that has none."""
+"""The two bindings behind one Protocol, on a simulated GPU; and the sentence for a machine without a GPU."""
 
 import importlib.metadata
 import subprocess
@@ -175,7 +175,7 @@ def test_a_driver_without_a_gpu_is_one_sentence(binding):
 
 
 def test_no_driver_is_one_sentence_of_the_real_binding():
-    """cuda-python as it is installed: with a driver this opens the GPU, without one it says what is missing."""
+    """The installed cuda-python: with a driver this opens the GPU, without one it says what is missing."""
     if not binding_installed("cuda-python"):
         pytest.skip("cuda-python is not installed")
     try:

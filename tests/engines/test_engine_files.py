@@ -1,4 +1,4 @@
-"""What a machine without a GPU says of a real engine, whole or damaged."""
+"""Messages of a machine without a GPU about a real engine, intact or damaged."""
 
 import io
 from contextlib import redirect_stderr, redirect_stdout
@@ -21,7 +21,7 @@ from tests.engines.memory_gpu import Driver
 
 @pytest.fixture(scope="module")
 def real_engine(exported, tmp_path_factory):
-    """An engine that TensorRT-RTX built of XS with random weights, with its manifest."""
+    """An engine that TensorRT-RTX built from XS with random weights, with its manifest."""
     pytest.importorskip("tensorrt_rtx", reason="building an engine without a GPU needs TensorRT-RTX")
     from engines.precision import to_fp16
     from engines.tensorrt.builder import build_engine
@@ -54,7 +54,7 @@ def test_a_real_engine_without_a_gpu_is_told_in_a_sentence(real_engine, no_gpu):
 
 
 def test_tensorrt_itself_prints_why_it_does_not_load_an_engine_without_a_gpu(real_engine, no_gpu, capfd):
-    """The runtime above a GPU in memory, with the real library: what comes of its refusal, printed without Python's help."""
+    """The real library on a simulated GPU: the reason for its refusal, which it prints without using Python."""
     data, found = real_engine.read_bytes(), manifests.load(real_engine)
     device = CudaDevice(Driver(), "cuda-python in memory")
     python = io.StringIO()

@@ -1,4 +1,4 @@
-"""The exported graph is the network: nothing but rounding is between them, and nothing foreign is in the file."""
+"""The exported graph equals the network up to rounding, and nothing foreign is in the file."""
 
 import hashlib
 import tempfile
@@ -29,7 +29,7 @@ PX, MM, SCORE = 1e-3, 1e-2, 1e-5
 
 
 def truth(checkpoint, crops):
-    """What the checkpoint says: the official preprocessing and the network with its batch norms, all in FP64."""
+    """The checkpoint's results: the official preprocessing and the network with its batch norms, all in FP64."""
     with torch.inference_mode():
         logits = build_network(checkpoint).double().logits(torch.from_numpy(normalise(crops)).double())
         return decode_bins(soft_argmax(logits).numpy(), checkpoint.variant), joint_scores(logits).numpy()
@@ -44,7 +44,7 @@ def assert_agree(predicted, expected):
 
 
 def assert_varied(joints):
-    """Poses that differ by far more than the tolerance, so that agreeing means something."""
+    """Check that poses differ by far more than the tolerance, so that agreement means something."""
     assert joints.std(axis=0)[..., :2].mean() > 1000 * PX
     assert joints.std(axis=0)[..., 2].mean() > 1000 * MM
 
@@ -76,7 +76,7 @@ def test_every_runtime_equals_the_unfolded_network(runtime, checkpoint, crops):
 
 @pytest.mark.parametrize("scale", fast_first([0.0, 1e-30, -1e-6]))
 def test_folding_holds_for_any_scale_of_the_last_norm(scale, checkpoint, crops):
-    """The last norm cannot be divided out of the graph when some of its channels have almost no scale."""
+    """The last norm cannot be divided out of the graph if some of its channels have almost no scale."""
     state = {name: torch.tensor(array) for name, array in checkpoint.state.items()}
     state["backbone.norm.weight"][::3] = scale
     changed = verify_state(state, source="scaled")
@@ -157,7 +157,7 @@ class Small(torch.nn.Module):
 
 @pytest.mark.parametrize("size", fast_first(["small", "whole"]))
 def test_weights_put_into_a_graph_give_what_the_exporter_gives(size, checkpoint, tmp_path, made_once):
-    """Tests export each kind of network once. This also shows that the exporter gives the same bytes each time."""
+    """Tests export each kind of network once. This also shows that the exporter returns the same bytes each time."""
     if size == "small":
         first, second = Small(1).eval(), Small(2).eval()
         inputs, outputs = [ArraySpec("images", "float32", (None, 3, 8, 8))], [ArraySpec("maps", "float32", (None, 4, 6, 6))]
@@ -179,7 +179,7 @@ def test_a_place_that_cannot_be_written_is_refused(checkpoint, tmp_path):
 
 
 def test_a_graph_that_strays_leaves_no_file(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(engines.folding, "RGB_MEAN", (0.485, 0.456, 0.5))  # one number wrong where it is folded
+    monkeypatch.setattr(engines.folding, "RGB_MEAN", (0.485, 0.456, 0.5))  # one number is wrong when it is folded
     out = tmp_path / "model.onnx"
     out.write_text("earlier")
     with pytest.raises(ParityError, match="worst joints"):

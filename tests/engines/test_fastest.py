@@ -1,4 +1,4 @@
-"""Which of the candidates stays, and what of the others: their builds and times are given, as no GPU is needed for that."""
+"""Which candidate is kept, and what happens to the others. Builds and times are given, so no GPU is needed."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ TIMES = {"fp16": 0.2, "int8 every": 0.25, "int8 every-additions": 0.3, "int8 lat
 
 @pytest.fixture
 def bench(monkeypatch):
-    """Builds that write files of the right names, and fail or were there already where that is wanted."""
+    """Builds that write files with the right names; on request they fail, or the files exist already."""
     there, failing = set(), set()
 
     def build(request, progress):

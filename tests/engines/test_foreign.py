@@ -1,4 +1,4 @@
-"""Arrays that another library has on the GPU: read once they are there, whatever protocol says so; on a GPU in memory."""
+"""Another library's arrays on the GPU are read after they are ready, by any protocol; on a simulated GPU."""
 
 import ctypes
 
@@ -16,7 +16,7 @@ WAYS = ("dlpack", "interface with a stream", "interface without a stream", "inte
 
 
 class Foreign:
-    """An array of a library that makes it on a stream of its own, as late as may be."""
+    """An array of a library that makes it on its own stream, as late as possible."""
 
     def __init__(self, bench, crops, offset=0):
         driver = self.driver = bench.driver
@@ -85,9 +85,9 @@ def foreign(bench, way, crops, offset=0):
     seed=st.integers(0, 999),
 )
 def test_crops_on_the_gpu_give_what_crops_of_the_host_give(way, binding, first, count, offset, seed):
-    """Whoever made them, on whichever stream, wherever they begin; graphs run them all."""
+    """Whoever made them, on any stream, at any address; graphs run them all."""
     if binding == "pycuda" and way == "dlpack":
-        binding = "cuda-python"  # the stand-in's streams have numbers that pycuda's have not
+        binding = "cuda-python"  # pycuda's streams do not have the stand-in's numbers
     bench = Bench(binding, seed=seed)
     with bench.open() as runtime:
         crops = foreign(bench, way, CROPS[first : first + count], offset)
@@ -118,7 +118,7 @@ def test_torch_and_its_capsules_are_read_as_they_are():
     torch = pytest.importorskip("torch")
 
     class OnGpu:
-        """A tensor that says that it is on the GPU; its capsule is torch's own."""
+        """A tensor that claims to be on the GPU; its capsule is torch's own."""
 
         def __init__(self, tensor):
             self.tensor = tensor

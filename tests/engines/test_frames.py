@@ -1,4 +1,4 @@
-"""Crops, engine and tail as one graph: a frame and matrices in, poses out, on a GPU in memory that runs the kernels' source."""
+"""Crops, engine and tail as one graph: a frame and matrices in, poses out, on a simulated GPU that runs the kernels' source."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -32,7 +32,7 @@ from tests.engines.memory_tensorrt import engine_bytes, predict, tensorrt_module
 
 @pytest.fixture(autouse=True)
 def kernels(monkeypatch):
-    """The kernels by a C++ compiler, in the place of NVRTC."""
+    """The kernels compiled by a C++ compiler instead of NVRTC."""
     for kernel in (CROP, TAIL):
         compiled(kernel)
     monkeypatch.setattr(program, "compile_kernel", lambda kernel, capability, text: kernel.encode())
@@ -40,7 +40,7 @@ def kernels(monkeypatch):
 
 @cache
 def network(ends):
-    """XS in ONNX Runtime: `fp32` as it is exported, or the typed FP16 graph cut off at its `logits`."""
+    """XS in ONNX Runtime: `fp32` as exported, or the typed FP16 graph cut off at its `logits`."""
     import onnxruntime
 
     onnx = weights.load("xs").onnx.read_bytes()
@@ -54,7 +54,7 @@ def network(ends):
 
 
 class Bench:
-    """A GPU in memory that runs kernels, with a TensorRT on it whose engines may be XS."""
+    """A simulated GPU that runs kernels, with a TensorRT whose engines may be XS."""
 
     def __init__(self, family="10", *, refusals=0, device=cpu_device):
         self.driver = KernelDriver()
@@ -73,27 +73,27 @@ class Bench:
         return Opened(session, session.manifest.model)
 
     def check(self):
-        """Nothing happened that a real GPU would not forgive, and everything is given back."""
+        """Check that nothing happened that would fail on a real GPU, and that everything is freed."""
         assert self.driver.violations == []
         assert self.driver.live == len(self.driver.engines) == len(self.driver.modules) == 0
 
 
 def crops_of(image, matrices):
-    """The kernel's crops, by its definition; rounded as it does."""
+    """The kernel's crops by their definition, with the same rounding."""
     height, width = image.shape[:2]
     exact = (kernel_twin.crop([image], width, height, PixelFormat.BGR, BT709, matrix) for matrix in matrices)
     return np.stack([np.rint(crop).astype(np.uint8) for crop in exact])
 
 
 def assert_are(found, crops):
-    """The poses of the engine that counts every value of a crop: they tell of a single one that differs."""
+    """Check the poses of the engine that counts every value of a crop: a single different value shows."""
     joints, scores = predict(crops)
     assert np.array_equal(found["joints"], joints)
     assert np.array_equal(found["scores"], scores)
 
 
 WHOLE = [np.full((64, 48, 3), 40, np.uint8), np.full((64, 48, 3), 90, np.uint8)]
-"""Pictures of one level: their crops have no half levels, which FP32 and FP64 may round apart."""
+"""Pictures of one grey level: their crops have no half levels, which FP32 and FP64 may round differently."""
 AT = [crop_from_image(Box(x, y, 64, 64)) for x, y in ((-8, 0), (-40, 16), (0.0, -32.0))]
 
 
@@ -130,7 +130,7 @@ def test_a_graph_does_all_of_it_and_nothing_is_made_any_more():
                     assert_are({"joints": found.joints, "scores": found.scores}, crops_of(image, AT[:count]))
                     assert model.times.replayed == model.times.batches == 1
         assert driver.launches - launches == 4
-        assert driver.kernels == kernels  # none is launched outside of a graph
+        assert driver.kernels == kernels  # none is launched outside a graph
         assert (driver.captures, driver.live, driver.allocations) == before
     bench.check()
 
@@ -162,7 +162,7 @@ def test_a_picture_is_uploaded_once_and_only_when_it_is_wanted():
 
 
 def test_a_frame_that_is_on_the_gpu_is_read_where_it_is():
-    """As NVDEC leaves it: NV12, with rows that are longer than the picture."""
+    """As from NVDEC: NV12, with rows that are longer than the picture."""
     bench = Bench()
     luma, chroma = np.full((64, 64), 235, np.uint8), np.full((32, 32, 2), 128, np.uint8)
     with bench.device.current():
@@ -223,7 +223,7 @@ def test_work_that_no_graph_takes_is_done_without():
 )
 def test_without_kernels_crops_are_made_on_the_cpu_and_that_is_told(monkeypatch, error, told):
     def fail(kernel, capability, text):
-        if kernel == TAIL:  # the first one is given back
+        if kernel == TAIL:  # the first one is freed
             raise error
         return b"code"
 
@@ -269,7 +269,7 @@ def people():
 
 @pytest.mark.parametrize("ends", ["fp32", "logits"])
 def test_poses_by_the_kernels_are_those_without(ends):
-    """The default weights on the demo clip; with the tail kernel too, the proven graph's within the limits of FP16."""
+    """The default weights on the demo clip; with the tail kernel as well, within the FP16 limits of the proven graph."""
     from pipeline.stages import warp_crop
 
     image, regions = people()
@@ -292,7 +292,7 @@ def test_poses_by_the_kernels_are_those_without(ends):
 
 
 def test_an_estimator_gives_the_same_poses_with_the_kernels_and_without(monkeypatch):
-    """The demo clip from frames to poses in space, the people given: the kernels change nothing that the limits would see."""
+    """The demo clip from frames to poses in space, with given people: the kernels change nothing beyond the limits."""
     import itertools
 
     from engines.sessions import tensorrt as tensorrt_session
@@ -316,7 +316,7 @@ def test_an_estimator_gives_the_same_poses_with_the_kernels_and_without(monkeypa
             estimator = Estimator(model, GivenBoxes({frame.index: given for frame in frames}))
             bench.driver.uploads = 0
             posed[way] = [estimator.step(frame) for frame in frames]
-            assert bench.driver.uploads == len(frames)  # a frame each, or its crops
+            assert bench.driver.uploads == len(frames)  # one upload for each frame, or for its crops
         bench.check()
     for cpu, gpu in zip(posed["cpu"], posed["gpu"], strict=True):
         assert len(cpu.poses) == len(gpu.poses) == 2

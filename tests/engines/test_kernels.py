@@ -1,4 +1,4 @@
-"""The GPU's kernels, their own source run on the CPU: crops against OpenCV's warp, the tail against the network's."""
+"""The GPU kernels' own source, run on the CPU: crops against OpenCV's warp, the tail against the network's functions."""
 
 import importlib
 
@@ -30,14 +30,14 @@ from tests.engines.cpu_kernels import KernelDriver, compiled, cpu_device, from_d
 
 COLOURS = (BT601, BT601_FULL, BT709, BT709_FULL)
 EXACT_WARP = int(cv2.__version__.split(".")[0]) >= 5
-"""OpenCV 4 rounds the places that it reads to 1/32 px, which shows where neighbouring pixels differ much."""
+"""OpenCV 4 rounds positions to 1/32 px, which shows where neighbouring pixels differ much."""
 
 few = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")
 def kernels():
-    """The kernels on a GPU in memory, and that."""
+    """The kernels on a simulated GPU, and the GPU."""
     for kernel in (CROP, TAIL):
         compiled(kernel)
     patch = pytest.MonkeyPatch()
@@ -54,7 +54,7 @@ def kernels():
 
 
 def padded(plane, pitch):
-    """A plane's rows, each made `pitch` bytes long with 255."""
+    """A plane's rows, each padded to `pitch` bytes with 255."""
     rows = plane.reshape(len(plane), -1)
     return np.pad(rows, ((0, 0), (0, pitch - rows.shape[1])), constant_values=255)
 
@@ -80,7 +80,7 @@ def run_crop(kernels, planes, width, height, pixels, colours, matrices, *, paddi
 
 @st.composite
 def affine(draw, width, height):
-    """A matrix that puts some of a picture into a crop: turned, mirrored, sheared, nearer or further away."""
+    """A matrix that maps part of a picture to a crop: rotated, mirrored, sheared, enlarged or reduced."""
     scale, turn = draw(st.floats(0.3, 8)), draw(st.floats(-np.pi, np.pi))
     flip, shear = draw(st.sampled_from((-1, 1))), draw(st.floats(-0.5, 0.5))
     linear = scale * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) @ [[flip, shear], [0, 1]]
@@ -89,7 +89,7 @@ def affine(draw, width, height):
 
 
 def picture(rng, width, height):
-    """Noise from single pixels to large blocks; smooth where OpenCV is not exact."""
+    """Noise from single pixels to large blocks; smooth if OpenCV is not exact."""
     image = sum(
         cv2.resize(
             rng.normal(0, 60, (max(1, height // n), max(1, width // n), 3)), (width, height), interpolation=cv2.INTER_LINEAR
@@ -144,7 +144,7 @@ def test_a_colour_comes_back_from_yuv(kernels, bgr, colours):
 
 
 def test_the_colours_are_those_that_ffmpeg_takes(kernels):
-    """Its own factors and rounding; chroma that it does not interpolate: a picture of large blocks."""
+    """FFmpeg has its own factors and rounding, and does not interpolate chroma, so the picture has large blocks."""
     av = pytest.importorskip("av")
     rng = np.random.default_rng(3)
     bgr = rng.integers(0, 256, (4, 4, 3), np.uint8).repeat(64, 0).repeat(64, 1)
@@ -171,7 +171,7 @@ def test_nv12_and_planes_of_their_own_give_the_same(kernels):
 
 
 def test_one_launch_serves_several_frames(kernels):
-    """As a batch of several cameras needs it: each crop names its frame, of whatever size and kind."""
+    """As for a batch from several cameras: each crop refers to its own frame, of any size and kind."""
     made, device = kernels
     rng = np.random.default_rng(2)
     images = [rng.integers(0, 256, (height, width, 3), np.uint8) for height, width in ((20, 30), (41, 17))]
@@ -271,7 +271,7 @@ def test_the_tail_is_that_of_the_network(kernels, data):
     spread, shift = data.draw(st.sampled_from((0.0, 1.0, 10.0, 1000.0))), data.draw(st.sampled_from((-60_000.0, 0.0, 60_000.0)))
     logits = (rng.normal(size=(count, joint_count * depth, height, width)) * spread + shift).clip(-65_504, 65_504)
     logits = logits.astype(np.float16)
-    if data.draw(st.booleans()):  # a joint that is at one place
+    if data.draw(st.booleans()):  # a joint with all its mass in one place
         logits.reshape(-1)[rng.integers(logits.size)] = 65_504
     if data.draw(st.booleans()):
         logits.reshape(-1)[rng.integers(logits.size, size=logits.size // 3)] = -np.inf
@@ -280,7 +280,7 @@ def test_the_tail_is_that_of_the_network(kernels, data):
 
 @pytest.mark.parametrize("variant", [Variant.XS, pytest.param(Variant.L, marks=pytest.mark.slow)])
 def test_the_tail_of_a_real_networks_logits_again_and_again(kernels, variant):
-    """The same workspace serves the next run: its counters are back at zero."""
+    """The next run can use the same workspace: its counters are back at zero."""
     torch = pytest.importorskip("torch")
     from convnextpose.checkpoint import build_network, verify, verify_state
     from convnextpose.network import Normalise, random_state
@@ -304,7 +304,7 @@ def test_the_tail_of_a_real_networks_logits_again_and_again(kernels, variant):
 
 
 def test_places_that_are_ruled_out_have_no_mass(kernels):
-    """Minus infinity everywhere but in one bin: most threads meet nothing else."""
+    """Minus infinity everywhere except in one bin: most threads see nothing else."""
     shape = TailShape.of(Variant.XS, 1)
     logits = np.full((1, 32, 32, 32), -np.inf, np.float16)
     logits[0, 7, 20, 3] = -5
@@ -325,7 +325,7 @@ def test_a_broken_network_is_not_hidden(kernels, bad):
 
 
 def test_a_graph_of_both_serves_the_next_frame(kernels):
-    """Recorded once, replayed after the block and the pixels were written anew: what a launch is told it keeps."""
+    """Captured once, replayed after the block and the pixels were rewritten: a launch keeps its arguments."""
     made, device = kernels
     shape = TailShape.of(Variant.XS, 1)
     images = [np.full((8, 8, 3), value, np.uint8) for value in (50, 200)]

@@ -1,4 +1,4 @@
-"""Every layout of people detectors: its boxes come back in the picture's pixels, and wrong colours or places find nobody."""
+"""Every layout of people detectors: boxes come back in the picture's px; with wrong colours or placement nobody is found."""
 
 from dataclasses import replace
 from functools import cache
@@ -30,13 +30,13 @@ def opened(name, runtime="onnxruntime", **options):
 
 
 def check(found, box, picture_size, frame_size):
-    """One person, at the box (left, top, right, bottom, px) up to two pixels of the frame."""
+    """Check for one person, at the box (left, top, right, bottom, px) within two pixels of the frame."""
     (one,) = found
     assert one.score == pytest.approx(SCORE, abs=0.02)
     left, top, right, bottom = box
     across, down = (of / to for of, to in zip(picture_size, frame_size, strict=True))
     pixel = 2 * max(across, down, 1) + 0.1
-    # In a Box the middle of the first pixel is at 0, so that its edge is at -0.5.
+    # In a Box the centre of the first pixel is at 0, so its edge is at -0.5.
     np.testing.assert_allclose(
         [one.box.x, one.box.y, one.box.x + one.box.width, one.box.y + one.box.height],
         np.clip(np.array([left, top, right, bottom]) - 0.5, 0, None),
@@ -58,7 +58,7 @@ def test_boxes_come_back_in_the_picture_s_pixels(name, runtime):
 def test_boxes_of_any_place_and_size(name, width, height, data):
     model = opened(name)
     if abs(width / height / (128 / 96) - 1) < 0.1:
-        height *= 2  # so that there is a letterbox to look for
+        height *= 2  # so that there is a letterbox
     least = round(8 * max(width / 128, height / 96))
     left, top = (data.draw(st.integers(1, side - least - 2)) for side in (width, height))
     right, bottom = (data.draw(st.integers(low + least, side - 1)) for low, side in ((left, width), (top, height)))
@@ -68,12 +68,12 @@ def test_boxes_of_any_place_and_size(name, width, height, data):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_wrong_colours_scale_padding_and_place_find_nobody(name):
-    """What the graphs above would let through would prove nothing."""
+    """Otherwise the tests with these graphs would prove nothing."""
     model = opened(name)
     right = model.layout
     how = right.preparation
     wrong = [replace(how, rgb=not how.rgb)]
-    if name != "boxes and scores":  # whose input is levels
+    if name != "boxes and scores":  # whose input is plain grey levels
         wrong.append(replace(how, std=tuple(2 * value for value in how.std)))
         wrong.append(replace(how, mean=tuple(value + 40 for value in how.mean)))
     wrong += [replace(how, placement=place) for place in Placement if place is not how.placement]
@@ -129,7 +129,7 @@ def test_several_frames_are_as_many_alone(name, batch):
 
 @pytest.mark.parametrize("name", [layout.name for layout in LAYOUTS if layout.person is not None])
 def test_people_are_the_class_that_is_asked_for(name):
-    """By number, by name, by what the file says; and of another class nobody is found."""
+    """By number, by name, by the file's metadata; with another class nobody is found."""
     told = {"names": "{0: 'cat', 1: 'dog', 2: 'bird', 3: 'Pedestrian'}"}
     data = detector(name, person=3, classes=4, metadata=told)
     seen = {}
@@ -183,9 +183,9 @@ def renamed(data, **names):
     "data",
     [
         lambda: renamed(detector("RF-DETR"), dets="boxes", labels="classes"),  # which normalisation?
-        lambda: detector("RT-DETR of Transformers", classes=92),  # DETR: no sigmoids
+        lambda: detector("RT-DETR of Transformers", classes=92),  # as DETR, which has no sigmoids
         lambda: renamed(detector("YOLOX of MMDeploy"), labels="masks"),
-        lambda: detector("YOLOX", size=(120, 90)),  # no whole cells
+        lambda: detector("YOLOX", size=(120, 90)),  # not a whole number of cells
     ],
 )
 def test_what_could_be_two_kinds_or_none_is_refused(data):

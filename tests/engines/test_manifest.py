@@ -1,4 +1,4 @@
-"""A manifest is what was written, or an error; an engine runs where its manifest fits, and is refused in words elsewhere."""
+"""A manifest is what was written, or an error; an engine runs if its manifest fits, and is refused with a reason elsewhere."""
 
 import hashlib
 import json
@@ -163,7 +163,7 @@ def test_a_draft_is_no_manifest():
 
 @given(data=st.data())
 def test_every_edit_is_found(data):
-    """Whatever field is changed, at whatever depth: the hash tells."""
+    """The hash detects a change of any field at any depth."""
     found = json.loads(make(**data.draw(st.sampled_from([{}, DETECTOR]))).to_json())
     place, key = found, data.draw(st.sampled_from([key for key in found if key not in ("format", "version", "sha256")]))
     while isinstance(place[key], (dict, list)) and place[key]:
@@ -183,7 +183,7 @@ json_values = st.recursive(
 
 @given(data=st.data())
 def test_a_hash_that_fits_makes_no_other_types_right(data):
-    """Whoever edits a manifest can seal it again: any value anywhere gives a manifest, or one sentence."""
+    """Anybody can edit a manifest and update its hash: any value anywhere gives a manifest, or a one-sentence error."""
     found = json.loads(make(**data.draw(st.sampled_from([{}, DETECTOR]))).to_json())
     place, key = found, data.draw(st.sampled_from([key for key in found if key not in ("format", "version", "sha256")]))
     while isinstance(place[key], (dict, list)) and place[key] and data.draw(st.booleans()):

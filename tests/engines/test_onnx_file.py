@@ -1,4 +1,4 @@
-"""Before a library opens an ONNX file: what is unsafe, breaks the contract, or asks for far more memory is refused by name."""
+"""Before a library opens an ONNX file, anything unsafe, against the contract or far too large in memory is refused by name."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def model():
 
 @pytest.fixture
 def changed(model):
-    """A copy of the default model, to change."""
+    """A copy of the default model, for changes."""
     return copy.deepcopy(model)
 
 
 def refused(proto, contract=POSE):
-    """The sentence of a refusal, which took little memory."""
+    """The sentence of a refusal, which must use little memory."""
     data = proto if isinstance(proto, bytes) else proto.SerializeToString()
     tracemalloc.start()
     try:
@@ -57,7 +57,7 @@ def node(operator, inputs, outputs, **attributes):
 
 
 def small(nodes, constants=(), joints=(None, 18, 3), scores=(None, 18), kind=types.FLOAT, crops=(None, 256, 256, 3)):
-    """A model of the contract's inputs and outputs, with operators of the caller's."""
+    """A model with the contract's inputs and outputs and the caller's operators."""
     sizes = [["N" if size is None else size for size in shape] for shape in (crops, joints, scores)]
     graph = helper.make_graph(
         nodes,
@@ -72,7 +72,7 @@ def small(nodes, constants=(), joints=(None, 18, 3), scores=(None, 18), kind=typ
     return proto
 
 
-# What is accepted
+# Accepted files
 
 
 def test_our_models_are_read_as_they_are(onnx_bytes):
@@ -143,7 +143,7 @@ def test_constants_of_every_type_and_form(kind, shape, raw, seed):
 
 
 def shapes_of(path, free):
-    """The shapes of all results, with the sizes `free` of the input's axes that have none in the file."""
+    """The shapes of all results, with the sizes `free` for the input's variable axes."""
     model = parse_onnx(path.read_bytes(), "it")
     shapes = Shapes(
         {
@@ -175,11 +175,11 @@ def test_sizes_are_those_that_onnx_infers(path, batch):
     found = {name: shape for name, shape in shapes_of(path, free).items() if shape is not None}
     both = found.keys() & known.keys()
     assert {name: found[name] for name in both} == {name: known[name] for name in both}
-    # What is made of the detector's grid, which hangs on the frame's sides, can be of a size that cannot be told.
+    # Results from the detector's grid, which depends on the frame's sides, may have an unknown size.
     assert len(both) > 0.75 * len(known) if path == weights.detector() else found.keys() == known.keys()
 
 
-# What a library would follow elsewhere
+# References to other files and addresses
 
 
 def external(tensor, location="weights.bin"):
@@ -265,7 +265,7 @@ except ModelError as error:
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
 def test_an_address_in_a_file_is_not_followed(runtime, changed, tmp_path):
-    """In a process of its own: a library that followed it would end that."""
+    """In a separate process: a library that followed it would end the process."""
     pytest.importorskip(runtime)
     in_an_initializer(changed)
     (tmp_path / "m.onnx").write_bytes(changed.SerializeToString())
@@ -277,7 +277,7 @@ def test_an_address_in_a_file_is_not_followed(runtime, changed, tmp_path):
 
 
 def constant_outputs(**other):
-    """A graph that gives the same numbers for any crop."""
+    """A graph that returns the same numbers for any crop."""
     nodes = [
         node("Shape", "crops", "s", start=0, end=1),
         node("Concat", "s t1", "sj", axis=0),
@@ -372,7 +372,7 @@ def test_a_loop(changed):
 
 @pytest.mark.parametrize("version", [0, -1, 2**53])
 def test_operators_of_a_version_that_there_never_will_be(version, changed):
-    changed.opset_import[0].version = version  # readers that count down from it to one that they know do not come back
+    changed.opset_import[0].version = version  # readers that count down from it to a known one never return
     assert f"says {version} of ai.onnx" in refused(changed, None)
 
 
@@ -434,7 +434,7 @@ def test_what_is_no_file(path, opened):
 
 @pytest.mark.parametrize(("name", "factor"), [("scores", -5.0), ("scores", 1e30), ("joints", 1e30), ("joints", -3.0)])
 def test_scores_and_joints_that_no_person_has(name, factor, onnx_bytes):
-    """A model of the contract whose scores are no probabilities, or whose joints are far outside the crop."""
+    """A model that follows the contract, but whose scores are no probabilities or whose joints are far outside the crop."""
     proto = onnx.load_from_string(onnx_bytes)
     for one in proto.graph.node:
         for index, output in enumerate(one.output):

@@ -1,4 +1,4 @@
-"""What is chosen, why, and what is refused: nothing is substituted silently, nothing damaged is opened."""
+"""Choices, their reasons, and refusals: nothing is substituted silently, nothing damaged is opened."""
 
 import importlib.machinery
 import importlib.util
@@ -59,7 +59,7 @@ def small_model(metadata):
 
 
 def hide(monkeypatch, *names):
-    """Make libraries look as if they were not installed."""
+    """Make libraries appear not to be installed."""
     for name in names:
         monkeypatch.setitem(sys.modules, name, None)
 

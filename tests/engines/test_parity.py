@@ -1,4 +1,4 @@
-"""The report tells how far a runtime strays, in px and mm, and who strays most."""
+"""The report has a runtime's deviation, in px and mm, and the joints with the largest one."""
 
 import json
 from dataclasses import asdict, replace
@@ -15,7 +15,7 @@ from engines.opening import open_pose_model
 from engines.parity import FP32_LIMITS, ParityLimits, ParityReport, compare, noise_crops
 
 JOINT, BINS = 5, 4
-"""The joint that the fault is put into, and how many depth bins of 62.5 mm it is off."""
+"""The joint with the fault, and its error in depth bins of 62.5 mm."""
 
 
 @pytest.fixture(scope="module")

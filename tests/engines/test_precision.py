@@ -1,4 +1,4 @@
-"""Typed graphs have the types that were asked for, agree with the reference within their limits, and say when they do not."""
+"""Typed graphs have the requested types and agree with the reference within their limits, or an error says so."""
 
 from collections import Counter
 from dataclasses import replace
@@ -61,7 +61,7 @@ class Graph:
         return {layer for layer, node in self.layers.items() if node.input[1] in self.maker}
 
     def assert_contract(self):
-        """uint8 in, cast before anything else, as TensorRT asks; FP32 out and everywhere after the last convolution."""
+        """Check: uint8 in, cast first, as TensorRT requires; FP32 out and everywhere after the last convolution."""
         assert self.types["crops"] == T.UINT8
         assert [node.op_type for node in self.graph.node if "crops" in node.input] == ["Cast"]
         assert self.types["joints"] == self.types["scores"] == T.FLOAT
@@ -82,7 +82,7 @@ def shipped():
 
 @pytest.fixture(scope="module")
 def people():
-    """The package's own crops, on which a build calibrates and proves: they do not change with the weights."""
+    """The package's own crops, with which a build calibrates and proves: they do not depend on the weights."""
     split = CalibrationSet.load(weights.CALIBRATION).split()
     return split.calibration, split.proof
 
@@ -130,7 +130,7 @@ def test_every_variant_in_fp16(variant, joint_count, people):
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", INT8_SCHEMES, ids=lambda scheme: scheme.name)
 def test_a_scheme_has_its_own_layers_and_additions_in_int8(scheme, fp32, people):
-    """Q/DQ stands before exactly its convolutions, and before both inputs of the additions after those, if it says so."""
+    """Q/DQ is before exactly its convolutions and, if the scheme says so, before both inputs of the additions after them."""
     wanted = set(scheme.layers(fp32))
     assert {"head.final_layer", "backbone.stages.3.1.pwconv2"} <= wanted <= set(quantisable_layers(fp32))
     quantised = precision.quantise(fp32, people[0][:8])
@@ -156,7 +156,7 @@ def test_a_scheme_has_its_own_layers_and_additions_in_int8(scheme, fp32, people)
 
 
 def test_the_proof_itself_is_exact(fp32, reference, people):
-    """Computed in FP32, the graph is the reference: what FP16 and INT8 add is theirs."""
+    """Computed in FP32, the graph equals the reference: any other error comes from FP16 and INT8."""
     Graph(fp32).assert_contract()
     measure(fp32, reference, people[1][:3]).check()
 
@@ -209,7 +209,7 @@ def test_int8_is_what_tensorrt_takes(int8, fp32):
         assert graph.maker[graph.maker[node.input[0]].input[0]].op_type == "QuantizeLinear"
         assert graph.types[graph.maker[node.input[1]].input[0]] == T.INT8
     readers = Counter(name for node in graph.graph.node for name in node.input)
-    assert all(readers[tensor] for tensor in graph.tensors)  # no FP32 weights left behind
+    assert all(readers[tensor] for tensor in graph.tensors)  # no unused FP32 weights are left
 
 
 def test_int8_within_its_limits(int8, fp32, reference, people):
@@ -276,10 +276,10 @@ def test_a_graph_past_its_limits_names_the_worst_joints(fp32, reference, people)
 
 
 def test_values_beyond_fp16_are_found(fp32, reference, people):
-    """CPU runtimes compute such a graph in FP32 and would never tell."""
+    """CPU runtimes compute such a graph in FP32 and would not notice."""
     model = onnx.load_from_string(fp32)
     fold_casts(model)
-    block = "backbone.stages.1.0"  # its inner values a million times as large, and what it gives unchanged
+    block = "backbone.stages.1.0"  # its inner values become a million times larger, its results stay the same
     for tensor in model.graph.initializer:
         factor = {"pwconv1.weight": 1e6, "pwconv1.bias": 1e6, "pwconv2.weight": 1e-6}.get(tensor.name.partition(f"{block}.")[2])
         if factor:

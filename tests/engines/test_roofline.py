@@ -1,4 +1,4 @@
-"""The work of a network is what PyTorch's layers do, and the floor is what a GPU's data sheet says."""
+"""The work of a network equals that of PyTorch's layers, and the floor agrees with GPUs' data sheets."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Every session keeps one contract, whatever runs in it; so does a pose model in any of them."""
+"""Every session follows one contract, whatever runs in it; so does a pose model in any of them."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +38,7 @@ def test_a_crop_has_one_result_alone_and_in_any_batch(runtime, crops):
 
 
 def test_predictions_stay_as_they_are(runtime, crops):
-    """A result is not a view of memory that the next run writes to."""
+    """A result is not a view of memory that the next run overwrites."""
     for batch in (1, 2):
         first = runtime.run(crops[:batch])
         kept = first.joints.copy(), first.scores.copy()
@@ -188,14 +188,14 @@ def test_openvino_computes_in_the_precision_that_it_was_asked_for(checkpoint, on
             with open_pose_model(onnx_bytes, "openvino", precision=precision) as runtime:
                 assert runtime.describe().precision == precision
                 report = compare(reference, runtime, crops)
-            assert not report.passed  # FP32's limits: it really rounds
+            assert not report.passed  # with FP32's limits: it really rounds
             assert report.px.max < 5
             assert report.mm.max < 50
         with open_pose_model(onnx_bytes, "openvino") as runtime:
             assert compare(reference, runtime, crops, FP32_LIMITS).passed
 
 
-# Sessions know nothing of poses: a network of two inputs of other types, whose items are independent.
+# Sessions know nothing about poses: a network with two inputs of other types, whose items are independent.
 
 
 def other_network():
@@ -260,10 +260,10 @@ def test_any_network_runs_in_any_session(session):
         arrays = other_arrays(count, seed=count)
         found = session.run(arrays)
         kept.append((arrays, found))
-        turned = {name: array[::-1] for name, array in arrays.items()}  # items are independent, views are fine
+        turned = {name: array[::-1] for name, array in arrays.items()}  # items are independent, and views are allowed
         for name, array in session.run(turned).items():
             np.testing.assert_array_equal(array, found[name][::-1])
-    for arrays, found in kept:  # no later run wrote to them
+    for arrays, found in kept:  # no later run has changed them
         assert found.keys() == {"sum", "same"}
         np.testing.assert_allclose(found["sum"], arrays["left"] ** 2 + arrays["right"], rtol=1e-6)
         np.testing.assert_array_equal(found["same"], arrays["right"])
@@ -296,7 +296,7 @@ def test_a_session_refuses_other_arrays_in_a_sentence(session):
 
 def test_what_a_session_computes_in_is_told_by_the_library(onnx_bytes):
     pytest.importorskip("openvino")
-    assert OpenVinoSession(other_network(), "it").describe().precision == "fp32"  # without convolutions: what was asked for
+    assert OpenVinoSession(other_network(), "it").describe().precision == "fp32"  # no convolutions: the requested one
     for precision in cpu_precisions():
         assert OpenVinoSession(onnx_bytes, "it", precision=precision).describe().precision == precision
 

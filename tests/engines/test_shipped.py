@@ -1,4 +1,4 @@
-"""The weights that the package ships: the exported model is the checkpoint beside it."""
+"""The shipped weights: the exported model agrees with the checkpoint beside it."""
 
 import json
 from dataclasses import replace
@@ -24,7 +24,7 @@ from pipeline.stages import warp_crop
 
 @pytest.fixture(scope="module")
 def crops():
-    """Real crops: the person of the demo clip, and the rooms around."""
+    """Real crops: the demo clip's person, and the rooms around."""
     with open_source(weights.DEMO_CLIP) as source:
         frames = [frame.image for frame in source if frame.index % 60 == 0]
     regions = [middle(image, share) for image in frames for share in (0.5, 1.0)]
@@ -33,7 +33,7 @@ def crops():
 
 @pytest.fixture(scope="module")
 def filmed_person():
-    """Crops of the demo clip's person, by the true boxes."""
+    """Crops of the demo clip's person, from the true boxes."""
     truth = json.loads(weights.DEMO_TRUTH.read_text())["frames"]
     with open_source(weights.DEMO_CLIP) as source:
         frames = [frame for frame in source if frame.index % 60 == 0]
@@ -74,7 +74,7 @@ def test_the_shipped_model_keeps_its_limits_in_each_precision(name, precision, f
     assert filmed.px.mean <= limits.mean_px and filmed.mm.mean <= limits.mean_mm
     able = torch.cpu.get_capabilities()
     if precision == "int8" and not (able["avx512_vnni"] or able["avx_vnni"]):
-        return  # without VNNI sums of two products are kept in 16 bits, and saturate: the card's figures are of a CPU with it
+        return  # without VNNI, sums of two products have 16 bits and saturate: the card's figures are from a CPU with VNNI
     told = shipped.deviations[precision]
     if told.runtime != "openvino":
         return  # PyTorch rounds in more places
@@ -104,7 +104,7 @@ def test_all_shipped_files_together_are_small():
 
 
 def test_mirrored_pictures_give_mirrored_poses(crops):
-    """A network that learned left from right: the pose of the mirrored picture is the mirrored pose, more or less."""
+    """A network that distinguishes left and right: a mirrored picture's pose is approximately the mirrored pose."""
     with open_pose_model(weights.load("xs").onnx) as runtime:
         straight = runtime.run(crops).joints[::2]
         mirrored = runtime.run(np.stack([cv2.flip(crop, 1) for crop in crops])).joints[::2]

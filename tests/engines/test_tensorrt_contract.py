@@ -1,4 +1,4 @@
-"""The laws of engines in sessions, above a GPU in memory: for every binding and every family of TensorRT."""
+"""The laws of engines in sessions on a simulated GPU, for every binding and every family of TensorRT."""
 
 import pytest
 

@@ -30,13 +30,13 @@ BUILD = {
     "library.module": None,
 }
 FILES = {"engine.py": RUNTIME, "slot.py": RUNTIME, "module.py": RUNTIME, "builder.py": BUILD}
-"""By file, whose members the names in it have; None stands for the module itself."""
+"""By file, the classes of the names in it, to look up members; None stands for the module itself."""
 
 OURS = {"slot.py": {"engine", "self._engine"}}
 """Names that are the project's own objects there."""
 
 BEFORE_10 = {"create_execution_context_without_device_memory", "device_memory_size"}
-"""What only TensorRT 8 has; the code takes it where newer names are missing."""
+"""Members that only TensorRT 8 has; the code uses them if newer ones are missing."""
 
 RTX_ONLY = {
     "create_runtime_config",

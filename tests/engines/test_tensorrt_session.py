@@ -1,4 +1,4 @@
-"""The runtime's laws, on a GPU in memory."""
+"""The runtime's laws, on a simulated GPU."""
 
 import threading
 import warnings
@@ -31,7 +31,7 @@ DEVICES = {
 
 
 class Bench:
-    """A GPU in memory with a TensorRT on it, and models that are opened there."""
+    """A simulated GPU with a TensorRT, and models that are opened there."""
 
     def __init__(self, binding="cuda-python", family="10", memory=1 << 30, seed=0, *, refusals=0):
         self.driver = Driver(memory, seed=seed)
@@ -39,7 +39,7 @@ class Bench:
         module = tensorrt_module(self.driver, family, refusals=refusals)
         self.library = Library(module.__name__, module.__version__, module)
 
-    # Kernels around an engine have a file of their own: `test_frames.py`.
+    # Kernels around an engine have their own file: `test_frames.py`.
     def open(self, *, cache=None, **spec):
         data = engine_bytes(**spec)
         here = manifest_of(data, library=self.library.name, library_version=self.library.version)
@@ -48,7 +48,7 @@ class Bench:
             return Opened(TensorRTSession(data, here, self.library, self.device, cache=cache), here.model)
 
     def check(self):
-        """Nothing happened that a real GPU would not forgive, and everything is given back."""
+        """Check that nothing happened that would fail on a real GPU, and that everything is freed."""
         assert self.driver.violations == []
         assert self.driver.live == len(self.driver.engines) == 0
 
@@ -79,7 +79,7 @@ PROFILES = [(1, 1), (2, 4), (5, 8)]
     seed=st.integers(0, 2**32),
 )
 def test_any_number_of_crops_gives_what_each_crop_gives(binding, family, batch, runs, seed):
-    """The law of splitting, whatever was run before: batches, padding, profiles, graphs and slots change nothing."""
+    """The law of splitting, for any previous runs: batches, padding, profiles, graphs and slots change nothing."""
     bench = Bench(binding, family, seed=seed)
     profiles = PROFILES if batch is None and family != "8" else [batch or (1, 8)]
     with bench.open(profiles=profiles) as runtime:
@@ -91,7 +91,7 @@ def test_any_number_of_crops_gives_what_each_crop_gives(binding, family, batch, 
 @pytest.mark.parametrize("family", ["10", "rtx"])
 @pytest.mark.parametrize("profiles", [[(1, 8)], PROFILES])
 def test_all_that_running_needs_is_there_once_it_is_open(family, profiles):
-    """Whatever comes afterwards: no memory, context, graph or shape is made or changed, and a graph runs every batch."""
+    """After opening, no memory, context, graph or shape is made or changed, and a graph runs every batch."""
     bench = Bench(family=family)
     with bench.open(profiles=profiles) as runtime:
         assert (runtime.buckets, runtime.slots, runtime.limit) == ((1, 2, 4, 8), 3, 8)
@@ -217,7 +217,7 @@ def test_whatever_memory_there_is_the_results_are_right_or_it_is_told(memory, co
 
 
 def test_a_failure_while_little_memory_is_free_is_one_of_memory_whatever_its_words():
-    """CUDA and the libraries below TensorRT call it many names; here it calls itself an invalid handle."""
+    """CUDA and the libraries below TensorRT have many names for it; here the error says invalid handle."""
     bench = Bench(memory=LOW_MEMORY // 2)
     bench.library.module.failures = 1
     with pytest.warns(RuntimeWarning, match="going on with 3 of 4"):
@@ -336,7 +336,7 @@ def test_a_hundred_opened_and_closed_leave_nothing(binding):
 
 @pytest.mark.parametrize("binding", sorted(DEVICES))
 def test_any_thread_may_run_and_close(binding):
-    """The GPU is current where it is used, and nowhere else: this thread and the workers have no context of their own."""
+    """The GPU is current only where it is used: this thread and the workers have no context of their own."""
     bench = Bench(binding)
     runtimes = [bench.open(most=4), bench.open(most=3)]
     start = threading.Barrier(4)

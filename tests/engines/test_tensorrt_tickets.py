@@ -1,4 +1,4 @@
-"""Batches that are given and taken apart: each ticket has its own, in whatever order, on a GPU in memory."""
+"""Batches that are submitted and collected separately: each ticket has its own, in any order, on a simulated GPU."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +26,7 @@ def test_tickets_give_their_own_batch_in_whatever_order_they_are_collected(plan,
                 take(runtime, *flying.pop(choice % len(flying)))
             crops = CROPS[first : first + count].copy()
             ticket = runtime.submit({"crops": crops})
-            crops[:] = 0  # whoever gave them may use them again
+            crops[:] = 0  # their owner may reuse them
             flying.append((ticket, first, count))
         while flying:
             take(runtime, *flying.pop())
@@ -34,7 +34,7 @@ def test_tickets_give_their_own_batch_in_whatever_order_they_are_collected(plan,
 
 
 def test_a_batch_is_given_while_another_one_is_waited_for():
-    """No lock is held across a wait: a thread that waits for the GPU keeps nobody out."""
+    """No lock is held during a wait: a thread that waits for the GPU blocks nobody."""
     bench = Bench()
     entered, gate = threading.Event(), threading.Event()
     with bench.open() as runtime:

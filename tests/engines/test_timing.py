@@ -11,7 +11,7 @@ from engines.timing import Percentiles, RunTimes, measure
 
 
 class Counting:
-    """Its n-th run takes n ms on the host; every third is no graph."""
+    """Its n-th run takes n ms on the host; every third run is without a graph."""
 
     def __init__(self, log, name):
         self.log, self.name, self.runs = log, name, 0
@@ -30,7 +30,7 @@ def test_sessions_take_turns_and_the_first_runs_are_not_counted():
     slow, fast = measure({"slow": Counting(log, "slow"), "fast": Counting(log, "fast")}, noise_crops(2), rounds=9, warm_up=3)
     assert log == [("slow", 2), ("fast", 2)] * 12
     assert (slow.runtime, fast.runtime, slow.crops, slow.rounds) == ("slow", "fast", 2, 9)
-    assert slow.host.p50 == 8  # of 4 to 12
+    assert slow.host.p50 == 8  # the median of 4 to 12
     assert slow.gpu.p50 == pytest.approx(4.5)
     assert slow.inference.p50 == 4
     assert slow.crops_per_s == pytest.approx(1e3 * 2 * 9 / sum(range(4, 13)))
@@ -49,7 +49,7 @@ def test_so_many_of_a_hundred_are_no_longer(times):
     ("network", "precision"), [("pose_reference", "fp32"), ("pose_reference", "fp16"), ("pose_baseline", "fp16")]
 )
 def test_the_network_for_the_gpu_computes_what_the_reference_does(network, precision, checkpoint, crops):
-    """Its types and its tail; the CPU computes them here as a GPU would."""
+    """The same types and the same tail; here the CPU computes them as a GPU would."""
     torch = pytest.importorskip("torch")
     from engines import opening
 
@@ -70,7 +70,7 @@ def test_the_network_for_the_gpu_computes_what_the_reference_does(network, preci
     [("fp32", False), *(pytest.param("fp16", compiled, marks=pytest.mark.slow) for compiled in (False, True))],
 )
 def test_the_baseline_computes_what_the_reference_does(precision, compiled, checkpoint, crops):
-    """Folded, channels last, each number of crops prepared once: on the CPU all that the GPU does but its graphs."""
+    """Folded, channels last, each number of crops prepared once: on the CPU everything except the GPU's graphs."""
     pytest.importorskip("torch")
     from engines.opening import open_pose_model, pose_baseline
     from engines.sessions.torch import TorchGpuSession

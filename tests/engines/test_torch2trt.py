@@ -1,4 +1,4 @@
-"""TensorRT 8 through torch2trt: what can be known without either. No engine is built here."""
+"""TensorRT 8 through torch2trt: everything that can be tested without either. No engine is built here."""
 
 import sys
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ CONVERTED = {
     "torch.Tensor.reshape", "torch.Tensor.sum", "torch.cat", "torch.exp", "torch.nn.functional.conv2d",
     "torch.nn.functional.interpolate", "torch.nn.functional.relu",
 }  # fmt: skip
-"""Those of torch2trt's converters (native_converters.py at its commit 4e820ae) that our network needs."""
+"""The converters of torch2trt (native_converters.py at its commit 4e820ae) that our network needs."""
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def network(checkpoint):
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    """A function that puts a package of that name in place: enough for everything that is checked before it is used."""
+    """A function that installs a package of that name: enough for all checks before its use."""
 
     def write(text=""):
         (tmp_path / "torch2trt.py").write_text(text)
@@ -47,18 +47,18 @@ def installed(install):
 
 
 def a_library(version="8.6.2", **names):
-    """A TensorRT as far as it is looked at before it is used."""
+    """A TensorRT with only the parts that are checked before its use."""
     return Library("tensorrt", version, SimpleNamespace(BuilderFlag=SimpleNamespace(FP16=0), **names))
 
 
 def operator_name(function):
-    """`torch.Tensor.__truediv__` and `torch.Tensor.div` are the same, called by an operator or by name."""
+    """`torch.Tensor.__truediv__` and `torch.Tensor.div` are the same function, called by an operator or by name."""
     module, _, name = function.rpartition(".")
     return f"{module}.{name.strip('_').replace('truediv', 'div')}"
 
 
 def test_every_function_that_the_network_calls_has_a_converter(network):
-    # torch2trt takes the result of any other function for a constant, and the engine gives the same pose for every crop.
+    # torch2trt treats the result of any other function as a constant, so the engine would return one pose for every crop.
     import torch
     from torch.overrides import TorchFunctionMode, resolve_name
 
@@ -72,7 +72,7 @@ def test_every_function_that_the_network_calls_has_a_converter(network):
     example = torch.zeros(1, 256, 256, 3)
     with torch.inference_mode(), Record():
         network(example)
-        assert example.float() is example  # so the cast needs no converter: the tensor keeps its twin in TensorRT
+        assert example.float() is example  # so the cast needs no converter: the tensor keeps its TensorRT counterpart
     added = []
     torch2trt._add_converters(SimpleNamespace(tensorrt_converter=lambda name: added.append(name) or (lambda f: f)), None)
     assert {"torch.nn.functional.conv2d", "torch.softmax"} <= called
@@ -156,7 +156,7 @@ def test_more_crops_never_narrow_a_range(network, many_crops, chosen):
     everything = torch2trt.convolution_ranges(network, many_crops)
     some = torch2trt.convolution_ranges(network, many_crops[sorted(chosen)])
     for name, found in some.items():
-        # Sums of another batch size may differ in their last bits.
+        # With another batch size sums may differ in their last bits.
         assert found.reads <= everything[name].reads * (1 + 1e-5)
         assert found.gives <= everything[name].gives * (1 + 1e-5)
 

@@ -1,4 +1,4 @@
-"""Model repositories of Triton, and models that a server has: against a small server of our own that speaks its protocol."""
+"""Triton's model repositories and served models, tested with our own small server that speaks its protocol."""
 
 import json
 import re
@@ -25,14 +25,14 @@ def repository(tmp_path_factory):
 
 
 def stand_in(arrays):
-    """A pose network of numbers that tell the crop: the first joint's x is the crop's first pixel."""
+    """A pose network whose results identify the crop: the first joint's x is the crop's first pixel."""
     crops = arrays["crops"]
     joints = np.zeros((len(crops), len(HUMAN36M), 3), np.float32)
     joints[:, 0, 0] = crops[:, 0, 0, 0]
     return {"joints": joints, "scores": np.full(joints.shape[:2], 0.5)}
 
 
-# What is written
+# Repositories
 
 
 def test_a_repository_of_an_exported_model(repository):
@@ -49,7 +49,7 @@ def test_a_repository_of_an_exported_model(repository):
 
 def test_nothing_is_replaced_without_leave_and_versions_stand_side_by_side(repository, tmp_path):
     model, out = weights.load("xs").onnx, tmp_path / "models"
-    write_repository(model, out, name='a b"ö', queue_us=100)  # a folder may be called so
+    write_repository(model, out, name='a b"ö', queue_us=100)  # a valid folder name
     config = read_config((out / 'a b"ö' / "config.pbtxt").read_text())
     assert config["name"] == ['a b"ö'] and config["dynamic_batching"] == [{"max_queue_delay_microseconds": [100]}]
     with pytest.raises(OutputExistsError):
@@ -122,7 +122,7 @@ def test_tritonclient_s_own_parser_takes_the_configuration(repository):
     assert second.dynamic_batching.preferred_batch_size == [4]
 
 
-# What is served
+# Served models
 
 
 def test_a_served_model_gives_what_the_same_model_gives_here(repository):

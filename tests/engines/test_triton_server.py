@@ -1,7 +1,7 @@
-"""The real Triton serves what `convnextpose triton` writes. Slow; it runs where the server is: `make .venv/triton` installs it.
+"""The real Triton serves what `convnextpose triton` writes. Slow; it needs the server, which `make .venv/triton` installs.
 
-The server is that of the wheel `nvidia-pytriton`, which has no backend but Python's: the configuration for ONNX is taken as far
-as that goes, and serves with a model in Python in the backend's place.
+The server is that of the wheel `nvidia-pytriton`, which has only the Python backend: the configuration for ONNX is used as far
+as possible, and serves with a Python model instead of that backend.
 """
 
 import json
@@ -45,11 +45,11 @@ class TritonPythonModel:
             answers.append(triton.InferenceResponse(tensors))
         return answers
 """
-"""A pose network of numbers that tell the crop."""
+"""A pose network whose results identify the crop."""
 
 
 class Server:
-    """The real server with a repository, on a port that is free."""
+    """The real server with a repository, on a free port."""
 
     def __init__(self, repository, scratch):
         parts = FOLDER / "pytriton" / "tritonserver"
@@ -77,7 +77,7 @@ class Server:
                     "--allow-metrics=false",
                     "--exit-on-error=false",
                 ],
-                cwd=FOLDER,  # where the backend's Python looks first; it does not look at PYTHONPATH, and needs NumPy 1
+                cwd=FOLDER,  # where the backend's Python looks first; it ignores PYTHONPATH, and needs NumPy 1
                 env=os.environ | {"LD_LIBRARY_PATH": ":".join(map(str, libraries)), "PYTHONHOME": sys.base_prefix},
                 stdout=log,
                 stderr=log,

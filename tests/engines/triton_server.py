@@ -50,9 +50,9 @@ def read_config(text):
 
 
 class Server:
-    """Serves the one model of a repository; `infer` makes its outputs from its inputs, dictionaries of arrays.
+    """Serves the only model of a repository; `infer` computes its outputs from its inputs, dictionaries of arrays.
 
-    `damage(path, body, headers)` may change what is answered. `batches` are the numbers of items of the requests.
+    `damage(path, body, headers)` may change the answer. `batches` are the numbers of items of the requests.
     """
 
     def __init__(self, folder, infer, damage=lambda path, body, headers: (body, headers)):
@@ -79,7 +79,7 @@ class Server:
             def answer(self, found):
                 status, body, headers = found
                 body, headers = server.damage(self.path, body, headers)
-                if body is None:  # goes away without a word
+                if body is None:  # close the connection without an answer
                     self.close_connection = True
                     return
                 self.send_response(status)

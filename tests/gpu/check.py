@@ -34,7 +34,7 @@ LIMITS_S = {
     "compiled": 100,
 }
 """The parts in `parts_cuda.py` and `parts_torch.py`, in the order in which they run, the most important first, with the time
-limit of each, s. `--minutes` limits their total, which is less: the last parts are cut short or left out."""
+limit of each, s. `--minutes` limits the total: if it is too short, the last parts are cut short or left out."""
 
 LEAST_S = 5
 """A part starts only if this much time is left, s."""

@@ -1,4 +1,4 @@
-"""`convnextpose build` from checkpoints to engines with a table at the end, and an exit code that says whether all is there."""
+"""`convnextpose build` from checkpoints to engines, with a table at the end and an exit code that says if all are built."""
 
 import io
 import json
@@ -42,7 +42,7 @@ def cli(cli):
 
 @pytest.fixture(scope="module")
 def folder(published, tmp_path_factory):
-    """A checkpoint, a file that only looks like one, a note, and a small calibration set."""
+    """A folder with a checkpoint, a file that only looks like one, a note, and a small calibration set."""
     folder = tmp_path_factory.mktemp("checkpoints")
     published(folder / "ConvNeXtPose_XS.tar", random_state(Variant.XS), optimizer=False)
     (folder / "broken.tar").write_text("no checkpoint")
@@ -53,7 +53,7 @@ def folder(published, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def built(folder, tmp_path_factory):
-    """Everything in the folder."""
+    """The results for everything in the folder."""
     out, text, errors = tmp_path_factory.mktemp("built"), io.StringIO(), io.StringIO()
     arguments = ["build", "--all", folder, "--out", out, "--precision", "fp16", "--target", "rtx40,orin"]
     arguments += ["--calibration", folder / "few.npz"]
@@ -246,11 +246,11 @@ def test_the_command_in_a_manifest_asks_for_the_same(
     frame,
     person,
 ):
-    """Whatever was asked for: the program, given the command that the manifest has, is asked for it again."""
+    """For any request, running the manifest's command makes the same request again."""
     import tools.build as command
     from engines.build_request import BuildReport
 
-    if core is not None:  # a DLA takes FP16 and one number of crops
+    if core is not None:  # a DLA supports only FP16 and a fixed number of crops
         precision, batch = "fp16", BatchRange(batch.max, batch.max, batch.max)
     tail = tail and via is None and precision != "fp32"
     options = BuildOptions(batch, workspace, compatible, level, core, tail)

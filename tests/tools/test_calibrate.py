@@ -13,7 +13,7 @@ from engines.calibration import CalibrationSet
 
 @pytest.fixture(scope="module")
 def opened():
-    """The functions that open models, each of which opens a model once: the command leaves them open."""
+    """The functions that open models; each opens a model only once, and the command leaves them open."""
     return cache(tools.calibrate.open_model), cache(tools.calibrate.open_detector)
 
 
@@ -61,7 +61,7 @@ def test_sources_share_the_count_and_later_ones_make_up_for_earlier_ones(cli, ph
     found = CalibrationSet.load(out)
     assert len(found) == 16
     assert found.sources == ("photos", weights.DEMO_CLIP.name)
-    assert "crops    16\n" in text  # eight were wanted of three photos
+    assert "crops    16\n" in text  # eight were requested from three photos
 
 
 def test_nobody_is_told(cli, photos, tmp_path):
@@ -79,7 +79,7 @@ def test_nobody_is_told(cli, photos, tmp_path):
 
 @pytest.fixture
 def collected(monkeypatch):
-    """Eight crops of the package are what was found: for tests of the files."""
+    """The search finds eight of the package's crops: for tests of the files."""
     found = CalibrationSet(CalibrationSet.load(weights.CALIBRATION).crops[:8], ("clip",))
     monkeypatch.setattr(tools.calibrate, "collect_crops", lambda *_: found)
 

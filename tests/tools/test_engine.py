@@ -1,4 +1,4 @@
-"""`engine inspect`, `bench-engine`, `run --model x.engine` and `doctor` where an engine, a GPU or neither is."""
+"""`engine inspect`, `bench-engine`, `run --model x.engine` and `doctor` with an engine, with a GPU, or without both."""
 
 import importlib.machinery
 import json
@@ -26,7 +26,7 @@ from tests.engines.memory_tensorrt import engine_bytes, predict, tensorrt_module
 
 @pytest.fixture
 def engine(tmp_path):
-    """An engine for the GPU in memory, of the default weights' checkpoint."""
+    """An engine for the simulated GPU, made from the default weights' checkpoint."""
     data = engine_bytes(padding=100)
     made = manifest_of(data, gpu_name=None)
     card = weights.load("xs")
@@ -40,7 +40,7 @@ def engine(tmp_path):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A GPU in memory with TensorRT 10 on it."""
+    """A simulated GPU with TensorRT 10."""
     driver = Driver()
     module = tensorrt_module(driver)
     monkeypatch.setattr(tensorrt_session, "engine_kernels", lambda *_: None)
@@ -149,7 +149,7 @@ def test_bench_engine_times_every_number_of_crops(cli, engine, gpu, tmp_path):
     assert set(found["floors_ms"]) == {"1", "2", "4", "8"}
     assert "billion multiply-adds" in text and "times the floor" in text
     assert "engine fp16" in text
-    assert "CUDA graphs in" not in text  # said only where a run was without
+    assert "CUDA graphs in" not in text  # printed only if a run was without graphs
     code, _, error = cli("bench-engine", engine, "--no-reference", "--json", out)
     assert code == 1
     assert "--overwrite" in error
@@ -165,7 +165,7 @@ def test_bench_engine_times_every_number_of_crops(cli, engine, gpu, tmp_path):
     ],
 )
 def test_bench_engine_puts_the_reference_beside_it(cli, engine, gpu, tmp_path, monkeypatch, able, arguments, how):
-    """The reference's place is taken by something that needs no GPU; what is asked is that both stand in one table."""
+    """The reference is replaced by one that needs no GPU; the test is that both are in one table."""
     pytest.importorskip("torch")
 
     class Stand(LockedSession):
@@ -218,7 +218,7 @@ def test_bench_engine_refuses_numbers_that_are_none(cli, engine, batches):
 
 @pytest.fixture
 def doctor(cli, monkeypatch):
-    """A function that gives the exit code and what the doctor found, by name; how fast this machine is, it does not measure."""
+    """A function that returns the exit code and the doctor's findings by name, without measuring this machine's speed."""
     monkeypatch.setattr("engines.cpu_precision.measure_precisions", tuple)
 
     def examine():

@@ -15,7 +15,7 @@ from engines.parity import noise_crops  # noqa: E402
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """As the authors save them: with `module.` and the optimizer's state."""
+    """A checkpoint as the authors save them: with `module.` and the optimizer's state."""
     path = tmp_path_factory.mktemp("checkpoint") / "ConvNeXtPose_XS.tar"
     state = {f"module.{name}": tensor for name, tensor in random_state(Variant.XS).items()}
     torch.save({"epoch": 1, "network": state, "optimizer": {}}, path)

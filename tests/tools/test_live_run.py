@@ -22,7 +22,7 @@ def start(*arguments):
 
 
 def wait_for_head(process):
-    """Until the run has begun."""
+    """Wait until the run has started."""
     lines = []
     while not lines or not lines[-1].startswith("depth"):
         lines.append(process.stdout.readline())
@@ -32,7 +32,7 @@ def wait_for_head(process):
 
 @pytest.mark.parametrize(("number", "told"), fast_first([(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")]))
 def test_a_signal_ends_a_run_at_once_whatever_its_cameras_do(tmp_path, number, told):
-    """One is absent, one is mute, one is live: the mute one alone would take 10 s to be given up."""
+    """One is absent, one is mute, one is live: giving up the mute one alone would take 10 s."""
     camera = Mjpeg(rate=5)
     with WebServer(camera) as server, MuteServer() as mute:
         uris = ["rtsp://admin:hunter2@127.0.0.1:9/live", f"rtsp://127.0.0.1:{mute.port}/live", server.uri]

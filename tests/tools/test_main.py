@@ -1,4 +1,4 @@
-"""The command line loads only what a subcommand needs; what it prints never ends a run, whatever names have in them."""
+"""The command line loads only what a subcommand needs; printing never ends a run, whatever characters names contain."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def convnextpose(*arguments, path=(), cwd=ROOT, **environment):
 
 @pytest.fixture
 def without(tmp_path):
-    """A function that makes a folder in which modules fail to load, each for its own reason."""
+    """A function that makes a folder whose modules fail to load, each for its own reason."""
 
     def make(**reasons):
         for name, reason in reasons.items():
@@ -50,7 +50,7 @@ def lacks(library):
     return f"{library}: cannot open shared object file: No such file or directory"
 
 
-# What is loaded
+# Loading
 
 
 def test_the_list_of_subcommands_loads_none_of_them(without):
@@ -113,7 +113,7 @@ def test_what_is_said_of_libraries():
     assert explain(ImportError("cannot import name 'a' from 'engines'", name="engines")) is None
 
 
-# What is logged
+# Logging
 
 
 def test_verbose_tells_on_stderr_what_goes_on_and_without_it_the_library_is_silent(tmp_path):
@@ -125,7 +125,7 @@ def test_verbose_tells_on_stderr_what_goes_on_and_without_it_the_library_is_sile
     assert "INFO" not in convnextpose(*run, tmp_path / "b").stderr.decode()
 
 
-# What is printed
+# Printing
 
 
 @pytest.mark.slow
@@ -191,7 +191,7 @@ main()
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it deletes no folder that is in use")
 def test_a_working_directory_that_was_deleted(tmp_path):
-    script = tmp_path / "script.py"  # a script, as the console script is one: its own folder is where modules are looked for
+    script = tmp_path / "script.py"  # like the console script: modules are searched for in its own folder
     script.write_text(DELETED)
 
     def run(*arguments):

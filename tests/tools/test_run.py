@@ -36,7 +36,7 @@ def convnextpose(*arguments, **options):
 
 
 class Kept(Models):
-    """Networks that the next run takes, too."""
+    """Networks that stay open for the next run."""
 
     def close(self):
         pass
@@ -44,7 +44,7 @@ class Kept(Models):
 
 @pytest.fixture(scope="module")
 def opened():
-    """Opens the networks of a run, those of the same options once."""
+    """Opens the networks of a run, only once for the same options."""
     kept = {}
 
     def open_kept(*arguments, **options):
@@ -60,7 +60,7 @@ def opened():
 
 @pytest.fixture
 def inside(cli, opened, monkeypatch):
-    """As `convnextpose`, but in this process, which has loaded the libraries: for what isn't about the process."""
+    """As `convnextpose`, but in this process, which has loaded the libraries: for tests that need no separate process."""
     monkeypatch.setattr("pipeline.run.open_models", opened)
     monkeypatch.chdir(ROOT)
     return lambda *arguments: subprocess.CompletedProcess(arguments, *cli(*arguments))
@@ -121,7 +121,7 @@ def test_a_terminal_has_a_line_for_each_source_that_goes_away_at_the_end(short_c
     process = subprocess.Popen(command, stderr=of_child, stdout=subprocess.PIPE, cwd=ROOT, text=True)
     os.close(of_child)
     shown = b""
-    with contextlib.suppress(OSError):  # a terminal's end
+    with contextlib.suppress(OSError):  # the terminal was closed
         while part := os.read(terminal, 4096):
             shown += part
     out, _ = process.communicate(timeout=240)
@@ -202,7 +202,7 @@ def test_its_results_agree_with_each_other(demo_run):
 
 
 def test_its_poses_are_near_the_true_ones(demo_run):
-    """With boxes that the pipeline found itself; the model card says how near."""
+    """With boxes that the pipeline found itself; the model card has the figures."""
     figures = score(demo_run[0] / "poses.npz", weights.DEMO_TRUTH)
     assert figures["frames with a pose"] == "250 of 250"
     assert figures["MPJPE with the true root depth, mm"] < 85
@@ -415,7 +415,7 @@ def test_a_signal_keeps_what_was_finished(tmp_path, number, told):
 
 
 def test_several_sources_give_what_each_gives_alone(inside, short_clip, tmp_path):
-    """Two clips of one name and a folder of pictures, in one run: a folder of results each, as of a run of its own."""
+    """Two clips with the same name and a folder of pictures in one run: each gets a folder with a separate run's results."""
     twin, pictures = tmp_path / "other" / short_clip.name, tmp_path / "pictures"
     twin.parent.mkdir()
     twin.write_bytes(short_clip.read_bytes())

@@ -1,4 +1,4 @@
-"""`convnextpose verify` tells people and programs what files hold, and its exit code says whether all are sound."""
+"""`convnextpose verify` shows people and programs the contents of files; its exit code says whether all are intact."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_files_side_by_side(width, files, run):
     assert row(result.output, "paper MPJPE") == ["56.61", "mm", "51.80", "mm"]
     for file in (good, misnamed):
         assert f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file}" in result.output
-    assert "[1].tar" in result.output  # no markup
+    assert "[1].tar" in result.output  # not taken for markup
     assert f"WRONG NAME  {misnamed}: its name says L, but its tensors are those of S" in result.output
     assert "2 of 2 verified" in result.output
 
