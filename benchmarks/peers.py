@@ -110,7 +110,7 @@ def run_peer(name: str, python: Path, clip: Path, options: Sequence[str]) -> Pee
 def compare(
     clips: list[Path], pythons: dict[str, Path], rounds: int, options: Sequence[str]
 ) -> dict[str, dict[str, list[PeerResult]]]:
-    """Run all peers on all clips by turns; the results by clip and peer.
+    """Run all peers on all clips, alternating; the results by clip and peer.
 
     Raises:
         RuntimeError: a peer failed.
