@@ -131,7 +131,7 @@ def run_threaded(config: RunConfig) -> Speed:
 
 
 def bound_ms(alone: SpeedAlone, cores: int) -> tuple[float, str]:
-    """The lower bound of a frame's time in the pipeline on a number of cores, ms, and what it comes from."""
+    """The lower bound of a frame's time in the pipeline on a number of cores, ms, and the name of its cause."""
     slowest = max(alone.thread_s, key=lambda thread: alone.thread_s[thread])
     bounds = {f"the {slowest}'s work": alone.thread_s[slowest], f"all CPU time over {cores} cores": alone.cpu_s / cores}
     what = max(bounds, key=lambda name: bounds[name])

@@ -158,7 +158,7 @@ class FromMemory:
         """Nothing to stop."""
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Nothing to free."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ CHECKPOINT_SUFFIXES = (".tar", ".pth", ".pt", ".ckpt", ".zip", ".safetensors")
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, by suffix, and unpacked ones; `verify` decides what they really are.
+    """The checkpoints in a folder, by suffix, and unpacked ones; `verify` checks them.
 
     Raises:
         EngineError: it is not a folder, or has no checkpoints.

@@ -82,7 +82,7 @@ def bf16_in_torch(checkpoint: VerifiedCheckpoint, info: ModelInfo) -> PoseModel:
 
     Args:
         checkpoint: the model.
-        info: what the model is.
+        info: the model's description.
     """
     network = pose_reference(checkpoint, "bf16")
     return PoseModel(TorchGpuSession(network, f"model {info.name}", precision="bf16", device="cpu"), info)

@@ -191,7 +191,7 @@ def person_class(layout: Layout, network: Network, asked: str | None) -> int:
     Args:
         layout: the network's layout.
         network: its properties.
-        asked: the requested class, by name or number; None for what the file says, or else the layout's own.
+        asked: the requested class, by name or number; None for the one that the file states, or else the layout's own.
 
     Raises:
         ModelError: there is no such class, or none with a name for people.

@@ -42,7 +42,7 @@ def open_engine_session(
     """The same, as the registry opens sessions.
 
     Raises:
-        EngineError, RuntimeUnavailableError: as `open_engine`; or it is told a number of threads or a precision.
+        EngineError, RuntimeUnavailableError: as for `open_engine`; or a number of threads or a precision is given.
     """
     if threads is not None:
         raise RuntimeUnavailableError(f"an engine computes on the GPU and takes no number of threads, received {threads}")

@@ -17,7 +17,7 @@ class OnnxRuntimeSession(LockedSession):
     Args:
         onnx: the file.
         name: what error messages call the network.
-        threads: how many threads it computes on; None for one on each core.
+        threads: number of threads; None for one on each core.
         precision: `fp32`.
 
     Raises:

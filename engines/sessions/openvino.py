@@ -37,7 +37,7 @@ class OpenVinoSession(LockedSession):
     Args:
         onnx: the file.
         name: what error messages call the network.
-        threads: how many threads it computes on; None for OpenVINO's own choice.
+        threads: number of threads; None leaves it to OpenVINO.
         precision: `fp32`, or `bf16` or `fp16` where the CPU has them.
 
     Raises:
@@ -50,7 +50,7 @@ class OpenVinoSession(LockedSession):
 
         able = cpu_precisions()
         if precision not in able:
-            # Asked for one that the CPU lacks, OpenVINO would silently take another.
+            # If the CPU lacks the requested one, OpenVINO would silently use another.
             raise RuntimeUnavailableError(
                 f"expected a precision that OpenVINO has on this CPU ({', '.join(able)}), received {precision!r}"
             )

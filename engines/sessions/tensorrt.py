@@ -107,7 +107,7 @@ class TensorRTSession:
 
     @property
     def slots(self) -> int:
-        """How many batches may be in flight."""
+        """Number of batches that may be in flight."""
         return self._slot_count
 
     @property

@@ -44,7 +44,7 @@ class TorchSession(LockedSession):
     Args:
         network: the module.
         name: what error messages call the network.
-        threads: how many threads torch computes on in this process; None leaves them as they are.
+        threads: number of torch's threads in this process; None leaves it unchanged.
         precision: `fp32`.
 
     Raises:

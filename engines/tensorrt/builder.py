@@ -44,7 +44,7 @@ class BuildOptions:
     """The options of a build, besides the graph and the target.
 
     Attributes:
-        batch: how many crops or frames the engine takes at once.
+        batch: the engine's batch sizes, in crops or frames.
         workspace_mib: limit of the GPU memory that its layers may use for themselves, MiB; None for the library's own choice.
         version_compatible: whether later versions of the library can run it, too.
         hardware_compatible: `ampere_plus` or `same_compute_capability`, so that other GPUs can run it; None for this GPU only.
@@ -113,7 +113,7 @@ class BuiltEngine:
         compute_capabilities: those of the GPUs that it runs on, such as `8.9`.
         gpu_name: name of the GPU that it was built on, None if it was built without one.
         driver: the driver's version there, None if it was built without a GPU.
-        batch: how many crops or frames it takes at once.
+        batch: its batch sizes, in crops or frames.
         options: the builder's options, by name, as the manifest records them.
         layers: its layers, as far as the library reports them.
         timing_cache: the library's timings for the next build, None if it keeps none.

@@ -86,8 +86,8 @@ class Engine:
 
     Attributes:
         inputs, outputs: its tensors.
-        min_batch, max_batch: how many items it takes at once.
-        slots: how many batches may be in flight. TensorRT before 10 allows one execution context in all.
+        min_batch, max_batch: the smallest and the largest number of items at once.
+        slots: number of batches that may be in flight. TensorRT before 10 allows only one execution context.
         activation_bytes: memory that its layers need for the largest batch.
 
     Raises:

@@ -349,8 +349,8 @@ class Ticket:
     """A batch that was submitted to the GPU; the session's `collect` returns its results, once.
 
     Attributes:
-        count: how many items it has.
-        slot: the slot in which it is in flight, None after it was collected.
+        count: number of its items.
+        slot: the slot in which it is in flight; None after it was collected.
         replayed: whether a CUDA graph runs it.
         begun_ns: when it was submitted.
         inputs: arrays on the GPU that must live until it is done.
