@@ -1,4 +1,4 @@
-"""The labels of real pictures and what is made of them."""
+"""The labels of real pictures and the scores from them."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The benchmark of people's places: poses that are true have no error, and a depth that is off is told by as much."""
+"""The benchmark of people's positions: true poses have no error, and a wrong depth gives exactly its error."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def camera_of(folder, kappa=0.0):
 
 
 def standing(camera, track_id, x_mm, y_mm, farther=1.0):
-    """Somebody whose ankles are together at a place of the floor; all their depths are `farther` times the true ones."""
+    """Somebody whose ankles are together at a point of the floor; all depths are `farther` times the true ones."""
     world_mm = np.tile([x_mm, y_mm, 900.0], (len(HUMAN36M), 1))
     world_mm[[HUMAN36M.joints.index("L_Ankle"), HUMAN36M.joints.index("R_Ankle")], 2] = ANKLE_MM
     joints_mm = world_mm @ camera.rotation.T + camera.translation_mm

@@ -1,4 +1,4 @@
-"""Held-out people, a recording by calibrated cameras, and whom a search finds: on folders made of the demo clip."""
+"""Held-out people, a recording by calibrated cameras, and the people that a search finds, with folders made from the demo."""
 
 import argparse
 import json
@@ -40,13 +40,13 @@ def key_points(joints_px):
 
 
 def names(held_out):
-    """Names of pictures that the split holds out, or not."""
+    """Names of pictures that the split holds out or does not."""
     return (name for name in (f"{number:012d}.jpg" for number in range(10_000)) if is_held_out(name) == held_out)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Pictures of the demo clip as labelled people: two in each held-out picture, of which one is too small to count."""
+    """Pictures of the demo clip as labelled people: two in each held-out picture, one of them too small to count."""
     root = tmp_path_factory.mktemp("data")
     pictures = root / "real" / "pictures"
     pictures.mkdir(parents=True)
@@ -70,7 +70,7 @@ def folder(tmp_path_factory):
 
 
 def recording(folder, **changes):
-    """The demo clip as a recording by one camera, the world turned against it."""
+    """The demo clip as a recording by one camera, in a rotated world."""
     (folder / "one").mkdir(parents=True)
     shutil.copy(DEMO_CLIP, folder / "one" / "cam01.mp4")
     rotation = cv2.Rodrigues(np.array([0.3, -0.5, 0.2]))[0]
@@ -140,7 +140,7 @@ def test_a_folder_without_held_out_people_is_refused_in_a_sentence(folder, tmp_p
 
 
 def perfect(camera):
-    """A reader that knows the truth of each frame in turn."""
+    """A reader that returns the truth of each frame in turn."""
     frames = iter(CLIP["frames"])
 
     def read(image, box):
@@ -200,7 +200,7 @@ def test_a_missing_recording_is_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def more(folder):
-    """The folder with a frame of the demo clip as a source of its own, and a background."""
+    """The folder with a frame of the demo clip as a separate source, and a background."""
     pictures = folder / "real" / "more"
     pictures.mkdir()
     truth = CLIP["frames"][FRAMES[4]]
@@ -212,7 +212,7 @@ def more(folder):
     for entry in json.loads((folder / "real" / "keypoints.json").read_text(encoding="utf-8")):
         x, y, width, height = entry["bbox"]
         if height > 79:
-            boxes.setdefault(entry["file"], []).append([x + 0.001, y, width, height])  # of whole numbers it would be a crowd
+            boxes.setdefault(entry["file"], []).append([x + 0.001, y, width, height])  # whole numbers would mean a crowd
     (folder / "real" / "person_boxes.json").write_text(json.dumps(boxes), encoding="utf-8")
     cv2.imwrite(str(pictures / "backgrounds__wall.jpg"), np.full((240, 320, 3), 90, np.uint8))
     rows = ["file,people_good", "clip__f00000.jpg,1", "elsewhere__f00000.jpg,1", "backgrounds__wall.jpg,0"]
@@ -223,7 +223,7 @@ def more(folder):
     np.savez(
         pictures / "mediapipe_heavy_pseudo.npz",
         picture=np.array(["clip__f00000.jpg", "elsewhere__f00000.jpg"]),
-        box=np.array([truth["box"], [0, 0, 40, 400]]),  # the second is nowhere near the person
+        box=np.array([truth["box"], [0, 0, 40, 400]]),  # the second is far from the person
         iou=np.ones(2),
         landmarks_px=landmarks,
         world_m=np.zeros((2, 33, 3)),
@@ -259,7 +259,7 @@ def test_each_known_person_is_found_once_and_neither_crowds_nor_small_people_are
     around, beside, small = box_from_joints(joints), Box(400, 50, 80, 300), Box(20, 20, 20, 40)
     assert search.count(0.5, Known([around, beside, small])) == (1, 2, 1)
     assert search.count(0.5, Known([beside], [Box(0, 0, 300, 480)])) == (0, 1, 0)
-    assert search.count(0.5, Known([beside], [Box(0, 0, 120, 480)])) == (0, 1, 2), "less than half of it lies in the crowd"
+    assert search.count(0.5, Known([beside], [Box(0, 0, 120, 480)])) == (0, 1, 2), "less than half of it is in the crowd"
 
 
 def test_a_manifest_without_its_columns_is_refused(more, tmp_path):
@@ -271,7 +271,7 @@ def test_a_manifest_without_its_columns_is_refused(more, tmp_path):
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_offsets_turn_with_the_body(size):
-    """Whatever way a person is turned, moved and scaled, a joint that lies too far out and up says so."""
+    """However a person is rotated, moved and scaled, a joint that is too far outward and up has the same offset."""
     random = np.random.default_rng(size)
     joints = np.array(CLIP["frames"][0]["joints_cam_mm"])[:, :size]
     left, right = (joints[HUMAN36M.joints.index(f"{side}_Shoulder")] for side in "LR")

@@ -1,4 +1,4 @@
-"""What the benchmarks of speed count, compare and run."""
+"""The benchmarks of speed: their counts, comparisons and runs."""
 
 import json
 import subprocess
@@ -151,7 +151,7 @@ def test_a_commit_is_checked_out_and_leaves_nothing(tmp_path):
 def test_packages_come_from_the_tree_that_is_run(tmp_path):
     check_imports(Path(__file__).parents[2])
     with pytest.raises(RuntimeError):
-        check_imports(tmp_path)  # has none: they come from where this project is installed, or are not found
+        check_imports(tmp_path)  # it has no packages: they come from this project's installation, or are not found
 
 
 def test_a_peer_counts_every_frame_and_those_with_people():

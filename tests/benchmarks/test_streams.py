@@ -1,4 +1,4 @@
-"""The benchmark of many cameras counts what it says that it counts."""
+"""The benchmark of many cameras counts correctly."""
 
 import numpy as np
 
@@ -11,5 +11,5 @@ def test_many_cameras_are_counted():
     assert result.sources == 3 and 0 < result.received <= 3 * RATE * 30
     assert 0 <= result.fairness <= 1 and 0 < result.age_p50_ms <= result.age_p99_ms
     assert result.host_ms > 0 and result.batch >= 1
-    in_flight = 3 * 3  # frames that were on their way when it began or ended
+    in_flight = 3 * 3  # frames that were in flight at its start or end
     assert abs(result.received - result.posed - result.dropped) <= in_flight

@@ -1,4 +1,4 @@
-"""What a kind of input is, and what several of them share: whole runs of the command line, the network opened once."""
+"""The interface of a kind of input, and code shared by several kinds: whole runs of the command line, one open network."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Kind(Protocol):
     """A kind of input."""
 
     def prepare(self) -> str | None:
-        """Make what all cases start from, or say why it cannot be made here. Called once, before the first fork."""
+        """Make what all cases start from, or return why it cannot be made here. Called once, before the first fork."""
         ...
 
     def read(self, random: Random, folder: Path) -> object:
-        """Make a spoilt input in an empty folder, where the process is, and have the project read it."""
+        """Make a spoilt input in an empty folder, the process's working directory, and let the project read it."""
         ...
 
 
@@ -41,7 +41,7 @@ def command(*arguments: object) -> None:
     handlers, level = list(logger.handlers), logger.level
     try:
         tools.main.main()
-    finally:  # what --verbose added
+    finally:  # remove what --verbose added
         logger.handlers[:], logger.level = handlers, level
 
 
@@ -54,18 +54,18 @@ def _app(wanted: str) -> Any:
 
 
 WHOLE_RUNS = 0.02
-"""The share of cases that are whole runs of the command line: each costs as much as a hundred others."""
+"""The fraction of cases that are whole runs of the command line: each costs as much as a hundred others."""
 
 
 def run_on(source: object, *options: object) -> None:
-    """`convnextpose run` with the network that is open already."""
+    """`convnextpose run` with the open network."""
     command("run", source, "--out", "results", "--runtime", "onnxruntime", "--threads", 1, *options)
 
 
 def import_all() -> None:
-    """Import what the command line does, also what it imports when it prints, so that no child has to.
+    """Import everything that the command line imports, also for printing, so that no child has to.
 
-    Each subcommand's parser, too, is made only once: that costs more than most inputs.
+    Each subcommand's parser is also made only once: that costs more than most inputs.
     """
     tools.main.build_app = lambda words: _app(next((word for word in words if word in tools.main.COMMANDS), ""))
     for name in tools.main.COMMANDS:
@@ -86,12 +86,12 @@ _warm: dict[str, Any] = {}
 
 
 def warm() -> None:
-    """Open the network once. ONNX Runtime with one thread starts none, so that the children of a fork can run it."""
+    """Open the network once. ONNX Runtime with one thread starts no other, so that forked children can run it."""
     if not _warm:
         _warm["model"] = open_pose_model(weights.load("xs").onnx, "onnxruntime", threads=1, name="xs")
         _warm["detector"] = open_people_detector(weights.detector(), "onnxruntime", threads=1)
         for each in _warm.values():
-            each.close = lambda: None  # the next case of a child runs it, too
+            each.close = lambda: None  # a child's next case also runs it
         cold = pipeline.models.open_model
 
         def open_model(model: str, runtime: str = "auto", **options: Any) -> object:

@@ -1,4 +1,4 @@
-"""The kinds of inputs: how a whole one is made, how it is spoilt, and what of the project reads it.
+"""The kinds of inputs: how a valid one is made, how it is spoilt, and which part of the project reads it.
 
 Most cases call the function that reads the input; its errors are those that the command line prints. Some are whole runs of the
 command line, with the network opened once before all of them.
@@ -22,7 +22,7 @@ from tests.fuzz.zygote import MEMORY
 
 
 class Fault:
-    """An input that leads to what no input may lead to: shows that it is seen."""
+    """An input with a forbidden effect, to show that it is detected."""
 
     def __init__(self, action: Callable[[], object]) -> None:
         self._action = action
@@ -35,7 +35,7 @@ class Fault:
 
 
 class FaultsAmongOthers:
-    """Inputs of which some crash, some raise, and most do neither."""
+    """Inputs some of which crash, some raise an error, and most do neither."""
 
     def prepare(self) -> str | None:
         return None
@@ -72,7 +72,7 @@ def _refuse(told: str) -> None:
 
 
 def _hang() -> None:
-    resource.setrlimit(resource.RLIMIT_CPU, (1, 2))  # sooner than others
+    resource.setrlimit(resource.RLIMIT_CPU, (1, 2))  # a shorter limit than for other cases
     while True:
         pass
 

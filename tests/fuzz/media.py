@@ -17,21 +17,21 @@ from tests.fuzz.base import WHOLE_RUNS, picture, run_on, warm
 from tests.fuzz.mutations import damaged
 
 MOST_FRAMES = 100
-"""Frames of a source that are read at most: a header may promise thousands."""
+"""Largest number of frames that are read from a source: a header may promise thousands."""
 
 
 def read_all(path: object, **options: object) -> None:
-    """Open a source and take its frames."""
+    """Open a source and read its frames."""
     with open_source(path, **options) as source:  # type: ignore[arg-type]
         for _ in islice(source, MOST_FRAMES):
             pass
 
 
 class Media:
-    """Files of pictures and of moving pictures.
+    """Files of pictures and of videos.
 
     Args:
-        make: gives whole files, by what their name ends in.
+        make: returns valid files, by suffix.
     """
 
     def __init__(self, make: Callable[[], dict[str, bytes]]) -> None:
@@ -53,7 +53,7 @@ class Media:
 
 
 def videos() -> dict[str, bytes]:
-    """Short videos in the containers and codecs that cameras and tools write."""
+    """Short videos in the containers and codecs of cameras and tools."""
     made = {}
     codecs = ("libx264", "mpeg4", "mjpeg", "libvpx", "ffv1")
     for codec, suffixes in zip(codecs, ("mp4 mov ts mkv flv", "avi mp4 mpg", "avi mov", "webm", "mkv avi"), strict=True):
@@ -73,7 +73,7 @@ def videos() -> dict[str, bytes]:
 
 
 def pictures() -> dict[str, bytes]:
-    """Pictures in every format that is read, with EXIF, animated and in HEIF, too."""
+    """Pictures in every supported format, also with EXIF, animated and in HEIF."""
     from tests.pipeline import media
 
     made = {}
@@ -93,7 +93,7 @@ def pictures() -> dict[str, bytes]:
 
 
 class Folders:
-    """Folders of pictures, some of which are spoilt, among files that are none."""
+    """Folders of pictures, some of them spoilt, among other files."""
 
     def prepare(self) -> str | None:
         self._files = pictures()

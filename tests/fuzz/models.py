@@ -1,4 +1,4 @@
-"""What has to do with networks: checkpoints, ONNX files, engines, bundles, calibration sets, arrays."""
+"""Inputs for networks: checkpoints, ONNX files, engines, bundles, calibration sets, arrays."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Checkpoints:
         try:
             import torch
         except ImportError:
-            return None  # what torch.save writes cannot be made here
+            return None  # files of torch.save cannot be made here
         torch.set_num_threads(1)
-        with suppress(CheckpointError):  # what the variants' tensors are is worked out once
+        with suppress(CheckpointError):  # the variants' tensors are determined only once
             verify_state({"w": torch.zeros(1)}, source="nothing")
         tensors = {"network": {k: torch.from_numpy(v) for k, v in tree["network"].items()}, "epoch": 68}  # type: ignore[union-attr,attr-defined]
         tensors["optimizer"] = {"state": {0: {"step": 9, "exp_avg": torch.ones(3)}}, "param_groups": [{"betas": (0.9, 0.9)}]}
@@ -93,7 +93,7 @@ def _safetensors(arrays: dict[str, np.ndarray]) -> bytes:
 
 
 def _new_archive(random: Random, data: bytes) -> bytes:
-    """A ZIP file in which one member is spoilt and its checksum is right all the same."""
+    """A ZIP file with one spoilt member whose checksum is still right."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, "w") as new:
         chosen = random.choice(old.namelist())
@@ -109,7 +109,7 @@ def _new_archive(random: Random, data: bytes) -> bytes:
 
 
 class Graphs:
-    """ONNX files: a small graph that keeps the contract of pose models, opened and run.
+    """ONNX files: a small graph that follows the contract of pose models, opened and run.
 
     Attributes:
         whole: the graph before it is spoilt.
@@ -165,7 +165,7 @@ class Graphs:
 
 
 class Engines:
-    """Engine files and their manifests, spoilt and sealed again, in `convnextpose engine inspect`."""
+    """Engine files and their manifests, spoilt and with a new hash, in `convnextpose engine inspect`."""
 
     def prepare(self) -> str | None:
         from tests.engines.test_manifest import DETECTOR, ENGINE, make
@@ -196,7 +196,7 @@ class Engines:
 
 
 class Bundles:
-    """Bundles to build engines from elsewhere, with a draft that is sealed again."""
+    """Bundles for building engines elsewhere, whose draft has a new hash."""
 
     def prepare(self) -> str | None:
         from tests.engines.test_manifest import make, parity
@@ -250,7 +250,7 @@ class Bundles:
 
 
 def spoilt_npz(random: Random, data: bytes) -> bytes:
-    """An .npz file, of which some array's header or contents, or the file around them, is spoilt."""
+    """An .npz file in which an array's header or contents, or the file around them, is spoilt."""
     if random.random() < 0.3:
         return damaged(random, data)
     buffer = io.BytesIO()
@@ -277,11 +277,11 @@ def spoilt_npz(random: Random, data: bytes) -> bytes:
 
 
 class Calibrations:
-    """Calibration sets, with headers that are right again."""
+    """Calibration sets, with corrected headers."""
 
     def prepare(self) -> str | None:
         crops = np.full((MIN_CROPS + 1, 256, 256, 3), 255, np.uint8)
-        crops[:, :100] = np.arange(len(crops))[:, None, None, None]  # stripes are soon unpacked
+        crops[:, :100] = np.arange(len(crops))[:, None, None, None]  # stripes are unpacked quickly
         self._data = CalibrationSet(crops, ("a.mp4",)).to_bytes()
         return None
 
@@ -300,7 +300,7 @@ class Calibrations:
 
 
 class Arrays:
-    """`poses.npz` and other archives of arrays, read within bounds."""
+    """`poses.npz` and other archives of arrays, read within limits."""
 
     def prepare(self) -> str | None:
         buffer = io.BytesIO()
@@ -311,5 +311,5 @@ class Arrays:
     def read(self, random: Random, folder: Path) -> None:
         try:
             read_npz(spoilt_npz(random, self._data), {"frame_index": 10**6, "joints_mm": 10**6, "header": 10**6})
-        except (ValueError, KeyError, zipfile.BadZipFile) as error:  # what it says that it raises: its callers name the file
+        except (ValueError, KeyError, zipfile.BadZipFile) as error:  # its documented errors: its callers name the file
             raise CalibrationError(f"the archive is refused: {error}") from error

@@ -1,4 +1,4 @@
-"""Small changes to bytes, JSON values, lines of text and protocol buffers; all chance comes from a `Random`."""
+"""Small changes to bytes, JSON values, lines of text and protocol buffers; all randomness comes from a `Random`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TAG = re.compile(rb"[A-Za-z0-9 ]{4}")
 
 
 def damaged(random: Random, data: bytes) -> bytes:
-    """Bytes with one or some changes, more of them where a container has its tables than where it has its contents."""
+    """Bytes with one or several changes, more of them in a container's tables than in its contents."""
     result = bytearray(data)
     for _ in range(random.choice((1, 1, 1, 2, 4, 16))):
         _damage(random, result)
@@ -58,7 +58,7 @@ def _damage(random: Random, data: bytearray) -> None:
 
 
 def _place(random: Random, data: bytes | bytearray) -> int:
-    """Somewhere: anywhere, near either end, or beside a name of four letters, as boxes and chunks have."""
+    """A random position: anywhere, near either end, or beside a name of four letters, as boxes and chunks have."""
     kind = random.randrange(4)
     if kind == 0:
         return random.randrange(len(data) + 1)
@@ -72,7 +72,7 @@ def _place(random: Random, data: bytes | bytearray) -> int:
 
 
 def odd_json(random: Random, value: Any) -> Any:
-    """A JSON value in which one thing, at whatever depth, is another; lists and dictionaries are changed in place."""
+    """A JSON value with one change at any depth; lists and dictionaries are changed in place."""
     if not isinstance(value, (dict, list)) or not value or random.random() < 0.1:
         return random.choice(ODD_VALUES)
     key: Any = random.choice(sorted(value)) if isinstance(value, dict) else random.randrange(len(value))
@@ -89,7 +89,7 @@ def odd_json(random: Random, value: Any) -> Any:
 
 
 def json_text(random: Random, value: Any) -> bytes:
-    """A JSON value with something odd in it, as text that is now and then damaged or nested too deep."""
+    """A JSON value with something odd in it, as text that is sometimes damaged or nested too deeply."""
     text = json.dumps(odd_json(random, value)).encode("utf-8", "surrogatepass")
     kind = random.randrange(12)
     if kind == 0:
@@ -103,7 +103,7 @@ def json_text(random: Random, value: Any) -> bytes:
 
 
 def odd_lines(random: Random, text: str, separators: str) -> bytes:
-    """A text of lines, with words changed, lines left out or repeated, or bytes damaged."""
+    """Lines of text with words changed, lines left out or repeated, or bytes damaged."""
     lines = text.split("\n")
     for _ in range(random.choice((1, 1, 2, 5))):
         at = random.randrange(len(lines))
@@ -139,7 +139,7 @@ def odd_words(random: Random, text: str, separators: str) -> str:
 
 
 def odd_message(random: Random, data: bytes, depth: int = 0) -> bytes:
-    """A protocol buffer with one field changed, at whatever depth; the lengths around it are mended, or now and then lie."""
+    """A protocol buffer with one field changed at any depth; the lengths around it are corrected, or sometimes wrong."""
     fields = list(_fields(data))
     if not fields or depth > 12:
         return damaged(random, data)
@@ -166,7 +166,7 @@ def odd_message(random: Random, data: bytes, depth: int = 0) -> bytes:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """(start, start of the contents, end, tag) of each field; as far as they can be read."""
+    """(start, start of the contents, end, tag) of each field, as far as they can be read."""
     at = 0
     while at < len(data):
         start = at

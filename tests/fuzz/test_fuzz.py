@@ -1,6 +1,6 @@
-"""Inputs of every kind that are spoilt by chance: each is read, or refused in one sentence. In between there is nothing.
+"""Randomly spoilt inputs of every kind: each is read, or refused in one sentence; nothing else may happen.
 
-pytest tests/fuzz --fuzz-cases 1000 --fuzz-seed 7     more cases of each kind, others than those of every day
+pytest tests/fuzz --fuzz-cases 1000 --fuzz-seed 7     more cases of each kind, and other ones than by default
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def test_all_kinds_are_run(zygote):
 
 @pytest.mark.parametrize("end", ENDS)
 def test_every_fault_is_seen(zygote, end):
-    """Inputs that do what the project must not do."""
+    """Inputs with effects that are forbidden for the project."""
     (seen,) = zygote.run(f"fault: {end}", 0)
     assert seen.end == end, seen
     assert seen.is_fault == (end not in ("accepted", "refused"))
@@ -79,7 +79,7 @@ def test_the_same_case_is_the_same_input(zygote):
 
 
 def test_a_child_of_many_cases_tells_of_each_what_a_child_of_its_own_does(zygote):
-    """Whatever becomes of the cases before it."""
+    """Whatever the outcomes of the cases before it."""
     kind = IN_COMPANY[0]
     alone, together = [zygote.run(kind, 8, case)[0] for case in range(14)], zygote.run(kind, 8, cases=14)
     assert [one.case for one in together] == list(range(14))

@@ -19,7 +19,7 @@ from tests.fuzz.mutations import ODD_WORDS, damaged, json_text, odd_lines, odd_w
 
 
 class Boxes:
-    """Files of people's boxes, in each of their formats."""
+    """Files of people's boxes, in each format."""
 
     def prepare(self) -> str | None:
         rows = [(frame, person, 10 + frame, 12.5, 20, 30) for frame in range(6) for person in (0, 1)]
@@ -70,7 +70,7 @@ class PoseFiles:
 
 
 class SourceLists:
-    """Files of sources; those of them that are files are opened."""
+    """Lists of sources; sources that are files are opened."""
 
     def prepare(self) -> str | None:
         self._text = (
@@ -87,7 +87,7 @@ class SourceLists:
 
 
 class Uris:
-    """URIs of cameras and files with their options: what has no meaning is refused when it is opened, before any connection."""
+    """URIs of cameras and files with options: invalid ones are refused when they are opened, before any connection."""
 
     def prepare(self) -> str | None:
         self._uris = (

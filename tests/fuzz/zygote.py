@@ -1,11 +1,11 @@
-"""Runs cases in children of their own, each within bounds of time and memory.
+"""Runs cases in child processes, each within limits of time and memory.
 
 A process that has imported everything forks, so that a case costs milliseconds. It starts no thread before that: a child would
-lack it. A child runs some cases one after the other, each within its own bounds; where it ends early, the case that it was at
-is to blame, and another child goes on behind it. A fault is tried again in a child of its own; where it is none there, its
-outcome says so.
+lack it. A child runs several cases one after the other, each within its own limits; if it ends early, its current case is the
+cause, and another child continues after it. A fault is tried again in a separate child; if there is none there, its outcome
+says so.
 
-    python -m tests.fuzz.zygote KIND SEED CASE    runs one case again, in this process, with what it writes and any traceback
+    python -m tests.fuzz.zygote KIND SEED CASE    runs one case again, in this process, with its output and any traceback
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ from types import TracebackType
 ROOT = Path(__file__).parents[2]
 
 MEMORY = 1536 * 1024**2
-"""The most memory of a case, bytes, with what the warm process already has."""
+"""Largest memory of a case, bytes, including that of the warm process."""
 
 CPU_S, WALL_S = 20, 120
-"""A case takes at most so much time of the processor; and so long by the clock, though other programs have the processor."""
+"""Limits of a case's CPU time, s, and of its wall time, s, during which other programs may use the CPU."""
 
 TOGETHER = 100
-"""Cases that a child runs at most: forking, and the pages that a child writes first, cost more than most cases."""
+"""Largest number of cases for a child: forking, and the first write to each page, cost more than most cases."""
 
 LONGEST_SENTENCE = 1500
-"""Characters of an error with what a command puts before it."""
+"""Limit of an error's length, characters, with the text that a command puts before it."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a case.
+    """The outcome of a case.
 
     Attributes:
-        kind, seed, case: which it was.
+        kind, seed, case: the case.
         end: `accepted`, `refused` (in words), or a fault: `traceback`, `speechless`, `exit code`, `crash`, `hang`, `memory`.
-        told: what was said.
-        memory: the most memory that it had, bytes.
-        cpu_s: time of the processor, s.
+        told: its message.
+        memory: its peak memory, bytes.
+        cpu_s: CPU time, s.
     """
 
     kind: str
@@ -76,11 +76,11 @@ class Outcome:
 
 
 def judged(action: Callable[[], object], output: Callable[[], str]) -> tuple[str, str]:
-    """Run something of the project's: how it ended, and what it said.
+    """Run a part of the project; returns how it ended, and its message.
 
     Args:
-        action: a function, or the command line as it ends with `SystemExit`.
-        output: gives what was written to stdout and stderr.
+        action: a function, or the command line, which ends with `SystemExit`.
+        output: returns the text on stdout and stderr.
     """
     from convnextpose.errors import PoseError
 
@@ -111,7 +111,7 @@ def _is_sentence(text: str) -> bool:
 
 
 def run_case(kind: str, seed: int, case: int, folder: Path) -> object:
-    """Make a case's input in an empty folder and have the project read it."""
+    """Make a case's input in an empty folder and let the project read it."""
     from tests.fuzz.kinds import KINDS
 
     return KINDS[kind].read(Random(f"{kind} {seed} {case}"), folder)
@@ -139,7 +139,7 @@ def _child(kind: str, seed: int, cases: range, scratch: Path) -> None:
             os.chdir(folder)
             begun = time.process_time()
             resource.setrlimit(resource.RLIMIT_CPU, (int(begun) + CPU_S, most_s))
-            Path("/proc/self/clear_refs").write_text("5")  # the most memory that it had is what it has now
+            Path("/proc/self/clear_refs").write_text("5")  # reset the peak memory to the current value
             end, told = judged(lambda: run_case(kind, seed, case, folder), output)  # noqa: B023  # called at once
             output()
             os.ftruncate(said, 0)
@@ -156,7 +156,7 @@ def _memory(name: str) -> int:
 
 
 def _run(kind: str, seed: int, cases: range, scratch: Path) -> Iterator[Outcome]:
-    """The outcomes of cases, as many as a child comes to at a time."""
+    """The outcomes of cases, run by one child after the other."""
     while cases:
         done = _run_together(kind, seed, cases[:TOGETHER], scratch)
         for outcome in done:
@@ -170,7 +170,7 @@ def _run(kind: str, seed: int, cases: range, scratch: Path) -> Iterator[Outcome]
 
 
 def _run_together(kind: str, seed: int, cases: range, scratch: Path) -> list[Outcome]:
-    """The outcomes of the first cases: all, or those up to the one that ended the child."""
+    """The outcomes of the first cases: all of them, or those up to the one that ended the child."""
     scratch.mkdir()
     child = os.fork()
     if child == 0:
@@ -186,14 +186,14 @@ def _run_together(kind: str, seed: int, cases: range, scratch: Path) -> list[Out
     watch, before, timely = os.pidfd_open(child), -1, True
     while not select.select([watch], [], [], WALL_S)[0]:
         ended = len(ends())
-        if ended == before:  # no case has ended in all this time
+        if ended == before:  # no case has ended during this time
             timely = False
             os.kill(child, signal.SIGKILL)
         before = ended
     os.close(watch)
     _, status, usage = os.wait4(child, 0)
     with suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)  # whatever it started and left behind
+        os.killpg(child, signal.SIGKILL)  # processes that it started and left behind
     outcomes = []
     for case, (end, told, memory, cpu_s) in zip(cases, map(json.loads, ends()), strict=False):
         too_much = memory > MEMORY or "MemoryError" in told
@@ -209,12 +209,12 @@ def _run_together(kind: str, seed: int, cases: range, scratch: Path) -> list[Out
 
 
 def _serve() -> None:
-    """Answer each line [kind, seed, first case, cases] on stdin with a line of each outcome on stdout."""
+    """Answer each line [kind, seed, first case, cases] on stdin with a line for each outcome on stdout."""
     from tests.fuzz.base import import_all
     from tests.fuzz.kinds import KINDS
 
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # a library's output must not mix with the answers
     with tempfile.TemporaryDirectory(prefix="fuzz-") as place:
         import_all()
         answers.write(json.dumps({name: kind.prepare() for name, kind in KINDS.items()}) + "\n")
@@ -229,10 +229,10 @@ def _serve() -> None:
 
 
 class Zygote:
-    """The warm process, which gives the outcomes of cases. A context manager.
+    """The warm process, which runs cases and returns their outcomes. A context manager.
 
     Attributes:
-        lacks: for each kind, why it cannot be run here, or None.
+        lacks: for each kind, the reason why it cannot be run here, or None.
     """
 
     def __init__(self) -> None:
@@ -248,7 +248,7 @@ class Zygote:
         self.lacks: dict[str, str | None] = json.loads(self._answer())
 
     def run(self, kind: str, seed: int, first: int = 0, cases: int = 1) -> list[Outcome]:
-        """Run so many cases of a kind, from a first one on."""
+        """Run a number of cases of a kind, starting with `first`."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([kind, seed, first, cases]) + "\n")
         self._process.stdin.flush()
