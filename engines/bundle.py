@@ -80,7 +80,7 @@ class TypedModel:
         onnx: the graph.
         info: the model's description.
         parity: the graph compared with the reference.
-        excluded: the layers of an INT8 graph that stay in FP16, the one with the largest error first.
+        excluded: the layers of an INT8 graph that stay in FP16, the most sensitive first.
         proof: the reference for its engines.
     """
 

@@ -117,7 +117,7 @@ class EngineDraft:
         target: name of its target in `engines.targets`.
         batch: its batch sizes.
         options: the builder's options, by name.
-        excluded_layers: convolutions of an INT8 graph that stay in FP16, the one with the largest error first.
+        excluded_layers: convolutions of an INT8 graph that stay in FP16, the most sensitive first.
         graph_parity: the typed graph on the CPU compared with FP32 PyTorch; a detector's with its file in ONNX Runtime.
         command: the command that builds it.
     """

@@ -71,7 +71,7 @@ class Int8Model:
     Attributes:
         onnx: the graph.
         parity: its comparison with the reference.
-        excluded: the layers that were left in FP16 for this, the one with the largest error first.
+        excluded: the layers that were left in FP16 for this, the most sensitive first.
     """
 
     onnx: bytes
@@ -284,8 +284,8 @@ def int8_within_limits(
 ) -> Int8Model:
     """The INT8 graph of an exported FP32 model with as few layers in FP16 as its limits allow.
 
-    If the graph with every layer in INT8 exceeds the limits, each layer's effect is measured alone, and the layers with the
-    largest errors stay in FP16: the smallest number that a bisection finds.
+    If the graph with every layer in INT8 exceeds the limits, each layer's effect is measured alone, and the most sensitive
+    layers stay in FP16: the smallest number that a bisection finds.
 
     Args:
         model: the exported model.

@@ -60,7 +60,7 @@ def engine_bytes(
 
 
 def tensorrt_module(driver, family="10", *, refusals=0, networks=None):
-    """A TensorRT module of a family on a GPU in memory.
+    """A TensorRT module of a family on a simulated GPU.
 
     Args:
         driver: the GPU.
