@@ -163,9 +163,8 @@ class ArchiveRun:
                 self._processed.update(video.path for video in todo)
                 self.progress.finished_before -= len(todo)
                 self.progress.remaining_bytes = sum(video.size_bytes for video in todo)
-                self._work_off(
-                    deque(todo), on_progress
-                )  # what it replaces may have been another file's results, too: look again
+                # A file may replace another file's results, so the ledger is read again afterwards.
+                self._work_off(deque(todo), on_progress)
             on_progress(self.progress)
             records = [r for video in found.videos if (r := self._ledger.record_of(video.path)) is not None]
         finally:
