@@ -1,4 +1,4 @@
-"""Finds out whether people appear only in the rotated picture, as with a camera that hangs upside down."""
+"""Checks whether people are found only after the picture is rotated, as with a camera that hangs upside down."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from pipeline.timeline import Stopwatch
 from pipeline.types import Frame
 
 INTERVAL_S = 5.0
-"""Time between two searches of rotated pictures, s: the frames of a second cost more than one such search."""
+"""Time between two searches of rotated pictures, s: one search costs less than a second of frames."""
 
 MAX_CHECKS = 12
-"""Largest number of frames that are searched: without people, some object looks like a person sooner or later."""
+"""Largest number of frames that are searched: without people, some object is taken for a person sooner or later."""
 
 ROTATIONS = ("180", "90", "270")
-"""The rotations that are tried, by names of `FLIPS`, the most frequent first."""
+"""The rotations to try, by names of `FLIPS`, most frequent first."""
 
 
 class RotationCheck:
-    """Searches rotated pictures now and then, until a person is found.
+    """Searches rotated pictures from time to time, until a person is found.
 
-    The networks know only people who are upright, and do not find people who are upside down.
+    The networks were trained on upright people, and do not find people who are upside down.
 
     Args:
         detect: finds the people in a frame, as for `PeopleTracker`.
@@ -56,7 +56,7 @@ class RotationCheck:
         self._checks = 0
 
     def check(self, frame: Frame) -> str | None:
-        """One sentence about people in the rotated picture of a frame without people, or None. Most frames are not searched."""
+        """For a frame without people: one sentence if a rotated picture shows some, else None. Most frames are not searched."""
         if self._checks == MAX_CHECKS or self._next_s - INTERVAL_S <= frame.time_s < self._next_s:
             return None
         self._next_s, self._checks = frame.time_s + INTERVAL_S, self._checks + 1

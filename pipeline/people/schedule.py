@@ -20,10 +20,10 @@ BUSY_INTERVAL_S = 0.2
 
 FULL_INTERVAL_S = 0.8
 """Time between two runs of the detector while the largest number of people is tracked and visible, s: then only nearer people
-can be new."""
+can be added."""
 
 NOBODY_SCORE = 0.2
-"""If the score of a pose is below this, its box clearly shows nobody: even badly read people have higher scores."""
+"""If the score of a pose is below this, its box clearly shows nobody: even poorly read people have higher scores."""
 
 REJECTED_S = 1.0
 """How long a box that clearly showed nobody is not read again, s."""

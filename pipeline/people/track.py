@@ -1,4 +1,4 @@
-"""A tracked person: position, appearance, and the likelihood that a pose is theirs."""
+"""A tracked person: position, appearance, and the likelihood that an observed pose is theirs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.people.similarity import PoseSimilarity
 from pipeline.stages import RelativePose
 
 MAX_COST = 4.0
-"""Largest cost of a match; above it, it is more likely that track and observation are of different people."""
+"""Largest cost of a match; above it, track and observation are more likely to be of different people."""
 
 TAIL = 4.0
 """Degrees of freedom of Student's distribution of positions: it allows for sudden moves of a person or the camera."""
@@ -28,11 +28,11 @@ SHAPE_SPREAD, SHAPE_CHANGE, SHAPE_SPREAD_MOST = 0.1, 0.5, 0.3
 """Standard deviation of joints relative to the body's centre (share of its size), its increase each second, and its maximum."""
 
 SHAPE_WEIGHT = 4.0
-"""Number of independent numbers in a pose's shape, since joints move together."""
+"""Effective number of independent coordinates of a pose's shape: joints move together."""
 
 CLOTHES_SPREAD, CLOTHES_WEIGHT = 20.0, 1.5
-"""Standard deviation of the colours of a person's clothes, grey levels, and their weight: less than the position of a person
-who was just seen, more than that of a person who has been out of sight."""
+"""Standard deviation of the colours of a person's clothes, grey levels, and their weight: they count less than the position of
+a person who was just seen, more than that of a person who has been out of sight."""
 
 CLOTHES_S = 1.0
 """Time constant of the average of a person's clothes, s."""
@@ -48,7 +48,7 @@ def box_from_joints(joints: NDArray[np.floating]) -> Box:
     """The box of a person from the joints [J, 2 or more] (px): the joints' box with the margins of an outline.
 
     Raises:
-        GeometryError: the joints enclose nothing.
+        GeometryError: the joints enclose no area.
     """
     box = Box.around(joints)
     extent = max(box.height, box.width)
@@ -70,9 +70,9 @@ class Observation:
         place: [2] the centre of its joints, px.
         size: square root of the box's area, px.
         clothes: [3, 3] their colours, BGR.
-        sure: whether the pose has a high score, or, in a single picture, the detection.
+        sure: whether the pose has a high score, or, in a single picture, the detection has one.
         detected: the detector's score there, 0 if it found nobody.
-        expected_by: the tracks in whose predicted boxes it was found.
+        expected_by: the tracks in whose predicted boxes the pose was found.
     """
 
     pose: RelativePose
@@ -151,17 +151,17 @@ class Track:
         self.seen_s, self.missed_s, self.reported_lost = time_s, None, False
 
     def costs(self, observations: Sequence[Observation], time_s: float, alike: PoseSimilarity) -> NDArray[np.float64]:
-        """[S]: the cost of matching this person with each observation (negative logarithm of the likelihood).
+        """[S]: the cost of matching this person to each observation (negative logarithm of the likelihood).
 
-        Where place and size alone cost MAX_COST or more, pose and clothes are not compared: they can only add to the cost.
+        If position and size alone cost MAX_COST or more, pose and clothes are not compared: they can only add to the cost.
         """
         elapsed_s = max(0.0, time_s - self.seen_s)
         place, spread_px = self.motion.predict(time_s, self.size)
         places, sizes = np.array([o.place for o in observations]), np.array([o.size for o in observations])
         away = (TAIL + 2) * np.log1p(((places - place) ** 2).sum(-1) / spread_px**2 / TAIL)
         larger = (np.log(sizes / self.size) / math.hypot(SIZE_SPREAD, SIZE_CHANGE * elapsed_s)) ** 2
-        # The last term is the normalisation of the likelihood: if a person could be anywhere, no single position is likely. It
-        # is limited to that of a newcomer.
+        # The last term normalises the likelihood: if a person could be anywhere, no single position is likely. It is at most
+        # that of a newcomer.
         costs = np.asarray((away + larger) / 2 + 2 * math.log(min(1.0, spread_px / self.size)))
         limit = min(math.hypot(SHAPE_SPREAD, SHAPE_CHANGE * elapsed_s), SHAPE_SPREAD_MOST)
         for number, seen in enumerate(observations):

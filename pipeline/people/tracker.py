@@ -1,8 +1,8 @@
 """The tracker: finds everybody in the picture and gives each person a lasting id.
 
 Boxes come from the people detector, a few times a second, and in every frame from the tracked people, whose positions are
-predicted with constant velocity. The pose network reads all these boxes in one batch, and the poses are matched with the
-tracked people. All times are those of the stream, in seconds: the number of frames between them does not matter.
+predicted with constant velocity. The pose network reads all these boxes in one batch, and the poses are matched to the tracked
+people. All times are those of the stream, in seconds: the number of frames between them does not matter.
 """
 
 from __future__ import annotations
@@ -63,17 +63,17 @@ LOST_AFTER_S = 0.25
 """A person who is out of sight for this time counts as lost, s."""
 
 UNSURE_S = 3.0
-"""How long a person is tracked whose poses are all unsure and whom the detector does not confirm, s. In `vtest.avi` people went
-at most 2.0 s without a sure pose, and a sign post that had been taken for a person 48 s."""
+"""How long a person is tracked with only unsure poses and without confirmation by the detector, s. In `vtest.avi` people went
+at most 2.0 s without a sure pose, but a signpost that had been taken for a person went 48 s."""
 
 SAME_PERSON_OKS = 0.5
-"""Smallest object keypoint similarity at which two poses of a frame are of one person."""
+"""Smallest object keypoint similarity at which two poses of a frame are of the same person."""
 
 APART_OKS = 0.2
 """If the object keypoint similarity of two tracks' poses is below this, they are two people."""
 
 NEARER_RATIO = 1.2
-"""A newcomer replaces the smallest of `max_people` tracked people if this many times larger."""
+"""A newcomer replaces the smallest of `max_people` tracked people if larger by this factor."""
 
 
 class PeopleTracker:
@@ -121,7 +121,7 @@ class PeopleTracker:
     def find(self, frame: Frame, stopwatch: Stopwatch) -> tuple[TrackedBox, ...]:
         """The boxes that may contain a person: those of all tracked people, and other boxes of the detector.
 
-        If it is called again with the same frame, the boxes that are worth a second reading.
+        If it is called again with the same frame, it returns the boxes for a further reading.
         """
         again = frame is self._frame
         self._frame, self._events = frame, []
@@ -144,7 +144,7 @@ class PeopleTracker:
         return tuple(TrackedBox(number, box) for number, (_, box) in enumerate(sought))
 
     def _begin(self, frame: Frame) -> None:
-        """Let go of everybody who was in an earlier take, or out of sight for too long."""
+        """Remove the tracks of an earlier take, and of people who have been out of sight for too long."""
         reason = self._cuts.begins_take(frame)
         if reason is not None and self._sequential:
             ids: list[int | None] = [track.track_id for track in self._tracks if track.track_id is not None]
@@ -163,8 +163,8 @@ class PeopleTracker:
         self._tracks = [track for track in self._tracks if kept(track)]
 
     def _smallest(self) -> float:
-        """If the largest number of people is tracked and all of them were just seen, the size of the smallest, px. Otherwise
-        0: there is room for more, or a detected box may show a person who was out of sight."""
+        """The size of the smallest tracked person, px, if `max_people` are tracked and all of them were just seen. Otherwise 0:
+        there is room for more, or a detected box may show a person who was out of sight."""
         known = [track for track in self._tracks if track.track_id is not None]
         if len(known) < self._max_people or any(track.missed_s is not None for track in known):
             return 0.0
@@ -173,8 +173,8 @@ class PeopleTracker:
     def _unexplained(
         self, detections: Sequence[Detection], expected: Sequence[tuple[Track | Detection, Box]], smallest: float
     ) -> list[tuple[Track | Detection, Box]]:
-        """The detections with the highest scores that belong to no tracked person and are not smaller than a size, px; the
-        others confirm the tracks that they belong to."""
+        """The detections with the highest scores that belong to no tracked person and are at least `smallest` px in size.
+        Detections that belong to a track confirm it."""
         assert self._frame is not None
         shared = overlaps(_array([d.box for d in detections]), _array([box for _, box in expected]))
         explained = dict(assign(1 - shared, 1 - EXPLAINED_IOU))
@@ -218,7 +218,7 @@ class PeopleTracker:
                 self._miss(track, at_expected, matches, now)
         self._admit(matches, found_again, now)
         new = [o for o in observations if o.detected and id(o) not in taken and self._is_apart(o, matches, now)]
-        room = NEARER_RATIO * self._smallest()  # who is not larger would not be admitted, and need not be read until then
+        room = NEARER_RATIO * self._smallest()  # smaller newcomers would not be admitted, so they are not tracked
         self._tracks += [Track.begin(observation, now) for observation in new if observation.size > room]
         poses_now = [
             replace(observation.pose, track_id=track.track_id)
@@ -232,7 +232,7 @@ class PeopleTracker:
         )
 
     def _observations(self, poses: Sequence[RelativePose]) -> tuple[list[Observation], dict[Track, Observation]]:
-        """One observation for each person who was seen, and the observation at each track's predicted position."""
+        """One observation for each visible person, and the observation at each track's predicted position."""
         assert self._frame is not None
         found = []
         for pose in poses:
@@ -244,7 +244,7 @@ class PeopleTracker:
             try:
                 box = box_from_joints(pose.joints)
                 box.clip(self._frame.width, self._frame.height)
-            except GeometryError:  # its joints enclose nothing, or are outside the picture: no person
+            except GeometryError:  # the joints enclose no area or are outside the picture: no person
                 continue
             if isinstance(who, Detection) and box.iou(who.box) < DETECTION_IOU:
                 continue
@@ -285,7 +285,7 @@ class PeopleTracker:
             if first not in second.together:
                 continue  # two people, one behind the other
             self._add_event(TrackEventKind.MERGED, second.track_id, f"the same person as {first.track_id}", first.track_id)
-            if second is other:  # the older one goes on from where the younger is seen
+            if second is other:  # the older track takes over the younger one's observation
                 matches[first] = matches.pop(second)
                 first.update(observation, now)
             self._tracks.remove(second)
@@ -316,7 +316,7 @@ class PeopleTracker:
         return "nobody is seen there"
 
     def _is_apart(self, observation: Observation, matches: Mapping[Track, Observation], now: float) -> bool:
-        """Whether an observation clearly shows another person than all known tracks."""
+        """Whether an observation clearly shows a person other than those of all known tracks."""
         for track in self._tracks:
             if track.track_id is not None and matches.get(track) is not observation:
                 joints = matches[track].pose.joints if track in matches else track.expected_joints(now)
@@ -325,7 +325,7 @@ class PeopleTracker:
         return True
 
     def _admit(self, matches: dict[Track, Observation], found_again: Mapping[Track, float], now: float) -> None:
-        """Give track ids to newcomers whom a second observation confirms; if there are too many, to the nearest."""
+        """Give track ids to newcomers that a second observation confirms; if there are too many, to the nearest."""
         born = {
             track
             for track, observation in matches.items()

@@ -2,7 +2,7 @@
 
 Pictures arrive upright: a video's display matrix and a photograph's orientation are applied. Pixels that are not square stay
 unchanged. A source that cannot be read is refused with one sentence, if possible when it is opened. A camera is opened when its
-first frame is requested, and is waited for. It imports numpy, av, cv2, `convnextpose` and `pipeline.types`.
+first frame is requested; if it is absent, the source waits for it. Imports numpy, av, cv2, `convnextpose` and `pipeline.types`.
 
     uri.py         the parts of a URI, and how to show it without its password
     source.py      the base class of sources
@@ -18,7 +18,7 @@ first frame is requested, and is waited for. It imports numpy, av, cv2, `convnex
     v4l2.py        cameras of this computer
     csi.py         a Jetson's cameras
     rtsp.py, http.py, udp.py   network cameras and streams
-    replay.py      a recording that plays as a camera
+    replay.py      recordings played as a camera
 
 To add a transport, add one file here and one line in SCHEMES.
 """
@@ -63,7 +63,7 @@ SCHEMES: dict[str, Callable[[str, OpenOptions], Source]] = {
     "rtp": open_rtp,
     "test": open_test,
 }
-"""A function that opens the URIs of a scheme."""
+"""The functions that open URIs, by scheme."""
 
 
 def open_source(
@@ -81,7 +81,7 @@ def open_source(
 
     A camera is `0`, `usb:0` or `/dev/video0` on this computer, `csi://0` on a Jetson, and `rtsp://`, `rtsps://`, `http://`,
     `https://`, `udp://` or `rtp://` in a network; `test://` plays the demo clip in a loop. A camera need not be connected when
-    this returns: it gives its changes of state between its frames.
+    this returns: its changes of state come between its frames.
 
     A folder gives its pictures in natural order (`img2` before `img10`). Other files, hidden files and subfolders are left out,
     and the source's notes say so. Pictures have no time of their own: time_s is their index.
@@ -89,8 +89,8 @@ def open_source(
     Args:
         uri: a `Path` is always a file or folder; so is a string, unless it begins with a scheme and `://`.
         stream: which of a file's video streams, from 0 in the file's own order; None: the default one, then the largest.
-        on_damage: whether a video ends at damage (`stop`) or goes on after it (`skip`).
-        live: play a file as a camera: in real time, and frames that are not taken in time are lost.
+        on_damage: whether a video ends at damage (`stop`) or continues after it (`skip`).
+        live: play a file as a camera: in real time, losing frames that are not taken in time.
         loop: play a file as a camera in a loop.
         timeouts: the timeouts of a live source.
         options: options of a camera, as in its address: pairs of a name and a value, such as ("size", "1280x720"). For a file
@@ -103,7 +103,7 @@ def open_source(
     """
     asked, flip = tuple(options), UPRIGHT
     recorded = isinstance(uri, Path) or (device_of(uri) is None and scheme_of(uri) in (None, "file", "test"))
-    if recorded:  # cameras turn their pictures themselves
+    if recorded:  # cameras handle `flip` themselves
         flip = read_options("", ("flip",), without_password(uri), [option for option in asked if option[0] == "flip"]).flip
         asked = tuple(option for option in asked if option[0] != "flip")
     open_options = OpenOptions(
@@ -128,7 +128,7 @@ def _open(uri: str | Path, open_options: OpenOptions) -> Source:
     if scheme is None:
         return _open_recording(uri, open_options)
     if scheme not in SCHEMES:
-        # Letters in the wrong order are the likeliest slip: rstp is rtsp, though it looks more like rtp.
+        # Swapped letters are the most likely typo: rstp means rtsp, although it is more similar to rtp.
         near = [name for name in SCHEMES if sorted(name) == sorted(scheme)]
         near = near or difflib.get_close_matches(scheme, SCHEMES, n=1, cutoff=0.7)
         known = ", ".join(f"{name}://" for name in SCHEMES)
@@ -140,10 +140,10 @@ def _open(uri: str | Path, open_options: OpenOptions) -> Source:
 
 
 def _refuse_half_a_uri(name: str) -> None:
-    """Refuse what is no file's name but nearly a camera's: `csi:0`, `rtsp:/host`, `usb`, `door=rtsp://host`.
+    """Refuse a name that is no file but resembles a camera's URI: `csi:0`, `rtsp:/host`, `usb`, `door=rtsp://host`.
 
     Raises:
-        SourceError: it is one; says what was meant.
+        SourceError: it is such a name; suggests what was meant.
     """
     begin, inside = re.match(r"([A-Za-z0-9]+)(?::|//|$)", name), re.search(r"[A-Za-z0-9]+://.*", name)
     scheme = begin[1].lower() if begin else ""

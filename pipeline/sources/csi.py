@@ -25,7 +25,7 @@ from pipeline.sources.uri import brief
 GSTREAMER = "gst-launch-1.0"
 
 _ENDS_WITHIN_S = 0.5
-"""A process whose output has ended ends itself within this time, s."""
+"""Time in which a process should exit after its output has ended, s."""
 
 _FLIP_METHODS = {
     UPRIGHT: 0, Orientation.turned(1): 1, Orientation.turned(2): 2, Orientation.turned(3): 3,
@@ -58,11 +58,11 @@ def csi_source(number: int, options: Options) -> list[str]:
 
 
 class GstreamerCamera:
-    """What a GStreamer pipeline gives.
+    """A camera that a GStreamer pipeline reads.
 
     Args:
-        name: as it is shown.
-        source: its first elements, up to raw pictures.
+        name: its name in messages.
+        source: the pipeline's first elements, up to raw pictures.
     """
 
     def __init__(self, name: str, source: Sequence[str]) -> None:
@@ -70,10 +70,10 @@ class GstreamerCamera:
         self._source = source
 
     def connect(self, timeouts: Timeouts) -> FfmpegConnection:
-        """Start the process and read it.
+        """Start the process and read its output.
 
         Raises:
-            ConnectionLost: GStreamer is missing, or the camera gives nothing.
+            ConnectionLost: GStreamer is missing, or the camera sends nothing.
         """
         if shutil.which(GSTREAMER) is None:
             raise ConnectionLost(f"{GSTREAMER} is not installed: apt-get install gstreamer1.0-tools gstreamer1.0-plugins-good")
@@ -93,12 +93,12 @@ class _Process:
         self.file: IO[bytes] = self._process.stdout
 
     def end(self) -> None:
-        """Kill it: a process that hangs in the camera service reacts to nothing else."""
+        """Kill the process: one that hangs in the camera service reacts to nothing else."""
         self._process.kill()
         self._process.wait()
 
     def why(self) -> str | None:
-        """What GStreamer said, if it ended by itself."""
+        """GStreamer's error message, if the process ended by itself."""
         try:
             self._process.wait(_ENDS_WITHIN_S)
         except subprocess.TimeoutExpired:

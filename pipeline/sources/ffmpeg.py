@@ -1,4 +1,4 @@
-"""A camera that FFmpeg reads: how it is opened, and its pictures with their times."""
+"""Cameras that FFmpeg reads: how they are opened, and their pictures with their times."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pipeline.sources.source import OpenOptions
 from pipeline.sources.timeouts import Timeouts
 
 _WITHOUT_STAMPS = frozenset({"mpjpeg", "mjpeg", "jpeg_pipe", "image2pipe", "h264", "hevc"})
-"""Formats without time stamps of their own: FFmpeg invents 25 frames a second."""
+"""Formats without time stamps of their own: for them FFmpeg invents 25 frames a second."""
 
 _KEPT_STAMPS = 64
 """Number of senders' time stamps that are kept until their pictures are decoded."""
@@ -38,14 +38,14 @@ _KEPT_STAMPS = 64
 _DAMAGED = "its data is damaged"
 
 DAMAGE_LASTS_S = 5.0
-"""Pictures that may depend on a damaged one are skipped until one arrives that depends on none, but no longer than this, s."""
+"""After damage, pictures are skipped until one arrives that depends on no other, but no longer than this, s."""
 
 
 class Feed(Protocol):
     """A stream that FFmpeg reads instead of an address.
 
     Attributes:
-        file: where it reads.
+        file: the file that FFmpeg reads.
     """
 
     file: IO[bytes]
@@ -68,9 +68,9 @@ class Input:
         location: the address without its password, for messages.
         format: FFmpeg's name of the format, or None to detect it.
         options: FFmpeg's options.
-        kernel_clock: whether time stamps are the kernel's CLOCK_MONOTONIC.
+        kernel_clock: whether time stamps are of the kernel's CLOCK_MONOTONIC.
         flip: how its pictures are rotated or mirrored.
-        ends: whether a source of known length ends for good at its end.
+        ends: whether a source of known length ends for good, instead of reconnecting.
     """
 
     address: str | Callable[[], Feed]
@@ -82,14 +82,14 @@ class Input:
     ends: bool = False
 
     def source(self, open_options: OpenOptions) -> LiveSource:
-        """It as a source."""
+        """The live source that reads this camera."""
         connect = partial(FfmpegConnection, self, decode=open_options.decode)
         return LiveSource(
             self.location.name, connect, timeouts=open_options.timeouts, notes=decoding_notes(open_options.decode)
         )
 
     def connect(self, timeouts: Timeouts) -> FfmpegConnection:
-        """Open it; the CPU decodes.
+        """Open the camera; the CPU decodes.
 
         Raises:
             ConnectionLost: it cannot be opened.
@@ -117,7 +117,7 @@ class FfmpegConnection:
             took_s = time.monotonic() - begin
             cause = self._why_of_feed() or why_not_opened(error, camera.location, took_s, timeouts.open_s)
             self._end_feed()
-            raise ConnectionLost(cause) from None  # the library's error holds the address
+            raise ConnectionLost(cause) from None  # the library's error contains the address, with its password
         try:
             self._stream = self._choose()
         except BaseException:
@@ -137,8 +137,8 @@ class FfmpegConnection:
     def _open(self, timeouts: Timeouts) -> InputContainer:
         camera = self._camera
         options = {**DECODER_OPTIONS, **camera.options}
-        # Opening has two parts with a time-out each. A server that is mute fails in the first; where there is no server to ask,
-        # both wait for the same data.
+        # Opening has two parts, each with a timeout. A server that does not answer fails in the first. Without a server, both
+        # parts wait for the same data, so each gets half the time.
         open_s = timeouts.open_s if camera.location.host is not None else timeouts.open_s / 2
         settings: dict[str, Any] = {
             "format": camera.format,
@@ -165,7 +165,7 @@ class FfmpegConnection:
             check_size(decoder.width, decoder.height, self._camera.location.name)
         except SourceError as error:
             raise ConnectionLost(f"size: {error}") from None
-        decoder.thread_type = "NONE"  # threads would hold pictures back
+        decoder.thread_type = "NONE"  # threads would delay pictures
         decoder.thread_count = 1
         decoder.options = decoder_options(decoder.name)
         return stream
@@ -175,7 +175,7 @@ class FfmpegConnection:
 
         Raises:
             ConnectionLost: the connection broke.
-            StreamEnded: it was a file, and has come to its end.
+            StreamEnded: it was a file, and it has ended.
         """
         senders: dict[int, int] = {}
         damaged_since: float | None = None
@@ -197,7 +197,7 @@ class FfmpegConnection:
                     yield _DAMAGED
                 continue
             for picture in pictures:
-                if picture.is_corrupt:  # decoders conceal damage by guessing, and guessed pictures are not data
+                if picture.is_corrupt:  # decoders conceal damage by guessing pixels
                     damaged_since = damaged_since or time.monotonic()
                 elif picture.key_frame or (damaged_since and time.monotonic() - damaged_since > DAMAGE_LASTS_S):
                     damaged_since = None
@@ -218,12 +218,12 @@ class FfmpegConnection:
                 begin_ns = time.perf_counter_ns()
 
     def abort(self) -> None:
-        """End its feed, if any; FFmpeg's own reading ends at its timeout."""
+        """End its feed, if any; a read by FFmpeg itself ends at its timeout."""
         if self._feed is not None:
             self._feed.end()
 
     def close(self) -> None:
-        """Give back what it holds."""
+        """Release its resources."""
         self.abort()
         with suppress(av.FFmpegError):
             self._container.close()
@@ -278,7 +278,7 @@ class FfmpegConnection:
 
 
 def _sent_us(packet: Packet[Any]) -> int | None:
-    """When the sender took a packet's picture, us since 1970: FFmpeg's AVProducerReferenceTime, from RTCP's reports."""
+    """When the sender captured a packet's picture, us since 1970: FFmpeg's AVProducerReferenceTime, from RTCP's reports."""
     if not packet.has_sidedata("prft"):
         return None
     data = bytes(packet.get_sidedata("prft"))

@@ -1,8 +1,8 @@
 """The base class of live sources: it connects, reports its state, notices silence, and reconnects by itself.
 
-A worker thread opens the camera and reads it; the thread that iterates over the source watches the worker's time. A call into a
-library or a driver may hang for ever and cannot be ended from outside. Such a worker is abandoned and replaced by another one.
-So no camera blocks the iteration, and closing takes no time.
+A worker thread opens and reads the camera; the thread that iterates over the source checks how long the worker has been silent.
+A call into a library or a driver may hang for ever and cannot be interrupted. Then the worker is abandoned and replaced. So no
+camera blocks the iteration, and closing takes no time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipeline.types import Frame, SourceInfo, State, UnreadableFrame
 CONNECTING, LIVE, STALLED, LOST = "connecting", "live", "stalled", "lost"
 
 MAX_QUEUED_FRAMES = 8
-"""Number of frames that wait for the iteration; if there are more, the oldest are dropped."""
+"""Largest number of frames that wait for the iteration; if there are more, the oldest are dropped."""
 
 REPLACED_BY_NEWER = "newer frames came before it was taken"
 
@@ -34,13 +34,13 @@ HANG_GRACE_S = 2.0
 """A worker that is silent for this much longer than its own timeouts is abandoned, s."""
 
 MAX_HUNG_WORKERS = 3
-"""Largest number of hanging workers: then no other is started until one of them ends."""
+"""Largest number of hanging workers: no further one is started until one of them ends."""
 
 MAX_LAG_S = 1.0
-"""A paced stream that is this late does not catch up but continues from there, s."""
+"""A paced stream that is later than this does not catch up but continues from there, s."""
 
 
-class ConnectionLost(Exception):  # noqa: N818  # a signal: what was lost is tried again
+class ConnectionLost(Exception):  # noqa: N818  # a signal: the connection is tried again
     """A camera cannot be opened, or its connection broke; the message is the cause in one sentence, and what to do."""
 
 
@@ -56,7 +56,7 @@ class Picture:
         image: BGR uint8 [H, W, 3], upright.
         stream_s: its time by the stream's own clock, s; None without a reliable one.
         taken_ns: when it was taken, or arrived, ns since 1970.
-        clock: what measured `taken_ns`.
+        clock: the clock of `taken_ns`.
         decode_ns: how long it took to decode, ns.
     """
 
@@ -71,7 +71,7 @@ class Connection(Protocol):
     """An open camera.
 
     Attributes:
-        paced: whether its pictures arrive in bursts and are played at the times of their stamps.
+        paced: whether its pictures arrive in bursts and are delivered at the times of their stamps.
         description: size and codec, as text.
         frame_rate: nominal frames a second, or None if unknown.
     """
@@ -81,7 +81,7 @@ class Connection(Protocol):
     frame_rate: float | None
 
     def __iter__(self) -> Iterator[Picture | str]:
-        """The pictures; in place of one that cannot be read the reason.
+        """The pictures; in place of one that cannot be read, the reason.
 
         Raises:
             ConnectionLost: the connection broke.
@@ -103,7 +103,7 @@ Connect = Callable[[Timeouts], Connection]
 
 
 class _Worker:
-    """A thread that opens and reads a camera, and what it is doing since when."""
+    """A thread that opens and reads a camera; records what it is doing, and since when."""
 
     def __init__(self, target: Callable[[_Worker], None], name: str) -> None:
         self.doing = "opening"  # or reading, waiting
@@ -124,14 +124,14 @@ class _Retired(Exception):  # noqa: N818  # a signal
 class LiveSource(Source):
     """A camera: iterating gives its frames and its changes of state, until it is closed.
 
-    It may be absent at the start, and may reconnect at any time with pictures of another size or codec. It is opened only when
-    the iteration begins.
+    The camera may be absent at the start, and may reconnect at any time with pictures of another size or codec. It is opened
+    only when the iteration begins.
     """
 
     def __init__(
         self, source_id: str, connect: Connect, *, timeouts: Timeouts | None = None, notes: tuple[str, ...] = ()
     ) -> None:
-        """Take what opens the camera; `source_id` holds no password."""
+        """`connect` opens the camera; `source_id` must not contain a password."""
         self.info = SourceInfo(source_id, True, None, None, None, None, notes)
         self._connect = connect
         self._timeouts = timeouts or DEFAULT_TIMEOUTS
@@ -139,7 +139,7 @@ class LiveSource(Source):
         self._clock = LiveClock()
         self._changed = threading.Condition()
         self._items: deque[Frame | UnreadableFrame | State] = deque()
-        self._waiting = self._arrived = self._given = 0  # frames: that wait, numbered so far, handed out so far
+        self._waiting = self._arrived = self._given = 0  # frames: waiting, received so far, handed out so far
         self._state = ("", "")
         self._closed = self._ended = False
         self._error: Exception | None = None
@@ -170,7 +170,7 @@ class LiveSource(Source):
             raise StopIteration
 
     def close(self) -> None:
-        """End the frames at once. A worker inside a library call ends when the call returns, at the latest at its timeout."""
+        """End the frames at once. A worker inside a library call ends when that call returns, at its timeout at the latest."""
         with self._changed:
             self._closed = True
             workers = [*self._hanging, *([self._worker] if self._worker else [])]
@@ -186,19 +186,19 @@ class LiveSource(Source):
         """Close it."""
         self.close()
 
-    # For whoever iterates, under the lock.
+    # Called by the iterating thread, under the lock.
 
     def _take(self) -> Frame | UnreadableFrame | State:
         item = self._items[0]
         if not isinstance(item, State):
             self._given += 1
-            if item.index >= self._given:  # those before it were given up
+            if item.index >= self._given:  # the frames before it were dropped
                 return UnreadableFrame(self.info.id, self._given - 1, REPLACED_BY_NEWER, given_up=True)
             self._waiting -= 1
         return self._items.popleft()
 
     def _watch(self) -> float:
-        """Notice silence; returns when to look again, s."""
+        """Check for silence; returns the time until the next check, s."""
         worker, timeouts = self._worker, self._timeouts
         assert worker is not None
         if worker.doing == "waiting":
@@ -231,7 +231,7 @@ class LiveSource(Source):
             self._items.append(State.now(state, cause))
             self._changed.notify_all()
 
-    # What a worker runs.
+    # Called by the worker's thread.
 
     def _work(self, worker: _Worker) -> None:
         try:
@@ -248,14 +248,14 @@ class LiveSource(Source):
             with self._changed:
                 self._ended = True
                 self._changed.notify_all()
-        except Exception as error:  # noqa: BLE001  # a thread's edge: whoever iterates gets it
+        except Exception as error:  # noqa: BLE001  # a thread's top level: the iterating thread raises it
             with self._changed:
                 if worker is self._worker:
                     self._error = error
                     self._changed.notify_all()
 
     def _connect_once(self, worker: _Worker) -> float:
-        """Open the camera and read it until it is lost; returns for how long it gave pictures, s."""
+        """Open the camera and read it until it is lost; returns how long it delivered pictures, s."""
         first: float | None = None
         try:
             connection = self._connect(self._timeouts)
@@ -330,13 +330,13 @@ def _retire(worker: _Worker) -> None:
 
 
 class _Pace:
-    """When pictures are due that come in bursts."""
+    """The times at which pictures that arrive in bursts are due."""
 
     def __init__(self) -> None:
         self._offset: float | None = None  # from the stream's clock to ours
 
     def until(self, stream_s: float) -> float:
-        """How long to wait for the picture of this time, s."""
+        """How long to wait before a picture with this time stamp is delivered, s."""
         now = time.monotonic()
         if self._offset is None or stream_s + self._offset < now - MAX_LAG_S:
             self._offset = now - stream_s

@@ -1,4 +1,4 @@
-"""A recording that plays as a camera, in real time: a file with `--live`, and the demo clip as `test://`."""
+"""Recordings played as a camera, in real time: files with `--live`, and the demo clip as `test://`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PICTURES_RATE = 1.0
 
 
 def open_test(uri: str, open_options: OpenOptions) -> Source:
-    """The demo clip, over and over: a person who moves, without a camera. What follows `test://` is only a name.
+    """The demo clip in a loop: a moving person, without a camera. The text after `test://` is only a name.
 
     Raises:
         SourceError: it has options.
@@ -35,7 +35,7 @@ def open_test(uri: str, open_options: OpenOptions) -> Source:
 
 
 def as_camera(again: Callable[[], Source], open_options: OpenOptions) -> Source:
-    """A recording as a camera; `again` opens it.
+    """A recording played as a camera; `again` opens it.
 
     Raises:
         SourceError: it cannot be opened.
@@ -70,11 +70,11 @@ class Replay:
         self.description = f"{info.width}x{info.height}, a recording"
 
     def __iter__(self) -> Iterator[Picture | str]:
-        """The pictures, over and over if it loops.
+        """The pictures; if it loops, without end.
 
         Raises:
-            ConnectionLost: it broke.
-            StreamEnded: it came to its end.
+            ConnectionLost: the recording broke.
+            StreamEnded: the recording has ended.
         """
         offset = 0.0
         step = 1 / (self.frame_rate or _PICTURES_RATE)
@@ -102,5 +102,5 @@ class Replay:
         """Nothing to do: it never waits."""
 
     def close(self) -> None:
-        """Give back the file."""
+        """Close the file."""
         self._source.close()

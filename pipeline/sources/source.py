@@ -22,7 +22,7 @@ class OnDamage(str, Enum):
     """It ends with a SourceError, after the frames before the damage."""
 
     SKIP = "skip"
-    """It goes on with the next complete picture; each lost frame is an UnreadableFrame."""
+    """It continues with the next complete picture; each lost frame is an UnreadableFrame."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class OpenOptions:
 
     Attributes:
         stream: which of a file's video streams, from 0, or None for the one that players show.
-        on_damage: whether a video ends at damage or goes on after it.
-        live: whether a file plays as a camera does.
-        loop: whether that goes on from its beginning for ever.
+        on_damage: whether a video ends at damage or continues after it.
+        live: whether a file plays as a camera.
+        loop: whether such a file plays in a loop.
         timeouts: the timeouts of a live source.
-        options: what is asked of a camera, as in its address: pairs of a name and a value.
-        decode: who decodes what is compressed as video.
+        options: options of a camera, as in its address: pairs of a name and a value.
+        decode: what decodes video: the CPU or a GPU.
     """
 
     stream: int | None = None
@@ -49,9 +49,9 @@ class OpenOptions:
 
 
 class Source(Protocol):
-    """Gives frames, in order and once; a context manager. Iterating again continues.
+    """Gives each frame once, in order; a context manager. Iterating again continues where it stopped.
 
-    It may be iterated in another thread than the one that opened it, and closed from any thread.
+    It may be iterated in a thread other than the one that opened it, and closed from any thread.
 
     Attributes:
         info: its description.
@@ -62,10 +62,10 @@ class Source(Protocol):
     def __iter__(self) -> Iterator[Frame | UnreadableFrame | State]:
         """The frames, numbered without gaps; an UnreadableFrame takes the place of one that cannot be read.
 
-        A live source gives its states too, each when it begins. It never breaks: it is lost, and comes back.
+        A live source also gives its states, each when it begins. It never raises when it is lost: it reconnects.
 
         Raises:
-            SourceError: the source broke; the frames before it came.
+            SourceError: the source broke; the frames before that have been given.
         """
         ...
 
@@ -83,7 +83,7 @@ class Source(Protocol):
 
 
 class FileSource(Source):
-    """What sources of files share: frames from a generator that one thread at a time runs, and a close that waits for it.
+    """The base class for files: frames from a generator, which one thread at a time runs, and a `close` that waits for it.
 
     A subclass calls `super().__init__()` last.
     """

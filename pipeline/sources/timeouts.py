@@ -14,7 +14,7 @@ class Timeouts:
         open_s: time to open a camera, s.
         read_s: time without data from an open camera, s; then the connection is closed.
         stalled_s: time without a picture from an open camera, s; then its state is `stalled`.
-        first_wait_s: wait before the second attempt to reconnect, s; the first follows at once. Each wait is twice the last.
+        first_wait_s: wait before the second attempt to reconnect, s; the first is made at once. Each wait doubles the last.
         longest_wait_s: longest wait before an attempt, s.
         jitter: random variation of the waits (a fraction), so that the cameras of one recorder do not reconnect at the same
             moment.
@@ -28,7 +28,7 @@ class Timeouts:
     jitter: float = 0.2
 
     def __post_init__(self) -> None:
-        """Check that every time is one."""
+        """Check the values."""
         times = (self.open_s, self.read_s, self.stalled_s, self.first_wait_s, self.longest_wait_s)
         if not all(value > 0 for value in times) or not 0 <= self.jitter < 1:
             raise ValueError(f"expected times above 0 s and a jitter in 0..1, received {self}")
@@ -39,7 +39,7 @@ DEFAULT_TIMEOUTS = Timeouts()
 
 
 class Backoff:
-    """The waits between attempts to reconnect: none, then longer and longer ones, until a connection is stable."""
+    """The waits between attempts to reconnect: none at first, then ever longer ones, until a connection is stable."""
 
     def __init__(self, timeouts: Timeouts) -> None:
         self._timeouts = timeouts
@@ -48,8 +48,8 @@ class Backoff:
     def after(self, lived_s: float) -> float:
         """The wait after a connection that gave pictures for `lived_s` seconds (0: it could not be made), s.
 
-        A connection counts as stable if it lasts longer than the wait before it, so that a camera which fails again and again
-        after a moment is not tried without a pause.
+        A connection counts as stable if it lasts longer than the wait before it. Otherwise a camera that always fails after a
+        moment would be tried without a pause.
         """
         last = self._wait_s
         if last is None or lived_s > max(last, self._timeouts.first_wait_s):
