@@ -22,11 +22,11 @@ from pipeline.stages import warp_crop
 from pipeline.types import Frame
 
 FOLLOW_STEP = 5
-"""Largest mean distance of two sampled frames, in frames, at which the nearest person is tracked. If they are farther apart,
+"""Largest mean distance between sampled frames, in frames, at which the nearest person is tracked. If they are farther apart,
 each frame is searched independently."""
 
 SHEET_TILE_PX, SHEET_COLUMNS, SHEET_TILES = 96, 12, 144
-"""A preview sheet: side of a crop on it, px; crops in a row; the most crops on it, chosen evenly."""
+"""A preview sheet: side of a crop on it, px; crops in a row; largest number of crops on it, chosen evenly."""
 
 
 def collect_crops(sources: Sequence[Path], model: PoseModel, detector: PeopleDetector, count: int) -> CalibrationSet:
@@ -45,7 +45,7 @@ def collect_crops(sources: Sequence[Path], model: PoseModel, detector: PeopleDet
     """
     crops: list[NDArray[np.uint8]] = []
     for index, path in enumerate(sources):
-        # What earlier sources gave too little, later ones may make up for.
+        # Later sources make up for crops that earlier ones lacked.
         share = -(-(count - len(crops)) // (len(sources) - index))
         crops.extend(_crops(path, model, detector, share))
     if not crops:
@@ -57,7 +57,7 @@ def _crops(path: Path, model: PoseModel, detector: PeopleDetector, share: int) -
     with open_source(path) as source:
         frames = source.info.frame_count
         is_video = source.info.frame_rate is not None
-    if frames is None:  # its container does not say: count them
+    if frames is None:  # not declared by its container: count them
         with open_source(path) as source:
             frames = sum(1 for _ in source)
     looked_at = {round(index) for index in np.linspace(0, frames - 1, min(share, frames))}
@@ -72,7 +72,7 @@ def _crops(path: Path, model: PoseModel, detector: PeopleDetector, share: int) -
 
 
 def draw_preview(crops: NDArray[np.uint8]) -> bytes:
-    """Crops [N, 256, 256, 3] as one PNG, to see what was collected."""
+    """Crops [N, 256, 256, 3] as one PNG, for a visual check."""
     chosen = crops[np.linspace(0, len(crops) - 1, min(len(crops), SHEET_TILES)).round().astype(int)]
     tiles = [cv2.resize(crop, (SHEET_TILE_PX, SHEET_TILE_PX), interpolation=cv2.INTER_AREA) for crop in chosen]
     columns = min(SHEET_COLUMNS, len(tiles))

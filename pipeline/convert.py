@@ -17,15 +17,15 @@ from pipeline.formats.table import open_recorders
 from pipeline.people.world import WorldEstimator
 from pipeline.types import Frame, PosedFrame, RunHeader, TrackEventKind
 
-_NO_PICTURE = np.zeros((1, 1, 3), np.uint8)  # files of motion hold none
+_NO_PICTURE = np.zeros((1, 1, 3), np.uint8)  # motion files contain no pictures
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written.
+    """The result of a conversion.
 
     Attributes:
-        files: the files.
+        files: the files that were written.
         worlds: the world of each take.
         cut_off: whether the last line of the poses was cut off.
     """
@@ -50,8 +50,8 @@ def convert(
     Args:
         poses: the file.
         out: folder for the files.
-        formats: of `pipeline.formats.table.FORMATS`, those without pictures.
-        export: how they are written.
+        formats: names from `pipeline.formats.table.FORMATS`, of formats without pictures.
+        export: how motion files are written.
         given: what is known of the camera's position. The rest is estimated from all frames of a take together, so that the
             world is as good for its first frames as for its last; a world that was given to the run is kept.
         raw: whether to use the raw poses even if there are smoothed ones.
@@ -91,7 +91,7 @@ def _takes(frames: Sequence[PosesAtTime]) -> list[list[PosesAtTime]]:
 
 
 def _given_to(world: World | None) -> GivenWorld:
-    """What of a run's world was given to it."""
+    """The part of a run's world that was given, not estimated."""
     if world is None:
         return GivenWorld()
     up = world.up if world.origin.value == "given" else None
@@ -100,7 +100,7 @@ def _given_to(world: World | None) -> GivenWorld:
 
 
 def _stood(take: Sequence[PosesAtTime], header: RunHeader, given: GivenWorld) -> list[PosedFrame]:
-    """The frames of a take in the world that all of them tell of."""
+    """The frames of a take, in the world that is estimated from all of them."""
 
     def estimator(known: GivenWorld) -> WorldEstimator:
         return WorldEstimator(header.joint_set, known, true_camera=header.root_depth_source is RootDepthSource.INTRINSICS)

@@ -1,6 +1,6 @@
 """Draws the result: the skeletons over the frame, and beside it the same poses in 3D on a floor that rotates slowly.
 
-A single person's left is blue, the right orange, the middle white: colour-blind people can distinguish this pair, too. With
+A single person's left is blue, the right orange, the middle white: colour-blind people can distinguish these, too. With
 several people, each has a colour that depends on the track id, lighter on the left and darker on the right. Joints below
 `LOW_SCORE` are hollow, and bones that end at one are thin and dashed. Line widths and text scale with the picture's shorter
 side, so that 360p and 4K look alike. The 3D view rotates with the frame's time stamp, not with the wall clock: the same frames
@@ -50,7 +50,7 @@ TURN_DEGREES_PER_S = 15.0
 """Angular speed of the 3D view: one rotation in 24 s."""
 
 START_DEGREES = 30.0
-"""The 3D view's angle at time 0, so that a single picture shows depth, too."""
+"""The 3D view's angle at time 0: not 0, so that even a single picture shows depth."""
 
 _SIDES = ("left", "right", "middle")
 _ALONE_BGR = np.array([LEFT_BGR, RIGHT_BGR, MIDDLE_BGR], np.float64)
@@ -63,7 +63,7 @@ class PoseRenderer:
     """Draws the frames of one source, in order.
 
     A person's position on the floor is smoothed over time, so that noise in the root depth does not shake the 3D view. A frame
-    of another source, or of an earlier time, resets this. If poses have smoothed joints, these are drawn. One thread at a time.
+    of another source, or of an earlier time, resets this. If poses have smoothed joints, these are drawn. Not thread-safe.
     """
 
     def __init__(self, joint_set: JointSet) -> None:
@@ -113,7 +113,7 @@ class PoseRenderer:
         unit = side / 360
         poses = tuple(as_shown(pose, camera) for pose in poses)
         afresh = frame.source_id != self._floor.source_id or frame.time_s < self._floor.time_s
-        # It stays so: colours that come and go tell nobody apart.
+        # Once there were several people, they keep their colours: colours that change would identify nobody.
         self._several = len(poses) > 1 or (self._several and not afresh)
         far_first = sorted(poses, key=lambda pose: -pose.root_depth_mm)
         for pose in far_first:
@@ -138,7 +138,7 @@ class PoseRenderer:
     def _draw_over(self, picture: Picture, pose: Pose, unit: float) -> None:
         """Draw the skeleton over the picture."""
         points = np.clip(pose.joints_px, -FAR_PX, FAR_PX)
-        # A small person gets thin bones, to stay visible underneath.
+        # A small person gets thin bones, which do not hide the person.
         radius = float(np.clip(0.0105 * max(pose.box.width, pose.box.height), 1.3 * unit, 3.2 * unit))
         depth = np.clip(pose.joints_mm[:, 2], -FAR_MM, FAR_MM)
         strokes = self._skeleton.strokes(
@@ -176,7 +176,7 @@ class PoseRenderer:
         parts = []
         for pose, points in zip(poses, people, strict=True):
             nearness = points[:, 2]
-            # More than perspective alone would, width and brightness tell near from far.
+            # Width and brightness vary more than with perspective alone, to show what is near and what is far.
             radius = np.maximum(_BONE_RADIUS_MM / floor.zoom * view.scale * nearness**1.5, 0.9 * view.unit)
             shade = np.clip(0.94 + 1.5 * (nearness - 1.0), 0.6, 1.0)
             parts.append(self._skeleton.strokes(points[:, :2], radius, -nearness, shade, pose.scores, self._colours(pose)))
@@ -193,12 +193,12 @@ class PoseRenderer:
 
 @dataclass(frozen=True)
 class _Skeleton:
-    """What of a joint set is drawn.
+    """The parts of a joint set that are drawn.
 
     Attributes:
         bones: [B, 2] pairs of joints.
         bone_sides: [B] 0 for the left, 1 for the right, 2 for the middle.
-        joints: [K] joints at the ends of bones. One without bones (Human3.6M's Thorax) would be a dot that means nothing.
+        joints: [K] joints at the ends of bones. A joint without bones (Human3.6M's Thorax) would be a meaningless dot.
         joint_sides: [K] as `bone_sides`.
     """
 
@@ -220,7 +220,7 @@ class _Skeleton:
 
         Args:
             points: [J, 2] px.
-            radius: [J] of the bones there, px.
+            radius: [J] radius of the bones at each joint, px.
             depth: [J], greater is farther away.
             shade: [J] brightness, 0..1.
             scores: [J], 0..1.

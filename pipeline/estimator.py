@@ -27,8 +27,8 @@ class Estimator:
     Args:
         model: reads the poses; several estimators may share it.
         people: proposes the boxes of each frame, and assigns the poses to people.
-        camera: the true intrinsics for pictures of the first one's size, or None to assume a field of view for each picture's
-            size. They are scaled to pictures of another size; for another aspect ratio a field of view is assumed.
+        camera: the true intrinsics for pictures of the first one's size, or None to assume a field of view for each picture
+            size. They are scaled for pictures of another size; for another aspect ratio a field of view is assumed.
         rotation_check: searches frames without people in rotated pictures, until a person is found, to report pictures that
             are not upright; None to skip this.
         world: what is known of the camera's position; the rest is estimated from the people.
@@ -47,7 +47,7 @@ class Estimator:
         self._people = people
         self._camera = camera
         self._rotation_check = rotation_check
-        self._size: tuple[int, int] | None = None  # of the first picture
+        self._size: tuple[int, int] | None = None  # size of the first picture
         self._smoother = PoseSmoother(model.info.joint_set.root)
         self._world = WorldEstimator(model.info.joint_set, world or GivenWorld(), true_camera=camera is not None)
 
@@ -66,13 +66,13 @@ class Estimator:
                 for tracked in self._people.find(frame, stopwatch):
                     try:
                         tracked.box.clip(*size)
-                    except GeometryError as error:  # one person: the others of the frame still have poses
+                    except GeometryError as error:  # concerns one person: the others in the frame still have poses
                         problems.append(str(error))
                     else:
                         boxes.append(tracked)
                 try:
                     read = predict(self._model, frame.image, boxes, stopwatch, held)
-                except GeometryError:  # whoever was followed was not seen in this frame
+                except GeometryError:  # the tracked people count as not seen in this frame
                     self._people.identify(())
                     raise
                 with stopwatch.span("track"):

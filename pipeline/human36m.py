@@ -1,4 +1,4 @@
-"""Human3.6M's two protocols, as the authors' public code scores them, on the annotation files of 3DMPPE.
+"""Human3.6M's two protocols, scored as in the authors' public code, on the annotation files of 3DMPPE.
 
     FOLDER/annotations/Human36M_subject{9,11}_{data,camera,joint_3d}.json
     FOLDER/images/s_09_act_02_subact_01_ca_01/s_09_act_02_subact_01_ca_01_000001.jpg, ...
@@ -32,7 +32,7 @@ ACTIONS = (
     "Directions", "Discussion", "Eating", "Greeting", "Phoning", "Posing", "Purchases", "Sitting", "SittingDown", "Smoking",
     "Photo", "Waiting", "Walking", "WalkDog", "WalkTogether",
 )  # fmt: skip
-"""The actions in the order of their numbers, the first of which is 2."""
+"""The actions in the order of their numbers, from 2."""
 
 FIRST_ACTION = 2
 EVERY = 64
@@ -42,7 +42,7 @@ SUBJECTS = {1: (11,), 2: (9, 11)}
 """The test subjects of each protocol."""
 
 LEAST_OVERLAP = 0.3
-"""Smallest intersection over union of a box around the true joints and the annotated box."""
+"""Smallest allowed intersection over union of the box around the true joints and the annotated box."""
 
 BATCH = 16
 _LEFT, _RIGHT = HUMAN36M.joints.index("L_Shoulder"), HUMAN36M.joints.index("R_Shoulder")
@@ -50,7 +50,7 @@ _LEFT, _RIGHT = HUMAN36M.joints.index("L_Shoulder"), HUMAN36M.joints.index("R_Sh
 
 @dataclass(frozen=True)
 class TestFrame:
-    """A picture of the test set with its truth.
+    """A picture of the test set with its ground truth.
 
     Attributes:
         path: the picture.
@@ -59,10 +59,10 @@ class TestFrame:
         region: the square that the network reads, px.
         camera: the intrinsics.
         joints_mm: [18, 3] true joints in camera space, mm; Thorax is the middle of the shoulders.
-        root_depth_mm: the distance of the pelvis that predictions are lifted with.
+        root_depth_mm: the distance of the pelvis with which predictions are lifted.
     """
 
-    __test__ = False  # pytest: no test, whatever its name
+    __test__ = False  # for pytest: not a test, in spite of its name
 
     path: Path
     subject: int
@@ -79,8 +79,8 @@ class Scores:
 
     Attributes:
         frames: the frames.
-        mpjpe_mm: [F, 17] distances of the scored joints after moving both pelvises to the origin (protocol 2).
-        pa_mpjpe_mm: [F, 17] distances after aligning each pose with its truth by rotation and translation (protocol 1).
+        mpjpe_mm: [F, 17] errors of the scored joints after moving both pelvises to the origin (protocol 2).
+        pa_mpjpe_mm: [F, 17] errors after aligning each pose with its truth by rotation and translation (protocol 1).
     """
 
     frames: tuple[TestFrame, ...]
@@ -88,7 +88,7 @@ class Scores:
     pa_mpjpe_mm: NDArray[np.float64]
 
     def of(self, protocol: int, action: int | None = None) -> float | None:
-        """A protocol's score, mm, over all frames or those of one action; None where there are none."""
+        """A protocol's score, mm, over all frames or those of one action; None if there are none."""
         chosen = [frame.subject in SUBJECTS[protocol] and action in (None, frame.action) for frame in self.frames]
         errors = (self.pa_mpjpe_mm if protocol == 1 else self.mpjpe_mm)[np.array(chosen, bool)]
         return float(errors.mean()) if len(errors) else None
@@ -103,7 +103,7 @@ def read_test_set(folder: Path, subjects: Sequence[int], boxes: Path | None = No
         boxes: a `bbox_root_human36m_output.json` of RootNet: regions and root depths in place of the true ones.
 
     Raises:
-        SourceError: a file is missing or is not what it should be.
+        SourceError: a file is missing or has the wrong format.
     """
     given = _read_boxes(boxes) if boxes else None
     frames = [frame for subject in subjects for frame in _read_subject(folder, subject, given)]
@@ -122,7 +122,7 @@ def evaluate(
     """Predict every frame and compare.
 
     Args:
-        model: reads the poses; of Human3.6M's 18 joints.
+        model: reads the poses; it must have Human3.6M's 18 joints.
         frames: the test set.
         flip: average each prediction with that of the mirrored crop, as the authors do.
         on_progress: called with the number of finished frames.
@@ -153,11 +153,11 @@ def evaluate(
 
 
 def predict(model: PosePredictor, crops: NDArray[np.uint8], *, flip: bool) -> NDArray[np.float64]:
-    """Joints [N, 18, 3] of crops (px of the crop, mm from the pelvis), averaged with those of the mirrored crops for `flip`.
+    """Joints [N, 18, 3] of crops (px in the crop, mm from the pelvis); with `flip`, averaged with those of mirrored crops.
 
     Mirrored positions are mirrored back in the heat map, as in the authors' code: bin W - 1 - x of W. In the crop that is
-    256 - x - 256/W px, while the mirrored picture needs 255 - x: so their test shifts all joints by half the difference. The
-    shift nearly vanishes when the pelvises are aligned; without it the score could not be compared with theirs.
+    256 - x - 256/W px, although 255 - x would be right: so their test shifts all joints by half the difference. The shift
+    nearly vanishes when the pelvises are aligned; without it the score could not be compared with theirs.
     """
     joints = _joints(model.run(crops))
     if flip:
@@ -168,7 +168,7 @@ def predict(model: PosePredictor, crops: NDArray[np.uint8], *, flip: bool) -> ND
 
 
 def to_camera_space(joints: NDArray[np.float64], frame: TestFrame) -> NDArray[np.float64]:
-    """Joints [18, 3] of a crop to camera space, mm, with the frame's root depth."""
+    """Convert joints [18, 3] of a crop to camera space, mm, with the frame's root depth."""
     place = apply_affine(invert_affine(crop_from_image(frame.region)), joints)
     place[:, 2] += frame.root_depth_mm
     return frame.camera.unproject(place)
@@ -201,7 +201,7 @@ def _read_subject(folder: Path, subject: int, given: dict[str, tuple[Box, float]
                 region, root_depth_mm = given[str(picture["id"])]
             else:
                 found = true_region(annotation["bbox"], picture["width"], picture["height"])
-                if found is None:  # as the authors' code, which leaves such a frame out
+                if found is None:  # the authors' code skips such frames, too
                     continue
                 region, root_depth_mm = found, float(joints_mm[HUMAN36M.root, 2])
             action = picture["action_idx"] - FIRST_ACTION
@@ -216,7 +216,7 @@ def _read_subject(folder: Path, subject: int, given: dict[str, tuple[Box, float]
 def true_region(box: Sequence[float], width: int, height: int) -> Box | None:
     """The authors' region for an annotated box x, y, width, height (px): clipped, made square, enlarged; None if it is empty.
 
-    Their clipping ends a pixel before the picture's edge and the box's own, unlike `convnextpose.crop`'s.
+    Unlike `convnextpose.crop`, their clipping ends one pixel before the edges of the picture and of the box.
     """
     x, y, w, h = (float(value) for value in box)
     x1, y1 = max(0.0, x), max(0.0, y)
@@ -242,9 +242,9 @@ def _convention(
     camera: Intrinsics,
     box: Sequence[float],
 ) -> _Conversion:
-    """Whether `t` is the world's origin in camera space, or as in older files the camera's place in the world.
+    """Whether `t` is the world's origin in camera space or, as in older files, the camera's position in the world.
 
-    Only with the right one are the joints where the annotated box is.
+    Only with the right one do the joints agree with the annotated box.
     """
     conversions: tuple[_Conversion, ...] = (
         lambda world, r, t: world @ r.T + t,

@@ -1,4 +1,4 @@
-"""Inboxes between threads, the newest frame of each source, and the limit of frames in flight from a source."""
+"""Inboxes between threads, the newest frame of each source, and the limit on the frames in flight from a source."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 MAX_FRAMES_IN_FLIGHT = 12
-"""Largest number of frames of one recording in flight: enough to level out uneven stages."""
+"""Largest number of frames of one recording in flight: enough to even out stages of varying speed."""
 
 MAX_BYTES_IN_FLIGHT = 384 * 2**20
 """Largest size of one recording's pictures in flight, bytes, unless a single frame is larger."""
@@ -164,13 +164,13 @@ class InFlight:
             return False
 
     def enter(self, size: int) -> None:
-        """A frame of `size` bytes is in flight."""
+        """Record that a frame of `size` bytes is in flight."""
         with self._changed:
             self._frames += 1
             self._bytes += size
 
     def leave(self, size: int) -> None:
-        """A frame of `size` bytes has reached its end."""
+        """Record that a frame of `size` bytes is finished."""
         with self._changed:
             self._frames -= 1
             self._bytes -= size

@@ -13,7 +13,7 @@ PEOPLE_BGR = (
     (233, 180, 86), (66, 228, 240), (167, 121, 255), (120, 214, 96), (0, 140, 255), (255, 120, 150), (190, 235, 190),
     (90, 90, 245), (215, 200, 0), (205, 170, 240), (0, 190, 190), (150, 190, 215),
 )  # fmt: skip
-"""Colours of people; track ids take them in turn. Near the first ones: the colours of Okabe and Ito for colour-blind people."""
+"""Colours of people; track ids take them in turn. The first ones resemble Okabe and Ito's colours for colour-blind people."""
 
 _LIGHT, _DARK = (255, 255, 255), (0, 0, 0)
 
@@ -30,8 +30,8 @@ def side_bgr(track_id: int) -> Array:
 
 
 _STEPS = np.stack(np.meshgrid(np.arange(-10, 11), np.arange(-10, 11)), axis=-1).reshape(-1, 2)
-"""[N, 2] positions that are tried, in units of half a label. In a corner a quarter of them is inside the picture, and one of
-these is free even beside ten other labels, each of which covers nine."""
+"""[N, 2] positions to try, in units of half a label. In a corner a quarter of them is inside the picture, and one of these is
+free even beside ten other labels, each of which covers nine positions."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The frame ledger of one source: every received frame ends exactly once as posed, dropped or failed."""
+"""The frame ledger of one source: every received frame ends exactly once, as posed, dropped or failed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 KEPT_REASONS = 50
-"""Number of different reasons that are counted separately; the rest is counted together, so that memory stays bounded."""
+"""Number of different reasons that are counted separately; the rest are counted together, so that memory stays bounded."""
 
 OTHER_REASONS = "other reasons"
 
 Reasons = tuple[tuple[str, int], ...]
-"""Reasons and how often each was given, the most frequent first."""
+"""Reasons and their counts, most frequent first."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class LedgerCounts:
 
     Attributes:
         received: frames from the source.
-        posed: frames that all recorders that must have them have.
-        with_person: those of them with at least one pose.
+        posed: frames that have reached all recorders that must have them.
+        with_person: posed frames with at least one pose.
         dropped: frames that were replaced by newer ones.
         failed: frames that could not be read or processed, or that a stopped run left unfinished.
         drop_reasons: the reasons for dropped frames, with their counts.
@@ -46,7 +46,7 @@ class LedgerCounts:
         return self.received - self.posed - self.dropped - self.failed
 
     def __str__(self) -> str:
-        """The account in one line."""
+        """The counts in one line."""
         text = f"received {self.received} = posed {self.posed} + dropped {self.dropped} + failed {self.failed}"
         return text + (f" (+ {self.in_flight} in flight)" if self.in_flight else "")
 
@@ -66,7 +66,7 @@ class FrameLedger:
         self._problems: Counter[str] = Counter()
 
     def receive(self, index: int) -> None:
-        """A frame was received."""
+        """Count a received frame."""
         with self._lock:
             if index in self._open:
                 raise ValueError(f"frame {index} of {self.source_id} was received twice")
@@ -74,7 +74,7 @@ class FrameLedger:
             self._received += 1
 
     def pose(self, index: int, *, with_person: bool = False, problems: Iterable[str] = ()) -> None:
-        """A frame is posed: every recorder has it; `problems` say why people in it have no pose."""
+        """Count a posed frame, which every recorder has; `problems` say why people in it have no pose."""
         with self._lock:
             self._end(index)
             self._posed += 1
@@ -83,19 +83,19 @@ class FrameLedger:
                 _count(self._problems, problem)
 
     def drop(self, index: int, reason: str) -> None:
-        """A frame was replaced by a newer one."""
+        """Count a frame that was replaced by a newer one."""
         with self._lock:
             self._end(index)
             _count(self._drops, reason)
 
     def fail(self, index: int, reason: str) -> None:
-        """A frame could not be read or processed."""
+        """Count a frame that could not be read or processed."""
         with self._lock:
             self._end(index)
             _count(self._failures, reason)
 
     def fail_rest(self, reason: str) -> None:
-        """The run stopped: every frame in flight fails for `reason`."""
+        """Count every frame in flight as failed for `reason`, because the run stopped."""
         with self._lock:
             if self._open:
                 _count(self._failures, reason, len(self._open))

@@ -1,4 +1,4 @@
-"""The networks of a run: by the name of default weights, or by the path of a checkpoint, an exported file or an engine."""
+"""The networks of a run, named by default weights or by the path of a checkpoint, an exported file or an engine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from engines.sessions.triton import is_served
 _log = logging.getLogger("convnextpose.models")
 
 MAX_BATCH = 16
-"""Largest batch of crops of several sources."""
+"""Largest batch of crops from several sources."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def open_models(
 
     Args:
         model, runtime, precision, random_weights, threads, max_batch: as for `open_model`.
-        detector, person: as for `open_detector`; None for no detector, as random weights have none in any case.
+        detector, person: as for `open_detector`; None for no detector. Random weights never have one.
 
     Raises:
         CheckpointError, ModelError, RuntimeUnavailableError: they cannot be opened.
@@ -112,7 +112,7 @@ def open_model(
             f"expected a model: one of the default weights ({', '.join(weights.names())}), a checkpoint, an .onnx or an "
             f".engine file; received {model!r}, which is none of them"
         )
-    if is_engine(path):  # its manifest has the model's own name
+    if is_engine(path):  # its manifest contains the model's name
         return opened(path)
     return opened(path if path.suffix == ".onnx" else verify(path), name=path.name)
 
@@ -122,7 +122,7 @@ def _random_checkpoint(variant: str) -> VerifiedCheckpoint:
         known = ", ".join(v.name.lower() for v in Variant)
         raise CheckpointError(f"expected one of {known} as the model of random weights, received {variant!r}")
     try:
-        from convnextpose.network import random_state  # torch: an extra that only this path needs
+        from convnextpose.network import random_state  # imports torch, an extra that nothing else here needs
     except ImportError as error:
         raise RuntimeUnavailableError(f"random weights need torch: {error}; {install_command('build')}") from error
 

@@ -33,7 +33,7 @@ class Bone:
 
 
 def _limbs(side: str, letter: str, out: float) -> dict[str, Bone]:
-    """One side's leg and arm."""
+    """The leg and the arm of one side."""
     down, outward = (0.0, -1.0, 0.0), (out, 0.0, 0.0)
     return {
         f"{side}UpperLeg": Bone("Hips", f"{letter}_Hip", f"{letter}_Knee", down),
@@ -53,14 +53,14 @@ BONES: dict[str, Bone] = {
     **_limbs("Left", "L", -1.0),
     **_limbs("Right", "R", 1.0),
 }
-"""Parents before children. `spine` and `neck` are the joints that the joint sets call Torso or Spine, and Neck or Thorax."""
+"""Unity's bones, parents before children. `spine` is called Torso or Spine in the joint sets, and `neck` Neck or Thorax."""
 
 _FRAMES = {"Hips": ("L_Hip", "R_Hip"), "Spine": ("L_Shoulder", "R_Shoulder")}
-"""Bones whose rotation about their own axis is visible, with the pair of joints across them that shows it."""
+"""Bones whose rotation about their own axis is visible, with the pair of joints that shows it."""
 
 
 def joint_indices(joint_set: JointSet) -> dict[str, int]:
-    """The joints by name, with `spine` and `neck` for what each joint set calls them."""
+    """The indices of the joints by name, with `spine` and `neck` instead of the joint set's own names for them."""
     names = {name: index for index, name in enumerate(joint_set.joints)}
     names["spine"] = names["Torso"] if "Torso" in names else names["Spine"]
     names["neck"] = names["Neck"] if "Neck" in names else names["Thorax"]
@@ -68,13 +68,13 @@ def joint_indices(joint_set: JointSet) -> dict[str, int]:
 
 
 def solve(joints_m: Array, names: dict[str, int]) -> dict[str, tuple[Array, Array]]:
-    """Where Unity's humanoid bones begin, and their rotations from the T-pose.
+    """The start points of Unity's humanoid bones, and their rotations from the T-pose.
 
     A limb is rotated the shortest way from its parent's direction to its own: rotation about its own axis is not visible.
 
     Args:
         joints_m: [J, 3] in Unity's axes, m.
-        names: the joints' indices by name, of `joint_indices`.
+        names: the joints' indices by name, from `joint_indices`.
 
     Returns:
         For each bone its position [3], m, and its rotation [3, 3], both in the space of `joints_m`.
@@ -93,7 +93,7 @@ def solve(joints_m: Array, names: dict[str, int]) -> dict[str, tuple[Array, Arra
 
 
 def _frame(right: Array, up: Array, otherwise: Array) -> Array:
-    """The rotation with this y axis, and an x axis as near to `right` as that allows; `otherwise` where they are parallel."""
+    """The rotation with y axis `up` and an x axis as near to `right` as possible; `otherwise` if they are parallel."""
     forward = np.cross(right, up)
     length, height = float(np.linalg.norm(forward)), float(np.linalg.norm(up))
     if length < 1e-9 or height < 1e-9:
@@ -103,13 +103,13 @@ def _frame(right: Array, up: Array, otherwise: Array) -> Array:
 
 
 def _between(start: Array, end: Array) -> Array:
-    """The shortest rotation from one direction to another; none where the other has no length."""
+    """The shortest rotation from one direction to another; the identity if the other has no length."""
     length = float(np.linalg.norm(end))
     if length < 1e-9:
         return np.eye(3)
     a, b = start / np.linalg.norm(start), end / length
     axis, cosine = np.cross(a, b), float(a @ b)
-    if cosine < -1 + 1e-9:  # opposite: half a turn about any axis across
+    if cosine < -1 + 1e-9:  # opposite: half a turn about any perpendicular axis
         across = np.cross(a, np.eye(3)[np.argmin(np.abs(a))])
         across /= np.linalg.norm(across)
         return 2 * np.outer(across, across) - np.eye(3)
@@ -120,7 +120,7 @@ def _between(start: Array, end: Array) -> Array:
 
 def quaternion(rotation: Array) -> tuple[float, float, float, float]:
     """A rotation [3, 3] as a unit quaternion x, y, z, w with w >= 0."""
-    # The four squares are found from the diagonal; the largest component is the safe one to divide by.
+    # The diagonal gives the four components' squares; dividing by the largest component is numerically safe.
     m = rotation
     squares = np.array([1 + m[0, 0] - m[1, 1] - m[2, 2], 1 - m[0, 0] + m[1, 1] - m[2, 2], 1 - m[0, 0] - m[1, 1] + m[2, 2],
                         1 + np.trace(m)])  # fmt: skip

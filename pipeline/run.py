@@ -1,4 +1,4 @@
-"""From a config to a running pipeline: opens the models, the sources, the people finder and the results."""
+"""Makes a pipeline from a config: opens the models, the sources, the people finder and the results."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ from pipeline.views.table import ViewConfig, open_view
 _log = logging.getLogger("convnextpose.run")
 
 RANDOM_CAPTION = "RANDOM WEIGHTS"
-"""Written on every picture of a run with random weights, whose poses mean nothing."""
+"""Written on every picture of a run with random weights, whose poses are meaningless."""
 
 MAX_LIST_BYTES = 2**20
-"""Largest file of sources: more lines than any machine can run."""
+"""Largest file of sources, bytes: more lines than any machine can run."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ def read_sources(path: Path) -> tuple[SourceEntry, ...]:
     Empty lines and lines that begin with # are skipped. A path is relative to the working directory.
 
     Raises:
-        SourceError: it cannot be read, or a line is wrong. The message has the line's number, but nothing of its text, which
-            may contain a password.
+        SourceError: it cannot be read, or a line is wrong. The message has the line's number but not its text, which may
+            contain a password.
     """
     try:
         lines = read_file(path, MAX_LIST_BYTES, SourceError, "a file of sources").decode().splitlines()
@@ -126,14 +126,14 @@ class RunConfig:
         world: what is known of the camera's position, the same for every source; the rest is estimated from the people.
         trace: file for the timeline of every frame, or None.
         random_weights: replace the model's weights by random numbers, for benchmarks.
-        min_score: lowest mean joint score that counts as a person, 0..1. In single pictures two thirds of it are enough if the
+        min_score: lowest mean joint score that counts as a person, 0..1. In single pictures two thirds of it is enough if the
             detector's score is high.
         max_people: largest number of people tracked at once; if there are more, the nearest.
         keep_lost_s: how long a person who is out of sight keeps the track id, s.
         smooth: whether data files also contain the poses smoothed over time; videos and views always show these.
         threads: threads of the network's library, or None for its own choice.
         video_stream: which of a file's video streams is read, from 0, or None for the one that players show.
-        on_damage: at damage in a recording, `stop` ends there and `skip` goes on after it.
+        on_damage: at damage in a recording, `stop` ends there and `skip` continues after it.
         views: the live views and outputs of the newest poses.
         live: whether files play as cameras do: in real time, newest frame only.
         loop: whether such files play in a loop.
@@ -256,10 +256,10 @@ def unique_ids(infos: Sequence[SourceInfo]) -> list[str]:
 
 
 def _keep_apart(config: RunConfig, folders: Sequence[Path]) -> None:
-    """Refuse results that would replace what they are made from, or each other.
+    """Refuse results that would replace their own input, or each other.
 
     Raises:
-        SinkError: naming the file.
+        SinkError: they would; names the file.
     """
     inputs = [
         *(entry.uri for entry in config.source_list),
@@ -267,7 +267,7 @@ def _keep_apart(config: RunConfig, folders: Sequence[Path]) -> None:
         config.model,
         config.detector,
     ]
-    read = {Path(path).resolve() for path in inputs if Path(path).exists()}  # models may be names
+    read = {Path(path).resolve() for path in inputs if Path(path).exists()}  # models may be names instead of files
     names = [FORMATS[name].file_name for name in config.formats]
     written = [folder / name for folder in folders for name in names] if config.out else []
     written += [config.out / SUMMARY_NAME] if config.out else []
@@ -281,7 +281,7 @@ def _keep_apart(config: RunConfig, folders: Sequence[Path]) -> None:
 
 
 def _check_camera(camera: Intrinsics, info: SourceInfo) -> None:
-    """Refuse a principal point outside the picture: it belongs to pictures of another size."""
+    """Refuse a principal point outside the picture: the intrinsics belong to pictures of another size."""
     if info.width and info.height and not (0 <= camera.cx <= info.width and 0 <= camera.cy <= info.height):
         raise GeometryError(
             f"expected the camera's principal point inside the {info.width}x{info.height} px pictures of {info.id}, received "
@@ -304,14 +304,14 @@ def open_estimator(
         models: the models that `open_models` opened for it.
         info: the source's description.
         camera: its true intrinsics, or None to assume a field of view.
-        given: the boxes that the config names, or None without any.
+        given: the boxes from the file that the config names, or None without one.
     """
     model, detector = models.pose, models.people
     people: PeopleFinder = given or WholePicture()
     rotation_check = None
     if detector is not None:
         detect = detections_of(detector)
-        sequential = info.live or info.frame_rate is not None  # pictures have no frame rate: one is not what came after another
+        sequential = info.live or info.frame_rate is not None  # pictures have no frame rate, and no order in time
         people = PeopleTracker(
             detect,
             model.info.joint_set,
@@ -332,12 +332,12 @@ def open_pipeline(
     Every error in the config is found here, before a frame is read and before a result is touched.
 
     Args:
-        config: the run's configuration; or only its sources, with the default configuration.
+        config: the run's configuration; or only its sources, for the default configuration.
         models: models that the caller opened with `open_models`, to use them in several runs; the caller closes them. None to
             open them here; the pipeline then closes them.
 
     Raises:
-        PoseError: sources, model, runtime, boxes or results are not available; says which and what to do.
+        PoseError: sources, model, runtime, boxes or results are not available; says which, and what to do.
     """
     config = config if isinstance(config, RunConfig) else RunConfig(config)
     with ExitStack() as opened:

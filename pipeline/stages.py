@@ -24,10 +24,10 @@ BATCH = 32
 """Largest batch of crops for the network: limits memory."""
 
 FOUR_CHANNELS_PX = 640
-"""Largest side of a region that is cut out with a fourth channel: for larger ones this takes longer than it saves."""
+"""Largest side of a region that is cut out with a fourth channel, px: for larger ones, adding it costs more than it saves."""
 
 EDGE_FRACTION = 0.01
-"""A box reaches the picture's edge if its distance is less than this fraction of the picture's side."""
+"""A box reaches the picture's edge if its distance from it is less than this fraction of the picture's side."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class RelativePose:
     """A pose as the network gives it: in the picture, with depths from the pelvis.
 
     Attributes:
-        track_id: as in the `TrackedBox`.
+        track_id: that of the `TrackedBox`.
         box: the box that it was read from, px.
         joints: [J, 3] x px and y px in the picture, z mm from the pelvis.
         scores: [J] in 0..1.
@@ -73,17 +73,17 @@ def warp_crop(image: NDArray[np.uint8], region: Box, out: NDArray[np.uint8] | No
     Args:
         image: the picture.
         region: the region, px.
-        out: where the crop is written; None for memory of its own.
+        out: where the crop is written; None for a new array.
     """
     crop = np.empty((INPUT_SIZE, INPUT_SIZE, 3), np.uint8) if out is None else out
     matrix, size = crop_from_image(region), (INPUT_SIZE, INPUT_SIZE)
     if region.width > FOUR_CHANNELS_PX:
         return np.asarray(cv2.warpAffine(image, matrix, size, dst=crop), np.uint8)
-    # OpenCV takes half the time for four channels, so that it pays to give a fourth to what the region covers.
+    # OpenCV takes half as long for four channels, so it pays to add a fourth to the part that the region covers.
     left, top = (max(0, math.floor(edge) - 1) for edge in (region.x, region.y))
     right, bottom = math.ceil(region.x + region.width) + 2, math.ceil(region.y + region.height) + 2
     part = image[top : max(0, bottom), left : max(0, right)]
-    if part.size == 0:  # nothing of it is in the picture
+    if part.size == 0:  # the region is outside the picture
         crop[:] = 0
         return crop
     matrix[:, 2] += matrix[:, :2] @ (left, top)
@@ -105,7 +105,7 @@ def predict(
         image: the picture.
         boxes: the people's boxes.
         stopwatch: receives the time of each stage.
-        held: the same picture as held by the model, which then makes the crops; None to make them here.
+        held: the same picture, held by the model, which then makes the crops; None to make them here.
 
     Raises:
         GeometryError: a box lies outside the picture.
@@ -156,7 +156,7 @@ def lift(pose: RelativePose, size: tuple[int, int], camera: Intrinsics, source: 
         joint_set: the joints' names and bones.
 
     Raises:
-        GeometryError: a joint would be behind the camera, so camera and box cannot both be right.
+        GeometryError: a joint would be behind the camera, so intrinsics and box cannot both be right.
     """
     root_depth_mm, cut = camera.estimate_root_depth_mm(pose.region.area), reaches_edge(pose.box, *size)
     if cut:

@@ -1,4 +1,4 @@
-"""The present state of a run: the live form of `summary.json`, and the numbers that a terminal shows."""
+"""The current state of a run: the live form of `summary.json`, and the numbers that a terminal shows."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ RATE_WINDOW_S = 3.0
 """Frames a second are counted over this time, s, or since the last request if that is longer ago."""
 
 NEWEST_FRAMES = 250
-"""Stage times are those of this number of frames, the newest."""
+"""Number of the newest frames that the stage times are computed from."""
 
 RECORD_LIFE_S = 0.5
-"""A record is made again only after this time, s, however many clients request it."""
+"""A record is reused for this time, s, however many clients request it."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class SourceStatus:
     Attributes:
         source: its name.
         live: whether it is a live source.
-        state: its present state.
+        state: its current state.
         counts: the counts of its frames so far.
-        fps_in, fps_out: frames received and posed in a second, recently.
-        age_ms: age of the newest posed frame when every recorder had it, ms; None for files.
+        fps_in, fps_out: recent rates of frames received and posed, frames a second.
+        age_ms: age of the newest posed frame when it had reached every recorder, ms; None for files.
         clock: what measured that age; None for files.
         frame_count: declared number of frames, or None.
     """
@@ -69,7 +69,7 @@ class RunStatus:
 
     @property
     def headers(self) -> dict[str, RunHeader]:
-        """The run's header for each source by its name, as far as it is known by now."""
+        """The run's header for each source, by its name, as far as it is known so far."""
         return {stream.header.source: stream.header for stream in self._streams}
 
     def sources(self) -> list[SourceStatus]:
@@ -103,7 +103,7 @@ class RunStatus:
         return statuses
 
     def record(self) -> dict[str, Any]:
-        """The status as plain JSON values: each source as in `summary.json`, with its present status under `now`.
+        """The status as plain JSON values: each source as in `summary.json`, with its current status under `now`.
 
         It is made at most twice a second; calls in between return the same object, which must not be changed.
         """

@@ -6,10 +6,10 @@
 
 A recording waits: its next frame is read only if the frames in flight leave room, in frames and in bytes, so that every
 recorder gets every frame. A live source never waits: only its newest frame is kept for the estimator, and a recorder that falls
-behind misses frames, which are counted. A recorder that cannot write, as on a full disk, misses frames, too; the run goes on.
+behind misses frames, which are counted. A recorder that cannot write, as on a full disk, misses frames, too; the run continues.
 
 An exception in a thread ends the stream. If a source breaks off, the frames before that are finished first. A GeometryError
-concerns one frame or one person in it: that frame fails, or that person has no pose, and the stream goes on.
+concerns one frame or one person in it: that frame fails, or that person has no pose, and the stream continues.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MAX_QUEUED_LIVE_FRAMES = 8
 """Largest number of a live source's frames that wait for a recorder or the caller; one more removes the oldest."""
 
 KEPT_AGES = 20_000
-"""Number of ages of live frames for the percentiles: the newest ones."""
+"""Number of ages of live frames that are kept for the percentiles: the newest ones."""
 
 KEPT_STATES = 1000
 """Number of a source's states that are kept: the newest ones, because a camera may reconnect for days."""
@@ -73,7 +73,7 @@ class _Flight:
 
 @dataclass(frozen=True)
 class _Taken:
-    """A frame that was read, and where its time went so far."""
+    """A frame that was read, and the stopwatch with its times so far."""
 
     frame: Frame
     stopwatch: Stopwatch
@@ -87,23 +87,23 @@ class Stream:
         source: gives the frames.
         estimator: makes their poses.
         header: the run's header.
-        recorders: they get every posed frame of a recording, and as many of a live source as they can write.
+        recorders: these get every posed frame of a recording, and as many frames of a live source as they can write.
         renderer: draws the pictures if a recorder needs them, or None.
         caption: written on every picture.
 
     Attributes:
         header: the run's header.
-        source, estimator, renderer, caption: as they were given.
+        source, estimator, renderer, caption: as given.
         ledger: the counts of the frames.
         timing: the times of the stages.
         recorders: the recorders.
         missed: how many frames of a live source each recorder missed, by its file's name; `caller` is the pipeline's iteration.
-        ages_ns: ages of the newest posed frames of a live source when every recorder had them, ns.
-        clock: what measured the newest of these ages, as in `Frame`; None before there is one.
+        ages_ns: ages of the newest posed frames of a live source when they had reached every recorder, ns.
+        clock: the clock of the newest of these ages, as in `Frame`; None before there is one.
         finished: posed frames for the pipeline's iteration.
         states: the source's newest states, at most KEPT_STATES.
         people: the people seen so far.
-        world: the up direction and the floor, as known at the newest frame; None before there is one.
+        world: the up direction and the floor, as known at the newest frame; None before the first.
         error: why the stream ended early, or which result of a live source could not be written; None without an error.
     """
 
@@ -157,7 +157,7 @@ class Stream:
         ]
         self._note(State.now("open"))
 
-    # What the pipeline calls.
+    # Called by the pipeline.
 
     def start(
         self,
@@ -169,13 +169,13 @@ class Stream:
         """Start the threads.
 
         Args:
-            ready: called when there is one more frame in `finished`; None where nobody takes frames from it.
+            ready: called when there is one more frame in `finished`; None if nobody takes frames from it.
             ended: called once, when the last thread ends.
-            trace: called with the timeline of each such frame.
+            trace: called with the timeline of each finished frame.
             show: called with each posed frame for the views, before the recorders get it; None without views.
         """
         self._ready, self._ended, self._trace, self._show = ready, ended, trace, show
-        if not self._live:  # a live source says what it does
+        if not self._live:  # a live source reports its own states
             self._note(State.now("running"))
         for thread in self.threads:
             thread.start()
@@ -188,7 +188,7 @@ class Stream:
     def stop(self) -> None:
         """Read no more frames; frames in flight are still finished. Safe to call from a signal handler."""
         self._stopping.set()
-        if self._live:  # its reader may be waiting for a camera that is not there
+        if self._live:  # its reader may be waiting for an absent camera
             self.source.close()
 
     def wake(self) -> None:
@@ -228,7 +228,7 @@ class Stream:
         else:
             self.ledger.fail_rest(f"stage {self.error.stage} stopped the run")
 
-    # What the threads run.
+    # Run by the threads.
 
     def _run(self, target: Callable[[], None]) -> None:
         try:
@@ -254,11 +254,11 @@ class Stream:
                 if isinstance(item, State):
                     self._note(item)
                     continue
-                if self._live:  # until now it waited for the camera, whose own thread decoded the frame
+                if self._live:  # time before this was spent waiting for the camera's thread, which decoded the frame
                     stopwatch, now_ns = Stopwatch(), time.perf_counter_ns()
                     decoded_ns = item.decoded_ns if isinstance(item, Frame) else None
                     stopwatch.add("capture", *(decoded_ns or (now_ns, now_ns)))
-                if item.source_id != self.header.source:  # two files of one name
+                if item.source_id != self.header.source:  # several files with the same name
                     item = replace(item, source_id=self.header.source)
                 self.ledger.receive(item.index)
                 if isinstance(item, UnreadableFrame):
@@ -274,16 +274,16 @@ class Stream:
                     self.ledger.drop(pushed_out.frame.index, REPLACED_BY_NEWER)
                     self._in_flight.leave(pushed_out.size)
             self._note(State.now("stopped" if self._stopping.is_set() else "ended"))
-        except Closed:  # the estimator gave up
+        except Closed:  # by the estimator, because it failed
             self._note(State.now("stopped"))
-        except Exception as error:  # noqa: BLE001  # a thread's edge: the caller gets it
+        except Exception as error:  # noqa: BLE001  # a thread's top level: the caller gets it
             self._note(State.now("broken", str(error)))
             self.fail("capture", error)
         finally:
             self._taken.close()
 
     def _size_of(self, width: int | None, height: int | None) -> int:
-        """Bytes that a frame and what is made of it take."""
+        """Size of a frame and of everything made from it, bytes."""
         frame = 3 * (width or 0) * (height or 0)
         return round(frame * (1 + DRAWN_SHARE)) if self._draws else frame
 
@@ -305,7 +305,7 @@ class Stream:
                 self._publish(_Flight(posed, stopwatch, taken.size, len(self.recorders)))
         except Closed:
             pass
-        except Exception as error:  # noqa: BLE001  # a thread's edge: the caller gets it
+        except Exception as error:  # noqa: BLE001  # a thread's top level: the caller gets it
             self.fail(stopwatch.stage, error)
             self._taken.abort()
         finally:
@@ -328,7 +328,7 @@ class Stream:
                 self._offer(inbox, flight, [recorder])
 
     def _offer(self, inbox: Inbox[_Flight], flight: _Flight, recorders: Sequence[Recorder]) -> None:
-        """Put a frame into an inbox. Of a live source a full one loses its oldest: the recorders behind it miss that frame."""
+        """Put a frame into an inbox. A full inbox of a live source loses its oldest frame, which its recorders then miss."""
         missed = inbox.put(flight)
         if missed is not None:
             for recorder in recorders:
@@ -351,7 +351,7 @@ class Stream:
                     self._offer(target, flight, [recorder])
         except Closed:
             pass
-        except Exception as error:  # noqa: BLE001  # a thread's edge: the caller gets it
+        except Exception as error:  # noqa: BLE001  # a thread's top level: the caller gets it
             self.fail("render", error)
             self.abort()
         finally:
@@ -375,7 +375,7 @@ class Stream:
                     self._finish(flight)
         except Closed:
             pass
-        except Exception as error:  # noqa: BLE001  # a thread's edge: the caller gets it
+        except Exception as error:  # noqa: BLE001  # a thread's top level: the caller gets it
             self.fail("write", error)
             self._taken.abort()  # no later frame can count as posed; those that this recorder has are still finished
             inbox.abort()
@@ -386,7 +386,7 @@ class Stream:
                 self.fail("write", error)
 
     def _finish(self, flight: _Flight) -> None:
-        """Every recorder that must have a frame has it. For each frame this runs once, and in the frames' order."""
+        """Finish a frame that every recorder that must have it has. Called once for each frame, in the frames' order."""
         posed = flight.posed
         timeline = flight.stopwatch.timeline(posed.frame.source_id, posed.frame.index)
         self.timing.add(timeline)

@@ -1,8 +1,8 @@
 """A run: parallel streams, each with its own threads, and a thread for each view.
 
 A view never blocks anything: it reads the newest frame of each source when it has time. A view that fails is closed and its
-error is reported, while everything else goes on. If a stream fails, the others go on: the caller gets its error as a StageError
-when all streams have ended.
+error is reported, while everything else continues. If a stream fails, the others continue: the caller gets its error as a
+StageError when all streams have ended.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ViewThread:
     """A view in a thread of its own: it shows the newest posed frame of each source. A `Pipeline` runs it.
 
     Args:
-        view: what shows the frames; it is closed at the end, or when it fails.
+        view: shows the frames; it is closed at the end, or when it fails.
         latest: the newest frame of each source.
 
     Attributes:
@@ -77,7 +77,7 @@ class ViewThread:
                     self.shown += 1
         except Closed:
             pass
-        except Exception as error:  # noqa: BLE001  # a thread's edge: a view that breaks harms nobody
+        except Exception as error:  # noqa: BLE001  # a thread's top level: a broken view must not affect the run
             self._fail(str(error) if isinstance(error, PoseError) else f"{type(error).__name__}: {error}")
         finally:
             self._close()
@@ -112,7 +112,7 @@ class Pipeline:
         streams: one for each source.
         detector: description of the people detector, or None.
         view_threads: one for each view.
-        summary: the summary's path, when it is written.
+        summary: the summary's path, once it is written.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Pipeline:
         self.summary: Path | None = None
         self._running = len(self.streams)
         self._lock = threading.Lock()
-        self._outbox: Inbox[Stream] = Inbox()  # a stream for each frame that it has finished
+        self._outbox: Inbox[Stream] = Inbox()  # contains a stream once for each frame that it has finished
         self._closers: list[Callable[[], None]] = [stream.source.close for stream in self.streams] + list(models)
         self._closed = False
 
@@ -158,12 +158,12 @@ class Pipeline:
 
     @property
     def outputs(self) -> list[WrittenFile]:
-        """The files of the recorders and the trace that exist by now."""
+        """The files of the recorders and the trace that exist so far."""
         recorders = [recorder for stream in self.streams for recorder in stream.recorders]
         return written_files([*recorders, *([self._trace] if self._trace else [])])
 
     def __iter__(self) -> Iterator[PosedFrame]:
-        """Start the threads, if they are not running, and give every posed frame that all its recorders have.
+        """Start the threads, if they are not running, and give every posed frame when all its recorders have it.
 
         Raises:
             StageError: a stage failed, after the frames that were finished before it.
@@ -180,7 +180,7 @@ class Pipeline:
         self.close()
 
     def run(self) -> None:
-        """Run it to its end.
+        """Run the pipeline to its end.
 
         Raises:
             StageError: a stage failed.
@@ -247,7 +247,7 @@ class Pipeline:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Close it; an error of its own does not hide the one that is on its way."""
+        """Close it; an error while closing does not hide one that is being raised."""
         try:
             self.close()
         except PoseError:
@@ -255,11 +255,11 @@ class Pipeline:
                 raise
 
     def _start(self, *, wanted: bool) -> None:
-        """Start the threads that are not running, for a caller who wants the posed frames or only the end."""
+        """Start the threads that are not running; `wanted` says whether the caller takes the posed frames."""
         if self._closed:
             raise ValueError("expected a pipeline that is not closed, received one that has ended; make a new one")
         if not any(stream.started for stream in self.streams):
-            cv2.setNumThreads(1)  # all cores have work of ours, and threads of OpenCV's own burn CPU time while they wait
+            cv2.setNumThreads(1)  # our threads keep all cores busy, and OpenCV's own use CPU time while they wait
             for view_thread in self.view_threads:
                 view_thread.start()
         show = self._show if self.view_threads else None
@@ -269,7 +269,7 @@ class Pipeline:
                 stream.start(ready, self._stream_ended, self._add_trace, show)
 
     def _drain(self, started: Sequence[Stream], deadline: float) -> None:
-        """Throw finished frames away, so that nothing waits for a caller who has left, until the last stream ends."""
+        """Discard finished frames until the last stream ends, so that nothing waits for a caller who has left."""
         if not started:
             return
         leaving = threading.Timer(max(0.0, deadline - time.monotonic()), self._outbox.abort)
@@ -299,7 +299,7 @@ class Pipeline:
         with self._trace_lock:
             try:
                 self._trace.write(timeline)
-            except PoseError as error:  # the results go on without it, and the run says so at its end
+            except PoseError as error:  # the results are still written, and the run reports the error at its end
                 self._fail("trace", error)
 
     def _fail(self, what: str, error: PoseError) -> None:

@@ -23,7 +23,7 @@ TEXT_BGR = (222, 216, 212)
 MUTED_BGR = (180, 170, 162)
 
 FAR_PX = 1e9
-"""Joints may be anywhere: what is farther than this is out of sight, and drawn as if it were here."""
+"""Joints may be anywhere: points farther away than this are out of sight, and are drawn at this distance."""
 
 SHIFT = 4
 """OpenCV's fixed point: 1/16 px."""
@@ -39,7 +39,7 @@ class Strokes(NamedTuple):
     Attributes:
         start, end: [N, 2] px.
         radii: [N, 2] at start and end, px.
-        bgr, edge_bgr: [N, 3] of the inside and of the outline.
+        bgr, edge_bgr: [N, 3] colours of the inside and of the outline.
         depth: [N], greater is farther away.
     """
 
@@ -88,7 +88,7 @@ class Strokes(NamedTuple):
         return self.take(seen).between(enters[seen], leaves[seen])
 
     def dashed(self) -> Strokes:
-        """The strokes at half their width, in three to nine dashes, as many as their lengths hold."""
+        """The strokes at half their width, in three to nine dashes, depending on their length."""
         length = np.hypot(*(self.end - self.start).T)
         counts = np.clip(length / np.maximum(6.0 * self.radii.mean(axis=1), 1e-9), 3, 9).astype(np.intp)
         which = np.repeat(np.arange(len(counts)), counts)
@@ -97,7 +97,7 @@ class Strokes(NamedTuple):
         return dashes._replace(radii=dashes.radii * 0.5)
 
     def polygons(self, outline_px: float) -> NDArray[np.int32]:
-        """The strokes [2, N, P, 2] in OpenCV's fixed point: wider by `outline_px` all around, and as they are."""
+        """The strokes [2, N, P, 2] in OpenCV's fixed point: first wider by `outline_px` all around, then unchanged."""
         along = self.end - self.start
         length = np.hypot(along[:, 0], along[:, 1])
         cos = np.where(length > 0, along[:, 0], 1.0) / np.where(length > 0, length, 1.0)
@@ -112,7 +112,7 @@ class Strokes(NamedTuple):
 
 
 def _round_ends() -> Array:
-    """[P, 2]: half a circle around the end of a stroke that runs along x, then half a one around its start."""
+    """[P, 2]: a semicircle around the end of a stroke that runs along x, then one around its start."""
     angles = np.concatenate([np.linspace(-0.5, 0.5, 9), np.linspace(0.5, 1.5, 9)]) * np.pi
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
@@ -121,17 +121,17 @@ _ROUND = _round_ends()
 
 
 def fixed(points: Array) -> NDArray[np.int32]:
-    """Points, px, in OpenCV's fixed point."""
+    """Convert points, px, to OpenCV's fixed point."""
     return np.rint(points * (1 << SHIFT)).astype(np.int32)
 
 
 def mixed(one: Colour, other: Colour, share: float) -> list[float]:
-    """A colour between two: `share` of the other."""
+    """A mixture of two colours: `share` is the other's part."""
     return [a + (b - a) * share for a, b in zip(one, other, strict=True)]
 
 
 def line_width(width_px: float) -> int:
-    """The nearest line width that OpenCV draws."""
+    """The nearest line width that OpenCV can draw."""
     return max(1, round(width_px))
 
 
@@ -180,7 +180,7 @@ def text_image(words: str, height_px: float, bgr: Colour) -> TextImage:
 
 
 def blend(canvas: Picture, text: TextImage, x: float, y: float) -> None:
-    """Write text with its top left corner at (x, y) px; what is outside the canvas is left out."""
+    """Write text with its top left corner at (x, y) px; parts outside the canvas are left out."""
     left, top = (round(min(max(value, -FAR_PX), FAR_PX)) for value in (x, y))
     part = np.s_[max(0, -top) : max(0, canvas.shape[0] - top), max(0, -left) : max(0, canvas.shape[1] - left)]
     ink, stays = text.ink[part], text.stays[part]

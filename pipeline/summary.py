@@ -42,7 +42,7 @@ def check_summary(out: Path, *, overwrite: bool) -> None:
     """Refuse a summary that could not be written at the end of a run.
 
     Raises:
-        OutputExistsError: one exists already and may not be replaced.
+        OutputExistsError: it exists already and may not be replaced.
     """
     if not overwrite and os.path.lexists(out / NAME):
         raise OutputExistsError(f"{out / NAME} exists already: choose another folder, or replace it with --overwrite")
@@ -65,7 +65,7 @@ def source_record(stream: Stream, counts: LedgerCounts, timing: TimingTable) -> 
 
     Args:
         stream: the source's stream.
-        counts: the counts of its frames, at one moment.
+        counts: the counts of its frames at one moment.
         timing: the times of all frames, or of the newest.
     """
     ages_ns = list(stream.ages_ns)

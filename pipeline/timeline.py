@@ -1,4 +1,4 @@
-"""The time that each frame spent in each stage: spans and their percentiles."""
+"""The time that each frame spends in each stage: spans and their percentiles."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STAGES = ("capture", "detect", "preprocess", "infer", "lift", "track", "render",
 """The stages of a frame in order. A frame has no span for a stage that it skipped."""
 
 KEPT_FRAMES = 20_000
-"""Number of timelines for the percentiles: the newest ones, so that memory stays bounded."""
+"""Number of timelines that are kept for the percentiles: the newest ones, so that memory stays bounded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +23,9 @@ class Span:
 
     Attributes:
         stage: one of STAGES.
-        enter_ns: when the frame came to the stage.
+        enter_ns: when the frame reached the stage.
         start_ns: when the stage began to work on it; until then it waited.
-        end_ns: when the stage was done with it.
+        end_ns: when the stage had finished it.
         part: distinguishes parallel work of one stage, e.g. the format that is written; empty if there is only one.
     """
 
@@ -42,12 +42,12 @@ class Span:
 
     @property
     def work_ns(self) -> int:
-        """Time worked, ns."""
+        """Working time, ns."""
         return self.end_ns - self.start_ns
 
     @property
     def wait_ns(self) -> int:
-        """Time waited before the work, ns."""
+        """Waiting time before the work, ns."""
         return self.start_ns - self.enter_ns
 
 
@@ -55,7 +55,7 @@ class Stopwatch:
     """Collects the spans of one frame. Any thread may use it.
 
     Attributes:
-        stage: the stage that was begun last.
+        stage: the stage that began last.
         last_ns: when the last work ended, perf_counter_ns.
     """
 
@@ -69,7 +69,7 @@ class Stopwatch:
 
         Args:
             stage: one of STAGES.
-            enter_ns: when the frame came to the stage, perf_counter_ns; None for the end of the previous span.
+            enter_ns: when the frame reached the stage, perf_counter_ns; None for the end of the previous span.
             part: as in `Span`.
         """
         return _Running(self, stage, enter_ns, part)
@@ -85,7 +85,7 @@ class Stopwatch:
 
 
 class _Running:
-    """A stage's work while it is timed. A class, as `contextlib.contextmanager` takes twice the time, some times a frame."""
+    """Times a stage's work. A class, because `contextlib.contextmanager` is half as fast, and each frame needs several."""
 
     __slots__ = ("_enter_ns", "_part", "_stage", "_start_ns", "_stopwatch")
 
@@ -109,7 +109,7 @@ class Timeline:
     Attributes:
         source_id: the frame's source.
         index: the frame's number in its source.
-        spans: one or more for each stage that happened to the frame.
+        spans: one or more for each stage that the frame went through.
     """
 
     source_id: str
@@ -118,7 +118,7 @@ class Timeline:
 
     @property
     def latency_ns(self) -> int:
-        """From the start of its capture to the end of its last stage, ns."""
+        """Time from the start of its capture to the end of its last stage, ns."""
         return max(span.end_ns for span in self.spans) - self.spans[0].start_ns
 
 
@@ -129,7 +129,7 @@ class StageStatistics:
     Attributes:
         stage: its name.
         frames: how many frames went through it.
-        p50_ms, p95_ms, p99_ms: percentiles of the time worked on one of these frames, ms.
+        p50_ms, p95_ms, p99_ms: percentiles of the working time of one of these frames, ms.
         wait_p50_ms: median of the time that a frame waited before the stage, ms.
         share: the stage's share of the work of all stages, 0..1.
     """
@@ -163,7 +163,7 @@ class TimingTable:
             self._count += 1
 
     def newest(self, count: int) -> TimingTable:
-        """A table of the newest `count` frames alone."""
+        """A table of only the newest `count` frames."""
         table = TimingTable()
         for timeline in self._kept()[-count:]:
             table.add(timeline)
@@ -171,12 +171,12 @@ class TimingTable:
 
     @property
     def frames_per_second(self) -> float:
-        """Frames finished over the time from the first frame's capture to the last one's end; 0 before any is."""
+        """Finished frames divided by the time from the first frame's capture to the last one's end; 0 before there are any."""
         return self._count / self.elapsed_s if self._count else 0.0
 
     @property
     def elapsed_s(self) -> float:
-        """From the first frame's capture to the last finished frame's end, s."""
+        """Time from the first frame's capture to the last finished frame's end, s."""
         return (self._last_ns - self._first_ns) / 1e9 if self._first_ns is not None else 0.0
 
     def latency_ms(self, percentile: float) -> float:
@@ -185,7 +185,7 @@ class TimingTable:
         return float(np.percentile(values, percentile)) / 1e6 if values else float("nan")
 
     def statistics(self) -> list[StageStatistics]:
-        """One row for each stage that happened to any frame, in the order of STAGES."""
+        """One row for each stage that any frame went through, in the order of STAGES."""
         work: dict[str, list[int]] = {}
         wait: dict[str, list[int]] = {}
         for timeline in self._kept():

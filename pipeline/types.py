@@ -31,7 +31,7 @@ class Frame:
         time_s: its time stamp in the stream, s, never the wall clock; the index for folders. It always grows, even when a
             camera reconnects.
         captured_ns: when it was taken, ns since 1970 (Unix time), for live sources; None for files.
-        clock: what measured `captured_ns`: the kernel's time stamp of the capture, the sender's clock, or the time of arrival.
+        clock: the clock of `captured_ns`: the kernel's time stamp of the capture, the sender's clock, or the time of arrival.
         decoded_ns: begin and end of its decoding, perf_counter_ns, if the source decodes ahead; otherwise None.
     """
 
@@ -63,7 +63,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class UnreadableFrame:
-    """A frame of a source that cannot be read, or that was lost, between others that can.
+    """A frame of a source that cannot be read or was lost, while others can be read.
 
     Attributes:
         source_id: id of its source.
@@ -84,9 +84,9 @@ class State:
 
     Attributes:
         utc: when it began, ISO 8601 in UTC.
-        state: of a stream `open`, `running`, `ended`, `stopped` or `broken`; of a live source also `connecting`, `live`,
+        state: for a stream `open`, `running`, `ended`, `stopped` or `broken`; for a live source also `connecting`, `live`,
             `stalled` (connected, but nothing arrives) or `lost` (it reconnects until the run ends).
-        cause: why and what to do, one sentence; empty if there is nothing to explain.
+        cause: why, and what to do, in one sentence; empty if there is nothing to explain.
     """
 
     utc: str
@@ -105,7 +105,7 @@ class SourceInfo:
 
     Attributes:
         id: the file's or folder's name, or the URI without its password.
-        live: whether it produces frames in real time, so that frames which are not taken in time are lost.
+        live: whether it produces frames in real time, so that frames that are not taken in time are lost.
         width, height: size of its first picture, upright, px; None if unknown yet.
         frame_rate: nominal frames a second; None without one (pictures).
         frame_count: declared number of frames; None if unknown. A video's container may declare more than it contains.
@@ -132,7 +132,7 @@ class Pose:
         joints_mm: [J, 3] joints in camera space (x right, y down, z forward), mm.
         scores: [J] in 0..1.
         root_depth_mm: distance of the pelvis from the camera along z, mm.
-        root_depth_source: where that distance came from.
+        root_depth_source: how that distance was found.
         cut_by_edge: whether the box reaches the picture's edge, so that part of the person may be out of sight.
         smoothed_mm: [J, 3] `joints_mm` smoothed over time, mm, or None without smoothing.
         depth_scale: the factor on the root depth that puts the feet on the world's floor, averaged over about a second; 1 if
@@ -151,7 +151,7 @@ class Pose:
     depth_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check that the shapes fit each other and every number is finite."""
+        """Check that the shapes agree and every number is finite."""
         count = len(self.scores)
         if self.joints_px.shape != (count, 2) or self.joints_mm.shape != (count, 3) or self.scores.shape != (count,):
             raise GeometryError(
@@ -176,7 +176,7 @@ class TrackEventKind(str, Enum):
     FOUND_AGAIN = "found_again"
     """A lost person is back."""
     MERGED = "merged"
-    """Two tracks were of one person; the younger one ended."""
+    """Two tracks were of the same person; the younger one ended."""
     CUT = "cut"
     """A new take begins; the track ended."""
 
@@ -186,11 +186,11 @@ class TrackEvent:
     """Something that happened to a track.
 
     Attributes:
-        kind: what.
-        time_s: when: the time stamp of the frame that showed it, s.
+        kind: what happened.
+        time_s: the time stamp of the frame that showed it, s.
         track_id: the track; None for a cut while nobody was tracked.
-        reason: why, a few words.
-        other_id: the track that goes on, for a merged one.
+        reason: why, in a few words.
+        other_id: for a merged track, the one that continues.
     """
 
     kind: TrackEventKind
@@ -200,7 +200,7 @@ class TrackEvent:
     other_id: int | None = None
 
     def __str__(self) -> str:
-        """For logs."""
+        """The event as text, for logs."""
         who = "" if self.track_id is None else f" person {self.track_id}"
         return f"{self.time_s:.3f} s: {self.kind.value}{who} ({self.reason})"
 
@@ -245,7 +245,7 @@ class RunHeader:
         frame_rate: nominal frames a second; None without one (pictures).
         frame_count: declared number of frames; None if unknown.
         camera: the intrinsics, given or assumed; None until the first picture, if they are assumed from its size.
-        root_depth_source: where root depths come from.
+        root_depth_source: how root depths are found.
         model: the model.
         runtime: the runtime that runs it.
         smooth: whether data files also contain the smoothed poses.
@@ -264,7 +264,7 @@ class RunHeader:
 
     @property
     def joint_set(self) -> JointSet:
-        """Order, names and bones of the joints."""
+        """The order, names and bones of the joints."""
         return self.model.joint_set
 
     def completed(self, first: PosedFrame) -> RunHeader:

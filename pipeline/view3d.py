@@ -52,7 +52,7 @@ _KEY: tuple[tuple[str, Colour], ...] = (("left", LEFT_BGR), ("right", RIGHT_BGR)
 _SEVERAL_KEY: tuple[tuple[str, Colour], ...] = (("left", (225, 225, 225)), ("right", (120, 120, 120)), ("unsure", MIDDLE_BGR))
 
 FAR_MM = 1e5
-"""Joints may be anywhere: what is farther than this is out of sight, and drawn as if it were here."""
+"""Joints may be anywhere: points farther away than this are out of sight, and are drawn at this distance."""
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Floor:
 
     Attributes:
         root: the pelvis.
-        source_id, time_s: of the last frame.
+        source_id, time_s: those of the last frame.
         places: smoothed (x, z) of each track's pelvis.
         centre: (x, z) at the floor's middle: the middle of the people, plus `slack`.
         slack: how far the floor's middle lags behind after a person came or left; it decays.
@@ -79,7 +79,7 @@ class Floor:
     zoom: float = 1.0
 
     def follow(self, frame: Frame, poses: tuple[Pose, ...], world: World | None) -> None:
-        """Update to the next frame's people, in the world as known by now; None assumes a level camera."""
+        """Update to the next frame's people, in the world as known so far; None assumes a level camera."""
         elapsed_s = frame.time_s - self.time_s
         before = self.places if frame.source_id == self.source_id and elapsed_s >= 0 else {}
         self.source_id, self.time_s, self.places, self.joints = frame.source_id, frame.time_s, {}, {}
@@ -87,7 +87,7 @@ class Floor:
             return
 
         def share(constant_s: float) -> float:
-            """How much of the way to a new value this frame goes."""
+            """The fraction of the step to a new value that this frame makes."""
             return 1.0 - math.exp(-elapsed_s / constant_s) if before else 1.0
 
         for pose in poses:
@@ -107,7 +107,7 @@ class Floor:
         self.zoom += share(0.6) * (min(max(1.0, (reach + _ROOM_MM) / _FLOOR_RADIUS_MM), _WIDEST) - self.zoom)
 
     def place_on_floor(self, pose: Pose) -> Array:
-        """The pose's joints [J, 3] from the floor's middle, mm over the zoom."""
+        """The pose's joints [J, 3] relative to the floor's middle, mm divided by the zoom."""
         joints = self.joints[pose.track_id]
         x, z = self.places[pose.track_id] - self.centre
         return (joints - joints[self.root] * (1, 0, 1) + (x, 0, z)) / self.zoom
@@ -132,7 +132,7 @@ class View:
     def of_size(cls, width: int, height: int, *, several: bool = False) -> View:
         """The view that fills `width` x `height` px with a person who raises the arms, and the floor.
 
-        Its key tells one person's sides by colour, those of several people by light and dark.
+        Its key explains the sides of one person by colour, those of several people by light and dark.
         """
         # The floor's front edge is as far below the middle as raised hands are above it, both with a little room.
         scale = min(height / 2860.0, width / 2280.0)
@@ -147,7 +147,7 @@ class View:
 
     @property
     def unit(self) -> float:
-        """A thin line's width, px: 1 at 360p."""
+        """Width of a thin line, px: 1 at 360p."""
         return min(self.width, self.height) / 360
 
     @property
@@ -157,11 +157,11 @@ class View:
 
     @property
     def margin(self) -> float:
-        """Between text and the edges, px."""
+        """Distance between text and the edges, px."""
         return 9.0 * self.unit
 
     def _draw_key(self, key: tuple[tuple[str, Colour], ...]) -> None:
-        """What colours and dashes mean, in the top left corner."""
+        """Draw the key to colours and dashes, in the top left corner."""
         unit, x = self.unit, self.margin
         for name, bgr in key:
             words = text_image(name, self.text_px, TEXT_BGR)
@@ -179,7 +179,7 @@ class View:
             x += words.width + 40 * unit
 
     def project(self, points_mm: Array) -> Array:
-        """Points [..., 3] from the floor's middle to x px, y px and nearness: 1 at the floor's middle, more in front."""
+        """Project points [..., 3], relative to the floor's middle, to x px, y px and nearness: 1 there, more in front of it."""
         x, y, z = points_mm[..., 0], points_mm[..., 1] + _TARGET_MM, points_mm[..., 2]
         down = y * math.cos(_PITCH) - z * math.sin(_PITCH)
         ahead = y * math.sin(_PITCH) + z * math.cos(_PITCH)
@@ -188,19 +188,19 @@ class View:
         return np.stack([self.width / 2 + x * scale, self.height / 2 + down * scale - 130.0 * self.scale, nearness], axis=-1)
 
     def shows(self, points: Array) -> NDArray[np.bool_]:
-        """Which of the points [..., 3] that `project` gave lie in the view: it widens only so far for people far apart."""
+        """Which of the points [..., 3] from `project` are inside the view: for people far apart it widens only to a limit."""
         return np.asarray(((points[..., :2] >= 0) & (points[..., :2] < (self.width, self.height))).all(axis=-1))
 
 
 def turned(points_mm: Array, turn: float) -> Array:
-    """Points [..., 3] turned about the upright axis by an angle in radians."""
+    """Points [..., 3] rotated about the vertical axis by an angle in radians."""
     c, s = math.cos(turn), math.sin(turn)
     x, y, z = points_mm[..., 0], points_mm[..., 1], points_mm[..., 2]
     return np.stack([c * x + s * z, y, c * z - s * x], axis=-1)
 
 
 def draw_grid(panel: Picture, view: View, floor: Floor, turn: float, step_mm: float) -> None:
-    """Draw the floor's grid: it stays in its place in the world while people walk, and fades towards the floor's edge."""
+    """Draw the floor's grid: it stays in place in the world while people walk, and fades towards the floor's edge."""
     radius, step = _FLOOR_RADIUS_MM, step_mm / floor.zoom
     pieces = []
     for axis in (0, 1):
@@ -220,7 +220,7 @@ def draw_grid(panel: Picture, view: View, floor: Floor, turn: float, step_mm: fl
 
 
 def draw_camera(panel: Picture, view: View, floor: Floor, turn: float, half_angle: float) -> None:
-    """Draw a wedge flat on the floor where the real camera is, or towards it, as wide as its angle of view."""
+    """Draw a wedge flat on the floor at the real camera's position, or towards it, as wide as its angle of view."""
     distance = math.hypot(*floor.centre)
     if distance == 0.0:
         return
