@@ -6,7 +6,7 @@ types, formats, status and inbox; websockets and python-osc are imported only wh
     base.py      the interface of views, and their addresses
     web.py       the page, its socket, /poses, /status and /metrics on one port (`--view`); access control is in guard.py
     messages.py  the messages for the page, and the lines of /poses and TCP
-    metrics.py   Prometheus' text form of the status
+    metrics.py   the status in Prometheus' text format
     lines.py     lines of JSON over TCP (`--tcp`)
     osc.py       OSC bundles for avatars and instruments (`--osc`)
     page/        the page: HTML, CSS and ES modules, served as they are

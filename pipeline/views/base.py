@@ -26,7 +26,7 @@ class View(Protocol):
     address: str
 
     def show(self, posed: PosedFrame, /) -> None:
-        """Show a frame. It may take any time: meanwhile frames are skipped, except the newest of each source.
+        """Show a frame. This may take any time: meanwhile frames are skipped, except the newest of each source.
 
         The frame's timeline contains the stages up to its poses. An exception ends the view, not the run.
         """
@@ -67,5 +67,5 @@ class Endpoint:
         return cls(found["six"] or found["host"] or LOOPBACK, int(found["port"]))
 
     def __str__(self) -> str:
-        """As it stands in a URL."""
+        """The form used in URLs."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

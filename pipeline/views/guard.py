@@ -1,7 +1,7 @@
 """Access control of the page: the token beyond loopback, and the checks of Host and Origin that keep other web pages out.
 
-Any web page can make a browser send requests here. Host is checked so that another host name that points to this machine (DNS
-rebinding) is refused, and Origin so that another page cannot open a socket here. Programs send no Origin, and need none.
+Any web page can make a browser send requests here. The check of Host refuses other host names that point to this machine (DNS
+rebinding), and the check of Origin prevents other pages from opening a socket here. Programs send no Origin, and need none.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Poses as lines of JSON over TCP: a client gets a line for each frame, and before a source's first one its header."""
+"""Poses as lines of JSON over TCP: a client gets a line for each frame, and each source's header before its first frame."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pipeline.views.serving import LISTEN_S, SEND_TIME_S, Connections, has_left
 
 
 def send_lines(connection: socket.socket, latest: LatestItems[FrameMessage]) -> None:
-    """Send lines until the run ends or the client disconnects: when a line is sent, each source's newest frame is next.
+    """Send lines until the run ends or the client disconnects; after each line, the newest frame of each source is next.
 
     A source's header is sent before its first frame.
 
     Raises:
-        OSError: the client is gone, or did not take a line in SEND_TIME_S.
+        OSError: the client is gone, or did not receive a line within SEND_TIME_S.
     """
     connection.settimeout(SEND_TIME_S)
     seen: dict[str, int] = {}
@@ -33,7 +33,7 @@ def send_lines(connection: socket.socket, latest: LatestItems[FrameMessage]) -> 
 
 
 class LineView:
-    """A view that serves lines of JSON over TCP. It has no token: beyond loopback, everyone who reaches the port can read them.
+    """A view that serves lines of JSON over TCP. It has no token: beyond loopback, anyone who reaches the port can read them.
 
     Args:
         endpoint: the host and port that clients connect to.

@@ -24,13 +24,13 @@ from pipeline.sources.uri import without_password
 from pipeline.types import PosedFrame, RunHeader
 
 MAX_SIDE_PX = 1280
-"""Longest side of the pictures for the page, px: no screen shows several larger ones."""
+"""Longest side of the pictures for the page, px: several larger ones would not fit on a screen."""
 
 JPEG_QUALITY = 80
 
 
 def without_passwords(value: Any) -> Any:  # noqa: ANN401  # any JSON value
-    """A JSON value without passwords: `without_password` is applied to every URI in its texts."""
+    """A JSON value without passwords: `without_password` is applied to every URI in its strings."""
     if isinstance(value, dict):
         return {key: without_passwords(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -86,7 +86,7 @@ class FrameMessage:
 
         The record is that of `live_record`, with joints smoothed over time as in pictures. In addition it has the frame's
         `width` and `height`, px, which the joints refer to; `latency_ms` from its capture to its poses; `jpeg_bytes`; and for a
-        live source `age_ms`, the frame's present age.
+        live source `age_ms`, the frame's current age.
         """
         with self._lock:
             if self._encoded is None:

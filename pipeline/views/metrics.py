@@ -1,4 +1,4 @@
-"""The status in Prometheus' text form, version 0.0.4: https://prometheus.io/docs/instrumenting/exposition_formats/."""
+"""The status in Prometheus' text format, version 0.0.4: https://prometheus.io/docs/instrumenting/exposition_formats/."""
 
 from __future__ import annotations
 

@@ -4,9 +4,8 @@ Space: metres, upright in the world (`convnextpose/world.py`), the floor at heig
 
 - `plain`: the world's axes: right-handed, x to the camera's right, y up, z towards the camera and behind it; the origin is the
   floor below the camera. All people.
-- `vmc` and `vrchat`: Unity's left-handed axes, y up. A person who faces the camera looks along +z, with the right hand at +x;
-the
-  origin is where the person was first seen. An avatar follows one person of the first source: the one seen longest.
+- `vmc` and `vrchat`: Unity's left-handed axes, y up. A person who faces the camera looks along +z, with the right hand at +x.
+  The origin is where the person was first seen. An avatar follows one person of the first source: the one seen longest.
 
 Sources: VMC protocol 2.0, https://protocol.vmc.info/english; VRChat's OSC trackers,
 https://docs.vrchat.com/docs/osc-trackers.
@@ -43,7 +42,7 @@ MOST_BYTES = 60_000
 
 
 TRACKERS = ("Hips", "LeftFoot", "RightFoot", "LeftLowerLeg", "RightLowerLeg", "LeftLowerArm", "RightLowerArm", "Spine")
-"""VRChat's trackers 1 to 8: where these bones begin."""
+"""VRChat's trackers 1 to 8: the start points of these bones."""
 
 
 def euler_degrees(rotation: Array) -> tuple[float, float, float]:
@@ -69,7 +68,7 @@ class OscView:
 
     def __init__(self, endpoint: Endpoint, status: RunStatus, style: str) -> None:
         try:
-            import pythonosc.osc_bundle_builder  # noqa: F401  # so that it is missed now and not at the first frame
+            import pythonosc.osc_bundle_builder  # noqa: F401  # to fail now and not at the first frame
         except ImportError as error:
             raise RuntimeUnavailableError(f"OSC needs python-osc: {error}; {install_command('osc')}") from error
         try:
@@ -105,7 +104,7 @@ class OscView:
         return self._joint_sets[posed.frame.source_id]
 
     def avatar(self, posed: PosedFrame, floor: Floor) -> Array | None:
-        """The joints [J, 3] of the person seen longest, in Unity's axes, m, or None where nobody is seen."""
+        """The joints [J, 3] of the person seen longest, in Unity's axes, m, or None if nobody is seen."""
         if not posed.poses:
             return None
         pose = min(posed.poses, key=lambda pose: pose.track_id)
@@ -157,7 +156,7 @@ def _vmc(view: OscView, posed: PosedFrame, floor: Floor) -> Iterator[Message]:
     yield "/VMC/Ext/T", [float(posed.frame.time_s)]
     joints = view.avatar(posed, floor)
     if joints is None:
-        return  # the avatar stays as it is: there is no pose to send
+        return  # no pose to send: the avatar does not move
     yield "/VMC/Ext/Root/Pos", ["root", 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
     solved = solve(joints, joint_indices(view.joints_of(posed)))
     for name, (place, rotation) in solved.items():

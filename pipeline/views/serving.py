@@ -19,7 +19,7 @@ LISTEN_S = 0.25
 """Longest time that a connection's thread waits before it checks whether the run has ended, s."""
 
 SEND_TIME_S = 20.0
-"""A client that does not receive its data within this time is disconnected, s."""
+"""A client that does not receive its data within this time, s, is disconnected."""
 
 
 class Connections(ThreadingMixIn, TCPServer):
@@ -31,7 +31,7 @@ class Connections(ThreadingMixIn, TCPServer):
 
     allow_reuse_address = True
     daemon_threads = True
-    block_on_close = False  # `close` waits for the threads, and not for ever
+    block_on_close = False  # `close` waits for the threads itself, for a limited time
     request_queue_size = 32
     refusal = b""
 
@@ -39,8 +39,8 @@ class Connections(ThreadingMixIn, TCPServer):
         """Listen.
 
         Args:
-            endpoint: where.
-            handler: a class of `socketserver`'s, made for each connection.
+            endpoint: the host and port.
+            handler: a `socketserver` handler class, instantiated for each connection.
             what: what is served, for messages and the thread's name.
 
         Raises:
@@ -62,7 +62,7 @@ class Connections(ThreadingMixIn, TCPServer):
         self._thread.start()
 
     def close(self) -> None:
-        """Free the port and wait for the threads; those that are stuck in sending lose their socket."""
+        """Free the port and wait for the threads; the sockets of threads that are stuck in sending are closed."""
         if self._closed:
             return
         self._closed = True
@@ -79,7 +79,7 @@ class Connections(ThreadingMixIn, TCPServer):
             thread.join(LISTEN_S)
 
     def server_bind(self) -> None:
-        """Bind, without the look-up of the machine's full name that an HTTP server would do: it may take long."""
+        """Bind, without the look-up of the machine's full name that an HTTP server does, because it may take long."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
@@ -110,7 +110,7 @@ class Connections(ThreadingMixIn, TCPServer):
 
 
 def has_left(connection: socket.socket) -> bool:
-    """Whether a client that only receives has closed its side. Data that it sends is discarded."""
+    """Whether a client that only receives has closed its side. Any data from it is discarded."""
     connection.settimeout(0.0)
     try:
         return not connection.recv(1024)

@@ -18,7 +18,7 @@ VIEWS: dict[str, Opener] = {
     "tcp": LineView,
     **{f"osc-{style}": opener(style) for style in STYLES},
 }
-"""Functions that open a view, from its host and port and the run's status."""
+"""Functions that open a view, given its host and port and the run's status."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ViewConfig:
 
     Attributes:
         kind: a name in VIEWS.
-        endpoint: the host and port that it serves, or sends to.
+        endpoint: the host and port that it serves on, or sends to.
     """
 
     kind: str

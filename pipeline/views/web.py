@@ -1,7 +1,7 @@
 """The page and its other paths, on one port: `/`, its socket, `/poses`, `/status` and `/metrics`.
 
 Each connection has its own thread, so that a slow one does not block the others. The standard library's server handles HTTP.
-Sockets are handled by `websockets` in its form without I/O, so that the page, its socket and the endless lines of `/poses` can
+Sockets are handled by the I/O-free part of `websockets`, so that the page, its socket and the endless lines of `/poses` can
 share a port. A page gets the next message only after it has acknowledged the last one: otherwise messages would wait in
 buffers on the way and be shown late.
 """
@@ -47,10 +47,10 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
-"""Headers of every answer: nothing is loaded from elsewhere, no other page may embed or read it, no referrer is sent."""
+"""Headers of every answer: nothing is loaded from other hosts, no other page may embed or read it, no referrer is sent."""
 
 TYPES = {"js": "text/javascript", "svg": "image/svg+xml", "css": "text/css", "html": "text/html"}
-"""What the page's files are; `mimetypes` would ask the system, which may know them otherwise."""
+"""Types of the page's files, by suffix. `mimetypes` would use the system's settings, which may differ."""
 
 
 class WebView:
@@ -73,7 +73,7 @@ class WebView:
 
     def __init__(self, endpoint: Endpoint, status: RunStatus) -> None:
         try:
-            import websockets.server  # noqa: F401  # so that it is missed now and not by the first client
+            import websockets.server  # noqa: F401  # to fail now and not at the first client
         except ImportError as error:
             raise RuntimeUnavailableError(f"the page needs websockets: {error}; pip install websockets") from error
         self._status = status
@@ -133,7 +133,7 @@ class _Server(Connections):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    timeout = 10.0  # for a request's lines, s
+    timeout = 10.0  # for receiving a request, s
     server: _Server
 
     def do_GET(self) -> None:
@@ -143,7 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def _answer(self) -> None:
-        self.close_connection = True  # a browser's idle connection would hold a thread
+        self.close_connection = True  # a browser's idle connection would occupy a thread
         site = self.server.site
         try:
             url = urlsplit(self.path)
@@ -155,7 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
         if refusal is not None:
             self._reply(refusal[0], "text/plain", f"{refusal[1]}\n".encode())
         elif url.path == "/" and token is not None and site.guard.token is not None:
-            # The token moves into a cookie, out of the address bar, the history and what is sent on.
+            # The token moves into a cookie, so that it leaves the address bar, the history and the referrer.
             cookie = f"{site.guard.cookie}={site.guard.token}; Path=/; HttpOnly; SameSite=Strict"
             self._reply(HTTPStatus.SEE_OTHER, "text/plain", b"", {"Location": "/", "Set-Cookie": cookie})
         elif url.path in site.pages:
@@ -217,9 +217,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _PageSocket:
-    """One page's socket: what it says, and what it is sent. Its thread runs `run`.
+    """The server's side of one page's socket. Its thread runs `run`.
 
-    The page says `ack` after each message, `pause` and `resume`. While it is paused it is sent the status alone.
+    The page sends `ack` after each message, `pause` and `resume`. While it is paused it gets only the status.
     """
 
     def __init__(self, connection: socket.socket, protocol: ServerProtocol, site: Site) -> None:
@@ -245,7 +245,7 @@ class _PageSocket:
             self._send_ping_if_silent()
             try:
                 if self._unacknowledged:
-                    self._site.latest.read(seen, 0.0)  # only to see whether it is closed
+                    self._site.latest.read(seen, 0.0)  # only to check whether it is closed
                     continue
                 news = self._site.latest.read(seen, 0.0 if self._paused else LISTEN_S)
             except Closed:
@@ -296,12 +296,12 @@ class _PageSocket:
         for data in self._protocol.data_to_send():
             if data:
                 self._socket.sendall(data)
-            else:  # the protocol's sign that it is done
+            else:  # the protocol's signal that it has finished
                 self._socket.shutdown(socket.SHUT_WR)
 
 
 def _quiet_logger() -> Any:  # noqa: ANN401
-    """A logger that nothing hears: websockets logs whole requests, and they hold the token."""
+    """A disabled logger: websockets logs whole requests, which contain the token."""
     import logging
 
     logger = logging.Logger("websockets")

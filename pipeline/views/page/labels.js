@@ -1,15 +1,15 @@
-// Labels of people that keep out of each other's way, as in the videos.
+// Labels of people, placed so that they do not overlap, as in the videos.
 
-const REACH = 10; // places that are tried on each side, in half labels
+const REACH = 10; // positions to try on each side, in half labels
 
 function clamp(value, most) {
   return Math.min(Math.max(value, 0), Math.max(most, 0));
 }
 
 /**
- * Draw labels in the order given, each as near to its place as the earlier ones and the canvas's edges allow.
+ * Draw labels in order, each as near to its preferred position as the earlier ones and the canvas's edges allow.
  *
- * A label is { text, colour, left, bottom }: the colour of its ground, and where its bottom left corner wants to be.
+ * A label is { text, colour, left, bottom }: the background colour, and the preferred position of its bottom left corner.
  */
 export function drawLabels(context, labels, height) {
   const { canvas } = context;

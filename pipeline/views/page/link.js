@@ -1,4 +1,4 @@
-// The socket to the run: takes messages apart, acknowledges each once it is shown, and comes back after a restart.
+// The socket to the run: parses messages, acknowledges each once it is shown, and reconnects after a restart.
 
 const FIRST_WAIT_MS = 500;
 const LONGEST_WAIT_MS = 5000;
@@ -18,9 +18,9 @@ export function parse(buffer) {
 
 export class Link {
   /**
-   * @param onHello takes what the run is.
-   * @param onFrames takes a message's frames and status; the promise that it returns ends when they are on the screen.
-   * @param onState takes "open" or "lost".
+   * @param onHello gets the description of the run.
+   * @param onFrames gets a message's frames and status; returns a promise that resolves when they are on the screen.
+   * @param onState gets "open" or "lost".
    */
   constructor(onHello, onFrames, onState) {
     this.onHello = onHello;
@@ -29,7 +29,7 @@ export class Link {
     this.paused = false;
     this.wait = FIRST_WAIT_MS;
     this.connect();
-    // A page that nobody looks at asks for nothing, and goes on with the newest frame, not with an old one.
+    // A hidden page requests nothing, and continues with the newest frame, not with an old one.
     document.addEventListener("visibilitychange", () => this.tell());
     addEventListener("online", () => this.hurry());
   }

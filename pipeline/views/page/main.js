@@ -1,4 +1,4 @@
-// Puts the page together: messages to cards, keys and buttons to what they do.
+// Connects the parts of the page: messages to cards, keys and buttons to their actions.
 
 import { Link } from "./link.js";
 import { write as writeNumbers } from "./numbers.js";
@@ -27,7 +27,7 @@ function choose(card) {
 }
 
 function hello(message) {
-  // The page outlives a run: what is shown of a source stays until the next run's first frame of it.
+  // The page outlives a run: a source's last picture stays until the next run's first frame of that source.
   headers = new Map(message.sources.map((header) => [header.source.name, header]));
   for (const [name, card] of cards) {
     if (headers.has(name)) continue;
@@ -48,7 +48,7 @@ function hello(message) {
   if (!cards.has(chosen?.name)) choose(cards.values().next().value);
 }
 
-/** Whether the next paint comes: a page that is hidden before it must not show an old frame when it is seen again. */
+/** Wait for the next paint; false if the page is hidden before it: it must not show an old frame when it is visible again. */
 function nextPaint() {
   return new Promise((resolve) => {
     const hidden = () => document.hidden && resolve(false);
@@ -127,7 +127,7 @@ const KEYS = {
 
 addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || $("help").open) return;
-  if (event.key === " " && event.target instanceof HTMLButtonElement) return; // that presses the button
+  if (event.key === " " && event.target instanceof HTMLButtonElement) return; // the space bar presses the button
   if (event.key.startsWith("Arrow") && matchMedia("(max-width: 860px)").matches && event.target.tagName !== "CANVAS") return;
   const number = Number(event.key);
   const act = number >= 1 ? () => choose([...cards.values()][number - 1]) : (KEYS[event.key] ?? KEYS[event.key.toLowerCase()]);

@@ -1,4 +1,4 @@
-// The chosen source's numbers: state, speed, age, where the time goes, what became of the frames.
+// The chosen source's numbers: state, speed, age, time of each stage, outcome of the frames.
 
 import { TONES, duration, element } from "./picture.js";
 
@@ -23,7 +23,7 @@ function reasons(ledger, missed) {
   return list;
 }
 
-/** Where the time goes. A live source's capture may be a wait for its next frame: it has no part in the shares. */
+/** The time of each stage. A live source's capture may include waiting for the next frame, so it is left out of the shares. */
 function stages(rows, live) {
   const table = element("table");
   const head = element("tr");
@@ -46,7 +46,7 @@ function stages(rows, live) {
   return table;
 }
 
-/** Write the numbers of a card into an element. `source` is its part of the status, `header` what the run is. */
+/** Write the numbers of a card into an element. `source` is its part of the status, `header` the run's header. */
 export function write(root, card, source, header, lost) {
   const parts = [];
   const top = element("div");

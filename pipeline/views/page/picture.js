@@ -26,8 +26,8 @@ export class Card {
   constructor(name, onChoose) {
     this.name = name;
     this.skeleton = null;
-    this.several = false; // whether people have a colour each
-    this.frame = null; // the newest that is shown
+    this.several = false; // whether each person has a colour of their own
+    this.frame = null; // the newest frame that is shown
     this.now = null; // the newest status
     this.interval = STALE_MS / 3; // between frames, smoothed, ms
     this.root = element("article", "card");
@@ -50,18 +50,18 @@ export class Card {
     new ResizeObserver(() => this.draw()).observe(this.canvas);
   }
 
-  /** A run begins. */
+  /** Prepare for a new run. */
   begin(skeleton) {
     this.skeleton = skeleton;
     this.several = false;
   }
 
-  /** The colours of a pose: `alone` for one person. Once there were several, it stays so: colours that come and go tell nobody apart. */
+  /** The colours of a pose: `alone` for one person. After several people they stay: colours that change would identify nobody. */
   coloursOf(pose, alone) {
     return this.several ? personColours(this.skeleton, pose.track_id) : alone;
   }
 
-  /** Take a frame and its decoded picture; the last one is given back. */
+  /** Take a frame and its decoded picture; the last picture is freed. */
   take(frame, bitmap) {
     const now = performance.now();
     if (this.frame) this.interval += 0.2 * (Math.min(now - this.frame.at, 10e3) - this.interval);
@@ -72,11 +72,11 @@ export class Card {
     const age = (frame.age_ms ?? 0) + now - frame.arrived;
     this.drawnAge = (this.drawnAge ?? age) + 0.1 * (age - (this.drawnAge ?? age));
     this.empty.hidden = true;
-    this.root.dataset.index = frame.index; // for whoever watches the page from outside
+    this.root.dataset.index = frame.index; // for programs that watch the page
     this.draw();
   }
 
-  /** How old a live source's frames are when they are drawn, smoothed; once none come any more, how old the last one is, ms. */
+  /** The age of a live source's frames when they are drawn, smoothed; if none arrive any more, the age of the last one, ms. */
   age() {
     const shown = (this.frame.age_ms ?? 0) + performance.now() - this.frame.at;
     return this.stale(false) && !this.paused ? shown : this.drawnAge;
@@ -100,9 +100,9 @@ export class Card {
     const context = canvas.getContext("2d");
     context.drawImage(this.bitmap, 0, 0, width, height);
     const scale = width / frame.width;
-    // Joints are told with pixel centres at whole numbers; a canvas has them at halves.
+    // In joint coordinates, pixel centres are at whole numbers; on a canvas they are at halves.
     const place = ([x, y]) => [(x + 0.5) * scale, (y + 0.5) * scale];
-    const unit = width / (canvas.clientWidth || width); // a pixel of the page
+    const unit = width / (canvas.clientWidth || width); // a CSS pixel, in canvas pixels
     const farFirst = [...frame.poses].sort((a, b) => b.root_depth_mm - a.root_depth_mm);
     for (const pose of farFirst) {
       const paint = this.coloursOf(pose, ON_PICTURE);
@@ -124,7 +124,7 @@ export class Card {
     drawLabels(context, labels, small * unit);
   }
 
-  /** Bring what is written up to date. */
+  /** Update the badges and the caption. */
   write(lost, paused) {
     this.paused = paused;
     const stale = lost || !paused ? this.stale(lost) : false;
@@ -147,7 +147,7 @@ export class Card {
     this.caption.replaceChildren(...parts);
   }
 
-  /** Whether depths are a guess: nobody gave the camera's intrinsics. */
+  /** Whether depths are a guess because the camera's intrinsics were not given. */
   guessed() {
     return this.frame?.poses.some((pose) => !["intrinsics", "given"].includes(pose.root_depth_source)) ?? false;
   }

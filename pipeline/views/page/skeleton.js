@@ -1,9 +1,9 @@
-// What of a joint set is drawn, and in which colours: the same as in the videos. One person's sides have a colour each; of several
-// people each has a colour, by the track id, lighter on the left and darker on the right.
+// The drawn parts of a joint set and their colours, the same as in the videos. A single person's sides have one colour each; of
+// several people each has a colour, by the track id, lighter on the left and darker on the right.
 
 export const LOW_SCORE = 0.3; // below it a joint is hollow, and bones that end at it are dashed
 
-/** The bones with their sides, and people's colours, from a run's header. */
+/** The bones with their sides, and the people's colours, from a run's header. */
 export function skeletonOf(header) {
   const side = (name) => (name.startsWith("L_") ? "left" : name.startsWith("R_") ? "right" : "middle");
   const bones = header.bones.map(([from, to]) => ({ from, to, side: side(header.joints[to]) }));
@@ -11,7 +11,7 @@ export function skeletonOf(header) {
   return { bones, joints: ends.map((joint) => ({ joint, side: side(header.joints[joint]) })), people: header.people_rgb };
 }
 
-/** A person's own colours, of several people. */
+/** The colours of one of several people. */
 export function personColours(skeleton, trackId) {
   const own = skeleton.people[trackId % skeleton.people.length];
   const mixed = (other, share) => `rgb(${own.map((level) => Math.round(level + share * (other - level))).join(" ")})`;
@@ -24,7 +24,7 @@ export function colours() {
   return Object.fromEntries(["left", "right", "middle", "edge", "floor", "grid", "space", "soft"].map((n) => [n, value(n)]));
 }
 
-/** A line with an edge around it, so that it is seen on any ground. */
+/** Draw a line with an outline, so that it is visible on any background. */
 export function stroke(context, from, to, width, colour, edge, dashed) {
   context.beginPath();
   context.moveTo(from[0], from[1]);

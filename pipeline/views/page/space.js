@@ -1,5 +1,5 @@
-// The 3D view: the chosen source's people on a floor, and the camera's place. A 2D canvas with a projection of its own.
-// Its space: the world's axes but for z (x right, y up from the floor, z away from the camera), mm.
+// The 3D view: the chosen source's people on a floor, and the camera's position. A 2D canvas with its own projection.
+// Its axes are the world's with z reversed (x right, y up from the floor, z away from the camera), mm.
 
 import { drawLabels } from "./labels.js";
 import { LOW_SCORE, colours, dot, stroke } from "./skeleton.js";
@@ -7,11 +7,11 @@ import { LOW_SCORE, colours, dot, stroke } from "./skeleton.js";
 const START = { turn: -0.5, tilt: 0.26, radius: 1300 };
 const LEAST_RADIUS = 600;
 const MOST_RADIUS = 20000;
-const ROOM_MM = 800; // from a pelvis to the floor's rim, before the view widens
-const WIDEST = 6; // times one person's floor: of people farther apart the note says how many are out of it
+const ROOM_MM = 800; // from a pelvis to the floor's edge, before the view widens
+const WIDEST = 6; // times one person's floor: if people are farther apart, a note says how many are outside
 const BONE_MM = 42;
 
-/** A pose's joints upright in the world, each moved along its line of sight until the feet stand on the floor. */
+/** A pose's joints in the world, each moved along its line of sight so that the feet stand on the floor. */
 function inWorld(pose, root, world) {
   const further = (pose.depth_scale - 1) * pose.joints_mm[root][2];
   return pose.joints_mm.map(([x, y, z]) => {
@@ -21,14 +21,14 @@ function inWorld(pose, root, world) {
   });
 }
 
-/** Where people stand: smoothed over time, so that noise in the depth doesn't shake the floor. The shape of a pose never is. */
+/** The people's positions, smoothed over time, so that noise in the depth does not shake the floor. This does not change a pose's shape. */
 class Floor {
   constructor(root) {
     this.root = root;
     this.places = new Map();
     this.centre = null;
-    this.zoom = 1; // how many times wider than for one person the view is, smoothed
-    this.height = 0; // of the camera
+    this.zoom = 1; // the view's width relative to that for one person, smoothed
+    this.height = 0; // the camera's height
   }
 
   follow(frame) {
@@ -52,7 +52,7 @@ class Floor {
     this.centre = this.centre ? this.centre.map((c, axis) => c + share(0.4) * (middle[axis] - c)) : middle;
   }
 
-  /** A pose's joints from the floor's middle, mm, y up. */
+  /** A pose's joints relative to the floor's middle, mm, y up. */
   placeOnFloor(pose) {
     const joints = this.joints.get(pose.track_id);
     const root = joints[this.root];
@@ -73,7 +73,7 @@ export class Space {
     new ResizeObserver(() => this.draw()).observe(canvas);
   }
 
-  /** A new frame of a source. */
+  /** Take a new frame of a source. */
   take(card, root) {
     if (!this.floors.has(card.name)) this.floors.set(card.name, new Floor(root));
     this.floors.get(card.name).follow(card.frame);
@@ -101,7 +101,7 @@ export class Space {
     this.draw();
   }
 
-  /** The floor's radius, mm: as wide as the people stand, times what the user asks for. */
+  /** The floor's radius, mm: large enough for the people, times the user's zoom. */
   get radius() {
     return this.view.radius * (this.floors.get(this.card?.name)?.zoom ?? 1);
   }
@@ -133,13 +133,13 @@ export class Space {
     canvas.addEventListener("dblclick", () => this.reset());
   }
 
-  /** Points from the floor's middle, mm, to [x px, y px, nearness]: 1 at the floor's middle, more in front of it. */
+  /** A function from points relative to the floor's middle, mm, to [x px, y px, nearness]: 1 there, more in front of it. */
   projector(width, height) {
     const { turn, tilt } = this.view;
     const { radius } = this;
     const eye = 3.2 * radius;
     const scale = Math.min(width / (2.5 * radius), height / (2.2 * Math.max(radius, 1200)));
-    const lift = 0.52 * Math.min(radius, 1800); // the point that the middle of the canvas shows, above the floor
+    const lift = 0.52 * Math.min(radius, 1800); // height above the floor of the point in the middle of the canvas
     const [ct, st, cp, sp] = [Math.cos(turn), Math.sin(turn), Math.cos(tilt), Math.sin(tilt)];
     return ([x, y, z]) => {
       const across = ct * x + st * z;
@@ -192,7 +192,7 @@ export class Space {
     context.lineWidth = devicePixelRatio;
     context.beginPath();
     for (const axis of [0, 1]) {
-      // The grid keeps its place in the world while people walk.
+      // The grid stays in place in the world while people walk.
       const shift = ((centre[axis] % step) + step) % step;
       for (let at = -Math.ceil(radius / step) * step - shift; at < radius; at += step) {
         if (Math.abs(at) >= radius) continue;
@@ -206,7 +206,7 @@ export class Space {
     context.stroke();
   }
 
-  /** The camera: a small pyramid where it is; at the floor's rim where that is farther away. */
+  /** Draw the camera: a small pyramid at its position, or at the floor's edge if it is farther away. */
   mark(context, project, floor, paint) {
     const { radius } = this;
     const away = Math.hypot(...floor.centre);
@@ -237,7 +237,7 @@ export class Space {
     context.fillText(text, Math.min(Math.max(at[0], room), context.canvas.width - room), Math.min(at[1], ...corners.map((c) => c[1])) - 4);
   }
 
-  /** Draw the people. Returns how many of them are out of the view. */
+  /** Draw the people. Returns how many of them are outside the view. */
   people(context, project, floor, paint) {
     const { skeleton, frame } = this.card;
     const { width: wide, height: high } = this.canvas;
@@ -265,7 +265,7 @@ export class Space {
         parts.push({ near, paint: () => dot(context, points[joint], radius, tones[side], tones.edge, pose.scores[joint] < LOW_SCORE) });
       }
       const seen = points.filter(shows);
-      if (!seen.length) continue; // a label would stand for nobody
+      if (!seen.length) continue; // nothing to label
       const top = seen.reduce((a, b) => (b[1] < a[1] ? b : a));
       const label = { text: `#${pose.track_id}`, colour: this.card.coloursOf(pose, { middle: "#ffffff" }).middle };
       labels.push({ ...label, near: top[2], left: top[0] - 9 * devicePixelRatio, bottom: top[1] - 7 * devicePixelRatio });

@@ -1,4 +1,4 @@
-// Dark, light, or as the system is.
+// The theme: dark, light, or the system's.
 
 const KEY = "convnextpose-theme";
 const THEMES = ["system", "light", "dark"];
@@ -22,7 +22,7 @@ export function nextTheme() {
   try {
     localStorage.setItem(KEY, theme);
   } catch {
-    // then it is not remembered
+    // the theme is then not remembered
   }
   return applyTheme(theme);
 }
