@@ -1,8 +1,8 @@
-"""The base class of recorders: when it touches its file, what it refuses, and one kind of error.
+"""The base class of recorders: when they touch their files, what they refuse, and which error they raise.
 
 A recorder touches its file only when it gets the first frame. So a run that cannot start leaves no file, and leaves old results
-unchanged. An existing file, or one that appears during the run, is replaced only with permission. With the first frame the old
-file is gone. A file without a single complete frame is removed.
+unchanged. An existing file, or one that appears during the run, is replaced only with permission. The first frame removes the
+old file. A file without a single complete frame is removed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipeline.types import PosedFrame, RunHeader
 T = TypeVar("T")
 
 MAX_TRACK_ID = 2**63 - 1
-"""The largest id that files hold: programs read ids as 64-bit integers."""
+"""The largest id in files: programs read ids as 64-bit integers."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Recorder(Protocol):
     """Writes posed frames, in order, into one file, or into one file after another.
 
     Attributes:
-        path: the file; with several, their common name.
-        begun: whether it has taken its first frame.
+        path: the file; for several files, their common name.
+        begun: whether it has received its first frame.
     """
 
     path: Path
@@ -62,7 +62,7 @@ class Recorder(Protocol):
 
     @property
     def written(self) -> int:
-        """Frames that are on the disk at this moment, and stay there after any failure."""
+        """Frames that are on the disk now, and stay there after any failure."""
         ...
 
     @property
@@ -99,11 +99,11 @@ class FileRecorder(ABC, Generic[T]):
     needs_picture: ClassVar[bool] = False
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
-        """Look whether the file may be written; it is not touched yet.
+        """Check whether the file may be written; it is not touched yet.
 
         Raises:
             OutputExistsError: it exists already and may not be replaced.
-            SinkError: something is there that is no file.
+            SinkError: there is something else with this path, not a file.
         """
         self.path = path
         self.begun = False
@@ -155,11 +155,11 @@ class FileRecorder(ABC, Generic[T]):
                     self._finish()
 
     def _check(self, item: T) -> None:
-        """Raise SinkError for what the file cannot hold, before anything is touched."""
+        """Raise SinkError for an item that the file cannot hold, before anything is touched."""
 
     @abstractmethod
     def _begin(self, item: T) -> None:
-        """Make the file, for its first item: the last step, so that nothing has to be undone."""
+        """Make the file for its first item. This comes last, so that nothing has to be undone."""
 
     @abstractmethod
     def _add(self, item: T) -> None:
@@ -173,7 +173,7 @@ class FileRecorder(ABC, Generic[T]):
 class PoseRecorder(FileRecorder[PosedFrame]):
     """A recorder of posed frames.
 
-    All formats refuse the same poses: those that any of them cannot represent. So the files of a run agree.
+    All formats refuse the same poses: those that one of them cannot represent. So the files of a run agree.
     """
 
     def __init__(self, path: Path, header: RunHeader, *, overwrite: bool = False) -> None:
@@ -213,7 +213,7 @@ def written_files(recorders: Iterable[Recorder | FileRecorder[Any]]) -> list[Wri
 
 @contextmanager
 def as_sink_error(path: Path) -> Iterator[None]:
-    """Turn what writing a file may raise, in any library, into a SinkError of one line."""
+    """Convert any error that a library may raise while writing a file to a SinkError of one line."""
     try:
         yield
     except SinkError:

@@ -1,4 +1,4 @@
-"""BVH: a skeleton and its rotations, for animation programs; a file for each person, and for each part without a gap.
+"""BVH: a skeleton and its rotations, for animation programs; one file for each person, or for each part if there are gaps.
 
 y up, cm; the hips have six channels, other bones `Zrotation Xrotation Yrotation`, degrees, which multiply in that order.
 Source: the format of Biovision as described by Meredith and Maddock, "Motion Capture File Formats Explained" (2001).
@@ -69,7 +69,7 @@ def _children(bone: str) -> list[str]:
 
 
 def _order(bone: str) -> list[str]:
-    """The bones in the order of the hierarchy: each is followed by what hangs on it."""
+    """The bones in the order of the hierarchy: each is followed by its descendants."""
     return [bone, *(name for child in _children(bone) for name in _order(child))]
 
 
@@ -90,7 +90,7 @@ def _hierarchy(bone: str, figure: Figure, names: dict[str, str], depth: int) -> 
 
 
 def euler_degrees(turns: Array) -> Array:
-    """Rotations [T, 3, 3] as angles [T, 3], degrees, about z, x and y, which multiply in this order."""
+    """Rotations [T, 3, 3] as angles [T, 3], degrees, about z, x and y, multiplied in this order."""
     x = np.arcsin(np.clip(turns[:, 2, 1], -1, 1))
     z = np.arctan2(-turns[:, 0, 1], turns[:, 1, 1])
     y = np.arctan2(-turns[:, 2, 0], turns[:, 2, 2])
@@ -99,7 +99,7 @@ def euler_degrees(turns: Array) -> Array:
 
 
 def turns_of(angles: Array) -> Array:
-    """Angles [T, 3], degrees, as from `euler_degrees`, to rotations [T, 3, 3]."""
+    """Convert angles [T, 3], degrees, as from `euler_degrees`, to rotations [T, 3, 3]."""
     (cz, cx, cy), (sz, sx, sy) = np.cos(np.radians(angles)).T, np.sin(np.radians(angles)).T
     rows = [
         [cz * cy - sz * sx * sy, -sz * cx, cz * sy + sz * sx * cy],
@@ -122,7 +122,7 @@ def read_bvh(path: Path) -> tuple[list[str], float, list[Array], Array, list[Arr
         parts = line.split()
         if parts[:1] in (["ROOT"], ["JOINT"]):
             names.append(parts[1])
-        elif parts[:1] == ["OFFSET"] and len(offsets) < len(names):  # not an end site's
+        elif parts[:1] == ["OFFSET"] and len(offsets) < len(names):  # but not of an end site
             offsets.append(10 * np.array(parts[1:], np.float64))
     head, frame_time, *lines = motion.strip().split("\n")
     rows = np.array([line.split() for line in lines], np.float64)

@@ -1,7 +1,7 @@
-"""C3D: marker trajectories for biomechanics programs, a file for each person.
+"""C3D: marker trajectories for biomechanics programs, one file for each person.
 
 Little-endian 32-bit numbers ("Intel, floating point"); y up, mm; a gap has the residual -1. A file holds 65,535 frames, as its
-header counts them in 16 bits: a longer recording goes on in the next one. Source: the C3D file format's user guide,
+header counts them in 16 bits: a longer recording continues in the next one. Source: the C3D file format's user guide,
 Motion Lab Systems.
 """
 
@@ -29,7 +29,7 @@ class _Content:
     names: list[str]
     rate: float
     begin_s: float
-    frames: str  # what the poses are
+    frames: str  # describes the poses
 
 
 class C3dRecorder(MotionRecorder):

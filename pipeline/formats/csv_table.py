@@ -1,4 +1,4 @@
-"""CSV: one long table of all people, a row for each joint of each pose, at the frames' own times."""
+"""CSV: one long table of all people, with a row for each joint of each pose, at the frames' own times."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class CsvRecorder(MotionRecorder):
         yield self.path, tracks
 
     def names(self) -> list[str]:
-        """What joints are called."""
+        """The names of the joints."""
         return joint_names(self._header.joint_set, "own" if self.export.names == "auto" else self.export.names)
 
     def _write_part(self, part: Path, content: Sequence[int]) -> None:
@@ -59,7 +59,7 @@ class CsvRecorder(MotionRecorder):
 
 
 def columns_of(track: Track, source: str, names: Sequence[str]) -> dict[str, Any]:
-    """A person's part of the table, column by column."""
+    """One person's part of the table, column by column."""
     joints = len(names)
     count = len(track.time_s) * joints
     return {

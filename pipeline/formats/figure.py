@@ -3,7 +3,7 @@
 A bone's length is its median over the track. Rotations come from the directions of bones (`pipeline/rig.py`). Hips and spine
 have all three angles, from the lines through the hips and through the shoulders. Of a limb only the direction is known: it is
 rotated the shortest way from its parent, and its twist about its own axis is a convention. Hands, feet and head follow their
-parent bones. The rest pose is a T-pose that looks along z, with the left hand at x.
+parent bones. The rest pose is a T-pose that faces z, with the left hand towards x.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.rig import BONES, joint_indices, solve
 Array = NDArray[np.float64]
 
 MIRROR = np.array([-1.0, 1.0, 1.0])
-"""From the world's right-handed axes to Unity's left-handed ones, and back."""
+"""Converts the world's right-handed axes to Unity's left-handed ones, and back."""
 
 ENDS_MM = {
     "Head": (0.0, 100.0, 0.0),
@@ -28,7 +28,7 @@ ENDS_MM = {
     "LeftFoot": (0.0, 0.0, 120.0),
     "RightFoot": (0.0, 0.0, 120.0),
 }
-"""End points of bones without a joint at their end, mm from their beginning in the rest pose: for display only."""
+"""End points of bones without a joint at their end, mm from their start in the rest pose: for display only."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Figure:
     """T frames of one person.
 
     Attributes:
-        offsets_mm: for each bone, its beginning relative to its parent's in the rest pose [3], mm; 0 for the hips.
-        root_mm: [T, 3] the hips in the world, mm.
-        local: for each bone its rotation relative to its parent [T, 3, 3].
+        offsets_mm: for each bone, its start relative to its parent's in the rest pose [3], mm; 0 for the hips.
+        root_mm: [T, 3] position of the hips in the world, mm.
+        local: for each bone, its rotation relative to its parent [T, 3, 3].
     """
 
     offsets_mm: dict[str, Array]
@@ -64,7 +64,7 @@ class Figure:
         return cls(offsets, joints_mm[:, names["Pelvis"]], local)
 
     def places_mm(self) -> dict[str, Array]:
-        """Where each bone begins [T, 3], mm: forward kinematics."""
+        """The start of each bone [T, 3], mm: forward kinematics."""
         return places_mm(self.offsets_mm, self.root_mm, self.local)
 
     def cost_mm(self, joints_mm: Array, joint_set: JointSet) -> float:
@@ -75,7 +75,7 @@ class Figure:
 
 
 def places_mm(offsets_mm: dict[str, Array], root_mm: Array, local: dict[str, Array]) -> dict[str, Array]:
-    """Where bones begin [T, 3], mm, from their offsets at rest, the hips' positions [T, 3] and the rotations [T, 3, 3]."""
+    """The start of each bone [T, 3], mm, from the offsets at rest, the hips' positions [T, 3] and the rotations [T, 3, 3]."""
     places, turns = {}, {}
     for bone, facts in BONES.items():
         if not facts.parent:

@@ -1,4 +1,4 @@
-"""Files that contain only complete parts at every moment, and that replace nothing without permission."""
+"""Files that contain only complete parts at any moment, and that replace nothing without permission."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class GrowingFile:
 
     @classmethod
     def make(cls, path: Path, *, overwrite: bool) -> GrowingFile:
-        """A new file. An old one is unlinked, not emptied, so that a program that is reading it, perhaps this run, keeps it.
+        """A new file. An old one is unlinked, not emptied: a program that is reading it, perhaps this run, can go on reading.
 
         Raises:
             OutputExistsError: it exists already and may not be replaced.
@@ -56,7 +56,7 @@ class GrowingFile:
 
     @classmethod
     def unnamed(cls, folder: Path) -> GrowingFile:
-        """A file on a folder's disk that is gone when it is closed, or when the process is killed.
+        """A file on a folder's disk that disappears when it is closed, or when the process is killed.
 
         Raises:
             OSError: it cannot be made.
@@ -78,7 +78,7 @@ class GrowingFile:
         self.size += len(part)
 
     def change(self, offset: int, data: bytes) -> None:
-        """Replace some bytes of what was appended.
+        """Replace some of the appended bytes.
 
         Raises:
             OSError: they cannot be written.
@@ -89,14 +89,14 @@ class GrowingFile:
         """Close it; with keep=False it is removed, unless its name now belongs to another file."""
         stale = None
         if self._path is not None and not keep:
-            with suppress(OSError):  # nothing has its name any more
+            with suppress(OSError):  # its name no longer exists
                 stale = self._path if os.path.samestat(os.fstat(self.fileno()), self._path.lstat()) else None
         self._file.close()
         if stale is not None:
             stale.unlink(missing_ok=True)
 
     def fileno(self) -> int:
-        """The system's number of the open file."""
+        """The file descriptor."""
         return self._file.fileno()
 
     def _write(self, offset: int, data: bytes) -> None:

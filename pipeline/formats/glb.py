@@ -1,7 +1,7 @@
-"""glTF 2.0 in one binary file: everybody as a skinned figure of bones, moving in one animation; m, y up.
+"""glTF 2.0 in one binary file: each person is a skinned figure of bones, moving in one animation; m, y up.
 
-While a person is not seen, the figure has the scale 0, so that a gap shows nobody and no key is invented. Source: the glTF 2.0
-specification, Khronos Group.
+While a person is not seen, the figure has scale 0, so that a gap shows nobody and no key frame is invented. Source: the glTF
+2.0 specification, Khronos Group.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipeline.rig import BONES, quaternion
 Array = NDArray[np.float64]
 
 THICK = 0.09
-"""Half the width of a bone's solid, as a share of its length."""
+"""Half the width of a bone's solid, as a fraction of its length."""
 
 _TYPES = {1: "SCALAR", 3: "VEC3", 4: "VEC4", 16: "MAT4"}
 _FLOAT, _UINT32, _UINT8 = 5126, 5125, 5121
@@ -34,7 +34,7 @@ _FLOAT, _UINT32, _UINT8 = 5126, 5125, 5121
 @dataclass(frozen=True)
 class _Person:
     motion: Motion
-    figure: Figure  # of the frames that are seen
+    figure: Figure  # of the frames that show the person
 
 
 class GlbRecorder(MotionRecorder):
@@ -49,7 +49,7 @@ class GlbRecorder(MotionRecorder):
             yield self.path, people
 
     def names(self) -> dict[str, str]:
-        """What bones are called."""
+        """The names of the bones."""
         return bone_names("unity" if self.export.names == "auto" else self.export.names)
 
     def _write_part(self, part: Path, content: list[_Person]) -> None:
@@ -80,7 +80,7 @@ class GlbRecorder(MotionRecorder):
 
 @dataclass
 class _Scene:
-    """A glTF document that grows by people."""
+    """A glTF document to which people are added."""
 
     names: dict[str, str]
     data: bytearray = field(default_factory=bytearray)
@@ -100,7 +100,7 @@ class _Scene:
     )
 
     def add(self, person: _Person) -> None:
-        """Add somebody."""
+        """Add a person."""
         nodes, figure, motion = self.document["nodes"], person.figure, person.motion
         name, first = f"person-{motion.track_id}", len(nodes)
         places = _rest_mm(figure)
@@ -115,7 +115,7 @@ class _Scene:
         nodes.append({"name": f"{name}-bones", "mesh": mesh, "skin": skin})
         self.document["scenes"][0]["nodes"] += [first, len(nodes) - 1]
         inverse = np.tile(np.eye(4), (len(BONES), 1, 1))
-        inverse[:, 3, :3] = [-places[bone] / 1000 for bone in BONES]  # column-major: the last column comes last
+        inverse[:, 3, :3] = [-places[bone] / 1000 for bone in BONES]  # column-major: the translation is stored as the last row
         self.document["skins"].append(
             {"name": name, "skeleton": first, "joints": [of[bone] for bone in BONES], "inverseBindMatrices": self._put(inverse)}
         )
@@ -123,7 +123,7 @@ class _Scene:
         self._animate(person, first, of)
 
     def _mesh(self, name: str, figure: Figure, places: dict[str, Array], track_id: int) -> dict[str, Any]:
-        """A solid for each bone, from its beginning to that of each bone that hangs on it."""
+        """A solid for each bone, from its start to that of each of its child bones."""
         points: list[Array] = []
         owners: list[int] = []
         faces: list[NDArray[np.int64]] = []
@@ -157,7 +157,7 @@ class _Scene:
         for bone, node in of.items():
             turns = np.array([quaternion(turn) for turn in figure.local[bone]])
             flips = np.cumprod(np.where((turns[1:] * turns[:-1]).sum(axis=1) < 0, -1.0, 1.0))
-            turns[1:] *= flips[:, None]  # the shorter way from key to key
+            turns[1:] *= flips[:, None]  # the shorter rotation from key to key
             self._channel(node, "rotation", at, self._put(turns))
         begins, ends = np.array([[s.start, s.stop] for s in motion.stretches()]).T
         shows = {(motion.first + begin) / motion.rate: 1.0 for begin in begins}
@@ -174,7 +174,7 @@ class _Scene:
         animation["samplers"].append({"input": times, "output": values, "interpolation": interpolation})
 
     def _put(self, values: NDArray[Any], kind: int = _FLOAT, *, bounds: bool = False, target: int | None = None) -> int:
-        """An accessor of values [N, ...]; returns its number."""
+        """Add an accessor of values [N, ...]; returns its number."""
         rows = values.reshape(len(values), -1).astype({_FLOAT: "<f4", _UINT32: "<u4", _UINT8: "u1"}[kind])
         view: dict[str, Any] = {"buffer": 0, "byteOffset": len(self.data), "byteLength": rows.nbytes}
         if target is not None:
@@ -199,7 +199,7 @@ class _Scene:
 
 
 def _rest_mm(figure: Figure) -> dict[str, Array]:
-    """Where bones begin at rest, mm from the hips."""
+    """The starts of the bones at rest, mm from the hips."""
     places: dict[str, Array] = {}
     for bone, facts in BONES.items():
         places[bone] = figure.offsets_mm[bone] + (places[facts.parent] if facts.parent else 0)
@@ -220,7 +220,7 @@ def _solid(begin: Array, end: Array) -> tuple[Array, NDArray[np.int64]]:
 
 
 def matrices(quaternions: Array) -> Array:
-    """Unit quaternions x, y, z, w [T, 4] as turns [T, 3, 3]."""
+    """Unit quaternions x, y, z, w [T, 4] as rotations [T, 3, 3]."""
     x, y, z, w = quaternions.T
     rows = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
@@ -245,7 +245,7 @@ def read_glb(path: Path) -> tuple[dict[str, Any], bytes]:
 
 
 def _array(document: dict[str, Any], data: bytes, number: int) -> Array:
-    """An accessor of 32-bit numbers."""
+    """The values of an accessor of 32-bit numbers."""
     accessor = document["accessors"][number]
     view, width = document["bufferViews"][accessor["bufferView"]], {v: k for k, v in _TYPES.items()}[accessor["type"]]
     values = np.frombuffer(data, "<f4", accessor["count"] * width, view["byteOffset"])

@@ -1,4 +1,4 @@
-"""The base of motion formats: each person's joints in the world, at a constant frame rate; gaps stay gaps.
+"""The base class of motion formats: each person's joints in the world, at a constant frame rate; gaps stay gaps.
 
 Poses arrive in camera space and are kept in an unnamed file on the results' disk until the end, about half a kilobyte each,
 because the world is known best at the end. Then they are read one person at a time, so that memory holds the poses of one
@@ -29,10 +29,10 @@ from pipeline.types import PosedFrame, RunHeader, TrackEventKind
 Array = NDArray[np.float64]
 
 WITHIN = 0.1
-"""A time stamp that differs from the constant rate by less than this share of a frame counts as equal."""
+"""A time stamp that differs from the constant rate by less than this fraction of a frame counts as equal."""
 
 GAP = 1.5
-"""Poses further apart than this many frames have a gap between them."""
+"""Poses farther apart than this many frames have a gap between them."""
 
 MAX_FRAMES = 10_000_000
 """Largest number of frames of one person: time stamps that need more are broken."""
@@ -40,7 +40,7 @@ MAX_FRAMES = 10_000_000
 
 @dataclass(frozen=True)
 class Export:
-    """How files of motion are written.
+    """How motion files are written.
 
     Attributes:
         names: the naming scheme of joints and bones (`pipeline.formats.names.NAMES`), or `auto` for the format's usual one.
@@ -60,12 +60,12 @@ class Export:
 
 @dataclass(frozen=True)
 class Track:
-    """One person as seen.
+    """One person's poses as recorded.
 
     Attributes:
-        track_id: who.
+        track_id: the person's number.
         frame_index: [T] numbers of the frames.
-        time_s: [T] their time stamps, growing.
+        time_s: [T] their time stamps, increasing.
         joints_mm: [T, J, 3] in the world, mm.
         joints_px: [T, J, 2] in the picture, px.
         scores: [T, J].
@@ -81,10 +81,10 @@ class Track:
 
 @dataclass(frozen=True)
 class Motion:
-    """One person at a constant rate.
+    """One person's motion at a constant rate.
 
     Attributes:
-        track_id: who.
+        track_id: the person's number.
         rate: frames a second.
         first: the number of the first frame in the recording's own constant rate, from 0.
         joints_mm: [T, J, 3] in the world, mm; NaN where the person was not seen.
@@ -109,11 +109,11 @@ class Motion:
 
 
 def rate_of(header: RunHeader, times_s: Array) -> float:
-    """The constant rate of a recording: its nominal one if the time stamps agree with it, otherwise from their usual distance.
+    """The constant rate of a recording: the nominal one if the time stamps agree with it, otherwise from their usual distance.
 
     Args:
-        header: what the run is.
-        times_s: of all frames.
+        header: the run's header.
+        times_s: the time stamps of all frames.
     """
     steps = np.diff(times_s)
     steps = steps[steps > 0]
@@ -125,13 +125,13 @@ def rate_of(header: RunHeader, times_s: Array) -> float:
 
 
 def at_constant_rate(track: Track, rate: float, begin_s: float, fill_s: float) -> Motion:
-    """A person at a constant rate, interpolated linearly where the time stamps differ from it.
+    """A person's motion at a constant rate, interpolated linearly where the time stamps differ from it.
 
     Args:
         track: the person.
         rate: frames a second.
         begin_s: the time of the recording's first frame.
-        fill_s: gaps up to so long are filled.
+        fill_s: gaps up to this length are filled, s.
 
     Raises:
         SinkError: the time stamps need more frames than a file can hold.
@@ -167,10 +167,10 @@ class MotionRecorder(PoseRecorder):
         """As for every recorder.
 
         Args:
-            path: the file, or where there is one for each person, what their names begin with: `poses.trc` for `poses-3.trc`.
-            header: what the run is.
-            overwrite: whether files that are there may be replaced.
-            export: how they are written.
+            path: the file, or for one file for each person the name without their numbers: `poses.trc` for `poses-3.trc`.
+            header: the run's header.
+            overwrite: whether existing files may be replaced.
+            export: how the files are written.
         """
         super().__init__(path, header, overwrite=overwrite)
         self.export = export or Export()
@@ -181,26 +181,26 @@ class MotionRecorder(PoseRecorder):
 
     @property
     def files(self) -> list[WrittenFile]:
-        """The files that are there."""
+        """The files that exist."""
         return [file for file in self._written if file.path.is_file()]
 
     @abstractmethod
     def _save(self, tracks: Sequence[int]) -> Iterator[tuple[Path, Any]]:
-        """Name each file and what it holds, to be written by `_write_part` and compared by `_check_part`."""
+        """The path and the content of each file, for `_write_part` to write and `_check_part` to compare."""
 
     @abstractmethod
-    def _write_part(self, part: Path, content: Any) -> None:  # noqa: ANN401  # what a format's `_save` gives
+    def _write_part(self, part: Path, content: Any) -> None:  # noqa: ANN401  # as yielded by the format's `_save`
         """Write a file under a partial name."""
 
     @abstractmethod
     def _check_part(self, part: Path, content: Any) -> None:  # noqa: ANN401
-        """Read it back.
+        """Read the file back and compare.
 
         Raises:
-            ValueError: it is not what was to be written.
+            ValueError: it differs from what should have been written.
         """
 
-    # What a format asks for.
+    # Used by the formats.
 
     def person_path(self, track_id: int, stretch: int = 0) -> Path:
         """The file of a person, or of a person's later part, for formats that cannot have gaps."""
@@ -208,7 +208,7 @@ class MotionRecorder(PoseRecorder):
         return self.path.with_name(f"{self.path.stem}-{track_id}{tail}{self.path.suffix}")
 
     def track(self, track_id: int) -> Track:
-        """A person as seen."""
+        """A person's poses as recorded."""
         rows = self._rows[self._rows["track_id"] == track_id]
         rows = rows[np.argsort(rows["time_s"], kind="stable")]
         keep = np.concatenate([[True], np.diff(rows["time_s"]) > 0])
@@ -228,18 +228,18 @@ class MotionRecorder(PoseRecorder):
         )
 
     def motion(self, track_id: int) -> Motion:
-        """A person at the recording's constant rate."""
+        """A person's motion at the recording's constant rate."""
         times = np.array(self._times)
         return at_constant_rate(self.track(track_id), rate_of(self._header, times), float(times.min()), self.export.fill_s)
 
-    # The course of a recorder.
+    # The steps of a recorder.
 
     def _begin(self, item: PosedFrame) -> None:
         if not self._overwrite:
             check_free(self.path, overwrite=False)
             for other in self._others():
                 raise already_there(other)
-        else:  # a killed run leaves no old files beside its own
+        else:  # so that a killed run leaves no old files beside its own
             for path in (self.path, *self._others()):
                 path.unlink(missing_ok=True)
         joints = len(self._header.joint_set)
@@ -263,7 +263,7 @@ class MotionRecorder(PoseRecorder):
 
     def _add(self, item: PosedFrame) -> None:
         if self._times and any(event.kind is TrackEventKind.CUT for event in item.events):
-            self._worlds.append(None)  # another take, which the camera may have moved for
+            self._worlds.append(None)  # another take, before which the camera may have moved
         rows = []
         for pose in item.poses:
             smoothed = pose.smoothed_mm if self._header.smooth else None
@@ -302,7 +302,7 @@ class MotionRecorder(PoseRecorder):
         self._written.append(WrittenFile(path, len(self._times), path.stat().st_size))
 
     def _others(self) -> list[Path]:
-        """Files of people that are there already."""
+        """Existing files of people."""
         return sorted(self.path.parent.glob(f"{self.path.stem}-*{self.path.suffix}")) if self.path.parent.is_dir() else []
 
 
@@ -310,7 +310,7 @@ def compare(what: str, written: Array, read: Array, within: float) -> None:
     """Check that the numbers that were read equal the written ones.
 
     Raises:
-        ValueError: they do not; says by how much they differ.
+        ValueError: they differ; says by how much.
     """
     if written.shape != read.shape:
         raise ValueError(f"expected {what} {list(written.shape)}, received {list(read.shape)}")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 TIME_BASE = Fraction(1, 90_000)
-"""Resolution of the video's time stamps, s: MPEG's own, which every usual frame rate divides."""
+"""Resolution of the video's time stamps, s: MPEG's own, which all common frame rates divide."""
 
 PRESET = "ultrafast"
 """x264's preset: half the processor time of the next slower one, for files 1.5 times as large."""
@@ -30,39 +30,39 @@ CRF = 23
 """x264's constant quality, its default."""
 
 MAX_SIDE = 8192
-"""Longest side of the video, px, the limit of H.264's highest level: larger pictures are scaled down."""
+"""Longest side of the video, px: the limit of H.264's highest level. Larger pictures are scaled down."""
 
 MAX_KEY_FRAME_DISTANCE = 60
 """Largest number of frames between key frames, if a second has more: a player must read this many to seek."""
 
 CAMERA_RATE = 30
-"""Assumed frame rate of a camera, frames a second: only the distance of key frames depends on it."""
+"""Assumed frame rate of a camera, frames a second: only the distance between key frames depends on it."""
 
 MAX_GAP_S = 23_860
 """Longest time between two frames, s: MP4 counts a frame's duration in 31 bits of TIME_BASE; FFmpeg would change the times."""
 
 MOVFLAGS = "hybrid_fragmented+frag_every_frame"
-"""FFmpeg's: every frame is a fragment of its own, about 110 bytes each; closing adds one index over all of them."""
+"""FFmpeg's flags: every frame is a fragment of its own, about 110 bytes each; closing adds one index of all of them."""
 
 _SMPTE170M = 6
 _LIMITED_RANGE = 1
-"""BT.601's matrix and luma in 16..235, by FFmpeg's numbers for them."""
+"""FFmpeg's numbers for BT.601's matrix and for luma in 16..235."""
 
 
 class Mp4Recorder(PoseRecorder):
     """Writes `poses.mp4`: the drawn pictures at their frames' times.
 
-    The video begins at its first frame: its time stamps are time_s less the first frame's. It has the size of the first
-    picture, an odd side one px longer; pictures of another size are fitted into it with black borders.
+    The video begins at its first frame: its time stamps are time_s minus the first frame's. It has the size of the first
+    picture, with odd sides made one px longer; pictures of another size are fitted into it with black borders.
 
-    While it grows it is a fragmented MP4: a killed run or a full disk leaves a video that plays, without the last frame that
-    was given, as a fragment is complete when the next begins. Closing makes it an ordinary MP4.
+    While it grows it is a fragmented MP4: a killed run or a full disk leaves a video that plays, but lacks the last frame,
+    because a fragment is complete only when the next one begins. Closing makes it an ordinary MP4.
     """
 
     needs_picture: ClassVar[bool] = True
 
     def __init__(self, path: Path, header: RunHeader, *, overwrite: bool = False, threads: int = 1) -> None:
-        """As for every recorder, and how many threads encode: more are sooner done, for the same processor time."""
+        """As for every recorder; `threads` encode: more finish sooner, with the same CPU time."""
         super().__init__(path, header, overwrite=overwrite)
         self._threads = threads
         self._time_s = -math.inf
@@ -88,15 +88,15 @@ class Mp4Recorder(PoseRecorder):
         self._first_time_s = item.frame.time_s
         self._muxed = _Muxed()
         self._container = av.open(self._muxed, "w", format="mp4", options={"movflags": MOVFLAGS})
-        # Pictures without a frame rate come at one a second; a camera's rate is not known before it has run for a while.
+        # Pictures without a frame rate come once a second; a camera's rate is unknown until it has run for a while.
         assumed = 1 if item.frame.captured_ns is None else CAMERA_RATE
         rate = Fraction(self._header.frame_rate or assumed).limit_denominator(1001)
         options = {
             "preset": PRESET,
-            "tune": "zerolatency",  # no frame is held back
+            "tune": "zerolatency",  # no frame is delayed
             "crf": str(CRF),
             "g": str(min(max(1, round(rate)), MAX_KEY_FRAME_DISTANCE)),
-            "bf": "0",  # a fragmented file cannot say that it begins before the first frame, as it would have to
+            "bf": "0",  # B-frames need times before the first frame, which a fragmented file cannot express
         }
         self._stream = self._container.add_stream("libx264", rate=rate, options=options)
         encoder = self._stream.codec_context
@@ -104,7 +104,7 @@ class Mp4Recorder(PoseRecorder):
         encoder.pix_fmt = "yuv420p"
         encoder.time_base = TIME_BASE
         encoder.thread_count = self._threads
-        # What cvtColor makes: players take high definition for BT.709 unless they are told.
+        # As made by cvtColor. Without it, players would assume BT.709 for high definition.
         encoder.colorspace = _SMPTE170M
         encoder.color_range = _LIMITED_RANGE
         self._file = GrowingFile.make(self.path, overwrite=self._overwrite)
@@ -123,7 +123,7 @@ class Mp4Recorder(PoseRecorder):
                 if not self._failed:
                     self._encode(None)
             finally:
-                self._container.close()  # writes its index to memory; after an error nobody takes it from there
+                self._container.close()  # writes its index to memory; after an error it is discarded
             if not self._failed:
                 self._store()
                 self.written = self._packets
@@ -138,10 +138,10 @@ class Mp4Recorder(PoseRecorder):
             self.written = self._packets - 1  # each packet completes the fragment of the one before it
 
     def _store(self) -> bool:
-        """Bring to the disk what FFmpeg has written; returns whether it grew.
+        """Store on the disk what FFmpeg has written; returns whether the file grew.
 
-        The first box has the name of a free one until everything is there: readers skip a free box that is cut off, but
-        many refuse a file whose last `moof` is.
+        Until everything is stored, the first box is named `free`: readers skip a truncated `free` box, but many refuse a file
+        with a truncated `moof` at its end.
         """
         boxes, changes = self._muxed.take()
         if boxes:
@@ -154,7 +154,7 @@ class Mp4Recorder(PoseRecorder):
 
 
 class _Muxed:
-    """Where FFmpeg writes: memory. A disk's error would reach it in the middle of a box, and closing would then crash."""
+    """FFmpeg's output, in memory. On a disk, an error in the middle of a box would make FFmpeg crash when it closes."""
 
     def __init__(self) -> None:
         self._position = 0
@@ -165,7 +165,7 @@ class _Muxed:
     def write(self, data: ReadableBuffer, /) -> int:
         """Write where the last `seek` or `write` ended."""
         data = bytes(data)
-        taken = max(0, self._taken - self._position)  # bytes of it that lie where something was taken already
+        taken = max(0, self._taken - self._position)  # bytes of it that replace bytes taken earlier
         known, new = data[:taken], data[taken:]
         if known:
             self._changes.append((self._position, known))
@@ -176,16 +176,16 @@ class _Muxed:
         return len(data)
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
-        """As of a file."""
+        """As for a file."""
         self._position = offset + (0, self._position, self._taken + len(self._boxes))[whence]
         return self._position
 
     def tell(self) -> int:
-        """As of a file."""
+        """As for a file."""
         return self._position
 
     def take(self) -> tuple[bytes, list[tuple[int, bytes]]]:
-        """What was written since the last time: what is new at the end, and changes before it as (offset, bytes)."""
+        """What was written since the last call: new bytes at the end, and changes to earlier ones as (offset, bytes)."""
         taken = bytes(self._boxes), self._changes
         self._taken += len(self._boxes)
         self._boxes, self._changes = bytearray(), []
@@ -199,10 +199,10 @@ def _picture(frame: PosedFrame) -> NDArray[np.uint8]:
 
 
 def _video_frame(planes: NDArray[np.uint8], width: int, height: int) -> av.VideoFrame:
-    """A frame of the planes [H * 3 / 2, W] that cvtColor makes of a picture: Y, then U and V of half its size.
+    """A frame from the planes [H * 3 / 2, W] that cvtColor makes of a picture: Y, then U and V of half its size.
 
-    PyAV's own `from_ndarray` copies it twice and takes more than twice as long; its `from_numpy_buffer` takes a height that
-    four doesn't divide for another one.
+    PyAV's own `from_ndarray` copies it twice and takes more than twice as long; its `from_numpy_buffer` mistakes a height that
+    is no multiple of four for another one.
     """
     frame, samples, begin = av.VideoFrame(width, height, "yuv420p"), planes.ravel(), 0
     for plane in frame.planes:
@@ -213,7 +213,7 @@ def _video_frame(planes: NDArray[np.uint8], width: int, height: int) -> av.Video
 
 
 def _fit(picture: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
-    """A picture in the video's size: a missing last row or column repeated, anything else scaled and centred on black."""
+    """A picture in the video's size: one missing row or column is repeated, other sizes are scaled and centred on black."""
     h, w = picture.shape[:2]
     if (w, h) == (width, height):
         return picture

@@ -14,7 +14,7 @@ _SIDED = {
     "Elbow": ("Elbow", "LowerArm", "forearm", "ForeArm"),
     "Wrist": ("Wrist", "Hand", "hand", "Hand"),
 }
-"""For a joint with a left and a right: its marker (Pose2Sim, OpenSim), and its bone in Unity, Blender and Mixamo."""
+"""For joints on both the left and the right: the marker (Pose2Sim, OpenSim), and the bone in Unity, Blender and Mixamo."""
 
 _MIDDLE = {
     "Pelvis": ("Hip", "Hips", "hips", "Hips"),
@@ -30,7 +30,7 @@ NAMES = {
     "blender": "Rigify's, with .L and .R (thigh.R)",
     "mixamo": "Mixamo's (mixamorig:RightUpLeg)",
 }
-"""Whose names there are."""
+"""The naming schemes."""
 
 _COLUMN = {"opensim": 0, "unity": 1, "blender": 2, "mixamo": 3}
 
@@ -45,7 +45,7 @@ def _name(scheme: str, side: str, words: tuple[str, ...]) -> str:
 
 
 def joint_names(joint_set: JointSet, scheme: str) -> list[str]:
-    """What a scheme calls each joint; joints that it has no name for keep their own."""
+    """A scheme's name of each joint; joints for which it has none keep their own."""
     if scheme == "own":
         return list(joint_set.joints)
     middle = {
@@ -67,7 +67,7 @@ def joint_names(joint_set: JointSet, scheme: str) -> list[str]:
 
 
 def bone_names(scheme: str) -> dict[str, str]:
-    """What a scheme calls each bone of `pipeline.rig.BONES`."""
+    """A scheme's name of each bone of `pipeline.rig.BONES`."""
     names = {}
     for bone, facts in BONES.items():
         side, _, rest = facts.at.partition("_")

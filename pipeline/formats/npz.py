@@ -56,16 +56,16 @@ class NpzRecorder(PoseRecorder):
     recordings), `clock` [F] (what measured it: `kernel`, `sender`, `arrival`, or empty), `camera` [F, 4] (fx, fy, cx, cy) px;
     `pose_frame` [P] (the row of its frame), `track_id` [P], `box` [P, 4] (x, y, width, height) px, `joints_px` [P, J, 2],
     `joints_mm` [P, J, 3], `scores` [P, J], `root_depth_mm` [P], `root_depth_source` [P], `cut_by_edge` [P],
-    `depth_scale` [P], and `smoothed_mm` [P, J, 3] where the run's header says so (NaN for a pose that nobody
-    smoothed); `world_from_camera` [3, 4] mm, as the last frame knew it, and `world`, the same with its origin as JSON text (NaN
-    and `null` where nobody said); `header`, the run's header as JSON text; and `random_weights`, whether poses mean nothing.
+    `depth_scale` [P], and `smoothed_mm` [P, J, 3] if the run's header says so (NaN for a pose that was not smoothed);
+    `world_from_camera` [3, 4] mm, as known at the last frame, and `world`, the same with its origin as JSON text (NaN and
+    `null` if unknown); `header`, the run's header as JSON text; and `random_weights`, whether the poses are meaningless.
 
     A killed run leaves no arrays; `pose_arrays` makes them from the lines of JSON.
     """
 
     def _begin(self, item: PosedFrame) -> None:
         if self._overwrite:
-            self.path.unlink(missing_ok=True)  # a killed run leaves no old arrays beside its own video
+            self.path.unlink(missing_ok=True)  # so that a killed run leaves no old arrays beside its own video
         else:
             check_free(self.path, overwrite=False)
         self._taken = self._pose_count = 0
@@ -102,7 +102,7 @@ class NpzRecorder(PoseRecorder):
 
 
 def pose_arrays(poses: PoseFile) -> dict[str, Any]:
-    """What `poses.npz` holds, by name, from the frames of a `poses.ndjson`.
+    """The arrays of `poses.npz`, by name, made from the frames of a `poses.ndjson`.
 
     Raises:
         OverflowError, ValueError: an id or a number does not fit into the arrays.
@@ -115,7 +115,7 @@ def pose_arrays(poses: PoseFile) -> dict[str, Any]:
 
 
 def _frame_row(index: int, time_s: float, utc: str | None, clock: str | None, camera: Intrinsics) -> NDArray[Any]:
-    # NumPy's times know no time zones: they are all in UTC.
+    # NumPy's times have no time zone: all are in UTC.
     moment = np.datetime64("NaT" if utc is None else utc.removesuffix("+00:00"), "us")
     return np.array((index, time_s, moment, clock or "", (camera.fx, camera.fy, camera.cx, camera.cy)), _FRAME)
 
@@ -143,7 +143,7 @@ def _pose_rows(frame_row: int, poses: Sequence[Pose], header: RunHeader) -> NDAr
 
 
 def _rows(file: GrowingFile, kind: np.dtype[Any], count: int) -> NDArray[Any]:
-    """The first rows of a file, read only where they are looked at: they may be more than the memory holds."""
+    """The first rows of a file, mapped into memory, because they may not fit into it."""
     if count == 0:
         return np.empty(0, kind)
     return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), kind, count)

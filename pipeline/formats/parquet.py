@@ -23,7 +23,7 @@ class ParquetRecorder(CsvRecorder):
             RuntimeUnavailableError: pyarrow is not installed.
         """
         try:
-            import pyarrow.parquet  # noqa: F401  # so that it is missed now and not at the end
+            import pyarrow.parquet  # noqa: F401  # to fail now and not at the end
         except ImportError as error:
             raise RuntimeUnavailableError(f"Parquet needs pyarrow: {error}; {install_command('parquet')}") from error
         super().__init__(path, header, overwrite=overwrite, export=export)

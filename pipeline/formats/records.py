@@ -27,7 +27,7 @@ from engines.session import SessionDescription
 from pipeline.types import Pose, PosedFrame, RunHeader, TrackEvent, TrackEventKind
 
 FORMAT = "convnextpose/1"
-"""Name and version of the records; a reader refuses another."""
+"""Name and version of the format; readers refuse any other."""
 
 MAX_BYTES = 2**32
 """Largest file of poses that is read, bytes: a day of one person at 25 frames a second."""
@@ -57,7 +57,7 @@ class PosesAtTime:
         poses: the people in it.
         events: what happened to their tracks.
         utc: when it was taken, ISO 8601, to synchronise recordings of several cameras; None if the source was not live.
-        clock: what measured `utc`, as in `pipeline.types.Frame`; None if `utc` is.
+        clock: the clock of `utc`, as in `pipeline.types.Frame`; None if `utc` is.
         world: the up direction and the floor, as known at this frame; None if the file does not say.
     """
 
@@ -164,7 +164,7 @@ def _pose_record(pose: Pose, *, smooth: bool) -> dict[str, Any]:
     smoothed = {} if pose.smoothed_mm is None or not smooth else {"smoothed_mm": _rounded(pose.smoothed_mm, 2)}
     return {
         "track_id": int(pose.track_id),
-        "box": [x, y, max(width, 0.001), max(height, 0.001)],  # rounded, it still encloses something
+        "box": [x, y, max(width, 0.001), max(height, 0.001)],  # after rounding, its area is still above 0
         "joints_px": _rounded(pose.joints_px, 3),
         "joints_mm": _rounded(pose.joints_mm, 2),
         **smoothed,
@@ -200,7 +200,7 @@ def read_poses(path: str | Path) -> PoseFile:
     try:
         header = _parse_header(json.loads(lines[0] if lines else rest))
         frames: list[PosesAtTime] = []
-        for number, line in enumerate(lines[1:], 2):  # noqa: B007  # told where reading breaks off
+        for number, line in enumerate(lines[1:], 2):  # noqa: B007  # used in the error message
             frames.append(_parse_frame(json.loads(line), header, frames[-1].world if frames else None))
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
@@ -233,7 +233,7 @@ def _parse_frame(record: dict[str, Any], header: RunHeader, world: World | None)
     if record["type"] != "frame":
         raise ValueError("expected a frame")
     camera = Intrinsics(**record["camera"]) if "camera" in record else header.camera
-    assert camera is not None  # a header that was read has one
+    assert camera is not None  # a header from a file has one
     poses = tuple(_parse_pose(pose, len(header.joint_set)) for pose in record["poses"])
     events = tuple(_parse_event(event) for event in record.get("events", ()))
     world = World.parse(record["world"]) if "world" in record else world
@@ -258,7 +258,7 @@ def _parse_pose(record: dict[str, Any], joints: int) -> Pose:
         scores=np.array(record["scores"], np.float64),
         root_depth_mm=record["root_depth_mm"],
         root_depth_source=RootDepthSource(record["root_depth_source"]),
-        cut_by_edge=bool(record.get("cut_by_edge", False)),  # results of 0.1.0 do not say
+        cut_by_edge=bool(record.get("cut_by_edge", False)),  # absent in results of 0.1.0
         smoothed_mm=np.array(record["smoothed_mm"], np.float64) if "smoothed_mm" in record else None,
         depth_scale=record.get("depth_scale", 1.0),
     )

@@ -17,11 +17,11 @@ from pipeline.types import PosedFrame, RunHeader
 class Segments:
     """How a recording is divided.
 
-    Segments begin at multiples of their length since 1970 in UTC, the first one when the run begins. Their folders are named
-    after their beginning, so the folders of several cameras and formats have the same names without any exchange.
+    Segments begin at multiples of their length since 1970 in UTC, except for the first, which begins with the run. Folders are
+    named after their beginning, so the folders of several cameras and formats have the same names without any coordination.
 
     Attributes:
-        length_s: of a segment, s.
+        length_s: length of a segment, s.
         begin_ns: when the run begins, ns since 1970.
     """
 
@@ -34,7 +34,7 @@ class Segments:
             raise ValueError(f"expected segments of at least 1 s, received {self.length_s:g} s")
 
     def number(self, unix_ns: int) -> int:
-        """The number of the segment that a moment belongs to."""
+        """The number of the segment that contains a moment."""
         return max(unix_ns, self.begin_ns) // round(self.length_s * 1e9)
 
     def folder(self, number: int) -> str:
@@ -49,12 +49,12 @@ class SegmentedRecorder:
     After an error, as on a full disk, recording is tried again with the next segment.
 
     Args:
-        path: what the files are called, and in which folder the segments' folders are made.
-        recorder: makes what writes them.
-        header: what the run is; each segment completes it by its own first frame.
+        path: the files' name, and the folder in which the segments' folders are made.
+        recorder: makes the recorder of a segment.
+        header: the run's header; each segment completes it from its own first frame.
         segments: how the recording is divided.
-        overwrite: whether what is there already may be replaced.
-        needs_picture: whether they want the drawn picture.
+        overwrite: whether existing files may be replaced.
+        needs_picture: whether the recorders want the drawn picture.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class SegmentedRecorder:
 
     @property
     def written(self) -> int:
-        """Frames that the files hold at this moment."""
+        """Frames that the files contain now."""
         return sum(file.frames for file in self._files) + (self._current.written if self._current else 0)
 
     @property
@@ -89,7 +89,7 @@ class SegmentedRecorder:
         return self._files + (self._current.files if self._current else [])
 
     def write(self, posed: PosedFrame, /) -> None:
-        """Take one frame; the first of a segment ends the one before.
+        """Take one frame; the first frame of a segment ends the previous segment.
 
         Raises:
             SinkError: it cannot be written.

@@ -29,9 +29,9 @@ class Format:
     """A format of results.
 
     Attributes:
-        file_name: what its file is called.
-        recorder: what writes it.
-        help: what is in it, in a few words.
+        file_name: the name of its file.
+        recorder: the class that writes it.
+        help: its contents, in a few words.
     """
 
     file_name: str
@@ -45,11 +45,11 @@ class Format:
 
     @property
     def is_motion(self) -> bool:
-        """Whether it holds people's motion in the world, for other programs."""
+        """Whether it contains people's motion in the world, for other programs."""
         return issubclass(self.recorder, MotionRecorder)
 
     def open(self, path: Path, header: RunHeader, *, overwrite: bool = False, export: Export | None = None) -> PoseRecorder:
-        """Its recorder."""
+        """Open a recorder of this format."""
         if issubclass(self.recorder, MotionRecorder):
             return self.recorder(path, header, overwrite=overwrite, export=export)
         return self.recorder(path, header, overwrite=overwrite)
@@ -66,7 +66,7 @@ FORMATS = {
     "csv": Format("poses.csv", CsvRecorder, "one long table of joints"),
     "parquet": Format("poses.parquet", ParquetRecorder, "the same table, with types and compressed"),
 }
-"""Every format that results can be written in."""
+"""All formats of results, by name."""
 
 DEFAULT_FORMATS = ("mp4", "ndjson", "npz")
 """The formats that a run writes by default."""
@@ -81,9 +81,9 @@ def open_recorders(
     segments: Segments | None = None,
     export: Export | None = None,
 ) -> list[Recorder]:
-    """The recorders of a folder, one for each format; the folder is made. Other files in it stay.
+    """The recorders of a folder, one for each format; the folder is made. Other files in it are not changed.
 
-    With `segments` they write into a folder of its own for each of them. `export` says how files of motion are written.
+    With `segments` they write into a separate folder for each segment. `export` says how motion files are written.
 
     Raises:
         OutputExistsError: one of the files exists already and may not be replaced; nothing was touched.

@@ -13,8 +13,8 @@ from pipeline.timeline import STAGES, Timeline
 class TraceRecorder(FileRecorder[Timeline]):
     """Writes timelines as Chrome trace events: one process for each source, one thread for each stage and each format written.
 
-    The file is a JSON array written timeline by timeline; a killed run or a full disk leaves whole timelines without the
-    closing bracket, which the viewers don't need. Source: the "Trace Event Format" document of the Chromium project ("X"
+    The file is a JSON array written timeline by timeline; a killed run or a full disk leaves complete timelines without the
+    closing bracket, which viewers do not need. Source: the "Trace Event Format" document of the Chromium project ("X"
     complete events, "M" metadata, times in microseconds).
     """
 

@@ -1,7 +1,7 @@
-"""TRC: marker trajectories as OpenSim reads them, a file for each person.
+"""TRC: marker trajectories as OpenSim reads them, one file for each person.
 
 Tab-separated text; y up, mm, frame numbers from 1, times of the recording. An empty cell is a gap. Source: OpenSim's
-documentation of "Marker (.trc) Files"; what OpenSim 4.6 refuses was measured.
+documentation of "Marker (.trc) Files"; what OpenSim 4.6 refuses was found by experiment.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class TrcRecorder(MotionRecorder):
 
 
 def read_trc(path: Path) -> tuple[list[str], NDArray[np.float64], NDArray[np.float64]]:
-    """Read a TRC file: markers' names, times [T], s, and positions [T, J, 3], mm; NaN in gaps.
+    """Read a TRC file: names of the markers, times [T], s, and positions [T, J, 3], mm; NaN in gaps.
 
     Raises:
         ValueError: it is not such a file.
