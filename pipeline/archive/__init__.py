@@ -1,4 +1,4 @@
-"""Archives: every video in some folders is turned into poses, exactly once, even if workers or the run are killed.
+"""Archives: every video in some folders is converted to poses exactly once, even if workers or the run are killed.
 
     videos.py   finds the videos, and hashes their contents
     ledger.py   the outcome of each file: lines of JSON that only the coordinator writes
@@ -7,5 +7,5 @@
     on_ray.py   workers as actors of a Ray cluster
     run.py      the coordinator: assigns jobs, puts complete results in place, writes the ledger
 
-It imports `convnextpose`, `engines` and the rest of `pipeline`; Ray only inside `on_ray.py`.
+Imports `convnextpose`, `engines` and the rest of `pipeline`; Ray only inside `on_ray.py`.
 """

@@ -39,13 +39,13 @@ class JobRecord:
 
     Attributes:
         file: its absolute path.
-        size_bytes, mtime_ns: its size and when it was changed: a file of the same path, size and time is not hashed again.
-        sha256: hash of its content, hexadecimal; empty where it could not be read at all.
+        size_bytes, mtime_ns: its size and modification time; a file with the same path, size and time is not hashed again.
+        sha256: hash of its content, hexadecimal; empty if it could not be read at all.
         status: one of STATUSES.
-        place: the folder of its results relative to that of all results; empty where it has none.
+        place: the folder of its results relative to that of all results; empty if it has none.
         reason: what is wrong, or for SAME the file that the results were made from.
         frames: frames with results.
-        frames_with_a_pose: those of them with at least one pose.
+        frames_with_a_pose: frames with at least one pose.
         tracks: number of tracked people.
         seconds: how long it took.
         utc: when it was finished, ISO 8601.
@@ -66,12 +66,12 @@ class JobRecord:
 
     @property
     def is_final(self) -> bool:
-        """Whether another run skips it."""
+        """Whether later runs skip it."""
         return self.status != FAILED
 
     @property
     def has_results(self) -> bool:
-        """Whether results were made of it; for SAME they are another file's."""
+        """Whether results were made from it; not for SAME, whose results are another file's."""
         return self.status in (DONE, DAMAGED)
 
 
@@ -88,7 +88,7 @@ class JobLedger:
         defaults: the settings' defaults, for ledgers that are older than a setting.
 
     Raises:
-        SinkError: it is of another model or other settings, another run has it open, or it cannot be read or written.
+        SinkError: it has another model or other settings, another run has it open, or it cannot be read or written.
     """
 
     def __init__(self, out: Path, head: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
@@ -113,11 +113,11 @@ class JobLedger:
         return self._by_file.get(str(file))
 
     def results_of(self, sha256: str) -> JobRecord | None:
-        """The final outcome of a content, or None: with results, or known to have none."""
+        """The final outcome of a content, with or without results; None if there is none yet."""
         return self._by_content.get(sha256)
 
     def owner_of(self, place: str) -> str | None:
-        """The file whose results a place belongs to; places that differ only in case are one."""
+        """The file whose results are in a place; places that differ only in case count as equal."""
         return self._places.get(place.casefold())
 
     def add(self, record: JobRecord) -> None:
@@ -130,7 +130,7 @@ class JobLedger:
         self._keep(record)
 
     def close(self) -> None:
-        """Close it, which gives the lock back."""
+        """Close it, which releases the lock."""
         self._file.close()
 
     def _lock(self) -> None:
@@ -148,7 +148,7 @@ class JobLedger:
 
     def _read(self, head: dict[str, Any], defaults: Mapping[str, Any]) -> None:
         *lines, rest = self._file.read().split(b"\n")
-        if rest:  # of a process that was killed while it wrote
+        if rest:  # an incomplete line of a process that was killed while writing
             self._file.truncate(self._file.tell() - len(rest))
             self._file.seek(0, os.SEEK_END)
         if not lines:
@@ -159,7 +159,7 @@ class JobLedger:
             found = json.loads(lines[0])
             if found.pop("format", None) != FORMAT:
                 raise ValueError(f"expected a head of {FORMAT}")
-            for number, line in enumerate(lines[1:], 2):  # noqa: B007  # told where reading breaks off
+            for number, line in enumerate(lines[1:], 2):  # noqa: B007  # used in the error message
                 self._keep(_parse(json.loads(line)))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise SinkError(
@@ -195,7 +195,7 @@ class JobLedger:
 
     def _keep(self, record: JobRecord) -> None:
         before = self._by_file.get(record.file)
-        if before is not None and before.has_results:  # its content was another, or its results had gone
+        if before is not None and before.has_results:  # its content changed, or its results were missing
             self._by_content.pop(before.sha256, None)
         self._by_file[record.file] = record
         if record.has_results or (record.status == UNREADABLE and record.sha256):

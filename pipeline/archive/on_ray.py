@@ -1,4 +1,4 @@
-"""Workers as actors of a Ray cluster. Ray places them and starts them; only the ledger records which files are done.
+"""Workers as actors of a Ray cluster. Ray places and starts them; only the ledger records which files are done.
 
 The nodes need this project, installed with the `ray` extra, and the folders of videos and results under the same paths. An
 actor requests as many CPUs as it has threads, one GPU if the model or the detector is an engine, and WORKER_BYTES of memory, so
@@ -34,7 +34,7 @@ _OPENED = "opened"
 
 
 class _Actor:
-    """What runs on a node: a worker that is opened by a call, so that its errors come back as words."""
+    """The actor on a node: its worker is opened by a call, so that errors come back as results."""
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config
@@ -55,15 +55,15 @@ class _Actor:
 @dataclass
 class _Member:
     actor: Any
-    task: Any  # what it is at: opening at first, then a job; None while it waits for one
+    task: Any  # its current call: `open` at first, then a job; None while it waits for a job
     job: Job | None = None
 
 
 def _check_reachable(address: str) -> None:
-    """See whether anybody listens at HOST:PORT: Ray itself would try for minutes.
+    """Check whether anything listens at HOST:PORT: Ray itself would try for minutes.
 
     Raises:
-        OSError: nobody does.
+        OSError: nothing does.
     """
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if host and port.isdigit():
@@ -88,8 +88,8 @@ class RayPool:
     """A `WorkerPool` of actors in a cluster.
 
     Args:
-        config: what is done with each file.
-        address: as `ray.init` takes it, or LOCAL; a Ray that this process has joined already is used as it is.
+        config: the configuration for each file.
+        address: as `ray.init` takes it, or LOCAL; if this process has already joined a cluster, that cluster is used.
         most: the largest number of workers: that of the files.
         workers: how many; None for as many as the cluster has room for.
 
@@ -131,7 +131,7 @@ class RayPool:
 
     @property
     def running(self) -> dict[int, float]:
-        """The jobs in work by number; how far each is stays on its node."""
+        """The jobs in progress by number; their finished shares are not known here."""
         return {member.job.number: 0.0 for member in self._members if member.job is not None}
 
     def submit(self, job: Job) -> None:
@@ -178,7 +178,7 @@ class RayPool:
         return _Member(actor, actor.open.remote())
 
     def _fitting(self) -> int:
-        """How many workers the nodes hold, each for itself."""
+        """How many workers fit on the nodes, counted for each node separately."""
         names = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         return sum(

@@ -1,4 +1,4 @@
-"""Workers as processes of this machine: each has its own models, and if one dies the others go on."""
+"""Workers as processes of this machine: each has its own models, and if one dies the others continue."""
 
 from __future__ import annotations
 
@@ -93,22 +93,22 @@ class _Member:
 
 
 class LocalPool:
-    """A `WorkerPool` of processes on this machine. A program that uses it guards its start by `if __name__ == "__main__"`.
+    """A `WorkerPool` of processes on this machine. Programs that use it need the guard `if __name__ == "__main__"`.
 
     Args:
-        config: what is done with each file.
+        config: the configuration for each file.
         count: how many workers.
     """
 
     def __init__(self, config: RunConfig, count: int) -> None:
         self._config = config
         self._idle_deaths = 0
-        self._context = multiprocessing.get_context("spawn")  # libraries with threads cannot be forked
+        self._context = multiprocessing.get_context("spawn")  # libraries with threads do not survive a fork
         self._members = [self._start_worker() for _ in range(count)]
 
     @property
     def free_slots(self) -> int:
-        """How many jobs can be started now; one that starts before its worker's models are open waits for them."""
+        """How many jobs can be started now; a job waits until its worker's models are open."""
         return sum(member.job is None for member in self._members)
 
     @property
@@ -120,7 +120,7 @@ class LocalPool:
         """Give a job to a worker; there must be a free slot."""
         member = next(member for member in self._members if member.job is None)
         member.job, member.share = job, 0.0
-        with contextlib.suppress(OSError):  # it has died: `wait` tells
+        with contextlib.suppress(OSError):  # the worker has died: `wait` reports it
             member.connection.send(job)
 
     def wait(self, timeout_s: float) -> list[Outcome | LostJob]:
@@ -165,7 +165,7 @@ class LocalPool:
         return _Member(process, ours)
 
     def _replace(self, member: _Member) -> LostJob | None:
-        """Have another worker in the place of one that died; what it worked on is lost."""
+        """Replace a worker that died with a new one; returns the job that was lost, if any."""
         member.process.join(JOIN_TIMEOUT_S)
         code = member.process.exitcode
         reason = f"its worker ended with exit code {code}"
@@ -186,8 +186,8 @@ class LocalPool:
 
 
 def _work(connection: Connection, config: RunConfig) -> None:
-    """A worker's process: jobs come in, shares and outcomes go out, until the coordinator is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's
+    """A worker's process: receives jobs, and sends finished shares and outcomes, until the coordinator ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the coordinator handles Ctrl-C
     threading.Thread(target=_end_with_the_coordinator, daemon=True).start()
     try:
         worker = Worker(config)
@@ -200,7 +200,7 @@ def _work(connection: Connection, config: RunConfig) -> None:
 
 
 def _end_with_the_coordinator() -> None:
-    """End at once when the coordinator does, whatever killed it: what this worker writes would be nobody's."""
+    """End at once when the coordinator ends, for whatever reason: nobody would use this worker's results."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

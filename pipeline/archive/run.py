@@ -37,10 +37,10 @@ from pipeline.run import RunConfig
 
 PARTIAL = ".partial"
 MAX_ATTEMPTS = 2
-"""How often a file that kills its worker is tried."""
+"""How often a file whose worker dies is tried."""
 
 HASHED_AHEAD = 4
-"""Files that are hashed before a worker is free for them."""
+"""Number of files that are hashed before a worker is free for them."""
 
 NOT_SETTINGS = (
     "sources", "model", "out", "overwrite", "trace", "threads", "views", "live", "loop", "segment_s", "timeouts", "boxes",
@@ -61,7 +61,7 @@ class Progress:
         remaining_bytes: total size of the files that are not finished.
         done_bytes: total size of the files that workers have finished.
         in_progress: how many files are in progress.
-        in_progress_bytes: the finished part of these, if known.
+        in_progress_bytes: size of the finished part of these, if known.
         began: when the first job was assigned, by `time.monotonic`, s; None before.
     """
 
@@ -82,7 +82,7 @@ class Progress:
 
     @property
     def remaining_s(self) -> float | None:
-        """The estimated remaining time, s, from the bytes processed so far; None while there are none."""
+        """The estimated remaining time, s, from the bytes processed so far; None before there are any."""
         worked = self.done_bytes + self.in_progress_bytes
         if self.began is None or not worked:
             return None
@@ -113,10 +113,10 @@ class ArchiveRun:
 
     Args:
         config: its `sources` are the folders, and `out` is the folder for all results; the rest applies to each file.
-        open_pool: makes the workers from the config and the number of files; None for processes of this machine.
+        open_pool: makes the workers, given the config and the number of files; None for processes of this machine.
 
     Attributes:
-        progress: how far it is.
+        progress: the progress so far.
 
     Raises:
         ValueError: the config has settings that an archive does not support: boxes, views, live sources, a trace.
@@ -133,7 +133,7 @@ class ArchiveRun:
         self._out = config.out.resolve()
         self._folders = [Path(entry.uri) for entry in config.source_list]
         self._head = {"model": model_record(config), "settings": settings_record(config)}
-        self._config = replace(config, overwrite=True)  # a partial folder has nothing to protect
+        self._config = replace(config, overwrite=True)  # a partial folder contains nothing that needs protection
         self._open_pool = open_pool or local_pool()
         self._numbers = itertools.count()
         self._jobs: dict[int, tuple[Video, str, str]] = {}
@@ -148,8 +148,8 @@ class ArchiveRun:
             on_progress: called several times a second with the progress.
 
         Raises:
-            SourceError: a folder is not there.
-            SinkError: results or ledger cannot be written, belong to other settings, or another run writes them.
+            SourceError: a folder does not exist.
+            SinkError: results or ledger cannot be written, belong to other settings, or are being written by another run.
             PoseError: the models cannot be opened.
         """
         began = time.monotonic()
@@ -189,7 +189,7 @@ class ArchiveRun:
                     ahead.append((video, hasher.submit(content_hash, video.path, stopped.is_set)))
                 while ahead and pool.free_slots and ahead[0][1].done():
                     self._begin(*ahead.popleft(), pool)
-                if self._jobs or not pool.free_slots:  # none has room while all of a cluster's workers open their models
+                if self._jobs or not pool.free_slots:  # no slot is free while all workers of a cluster are opening their models
                     for message in pool.wait(0.02 if ahead and pool.free_slots else 0.5):
                         todo.extendleft(self._end(message))
                 elif ahead:
@@ -202,7 +202,7 @@ class ArchiveRun:
             hasher.shutdown(cancel_futures=True)
 
     def _begin(self, video: Video, hashed: Future[str], pool: WorkerPool) -> None:
-        """Start a file's job, unless its content is settled or in work already."""
+        """Start a file's job, unless its content is settled or in progress already."""
         try:
             sha256 = hashed.result()
         except OSError as error:
@@ -228,7 +228,7 @@ class ArchiveRun:
         pool.submit(job)
 
     def _end(self, message: Outcome | LostJob) -> list[Video]:
-        """Note what came of a job; the files that are to be tried again."""
+        """Record the outcome of a job; returns the files that must be tried again."""
         number = message.job.number if isinstance(message, LostJob) else message.number
         video, sha256, place = self._jobs.pop(number)
         waiting = self._waiting.pop(sha256)
@@ -254,7 +254,7 @@ class ArchiveRun:
         return []
 
     def _put_in_place(self, outcome: Outcome, partial: Path | None, place: str) -> Outcome:
-        """Move whole results to their place; what was there was made from another content of the same file."""
+        """Move complete results to their place; older results there were made from an earlier content of the same file."""
         target = self._out / place
         if partial is None or not (partial / JOB_NAME).is_file():
             return replace(outcome, status=FAILED, reason=f"its results are not in {self._out}, which all workers must share")
@@ -299,7 +299,7 @@ class ArchiveRun:
         self.progress.remaining_bytes -= video.size_bytes
 
     def _is_settled(self, video: Video) -> bool:
-        """Whether an earlier run has settled a file, which is as it was then, and the results are still there."""
+        """Whether an earlier run has settled a file, the file is unchanged, and its results still exist."""
         record = self._ledger.record_of(video.path)
         if record is None or not record.is_final:
             return False
@@ -312,7 +312,7 @@ class ArchiveRun:
         return not record.has_results or (self._out / record.place / JOB_NAME).is_file()
 
     def _place_of(self, video: Video) -> str:
-        """The folder of a file's results: what it would like, numbered where another file has that."""
+        """The folder of a file's results: the preferred one, with a number if it belongs to another file."""
         record = self._ledger.record_of(video.path)
         if record is not None and record.has_results:
             return record.place
@@ -333,9 +333,9 @@ class ArchiveRun:
 
 
 def model_record(config: RunConfig) -> dict[str, str]:
-    """The networks that results were made with: the model's name, and one hash over its files and the people detector's.
+    """The networks that made the results: the model's name, and one hash over its files and the people detector's.
 
-    A served model has the hash of its checkpoint instead of its files'.
+    For a served model, the hash covers its checkpoint's hash instead of files.
 
     Raises:
         ModelError: there is no such model or people detector.
@@ -380,7 +380,7 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 (JSON's types)
 
 
 def _read_job(folder: Path) -> dict[str, Any] | None:
-    """What a folder of whole results says that it was made from; None where there is none."""
+    """The description of the input in a folder of complete results; None if there is none."""
     try:
         found = json.loads((folder / JOB_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -30,7 +30,7 @@ class Video:
         place: the preferred folder of its results, relative to that of all results: the name of the searched folder and the
             path from there to the file.
         size_bytes: its size.
-        mtime_ns: when it was changed, ns since 1970.
+        mtime_ns: its modification time, ns since 1970.
     """
 
     path: Path
@@ -59,10 +59,10 @@ def find_videos(folders: Sequence[Path], exclude: Path | None = None) -> FoundVi
 
     Args:
         folders: the folders; a file among them counts as a video, whatever its name.
-        exclude: a folder that is skipped: that of the results, which contain videos, too.
+        exclude: a folder to skip: that of the results, which also contain videos.
 
     Raises:
-        SourceError: there is no such folder.
+        SourceError: a folder does not exist.
     """
     videos: dict[Path, Video] = {}
     skipped: Counter[str] = Counter()
@@ -74,7 +74,7 @@ def find_videos(folders: Sequence[Path], exclude: Path | None = None) -> FoundVi
         try:
             state = path.stat()
             real = path.resolve()
-        except OSError as error:  # a link that leads nowhere, or a file that has just gone
+        except OSError as error:  # a dangling link, or a file that has just been removed
             unreadable.append(f"{path}: {error.strerror}")
             return
         videos.setdefault(real, Video(real, place, state.st_size, state.st_mtime_ns))
@@ -107,7 +107,7 @@ def find_videos(folders: Sequence[Path], exclude: Path | None = None) -> FoundVi
 
 
 def content_hash(path: Path, stopped: Callable[[], bool] = lambda: False) -> str:
-    """SHA-256 of a file's content, hexadecimal; of a part of it once `stopped` says so.
+    """SHA-256 of a file's content, hexadecimal; only of its first part if `stopped()` becomes true.
 
     Raises:
         OSError: it cannot be read.

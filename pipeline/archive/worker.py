@@ -16,7 +16,7 @@ from pipeline.run import RunConfig, open_pipeline
 from pipeline.streams import Pipeline
 
 JOB_NAME = "job.json"
-"""Name of a file beside each file's results: it says what they were made from. A folder that has it is complete."""
+"""Name of the file in each folder of results that says what they were made from. A folder that has it is complete."""
 
 PROGRESS_INTERVAL_S = 1.0
 
@@ -26,9 +26,9 @@ class Job:
     """A file to work on.
 
     Attributes:
-        number: of this attempt, within the run.
+        number: number of this attempt within the run.
         path: the file.
-        size_bytes, mtime_ns: as they were when it was hashed.
+        size_bytes, mtime_ns: its size and modification time when it was hashed.
         sha256: hash of its content, hexadecimal.
         partial: the folder that its results go to; nothing else is in it.
     """
@@ -46,9 +46,9 @@ class Outcome:
     """The outcome of a job.
 
     Attributes:
-        number: the job's.
+        number: the job's number.
         status: DONE, DAMAGED, UNREADABLE or FAILED.
-        reason: what is wrong, empty if nothing is.
+        reason: what is wrong; empty if nothing is.
         frames, frames_with_a_pose, tracks: the numbers of these in its results.
         seconds: how long it took.
     """
@@ -66,7 +66,7 @@ class Worker:
     """Works on jobs, one after another, with the same models.
 
     Args:
-        config: what is done with each file; its sources and its folder are the jobs'.
+        config: the configuration for each file; sources and folder come from the jobs.
 
     Raises:
         PoseError: the models cannot be opened.
@@ -93,7 +93,7 @@ class Worker:
         began = time.monotonic()
         try:
             outcome = self._pose(job, on_progress)
-        except Exception as error:  # noqa: BLE001  # a worker's edge: one bad file never stops the others
+        except Exception as error:  # noqa: BLE001  # a worker's top level: one bad file never stops the others
             reason = str(error) if isinstance(error, PoseError) else f"{type(error).__name__}: {error}"
             outcome = Outcome(job.number, FAILED, reason)
         return replace(outcome, seconds=round(time.monotonic() - began, 3))
@@ -137,7 +137,7 @@ class Worker:
 
 
 def _run(pipeline: Pipeline, on_progress: Callable[[float], None]) -> StageError | None:
-    """Run it to its end; the error that ended it early, or None."""
+    """Run a pipeline to its end; returns the error that ended it early, or None."""
     total = pipeline.header.frame_count
     told = time.monotonic()
     with pipeline:
@@ -152,15 +152,15 @@ def _run(pipeline: Pipeline, on_progress: Callable[[float], None]) -> StageError
 
 
 def _flush(folder: Path) -> None:
-    """Have everything in a folder on the disk, so that no power cut leaves a whole folder of empty files."""
+    """Flush everything in a folder to the disk, so that a power cut cannot leave a complete folder of empty files."""
     for path in (*(p for p in folder.rglob("*") if p.is_file()), folder):
         try:
             opened = os.open(path, os.O_RDONLY)
-        except OSError:  # Windows opens no folder
+        except OSError:  # Windows does not open folders
             continue
         try:
             os.fsync(opened)
-        except OSError:  # nor flushes what is open for reading
+        except OSError:  # nor does it flush files that are open for reading
             pass
         finally:
             os.close(opened)
