@@ -1,8 +1,8 @@
-"""Workers without models, for tests of the coordinator: in this process, or as a program that a test kills.
+"""Workers without models, for tests of the coordinator: in this process, or in a program that a test kills.
 
     python tests/pipeline/archive/stand_in.py FOLDER OUT
 
-What a file's text says is done with it: `done`, `damaged`, `unreadable`, `failed`, `lost` (its worker dies) or `lost once`.
+A file's text is the outcome of its job: `done`, `damaged`, `unreadable`, `failed`, `lost` (its worker dies) or `lost once`.
 """
 
 import json
@@ -23,7 +23,7 @@ RESULT = "poses.ndjson"
 
 
 class StandIn:
-    """A pool of `count` workers that take the first job first. `log` is written a line for each job that is begun."""
+    """A pool of `count` workers that take jobs in order. A line is written to `log` for each job that is begun."""
 
     def __init__(self, count=2, pause_s=0.0, log=None):
         self.count, self.pause_s, self.log = count, pause_s, log
@@ -73,14 +73,14 @@ class StandIn:
 
 
 def archive(folder, out, pool=None):
-    """One run over a folder; the pool and the summary."""
+    """One run over a folder; returns the pool and the summary."""
     pool = pool or StandIn()
     run = ArchiveRun(RunConfig(sources=folder, out=out), pool)
     return pool, run.run()
 
 
 def whole_results(out):
-    """Every folder of results by its place: the lines of its file."""
+    """The lines of the file in every folder of results, by place."""
     found = {}
     for job in out.rglob(JOB_NAME):
         assert ".partial" not in job.parts, "nothing partial is left"

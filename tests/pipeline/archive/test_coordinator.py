@@ -1,4 +1,4 @@
-"""The coordinator's laws, with workers that have no models: nothing is lost, nothing is done twice, whatever dies."""
+"""The coordinator's laws, with workers without models: nothing is lost and nothing is done twice, whichever process dies."""
 
 import json
 import os
@@ -34,12 +34,12 @@ def fill(folder, files):
 
 
 def statuses(out):
-    """The last status of each file by its name, and how many lines the ledger has for it."""
+    """The last status of each file by its name, and the number of its lines in the ledger."""
     lines = [json.loads(line) for line in (out / "ledger.ndjson").read_text().splitlines()[1:]]
     return {Path(r["file"]).name: r["status"] for r in lines}, Counter(Path(r["file"]).name for r in lines)
 
 
-# What is found
+# Files that are found
 
 
 def test_videos_are_found_once_and_results_are_not_looked_into(tmp_path):
@@ -61,13 +61,13 @@ def test_videos_are_found_once_and_results_are_not_looked_into(tmp_path):
 def test_folders_of_the_same_name_have_places_of_their_own(tmp_path):
     one, two = fill(tmp_path / "1" / "cam", {"a.mp4": "done"}), fill(tmp_path / "2" / "cam", {"a.mp4": "done too"})
     assert [v.place for v in find_videos([one, two]).videos] == ["cam/a.mp4", "cam-2/a.mp4"]
-    archive(two, tmp_path / "out")  # then the other folder comes, whose file would like the same place
+    archive(two, tmp_path / "out")  # then the other folder, whose file prefers the same place
     run = ArchiveRun(RunConfig(sources=(one, two), out=tmp_path / "out"), StandIn())
     assert run.run().progress.finished_before == 1
     assert whole_results(tmp_path / "out") == {"cam/a.mp4": ["done", "too"], "cam/a.mp4-2": ["done"]}
 
 
-# What becomes of files
+# Outcomes of files
 
 
 def test_each_file_is_settled_and_the_second_run_starts_no_worker(tmp_path):
@@ -107,17 +107,17 @@ def test_changed_moved_and_removed_files_are_done_again_where_needed(tmp_path):
     (folder / "c.mp4").rename(folder / "z.mp4")
     pool, _ = archive(folder, out)
     assert pool.started == [] and statuses(out)[0]["z.mp4"] == SAME, "its content is known"
-    (folder / "a.mp4").write_text("done anew")  # its results were b's, too
+    (folder / "a.mp4").write_text("done anew")  # its results were also those of b
     pool, _ = archive(folder, out)
     assert pool.started == ["a.mp4", "b.mp4"]
     assert whole_results(out) == {"in/a.mp4": ["done", "anew"], "in/b.mp4": ["done", "one"], "in/c.mp4": ["done", "three"]}
     for path in (out / "in" / "b.mp4").iterdir():
         path.unlink()
     pool, _ = archive(folder, out)
-    assert pool.started == ["b.mp4"], "its results had gone"
+    assert pool.started == ["b.mp4"], "its results were missing"
     os.utime(folder / "a.mp4", ns=(0, 0))
     pool, _ = archive(folder, out)
-    assert pool.started == [], "touched, its content is the same and its results are there"
+    assert pool.started == [], "it was touched, but its content is the same and its results exist"
 
 
 def test_results_that_are_not_in_the_shared_folder_fail(tmp_path):
@@ -142,7 +142,7 @@ def test_an_estimate_of_the_time_left_comes_with_the_first_bytes(tmp_path):
     assert seen[-1] == (6, 0.0)
 
 
-# Who may write there
+# Who may write results
 
 
 def test_other_settings_another_model_and_a_second_writer_are_refused(tmp_path):
@@ -208,7 +208,7 @@ records = st.builds(
 @settings(max_examples=25, deadline=None)
 @given(written=st.lists(records, min_size=1, max_size=5), more=records, share=st.floats(0, 1))
 def test_a_ledger_cut_anywhere_keeps_its_whole_lines(tmp_path_factory, written, more, share):
-    with mock.patch("os.fsync"):  # a hundred of them take long on a busy disk
+    with mock.patch("os.fsync"):  # a hundred calls take long on a busy disk
         cut_and_go_on(tmp_path_factory, written, more, share)
 
 
@@ -232,7 +232,7 @@ def cut_and_go_on(tmp_path_factory, written, more, share):
     ledger.close()
 
 
-# Death
+# Killed runs
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
@@ -246,7 +246,7 @@ def test_killed_at_random_moments_it_loses_nothing_and_does_nothing_twice(tmp_pa
         lines = len((out / "ledger.ndjson").read_bytes().split(b"\n")) if (out / "ledger.ndjson").exists() else 0
         process = subprocess.Popen([sys.executable, PROGRAM, folder, out])
         if killed < kills:
-            while process.poll() is None and chance.random() > 0.02:  # now and then in the middle of its start
+            while process.poll() is None and chance.random() > 0.02:  # sometimes while it starts
                 if (out / "ledger.ndjson").exists() and len((out / "ledger.ndjson").read_bytes().split(b"\n")) > lines:
                     break
                 time.sleep(0.02)
@@ -255,14 +255,14 @@ def test_killed_at_random_moments_it_loses_nothing_and_does_nothing_twice(tmp_pa
             killed += 1
         process.wait()
         done = whole_results_so_far(out)
-        assert all(done[place] == files[Path(place).name].split() for place in done), "what is in place is whole"
-    assert killed == kills, "it was killed as often as was meant"
+        assert all(done[place] == files[Path(place).name].split() for place in done), "results in place are complete"
+    assert killed == kills, "it was killed as often as intended"
     assert whole_results(out) == {f"in/{name}": text.split() for name, text in files.items()}
     found, lines = statuses(out)
     assert found == {**dict.fromkeys(files, DONE), "zz.mp4": SAME}
     assert set(lines.values()) == {1}, "each file was settled once"
     begun = Counter((folder / "begun.txt").read_text().split())
-    assert begun.total() <= len(files) + 2 * kills, "only what was in work at a kill was begun again"
+    assert begun.total() <= len(files) + 2 * kills, "only jobs in progress at a kill were begun again"
 
 
 def whole_results_so_far(out):

@@ -1,4 +1,4 @@
-"""Workers on a Ray cluster of several nodes in one machine; a node goes in the middle. Slow: starting Ray takes some 20 s."""
+"""Workers on a Ray cluster of several nodes on one machine; a node is removed during a run. Slow: Ray starts in about 20 s."""
 
 import json
 from collections import Counter
@@ -66,12 +66,12 @@ def test_a_node_that_is_removed_in_the_middle_loses_nothing(cluster, tmp_path):
             cluster.remove_node(nodes[0], allow_graceful=False)
 
     summary = run.run(remove_a_node)
-    assert removed, "both nodes had work when one of them went"
+    assert removed, "both nodes had work when one of them was removed"
     assert summary.progress.counts == {DONE: 6, SAME: 1}, summary.problems
     lines = [json.loads(line) for line in (out / "ledger.ndjson").read_text().splitlines()[1:]]
     assert set(Counter(record["file"] for record in lines).values()) == {1}, "each file was settled once"
     frames = {path.parent.name: len(read_poses(path).frames) for path in out.rglob("poses.ndjson")}
-    if "copy.mp4" in frames:  # of two that are alike, the other one stands for both if the node went with the first
+    if "copy.mp4" in frames:  # of two equal files, the second is processed if the first was lost with the node
         frames["0.mp4"] = frames.pop("copy.mp4")
     assert frames == {f"{n}.mp4": 20 for n in range(6)}
     assert not (out / ".partial").exists()

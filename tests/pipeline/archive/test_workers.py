@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def demo_clip(path, frames, first=0):
-    """A part of the demo clip, small; every frame is a key frame, so that damage costs few."""
+    """A small part of the demo clip; every frame is a key frame, so that damage affects few."""
     with av.open(str(weights.DEMO_CLIP)) as source, av.open(str(path), "w") as target:
         stream = target.add_stream("libx264", rate=25, options={"g": "1"})
         stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
@@ -86,7 +86,7 @@ def test_a_worker_that_is_killed_costs_one_file_at_most(folder, tmp_path):
     small.mkdir()
     for name in ("a.mp4", "empty.mp4"):
         shutil.copy(folder / name, small / name)
-    demo_clip(small / "0 killer.mp4", 60, first=80)  # long enough to be met at work
+    demo_clip(small / "0 killer.mp4", 60, first=80)  # long enough to be killed during its work
     pools, killed = [], []
 
     def open_pool(config, most):
@@ -115,7 +115,7 @@ def test_without_ray_its_option_is_told_in_a_sentence(folder, tmp_path, monkeypa
 
 
 def session_of(process):
-    """The processes of a session that still run, by number: Linux alone tells."""
+    """The processes of a session that are still running; known only on Linux."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -163,7 +163,7 @@ def test_the_command_killed_at_random_moments_goes_on_and_leaves_no_worker(tmp_p
         assert session_of(process) == [], "its workers ended with it"
     assert result == 0 and kills == 8
     records = [json.loads(line) for line in (out / "ledger.ndjson").read_text().splitlines()[1:]]
-    assert sorted(record["file"] for record in records) == sorted(str(path) for path in folder.iterdir()), "each once"
+    assert sorted(record["file"] for record in records) == sorted(str(path) for path in folder.iterdir()), "each file once"
     assert {record["status"] for record in records} == {DONE}
     assert all(len(read_poses(out / "in" / f"{n}.mp4" / "poses.ndjson").frames) == 4 for n in range(24))
     assert not (out / ".partial").exists()

@@ -1,4 +1,4 @@
-"""What the tests of formats share: a header, posed frames, and every recorder with a way to count what is in its file."""
+"""Shared by the tests of formats: a header, posed frames, and every recorder with a way to count the items in its file."""
 
 import csv
 import io
@@ -40,7 +40,7 @@ def pose(seed=0, joints=18, track_id=1):
 
 
 def posed(index, time_s=None, poses=None, size=(96, 64), camera=CAMERA, drawn=True):
-    """A frame whose grey level tells its index, with one pose."""
+    """A frame whose grey level encodes its index, with one pose."""
     width, height = size
     image = np.full((height, width, 3), 40 + index * 7 % 180, np.uint8)
     poses = (pose(index),) if poses is None else poses
@@ -50,7 +50,7 @@ def posed(index, time_s=None, poses=None, size=(96, 64), camera=CAMERA, drawn=Tr
 
 
 def noise(index, width=320, height=240):
-    """A frame that no encoder makes small."""
+    """A frame that no encoder can compress well."""
     image = np.random.default_rng(index).integers(0, 256, (height, width, 3), np.uint8)
     return replace(posed(index), picture=image)
 
@@ -66,7 +66,7 @@ def names(folder):
 
 
 def write(recorder, frames):
-    """Write them all and close; returns the file."""
+    """Write all frames and close the recorder; returns the file."""
     for frame in frames:
         recorder.write(frame)
     recorder.close()
@@ -74,7 +74,7 @@ def write(recorder, frames):
 
 
 def count_pictures(data):
-    """Frames of an MP4; it can be opened, or the count fails."""
+    """Number of frames of an MP4; fails if it cannot be opened."""
     count = 0
     with av.open(io.BytesIO(data)) as container:
         for _ in container.decode(video=0):
@@ -84,7 +84,7 @@ def count_pictures(data):
 
 def _count_timelines(path):
     text = path.read_text()
-    events = json.loads(text if text.endswith("]\n") else text + "]")  # what a viewer forgives
+    events = json.loads(text if text.endswith("]\n") else text + "]")  # viewers accept a missing bracket
     return len([event for event in events if event["ph"] == "X"]) // len(STAGES)
 
 
@@ -114,13 +114,13 @@ def _count_keys(path):
 
 @dataclass(frozen=True)
 class Case:
-    """A recorder under the laws that hold for all of them.
+    """A recorder for the tests of the laws that hold for all recorders.
 
     Attributes:
-        file_name: what its file is called.
+        file_name: the name of its file.
         make: makes it, from a path and `overwrite`.
-        item: what it takes, by index.
-        count_in: how many items another reader finds in its file.
+        item: makes the item with an index.
+        count_in: counts the items in its file with another reader.
         at_once: whether its file grows while it is written.
     """
 
@@ -131,7 +131,7 @@ class Case:
     at_once: bool = True
 
     def count(self, path: Path) -> int:
-        """Items in the file; 0 if there is none."""
+        """Number of items in the file; 0 if there is no file."""
         return self.count_in(path) if path.exists() else 0
 
 

@@ -1,4 +1,4 @@
-"""A growing file: whole parts on any disk."""
+"""Growing files: complete parts on any disk."""
 
 import errno
 import io
@@ -11,7 +11,7 @@ from pipeline.formats.files import GrowingFile
 
 
 class Disk(io.FileIO):
-    """A file on a disk that has room for some bytes, and that takes no more than a few at once."""
+    """A file on a disk with limited room, which accepts only a few bytes at once."""
 
     def __init__(self, path, room, at_once):
         super().__init__(path, "wb")

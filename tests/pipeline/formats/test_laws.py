@@ -1,4 +1,4 @@
-"""What holds for every recorder: it says what is in its file, touches nothing too early, and breaks at no fault."""
+"""Laws of all recorders: they report what is in their file, touch nothing too early, and survive every fault."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from tests.pipeline.formats.samples import CASES, HEADER, names, noise, pose, po
 ROOT = Path(__file__).parents[3]
 
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-# Those that have a file for each person keep the same laws in test_motion.py.
+# Recorders with a file for each person are tested for the same laws in test_motion.py.
 WHOLE = {name: FORMATS[name] for name in CASES if name in FORMATS}
 every_format = pytest.mark.parametrize("kind", WHOLE.values(), ids=WHOLE)
 
@@ -67,7 +67,7 @@ def test_old_results_are_replaced_only_if_that_is_allowed(tmp_path, case):
     assert path.read_bytes() == b"yesterday's"
     with path.open("rb") as reader:
         write(case.make(path, overwrite=True), [case.item(0)])
-        assert reader.read() == b"yesterday's", "who is reading the old file keeps it"
+        assert reader.read() == b"yesterday's", "a program that is reading the old file keeps it"
     assert case.count(path) == 1 and names(tmp_path) == [case.file_name]
 
 
@@ -219,7 +219,7 @@ print(json.dumps(seen))
 
 @pytest.mark.parametrize(("name", "stride"), [("mp4", 17), ("ndjson", 11), ("npz", 53), ("trace", 7)])
 def test_a_full_disk_at_any_byte_leaves_whole_frames_and_is_told(tmp_path, name, stride):
-    """A limit on the file's size stands for the disk; in a process of its own, as libraries have crashed at this."""
+    """A limit on the file's size simulates the disk; in a separate process, because libraries have crashed here."""
     result = subprocess.run(
         [sys.executable, "-c", FULL, name, str(tmp_path), str(stride)], capture_output=True, text=True, cwd=ROOT, check=False
     )
@@ -259,7 +259,7 @@ def test_a_killed_run_leaves_whole_lines_and_a_video_that_plays(tmp_path, last):
     with open_source(tmp_path / "poses.mp4") as source:
         try:
             frames.extend(source)
-        except SourceError as error:  # killed in the middle of a write
+        except SourceError as error:  # killed during a write
             assert f"broke at frame {len(frames)}" in str(error)
     assert written - 1 <= len(frames) <= written + 1, "only the last frame is not in the video yet"
     assert np.allclose([f.time_s for f in frames], np.arange(len(frames)) / 25, atol=1e-3)

@@ -1,6 +1,6 @@
-"""Files for other programs: what they hold are the poses, in the world, at a constant rate; gaps stay gaps.
+"""Files for other programs: they contain the poses, in the world, at a constant rate; gaps stay gaps.
 
-Each file is read back by this project's reader, and by another's where that is installed.
+Each file is read back by this project's reader, and by another project's if that is installed.
 """
 
 import csv
@@ -33,11 +33,11 @@ STANDING = np.array(
      (0, 1480, 0), (0, 1560, 90), (0, 1700, 0), (170, 1440, 0), (220, 1180, 0), (240, 950, 40), (-170, 1440, 0),
      (-220, 1180, 0), (-240, 950, 40), (0, 1440, 0)], np.float64
 )  # fmt: skip
-"""[18, 3] mm: somebody who stands and looks along z."""
+"""[18, 3] mm: a standing person who looks along z."""
 
 
 def person(index, track_id=1):
-    """Somebody who walks and waves, in the world, as a pose in camera space."""
+    """A person who walks and waves in the world, as a pose in camera space."""
     joints = STANDING + np.array([40 * index * track_id, 0, -5000 - 300 * track_id])
     joints[12] += (0, 0, 60 * np.sin(index / 3))
     joints[13] += (0, 30 * np.sin(index / 4), 90 * np.sin(index / 3))
@@ -45,7 +45,7 @@ def person(index, track_id=1):
 
 
 def recorded(tmp_path, name, frames, *, header=HEADER, **options):
-    """Write (index, time s, track ids) frames in a format; returns the recorder."""
+    """Write frames, given as (index, time s, track ids), in a format; returns the recorder."""
     recorder = FORMATS[name].open(tmp_path / FORMATS[name].file_name, header, **options)
     for index, time_s, ids in frames:
         people = tuple(person(index, track_id)[0] for track_id in ids)
@@ -77,7 +77,7 @@ def test_trc_and_c3d_hold_the_joints(tmp_path):
 
 
 def assert_markers(places):
-    """[T, J, 3] mm that another reader found in GAP's file."""
+    """Check positions [T, J, 3], mm, that another reader found in GAP's file."""
     expected = true(1, range(30))
     expected[10:16] = np.nan
     assert np.array_equal(np.isnan(places), np.isnan(expected)) and np.nanmax(np.abs(places - expected)) < 0.1
@@ -124,7 +124,7 @@ def test_another_reader_finds_the_same_table(tmp_path):
 
 
 def at(places, joint_set=HUMAN36M):
-    """[T, B, 3] of the joints at which bones begin."""
+    """[T, B, 3] positions of the joints at which bones begin."""
     index = joint_indices(joint_set)
     return places[:, [index[facts.at] for facts in BONES.values()]]
 
@@ -137,7 +137,7 @@ def test_bvh_turns_bones_that_keep_their_lengths(tmp_path):
     places = np.stack([figure.places_mm()[bone] for bone in BONES], axis=1)
     off = np.linalg.norm(places - at(true(1, range(30))), axis=2)
     assert np.delete(off, [list(BONES).index(f"Left{b}") for b in ("LowerArm", "Hand")], axis=1).max() < 1
-    assert off.mean() < 10, "only the arm that waves changes its length"
+    assert off.mean() < 10, "only the waving arm changes its length"
 
 
 def test_another_reader_places_the_bones_of_a_bvh_there(tmp_path):
@@ -224,7 +224,7 @@ def test_gaps_stay_gaps_unless_they_are_to_be_filled(tmp_path):
         recorded(folder, "bvh", GAP, export=Export(fill_s=fill_s))
         _, times, joints = read_trc(folder / "poses-1.trc")
         assert len(times) == 30 and np.isnan(joints[:, 0, 0]).sum() == gaps
-        assert len(list(folder.glob("*.bvh"))) == (2 if gaps else 1), "a format without gaps has a file for each stretch"
+        assert len(list(folder.glob("*.bvh"))) == (2 if gaps else 1), "a format that cannot have gaps has a file for each part"
         assert np.nanmax(np.abs(joints[:, 0] - true(1, range(30))[:, 0])) < 0.1
 
 
@@ -274,7 +274,7 @@ def test_each_take_stands_in_its_own_world(tmp_path):
     recorder.close()
     with recorder.path.open(newline="") as file:
         heights = [float(row["y_mm"]) for row in csv.DictReader(file) if row["joint"] == "Pelvis"]
-    assert np.allclose(heights, 950, atol=0.1), "the last that was known of a take holds for all of it"
+    assert np.allclose(heights, 950, atol=0.1), "a take's last known world holds for all of it"
 
 
 def test_a_recording_too_long_for_a_c3d_file_goes_on_in_the_next(tmp_path, monkeypatch):
@@ -293,7 +293,7 @@ def test_files_of_people_replace_nothing_without_permission(tmp_path, name):
     with pytest.raises(OutputExistsError, match="--overwrite"):
         kind.open(tmp_path / kind.file_name, HEADER)
     recorded(tmp_path, name, STEADY, overwrite=True)
-    assert names(tmp_path) == [f"poses-1.{name}", f"poses-2.{name}"], "no person of another run stays beside them"
+    assert names(tmp_path) == [f"poses-1.{name}", f"poses-2.{name}"], "no file of another run's person remains"
 
 
 @pytest.mark.parametrize("name", ["trc", "c3d", "bvh", "glb", "csv"])

@@ -1,4 +1,4 @@
-"""The video: its times, sizes and colours, and what is left of it however writing ends."""
+"""The video: its times, sizes and colours, and what is left of it if writing ends early."""
 
 import io
 import subprocess
@@ -58,7 +58,7 @@ def test_colours_stay_what_they_are(tmp_path):
     with open_source(path) as source:
         (frame,) = source
     with av.open(str(path)) as container:
-        assert next(container.decode(video=0)).colorspace == 6, "told, as players take high definition for BT.709"
+        assert next(container.decode(video=0)).colorspace == 6, "declared, because players assume BT.709 for high definition"
     for column, colour in enumerate(colours):
         assert np.abs(frame.image[360, column * 320 + 160].astype(int) - colour).max() < 8
 
@@ -142,7 +142,7 @@ def test_pictures_that_h264_cannot_hold_are_made_smaller(tmp_path):
 
 
 class Recording(io.FileIO):
-    """A file that notes where each write went."""
+    """A file that records the position of each write."""
 
     def __init__(self, path, log):
         super().__init__(path, "xb")
@@ -155,11 +155,11 @@ class Recording(io.FileIO):
 
 @pytest.mark.parametrize("step", fast_first([9, 1]))
 def test_the_video_plays_whenever_writing_ends(step, tmp_path, monkeypatch):
-    """After each byte of each write, or each `step`th, as a killed run may leave it, the frames written before play."""
+    """After each byte of each write, or each `step`th, as a killed run may leave it, the frames written before that play."""
     log = []
     monkeypatch.setattr(GrowingFile, "make", lambda path, overwrite: GrowingFile(Recording(path, log)))
     recorder = Mp4Recorder(tmp_path / "poses.mp4", replace(HEADER, frame_rate=3.0))
-    done = []  # after how many writes how many frames were written
+    done = []  # (number of writes, number of frames written by then)
     for index in range(8):
         recorder.write(posed(index, index / 3, size=(32, 32)))
         assert recorder.written == index, "every frame but the last is in the file"
@@ -171,7 +171,7 @@ def test_the_video_plays_whenever_writing_ends(step, tmp_path, monkeypatch):
     content = bytearray()
     for number, (offset, data) in enumerate(log, 1):
         whole = max((frames for writes, frames in done if writes < number), default=0)
-        # A killed process tears long writes, never one of a few bytes in one page.
+        # A killed process may split long writes, but never one of a few bytes within a page.
         for end in [*range(1, len(data), step), len(data)] if len(data) > 8 else [len(data)]:
             content[offset : offset + end] = data[:end]
             if whole:

@@ -1,4 +1,4 @@
-"""Lines of JSON: poses come back as they were written, and what is no such file is refused."""
+"""Lines of JSON: poses are read back as they were written, and other files are refused."""
 
 import json
 from dataclasses import replace

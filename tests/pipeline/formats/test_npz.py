@@ -65,7 +65,7 @@ def test_random_weights_are_told(tmp_path):
 @pytest.mark.parametrize("people", [[], [0], [2, 0, 1]])
 @pytest.mark.parametrize("live", [False, True])
 def test_lines_become_the_same_arrays(tmp_path, people, live):
-    """What a killed run lacks can be made from its lines."""
+    """The arrays that a killed run lacks can be made from its lines."""
     frames = [posed(i, poses=tuple(pose(10 * i + k, track_id=k) for k in range(n))) for i, n in enumerate(people)]
     if live:
         frames = [

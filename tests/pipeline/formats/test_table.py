@@ -1,4 +1,4 @@
-"""A folder of results: the formats that were asked for, and nothing touched that may not be."""
+"""A folder of results: it gets the requested formats, and no protected file is touched."""
 
 import pytest
 
@@ -47,7 +47,7 @@ def test_overwriting_replaces_results_and_nothing_else(tmp_path):
     recorders = open_recorders(tmp_path, DEFAULT_FORMATS, HEADER, overwrite=True)
     for recorder in recorders:
         recorder.write(posed(0))
-    assert not (tmp_path / "poses.npz").exists(), "old arrays don't stand beside a new video"
+    assert not (tmp_path / "poses.npz").exists(), "no old arrays remain beside a new video"
     for recorder in recorders:
         recorder.close()
     assert (tmp_path / "notes.txt").read_bytes() == b"yesterday's"

@@ -1,4 +1,4 @@
-"""What the tests of live sources share."""
+"""Fixtures of the tests of live sources."""
 
 import threading
 import time
@@ -11,13 +11,13 @@ from tests.pipeline.live.servers import rtsp_missing
 
 @pytest.fixture
 def timeouts():
-    """Short waits: a camera that is back is found within a fraction of a second."""
+    """Short waits: a camera that returns is found within a fraction of a second."""
     return Timeouts(open_s=2.0, read_s=1.5, stalled_s=0.5, first_wait_s=0.05, longest_wait_s=0.2)
 
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left():
-    """A worker inside a library's call ends at its time-out; nothing is left after that."""
+    """A worker inside a library call ends at its timeout; no thread is left after that."""
     before = set(threading.enumerate())
     yield
     deadline = time.monotonic() + 60
@@ -33,6 +33,6 @@ def ours(before):
 
 @pytest.fixture(scope="session")
 def rtsp():
-    """Skips where no RTSP server can be started."""
+    """Skips the test if no RTSP server can be started."""
     if missing := rtsp_missing():
         pytest.skip(missing)

@@ -1,4 +1,4 @@
-"""Cameras for the tests, on loopback: real servers that can be killed, frozen, and started again with another picture."""
+"""Cameras for the tests, on loopback: real servers that can be killed, frozen, and restarted with another picture."""
 
 import contextlib
 import http.server
@@ -17,16 +17,16 @@ import cv2
 import numpy as np
 
 SYSTEM_PYTHON = "/usr/bin/python3"
-"""GStreamer's Python bindings are a package of the system's Python."""
+"""The system's Python, for which GStreamer's Python bindings are installed."""
 
 
 def open_files():
-    """How many files this process has open."""
+    """Number of files that this process has open."""
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def until_closed(files, within_s=60.0):
-    """Wait until this process has no more than so many files open."""
+    """Wait until this process has at most `files` files open."""
     end = time.monotonic() + within_s
     while open_files() > files:
         assert time.monotonic() < end, f"{open_files() - files} files are still open"
@@ -40,7 +40,7 @@ def free_port(kind=socket.SOCK_STREAM):
 
 
 def picture(index, width=160, height=120):
-    """A picture whose brightness tells its number, modulo 16."""
+    """A picture whose brightness encodes its number, modulo 16."""
     image = np.full((height, width, 3), 40, np.uint8)
     image[:, : width // 2] = 8 + 14 * (index % 16)
     return image
@@ -51,7 +51,7 @@ def jpeg(index, width=160, height=120):
 
 
 def encoded(count, width=160, height=120, rate=25, codec="libx264", container="mpegts", first=0, pictures=None):
-    """A recording in memory, of `picture`s or of those that are given."""
+    """A recording in memory, of `picture`s or of the given ones."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as target:
         stream = target.add_stream(codec, rate=rate, options={"preset": "ultrafast", "tune": "zerolatency", "g": "10"})
@@ -66,7 +66,7 @@ def encoded(count, width=160, height=120, rate=25, codec="libx264", container="m
     return buffer.getvalue()
 
 
-# RTSP, in a process of its own that can be killed and frozen.
+# RTSP, in a separate process that can be killed and frozen.
 
 _RTSP = """
 import sys
@@ -162,7 +162,7 @@ class RtspServer:
 
 
 class WebServer:
-    """A web server on loopback whose answers a function of the request gives; a context manager."""
+    """A web server on loopback; a function writes the answer to each request. A context manager."""
 
     def __init__(self, answer, port=0):
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -190,7 +190,7 @@ class WebServer:
 
 
 class Mjpeg:
-    """How a camera answers that sends MJPEG, until `stop` is set; other events make it misbehave."""
+    """The answers of a camera that sends MJPEG until `stop` is set; other events make it misbehave."""
 
     def __init__(self, width=160, height=120, rate=25, cut_at=None, half_every=None, flood=1, picture=None):
         self.rate, self.cut_at, self.half_every = rate * flood, cut_at, half_every
@@ -222,7 +222,7 @@ class Mjpeg:
 
 
 class MuteServer:
-    """A socket that accepts and says nothing; a context manager."""
+    """A server that accepts connections but sends nothing; a context manager."""
 
     def __enter__(self):
         self._socket = socket.create_server(("127.0.0.1", 0))
@@ -246,7 +246,7 @@ class MuteServer:
 
 
 def send_udp(port, stop, data, rate=25, count=25):
-    """Send a transport stream over and over to a port, evenly over its length, until `stop` is set."""
+    """Send a transport stream repeatedly to a port, at an even rate, until `stop` is set."""
     packets = [data[at : at + 7 * 188] for at in range(0, len(data), 7 * 188)]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         while not stop.is_set():
@@ -256,11 +256,11 @@ def send_udp(port, stop, data, rate=25, count=25):
                     return
 
 
-# What a test sees of a live source.
+# A live source as tests see it.
 
 
 class Watcher:
-    """Iterates over a source in a thread of its own, and keeps what it gave; a context manager that closes it.
+    """Iterates over a source in its own thread, and keeps everything that it gives; a context manager that closes it.
 
     Attributes:
         closing_s: how long closing may take.
@@ -295,9 +295,9 @@ class Watcher:
     def __exit__(self, *_):
         end = time.monotonic() + self.closing_s
         self.source.close()
-        assert time.monotonic() < end, "closing waits for nothing"
+        assert time.monotonic() < end, "closing must not wait"
         self._thread.join(max(0.1, end - time.monotonic()))
-        assert not self._thread.is_alive(), "iterating ends when the source is closed"
+        assert not self._thread.is_alive(), "the iteration ends when the source is closed"
         assert self.error is None, self.error
         indices = sorted([f.index for f in self.frames] + [f.index for f in self.unreadable])
         assert indices == list(range(len(indices))), "numbered without gaps"
@@ -305,7 +305,7 @@ class Watcher:
         assert all(a < b for a, b in itertools.pairwise(times)), "times grow"
 
     def until(self, condition, within_s=60.0):
-        """Wait for a condition; on a loaded machine things take longer than they should."""
+        """Wait for a condition; the limit allows for a loaded machine."""
         end = time.monotonic() + within_s
         while not condition(self):
             assert time.monotonic() < end, f"still waiting, {len(self.frames)} frames, states {self.states}"

@@ -1,4 +1,4 @@
-"""Cameras of this computer: a false USB camera between the program and the kernel, and a CSI camera's GStreamer process."""
+"""Cameras of this computer: a simulated USB camera between program and kernel, and a CSI camera's GStreamer process."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ ROOT = HERE.parent.parent.parent
 
 @pytest.fixture(scope="session")
 def false_camera(tmp_path_factory):
-    """Runs Python code with a false camera at /dev/video42; `fares(word)` in it says how that fares."""
+    """Runs Python code with a simulated camera at /dev/video42; the code sets the camera's behaviour by `fares(word)`."""
     if sys.platform != "linux" or shutil.which("gcc") is None:
         pytest.skip("a false camera needs Linux and gcc")
     folder = tmp_path_factory.mktemp("camera")
@@ -93,7 +93,7 @@ def test_a_camera_that_is_unplugged_absent_busy_and_back_at_another_size(false_c
 
 @pytest.mark.slow
 def test_a_driver_that_hangs_holds_nobody_up(false_camera):
-    """A read of V4L2 has no time-out; the device is free again when the driver's call comes back."""
+    """A V4L2 read has no timeout; the device is free again when the driver's call returns."""
     code = """
         import pipeline.sources.live
         pipeline.sources.live.HANG_GRACE_S = 0.2
@@ -212,7 +212,7 @@ def test_flips_are_clockwise(flip):
     assert np.array_equal(turned, expected)
 
 
-# CSI, with a test picture in the camera's place.
+# CSI, with a test picture instead of the camera.
 
 VIDEOTEST = ["videotestsrc", "is-live=true", "!", "video/x-raw,format=I420,width=160,height=120,framerate=25/1"]
 TIMEOUTS = Timeouts(open_s=3, read_s=2, stalled_s=0.5, first_wait_s=0.05, longest_wait_s=0.2)
@@ -225,7 +225,7 @@ def gstreamer():
 
 
 def children():
-    """The processes that this one has started and not yet waited for."""
+    """Child processes that this process has not waited for yet."""
     found = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "pid=,comm="], capture_output=True, text=True, check=False)
     return [int(line.split()[0]) for line in found.stdout.splitlines() if "gst-launch" in line]
 
@@ -240,7 +240,7 @@ def test_csi_pictures_come_through_a_pipe_and_a_process_that_dies_is_started_aga
         watcher.until_state("live", count=2)
         watcher.until_frames(5)
         (process,) = children()
-        os.kill(process, 19)  # SIGSTOP, as a camera service that hangs
+        os.kill(process, 19)  # SIGSTOP: like a camera service that hangs
         watcher.until_state("stalled")
     assert {f.image.shape for f in watcher.frames} == {(120, 160, 3)}
     assert np.median(np.diff([f.time_s for f in watcher.frames[:5]])) == pytest.approx(0.04, abs=0.005)

@@ -1,4 +1,4 @@
-"""What every live source does, with connections whose faults are exact; and the clocks."""
+"""The behaviour of all live sources, tested by connections with exact faults; and the clocks."""
 
 import threading
 import time
@@ -24,7 +24,7 @@ from pipeline.types import Frame, State, UnreadableFrame
 from tests.pipeline.live.servers import Watcher
 
 QUICK = Timeouts(open_s=0.2, read_s=0.2, stalled_s=20, first_wait_s=0.01, longest_wait_s=0.05)
-"""Reconnects soon, and calls no camera of a busy machine stalled."""
+"""Reconnects soon, and does not report a camera as stalled on a busy machine."""
 
 
 def shown(number=0, size=(8, 6), stream_s=None):
@@ -32,7 +32,7 @@ def shown(number=0, size=(8, 6), stream_s=None):
 
 
 class Scripted:
-    """A connection that runs a generator; counts what became of it."""
+    """A connection that runs a generator; records what is done with it."""
 
     paced, frame_rate, description = False, 25.0, "scripted"
 
@@ -51,7 +51,7 @@ class Scripted:
 
 
 def scripted(*tries):
-    """Something that connects: each try is an exception, or what a connection gives; the last one goes on for ever."""
+    """A connect function: each try is an exception, or the pictures of a connection; the last try is repeated for ever."""
     left, made = list(tries), []
 
     def connect(timeouts):
@@ -105,7 +105,7 @@ def test_a_camera_that_comes_and_goes_and_comes_at_another_size():
     assert [s.cause for s in watcher.states][1:4] == ["refused: nobody listens", "scripted", "the connection was closed"]
     assert {f.image.shape for f in watcher.frames} == {(6, 8, 3), (12, 16, 3)}
     assert (source.info.width, source.info.height) == (16, 12)
-    assert all(connection.closed.wait(2) for connection in connect.made), "every connection is given back"
+    assert all(connection.closed.wait(2) for connection in connect.made), "every connection is closed"
 
 
 def test_a_cause_is_told_once_however_often_it_is_tried():
@@ -133,7 +133,7 @@ def test_a_stalled_camera_is_told_and_lives_on():
 
 
 def test_opencv_22677_a_camera_that_hangs_while_it_is_opened_is_given_up(monkeypatch):
-    """Also jetson-utils#148 and Savant#859: it comes back however it went away."""
+    """Also jetson-utils#148 and Savant#859: it comes back, whatever its fault was."""
     monkeypatch.setattr("pipeline.sources.live.HANG_GRACE_S", 0.1)
     gate, tries = threading.Event(), []
 
@@ -154,9 +154,9 @@ def test_opencv_22677_a_camera_that_hangs_while_it_is_opened_is_given_up(monkeyp
         watcher.until_state("lost", "opening it hangs")
         watcher.until_frames(3)
         gate.set()
-        assert late.closed.wait(10), "what comes too late is given back"
+        assert late.closed.wait(10), "a connection that comes too late is closed"
         watcher.until_frames(20)
-    assert {frame.image.shape for frame in watcher.frames} == {(6, 8, 3)}, "and is not heard"
+    assert {frame.image.shape for frame in watcher.frames} == {(6, 8, 3)}, "and its pictures are ignored"
 
 
 def test_a_read_that_hangs_is_given_up_and_the_next_connection_is_read(monkeypatch):
@@ -290,7 +290,7 @@ def test_inference_1160_bursts_are_given_at_the_times_that_their_stamps_say():
     source = LiveSource("camera", scripted(Scripted(burst, paced=True)))
     frames = [(time.monotonic(), item) for item in source if isinstance(item, Frame)]
     assert [frame.index for _, frame in frames] == list(range(20)), "none is skipped"
-    assert frames[-1][0] - frames[0][0] > 0.3, "38 ms for 20 pictures of 20 ms each would be the burst"
+    assert frames[-1][0] - frames[0][0] > 0.3, "20 pictures of 20 ms each within 38 ms would be the burst"
     assert np.allclose([frame.time_s for _, frame in frames], np.arange(20) / 50, atol=1e-6)
 
 
@@ -310,7 +310,7 @@ def test_waits_are_bounded_and_the_first_retry_is_at_once(first, longest, jitter
     assert all(0 <= wait <= longest for wait in waits)
     for before, after, lived in zip(waits, waits[1:], lives, strict=False):
         if lived > longest:
-            assert after == 0.0, "a connection that lived is followed by a try at once"
+            assert after == 0.0, "after a stable connection the next try is made at once"
         elif lived == 0:
             assert after >= first * (1 - jitter) * 0.999, f"no second try without a pause ({before})"
 

@@ -1,4 +1,4 @@
-"""Cameras in a network, by real servers on loopback: each fault that a camera can have, and that it comes back after it."""
+"""Network cameras, as real servers on loopback: each fault that a camera can have, and that it recovers from it."""
 
 import io
 import itertools
@@ -43,7 +43,7 @@ def test_rtsp_gives_frames_by_the_senders_clock(rtsp, timeouts):
         watcher.until(lambda w: any(f.clock == "sender" for f in w.frames))
     frames = watcher.frames
     assert {f.image.shape for f in frames} == {(120, 160, 3)}
-    assert frames[0].clock == "arrival", "the sender tells its time after some seconds"
+    assert frames[0].clock == "arrival", "the sender reports its time only after some seconds"
     by_sender = [f for f in frames if f.clock == "sender"]
     assert all(abs(f.captured_ns - time.time_ns()) < 60e9 for f in by_sender)
     steps = np.diff([f.time_s for f in frames[5:]])
@@ -119,7 +119,7 @@ def test_pyav_584_a_server_that_accepts_and_sends_nothing():
 
 @pytest.mark.parametrize("scheme", fast_first(["rtsp", "udp", "http", "rtp"], 2))
 def test_inference_685_closing_takes_no_time_whatever_a_camera_does(scheme):
-    """The worker ends later, at the library's time-out."""
+    """The worker ends later, at the library's timeout."""
     timeouts = Timeouts(open_s=2.5, read_s=2.5)
     with MuteServer() as server:
         port = free_port(socket.SOCK_DGRAM) if scheme in ("udp", "rtp") else server.port
@@ -142,7 +142,7 @@ def test_jetson_utils_161_two_cameras_at_once(rtsp, timeouts):
         one.kill()
         a.until_state("lost")
         b.until_frames(10)
-    assert "lost" not in [s.state for s in b.states], "the other one is read on"
+    assert "lost" not in [s.state for s in b.states], "the other camera is still read"
 
 
 # HTTP.
@@ -154,7 +154,7 @@ def test_mjpeg_is_by_arrival_as_its_stamps_are_invented(timeouts):
         watcher.until_frames(12)
         camera.stop.set()
     assert {f.clock for f in watcher.frames} == {"arrival"}
-    assert np.median(np.diff([f.time_s for f in watcher.frames])) > 0.08, "ten a second came, though 25 are claimed"
+    assert np.median(np.diff([f.time_s for f in watcher.frames])) > 0.08, "ten arrive each second, although 25 are declared"
 
 
 def test_mjpeg_that_is_mute_cut_in_a_frame_and_of_another_size(timeouts):
@@ -172,7 +172,7 @@ def test_mjpeg_that_is_mute_cut_in_a_frame_and_of_another_size(timeouts):
         camera.stop.clear()
         watcher.until(lambda w: camera.connections >= 5)
         camera.cut_at, camera.picture = None, lambda index: jpeg(index, 320, 240)
-        watcher.until_state("live", "320x240")  # the last connection was cut at its third picture, as those before it
+        watcher.until_state("live", "320x240")  # the last connection was cut at its third picture, like those before it
         watcher.until_frames(3)
         camera.stop.set()
     assert watcher.frames[-1].image.shape == (240, 320, 3)
@@ -189,7 +189,7 @@ def test_half_a_jpeg_is_no_picture_and_is_counted(timeouts):
 
 
 def test_lost_packets_cost_frames_that_are_counted_and_no_frame_is_guessed():
-    """Every picture rests on the one before it, but for one in ten."""
+    """Every picture depends on the one before it, except for one in ten."""
     rng = np.random.default_rng(0)
     noise = [rng.integers(0, 255, (120, 160, 3)).astype(np.uint8) for _ in range(50)]
     data = encoded(50, pictures=noise)
@@ -205,7 +205,7 @@ def test_lost_packets_cost_frames_that_are_counted_and_no_frame_is_guessed():
     stop.set()
     sender.join()
     for frame in watcher.frames:
-        assert min(np.abs(frame.image - picture).max() for picture in whole) <= 2, "it is one of the pictures, whole"
+        assert min(np.abs(frame.image - picture).max() for picture in whole) <= 2, "it is one of the pictures, complete"
 
 
 def test_a_camera_that_breaks_again_and_again_leaves_no_file_open():
@@ -286,7 +286,7 @@ def test_hls_whose_server_goes_and_comes_back(timeouts):
 
 
 class Hls:
-    """How a live HLS stream answers: segments of a second, the newest three in the list."""
+    """The answers of a live HLS stream: segments of one second, the newest three in the playlist."""
 
     def __init__(self, count):
         self.segments = [encoded(25, first=25 * number) for number in range(count)]
@@ -314,7 +314,7 @@ def test_inference_1160_hls_is_paced_and_no_frame_is_skipped(timeouts):
         watcher.until_frames(40)
     frames = watcher.frames
     assert frames[39].time_s - frames[0].time_s == pytest.approx(39 / 25, abs=0.05)
-    assert (frames[39].captured_ns - frames[0].captured_ns) / 1e9 > 1.2, "bursts of 25 are spread over their second"
+    assert (frames[39].captured_ns - frames[0].captured_ns) / 1e9 > 1.2, "each burst of 25 is spread over a second"
     shades = [int(f.image[60, 20, 0]) for f in frames[:40]]
     numbers = [round((shade - 8) / 14) % 16 for shade in shades]
     assert all((b - a) % 16 == 1 for a, b in itertools.pairwise(numbers)), "one after another"
@@ -339,7 +339,7 @@ def test_a_file_behind_a_server_plays_once(timeouts):
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    """A certificate that nobody vouches for: (certificate, key)."""
+    """A self-signed certificate: (certificate, key)."""
     folder = tmp_path_factory.mktemp("tls")
     command = [
         "openssl",

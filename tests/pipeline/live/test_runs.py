@@ -1,4 +1,4 @@
-"""Runs of live sources: accounts that are exact whatever happens, many cameras on one model, segments, full disks."""
+"""Runs of live sources: counts that are exact whatever happens, many cameras on one model, segments, full disks."""
 
 import itertools
 import json
@@ -53,7 +53,7 @@ def stream(source, recorders=lambda header: [], model=None):
 
 
 def run_for(pipeline, until, within_s=60.0):
-    """Run a pipeline until a condition holds; its frames."""
+    """Run a pipeline until a condition holds; returns its frames."""
     frames = []
     done = threading.Event()
 
@@ -71,7 +71,7 @@ def run_for(pipeline, until, within_s=60.0):
     finally:
         done.set()
         watch.join()
-    assert until(), "it did not come so far"
+    assert until(), "the condition was not reached"
     return frames
 
 
@@ -114,7 +114,7 @@ def test_the_header_is_completed_by_the_first_frame_also_of_a_camera_that_return
 
 
 def test_given_intrinsics_follow_a_camera_to_another_size():
-    """With other proportions they say nothing, and a field of view is assumed."""
+    """With another aspect ratio they do not apply, and a field of view is assumed."""
     sizes = [(160, 120), (320, 240), (320, 180)]
     estimator = Estimator(BlobModel(), Everywhere(), camera=Intrinsics(150, 160, 79.5, 59.5))
     posed = [estimator.step(Frame(shown(120, size).image, "camera", n, n, 1, "arrival")) for n, size in enumerate(sizes)]
@@ -157,7 +157,7 @@ def test_every_record_says_when_its_picture_was_taken_and_by_which_clock(tmp_pat
     assert {line["clock"] for line in lines} == {"arrival"}
     moments = {frame.frame.index: frame.frame.captured_ns // 1000 for frame in frames}
     in_both = [line for line in lines if line["index"] in moments]
-    assert len(in_both) > 2, "a busy machine may miss a few in either"
+    assert len(in_both) > 2, "a busy machine may miss a few in each"
     for line in in_both:
         moment = np.datetime64(line["utc"].removesuffix("+00:00"), "us").astype(int)
         assert moment == moments[line["index"]] >= before // 1000
@@ -197,7 +197,7 @@ def test_deepstream_yolo_667_ultralytics_4493_every_camera_gets_poses_and_a_floo
         exact(each)
         mine = [f for f in frames if f.frame.source_id == each.header.source]
         assert mine and all(len(f.poses) == 1 for f in mine)
-        assert each.ledger.counts().failed == 0, "what nobody had time for is dropped"
+        assert each.ledger.counts().failed == 0, "frames that nobody had time for are dropped, not failed"
     assert exact(flooding).dropped > 0
 
 
@@ -333,8 +333,8 @@ def test_a_disk_that_fills_up_is_told_and_the_live_part_goes_on(tmp_path, monkey
     account = exact(one)
     lines, arrays = one.recorders
     assert lines.written + one.missed["poses.ndjson"] == account.posed == arrays.written + one.missed["poses.npz"]
-    assert one.missed["poses.npz"] > 5, "what could not be written is counted"
-    assert len(arrays.files) >= 2, "the next segment is tried again"
+    assert one.missed["poses.npz"] > 5, "frames that could not be written are counted"
+    assert len(arrays.files) >= 2, "recording is tried again with the next segment"
     assert one.states[-1].state == "stopped", "the camera was read to the end"
 
 
@@ -393,7 +393,7 @@ def test_results_of_cameras_are_named_by_their_addresses():
 
 
 def test_cameras_from_python_with_the_models_of_the_package(tmp_path):
-    """Two at once, one of them by name and intrinsics; the page's and the recorder's accounts agree."""
+    """Two at once, one of them with a name and intrinsics; the counts of page and recorder agree."""
     camera = Mjpeg(rate=5)
     with WebServer(camera) as server:
         entries = [SourceEntry(f"{server.uri}/?user=a&pwd=hunter2", "door", Intrinsics(150, 150, 80, 60)), "test://"]
