@@ -1,8 +1,8 @@
-"""A pose model and a people detector that any machine can run exactly: it sees one bright blob in a crop as a person.
+"""A pose model and a people detector with exact results on any machine: they take a bright blob for a person.
 
-The pipeline's laws (who is followed, what is lost, what is counted) need a network whose answers are known. This one finds the
-bright pixels of the crop: its joints lie on their bounding box, its scores are high if the blob fills the crop as a person's
-box does.
+The pipeline's laws (who is tracked, what is lost, what is counted) need a network whose answers are known. This one finds the
+bright pixels of the crop: its joints lie on their bounding box, and its scores are high if the blob fills the crop as a
+person's box does.
 """
 
 from contextlib import nullcontext
@@ -55,7 +55,7 @@ class BlobModel:
 
 
 class BlobDetector:
-    """Behaves as an `engines.people.PeopleDetector`: sees bright pixels as one person, and always a person where nobody is."""
+    """Behaves as an `engines.people.PeopleDetector`: takes bright pixels for one person, and always adds a false one."""
 
     frame_size = 384, 384
     layout = BOXES_AND_SCORES
@@ -79,7 +79,7 @@ class BlobDetector:
 
 
 def picture(width, height, box=None):
-    """A dark picture with a bright upright person-like rectangle at box (x, y, w, h) px."""
+    """A dark picture with a bright, upright rectangle like a person at box (x, y, w, h) px."""
     image = np.full((height, width, 3), 20, np.uint8)
     if box is not None:
         x, y, w, h = (round(v) for v in box)

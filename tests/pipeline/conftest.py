@@ -1,4 +1,4 @@
-"""Files that several tests of sources read."""
+"""Files that several tests of sources use."""
 
 import cv2
 import pytest
@@ -30,7 +30,7 @@ def clips(tmp_path_factory):
 
 @pytest.fixture
 def holiday(tmp_path):
-    """A folder of pictures of different sizes, whose order by name is not that of their numbers, among other files."""
+    """A folder of pictures of different sizes, whose alphabetical order is not that of their numbers, and other files."""
     folder = tmp_path / "holiday"
     folder.mkdir()
     for index, name in enumerate(["img1.png", "img2.jpg", "img9.PNG", "img10.png", "img11.bmp"]):

@@ -1,4 +1,4 @@
-"""Files that the tests of the sources make, and what becomes of them."""
+"""Files for the tests of sources, and how sources read them."""
 
 import struct
 from fractions import Fraction
@@ -23,7 +23,7 @@ def picture(index, width=96, height=64):
 
 
 def same_picture(a, b):
-    """Whether a frame shows a picture, at its coding's quality."""
+    """Whether a frame shows a picture, apart from compression errors."""
     return np.abs(cv2.blur(a, (9, 9)).astype(int) - cv2.blur(b, (9, 9))).mean() < 6
 
 
@@ -53,7 +53,7 @@ def write_video(
 
 
 def read(path, **options):
-    """What a source gives and how it ends: (frames, the error or None)."""
+    """Read a source to its end: (frames, the error that ended it or None)."""
     frames = []
     with open_source(path, **options) as source:
         try:
@@ -75,12 +75,12 @@ def refusal(path, **options):
 
 
 def exif(orientation):
-    """EXIF data that says only how a picture is turned, from the TIFF header on."""
+    """EXIF data with only a picture's orientation, from the TIFF header on."""
     return b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 0x112, 3, 1, orientation, 0, 0)
 
 
 def jpeg_with_exif(image, orientation):
-    """A JPEG whose camera was turned."""
+    """A JPEG from a rotated camera."""
     jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 97])[1].tobytes()
     body = b"Exif\0\0" + exif(orientation)
     return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + jpeg[2:]
@@ -112,14 +112,14 @@ def av1(folder, image):
 
 
 def box(kind, *bodies, version=None, flags=0):
-    """A box of an ISO file; a full box where it has a version."""
+    """A box of an ISO file; a full box if a version is given."""
     body = b"" if version is None else bytes([version]) + flags.to_bytes(3, "big")
     body += b"".join(bodies)
     return struct.pack(">I", 8 + len(body)) + kind + body
 
 
 def heif(folder, image, *, kind=b"hvc1", tile=None, turns=(), orientation=None, colours=None):
-    """A HEIF file of a picture, as phones write them: HEVC (`hvc1`) or AV1 (`av01`), whole or in a grid of square tiles.
+    """A HEIF file of a picture, as phones write it: HEVC (`hvc1`) or AV1 (`av01`), whole or in a grid of square tiles.
 
     turns: bodies of `irot` and `imir` boxes, in order. orientation: EXIF's. colours: the body of a `colr` box.
     """
@@ -143,7 +143,7 @@ def heif(folder, image, *, kind=b"hvc1", tile=None, turns=(), orientation=None, 
         box(b"colr", colours or b"nclx" + struct.pack(">HHHB", 1, 13, 6, 0x80)),
         *(box(name, body) for name, body in turns),
     ]
-    shown = [4, *(0x80 | place for place in range(5, 5 + len(turns)))]  # turning is essential
+    shown = [4, *(0x80 | place for place in range(5, 5 + len(turns)))]  # rotations and mirrorings are essential properties
     contents, kinds, references = [data for _, data in coded], [kind] * len(coded), b""
     associations = [(number, [0x81, 2]) for number in range(1, len(coded) + 1)]
     primary = 1

@@ -1,7 +1,7 @@
-"""A miniature of Human3.6M in 3DMPPE's layout, with people who are drawn, and a stand-in model whose errors are known.
+"""A miniature of Human3.6M in 3DMPPE's layout, with drawn people, and a stand-in model with known errors.
 
-Each picture is painted in two colours, one for each half, with its number in them, so that the stand-in knows from a crop which
-picture it is of and whether it was mirrored.
+The two halves of each picture have different colours, which encode its number, so that the stand-in can tell from a crop which
+picture it is from and whether it was mirrored.
 """
 
 import json
@@ -32,12 +32,12 @@ def camera(index):
 
 
 def person(seed):
-    """17 joints about the origin in the world, z up, mm."""
+    """17 joints around the origin in the world, z up, mm."""
     return np.random.default_rng(seed).normal(0, [250, 250, 350], (17, 3))
 
 
 def build(folder, *, actions=(2, 14), frames=(0, 63, 64), subjects=(9, 11), cameras=(1, 3), old=False):
-    """Write it; what is true of each counted picture, in the order of the files: a list of dictionaries."""
+    """Write the data set; returns the truth of each counted picture, in the order of the files: a list of dictionaries."""
     truths = []
     (folder / "annotations").mkdir(parents=True)
     for subject in subjects:
@@ -81,14 +81,14 @@ def write_picture(path, number, places):
     image[:, :middle] = (0, 0, 20 + 10 * number)
     image[:, middle:] = (0, 255, 20 + 10 * number)
     path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path.with_suffix(".png")), image)  # without loss, under the name that the annotations have
+    cv2.imwrite(str(path.with_suffix(".png")), image)  # lossless, but with the name from the annotations
     path.with_suffix(".png").rename(path)
 
 
 class StandIn:
-    """A `PosePredictor` that gives the truth with an error added, as a network of a variant would give it.
+    """A `PosePredictor` that returns the truth with an error, in the form of a variant's network.
 
-    `change` makes predicted joints [18, 3] in camera space, mm, of true ones.
+    `change` converts true joints [18, 3] in camera space, mm, to predicted ones.
     """
 
     def __init__(self, truths, frames, change, variant=Variant.XS, joint_set=HUMAN36M):
@@ -107,7 +107,7 @@ class StandIn:
             places = truth["camera"].project(self.change(truth["joints"]))
             places[:, 2] -= truth["joints"][0, 2]
             joint = apply_affine(crop_from_image(frame.region), places)
-            if mirrored:  # what a network trained with the authors' heat maps gives for the mirrored crop
+            if mirrored:  # as a network trained with the authors' heat maps predicts for the mirrored crop
                 self.mirrored += 1
                 joint = joint[list(HUMAN36M.flip_order)]
                 joint[:, 0] = INPUT_SIZE - joint[:, 0] - INPUT_SIZE / self.info.variant.spec.heatmap_size

@@ -1,7 +1,8 @@
-"""People of the training's bodies who walk, stand, sit or jump in a world whose camera is known, and what the network reads.
+"""People with the training's bodies who walk, stand, sit or jump in a world with a known camera, and the poses read from them.
 
-What is read has errors like those of the default weights on rendered clips: joints 2 % of a person's height off in the picture
-and 60 mm in depth, half of it for a second or so, and depths too shallow by a third. Boxes and root depths are the pipeline's.
+These poses have errors like those of the default weights on rendered clips: joints are off by 2 % of a person's height in the
+picture and 60 mm in depth, half of it for about a second, and depths are too shallow by a third. Boxes and root depths are the
+pipeline's.
 """
 
 import math
@@ -24,7 +25,7 @@ from training.poses import ANGLES, move_skeleton, orient
 WIDTH, HEIGHT, FOCAL = 1280, 720, 1100.0
 CAMERA = Intrinsics(FOCAL, FOCAL, (WIDTH - 1) / 2, (HEIGHT - 1) / 2)
 SPEED_MM_S = 1250.0
-SHOES_MM = 30.0  # how much higher than on bare soles the ankle's joint of the dressed bodies is (`benchmarks.world --bodies`)
+SHOES_MM = 30.0  # how much the shoes of the dressed bodies raise the ankle joint (`benchmarks.world --bodies`)
 
 
 @lru_cache(1)
@@ -36,7 +37,7 @@ def _bodies():
 
 
 def joints_of(body, angles):
-    """[18, 3] joints, mm, from the pelvis: y up; who looks along z has the left hand at x."""
+    """[18, 3] joints, mm, from the pelvis: y up; a person who looks along z has the left hand at +x."""
     rest, _ = _bodies()
     vector = torch.tensor([[angles.get(name, 0.0) for name in ANGLES]])
     _, joints = move_skeleton(orient(vector), rest[body : body + 1])
@@ -45,12 +46,12 @@ def joints_of(body, angles):
 
 
 def size_of(body):
-    """How much larger than the usual adult a body is."""
+    """The size of a body relative to the average adult."""
     return size_in(joints_of(body, {}))
 
 
 def size_in(joints):
-    """How much larger than the usual adult somebody is, by the bones that depths are taken from, of joints [18, 3], mm."""
+    """The size of a person relative to the average adult, from the bones used for depths, of joints [18, 3], mm."""
     index = {name: number for number, name in enumerate(HUMAN36M.joints)}
     found = {
         (a, b): np.linalg.norm(joints[index[f"L_{a}"]] - joints[index[f"R_{b}" if a == b else f"L_{b}"]])
@@ -60,7 +61,7 @@ def size_in(joints):
 
 
 def standing_height_mm(body):
-    """The pelvis over the ankle, and the ankle over the sole, of somebody who stands, mm."""
+    """Height of the pelvis above the ankle, and of the ankle above the sole, of a standing person, mm."""
     rest, soles = _bodies()
     joints = joints_of(body, {})
     hips = 1000 * (rest[body, 16, 2] + rest[body, 20, 2]) / 2
@@ -70,14 +71,14 @@ def standing_height_mm(body):
 
 @dataclass(frozen=True)
 class Actor:
-    """Somebody in the world.
+    """A person in the world.
 
     Attributes:
         body: which of the bodies.
-        centre: [x, z] mm in the world, of the ellipse that is walked, or the place.
-        radii: of the ellipse, mm; 0 stays in place.
+        centre: [x, z] mm in the world: the centre of the ellipse on which the person walks, or the person's position.
+        radii: radii of the ellipse, mm; 0 stays in place.
         does: `walk`, `stand`, `sit`, `jump` or `lie`.
-        phase: rad.
+        phase: start on the ellipse, or heading of a person who stays in place, rad.
     """
 
     body: int
@@ -86,7 +87,7 @@ class Actor:
     does: str = "walk"
     phase: float = 0.0
 
-    @lru_cache(4096)  # noqa: B019 - the same people are filmed again and again, and an actor is a few numbers
+    @lru_cache(4096)  # noqa: B019 - the same people are filmed repeatedly, and an actor is only a few numbers
     def joints(self, time_s):
         """[18, 3] in the world, mm; not to be written to."""
         angles = {"walk": walking(2 * math.pi * STEPS_HZ * time_s + self.phase)}.get(self.does, {})
@@ -108,12 +109,12 @@ class Actor:
 
 
 def camera_from_world(pitch_degrees, roll_degrees, height_mm):
-    """Rotation [3, 3] and place [3] of the camera, mm: camera = rotation.T @ (world - place) with the world's rotation."""
+    """Rotation [3, 3] and position [3] of the camera, mm: camera = rotation.T @ (world - position)."""
     return rotation_of(up_of(pitch_degrees, roll_degrees)), np.array([0.0, height_mm, 0.0])
 
 
 class Reader:
-    """Reads people's poses as the network would, with errors that are the same for the same seed."""
+    """Reads people's poses as the network would, with errors that depend only on the seed."""
 
     def __init__(self, seed=0, picture=0.02, depth_mm=60.0, shallow=0.65, camera=CAMERA):
         self.rng = np.random.default_rng(seed)
@@ -121,7 +122,7 @@ class Reader:
         self.slow = {}
 
     def read(self, number, joints_mm, time_s):
-        """The pose of joints in camera space [18, 3], or None where they are not all in the picture."""
+        """The pose for joints in camera space [18, 3], or None if they are not all in the picture."""
         true = self.camera.project(joints_mm)
         if joints_mm[:, 2].min() < 300 or not ((true[:, :2] > 8) & (true[:, :2] < (WIDTH - 9, HEIGHT - 9))).all():
             return None
@@ -138,8 +139,8 @@ class Reader:
 
 
 def scene(pitch, height_mm):
-    """How far before a camera so placed people walk who are wholly in the picture, mm."""
-    if pitch < 0:  # just over the lower edge
+    """Distance at which people are completely in the picture of a camera with this pitch and height, mm."""
+    if pitch < 0:  # just above the lower edge
         return 11500.0
     return float(np.clip(height_mm / math.tan(math.radians(max(pitch, 9.0))), 4200.0, 6500.0))
 

@@ -1,4 +1,4 @@
-"""The account of who was there."""
+"""The record of who appeared."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""The assignment against every possible one."""
+"""The assignment, compared with every possible one."""
 
 from itertools import permutations
 

@@ -1,4 +1,4 @@
-"""Where a take ends: hard cuts and jumps in time, and what is neither."""
+"""The ends of takes: hard cuts, jumps in time, and changes that are neither."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from pipeline.types import Frame
 
 
 def scene(seed, box=(200, 100, 80, 220)):
-    """A picture of blocks of colour with somebody in it."""
+    """A picture of coloured blocks with a person in it."""
     image = np.random.default_rng(seed).integers(0, 120, (6, 8, 3)).astype(np.uint8).repeat(80, 0).repeat(80, 1)
     x, y, w, h = box
     image[y : y + h, x : x + w] = 230

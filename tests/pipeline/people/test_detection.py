@@ -1,4 +1,4 @@
-"""What the detector sees, in the picture's own pixels, and how a run follows it up in real pictures of a blob."""
+"""The detector's boxes, in the picture's own pixels, and how a run uses them in real pictures of a blob."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_detected_boxes_are_those_of_the_picture(width, height, size, across, do
     (x, y), (w, h) = ((shape - extent) * (across, down)).round(), extent.round()
     seen = detect(BlobDetector(), picture(width, height, (x, y, w, h)), 0.5)
     box = seen[0].box
-    pixel = max(width, height) / BlobDetector.frame_size[0]  # the letterbox's pixels are this large
+    pixel = max(width, height) / BlobDetector.frame_size[0]  # size of a letterboxed pixel
     np.testing.assert_allclose([*box.center, box.width, box.height], [x + w / 2, y + h / 2, w, h], atol=2.5 * max(1, pixel))
     for detection in seen:
         detection.box.clip(width, height)  # no part of a box is outside the picture

@@ -1,4 +1,4 @@
-"""Given boxes: the formats that they are read from, and every way in which a file of them can be wrong."""
+"""Given boxes: their file formats, and every way in which such a file can be wrong."""
 
 import json
 
@@ -108,7 +108,7 @@ def test_bad_boxes_are_refused_in_one_sentence(tmp_path, text, told):
 
 @pytest.mark.parametrize("track_id", [2**63, "a", None, float("inf"), [1], True])
 def test_track_ids_that_no_format_holds_are_refused(tmp_path, track_id):
-    """What an earlier run can't have written, some program may have."""
+    """No run writes them, but another program may."""
     path = tmp_path / "poses.ndjson"
     pose = {"track_id": track_id, "box": [1, 2, 3, 4]}
     path.write_text(json.dumps({"type": "frame", "index": 0, "poses": [pose]}) + "\n")

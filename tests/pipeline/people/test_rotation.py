@@ -1,4 +1,4 @@
-"""A picture that is not upright: the run says how to turn it, and turned it gives the very poses of the upright one."""
+"""Pictures that are not upright: the run says how to rotate them, and rotated they give exactly the upright poses."""
 
 from dataclasses import replace
 
@@ -68,7 +68,7 @@ def test_a_picture_that_is_not_upright_is_told_and_can_be_turned(models, tmp_pat
 
 @pytest.mark.parametrize("sequential", [True, False])
 def test_who_is_found_in_a_rotated_frame_is_who_would_be_found_in_it(sequential):
-    """By an unsure pose where the detector is sure: in a picture, but not in a stream."""
+    """An unsure pose with a sure detection is enough in a single picture, but not in a stream."""
 
     class Unsure(BlobModel):
         def run(self, crops):

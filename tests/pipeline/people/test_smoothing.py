@@ -1,4 +1,4 @@
-"""Smoothed poses: calmer, hardly later, and the same whatever the frame rate and the axes are."""
+"""Smoothed poses: steadier, with little lag, and independent of the frame rate and the axes."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def smoothed(times, poses):
 
 
 def waving(times):
-    """[T, 4, 3] mm: a pelvis at rest 4 m away, and joints that swing as arms and legs do."""
+    """[T, 4, 3] mm: a pelvis at rest 4 m away, and joints that swing like arms and legs."""
     phase = 2 * np.pi * np.outer(times, [0.0, 0.9, 0.9, 1.5])
     swing = np.array([0, 150, 300, 250]) * np.sin(phase + np.array([0, 0, 1, 2]))
     rest = np.array([[0, 0, 4000], [150, 400, 4000], [-150, 800, 4000], [300, -300, 3900]], np.float64)
@@ -36,7 +36,7 @@ def unrest(poses):
 
 
 def delay_s(times, late, early):
-    """By how much `late` is behind `early`."""
+    """The lag of `late` behind `early`, s."""
     delays = np.arange(-0.1, 0.2, 0.002)
     flat = early.reshape(len(times), -1)
     moved = [np.stack([np.interp(times - d, times, column) for column in flat.T], axis=1) for d in delays]

@@ -1,4 +1,4 @@
-"""Everybody in the picture: identities that last, whatever the frame rate, and the faults that other trackers had."""
+"""The tracker: identities that last at any frame rate, and the faults that other trackers had."""
 
 import math
 from collections import Counter
@@ -24,11 +24,11 @@ RATES = (5, 30, 10, 120)
 at_each_rate = pytest.mark.parametrize("rate", fast_first(RATES, fast=2))
 
 few = settings(max_examples=settings().max_examples // 3)
-"""A film takes longer than what Hypothesis usually tries."""
+"""A film takes longer than usual Hypothesis examples."""
 
 
 def crossing():
-    """Two people who walk past each other, the one in front of the other, and one who stands aside."""
+    """Two people who walk past each other, one in front of the other, and a third who stands aside."""
     return World([
         Walker(line((200, 600), (150, 0))),
         Walker(line((1000, 560), (-130, 0))),
@@ -41,7 +41,7 @@ def kinds(result):
 
 
 def check_laws(result):
-    """Ids are unique in a frame, contiguous from 0 in order of appearance; events agree with the frames."""
+    """Ids are unique within a frame, and contiguous from 0 in order of appearance; events agree with the frames."""
     appeared, known = [], set()
     for _, ids in result.frames:
         assert len(set(ids)) == len(ids), "nobody appears twice"
@@ -85,7 +85,7 @@ def test_the_order_of_detections_and_poses_changes_nothing(people, random):
 
 
 def one_after_the_other(rows):
-    """Each comes after the one before, in a lane of the picture, and walks along it."""
+    """People who come one after another, each walking along a separate lane of the picture."""
     return [
         Walker(line((640 - 2 * speed, 250 + 220 * lane), (speed, 0)), height=200 * size, from_s=0.65 * lane)
         for lane, (speed, size) in enumerate(rows)
@@ -154,7 +154,7 @@ def test_what_showed_nobody_is_not_read_at_each_look():
     for world in (plain, with_things):
         film(world, steady(30, 10))
     assert len(with_things.searches) == len(plain.searches)
-    assert 8 * 2 <= with_things.looks - plain.looks <= 11 * 2, "each about once a second"
+    assert 8 * 2 <= with_things.looks - plain.looks <= 11 * 2, "each thing about once a second"
 
 
 def test_somebody_who_steps_before_a_thing_has_a_pose_in_time():
@@ -181,7 +181,7 @@ def test_who_is_hidden_for_longer_than_that_is_somebody_new(rate):
 
 
 def test_nobody_is_invented():
-    """Nobody is found where the pose network sees nobody, and no pose is made up for whoever is hidden."""
+    """Nobody is found where the pose network sees nobody, and no pose is invented for hidden people."""
     world = World([Walker(line((200, 600), (100, 0)), hidden=((1.0, 2.0),))], score=lambda who, time_s: 0.3)
     assert not film(world, steady(10, 3)).ids
     world.score = lambda who, time_s: 0.6
@@ -224,7 +224,7 @@ def test_each_frame_costs_a_look_for_each_person_and_few_more():
 
 
 def test_whoever_is_no_nearer_than_those_who_are_wanted_costs_little():
-    """Also people whose poses are unsure: they would neither be born nor leave the detector alone."""
+    """Also people with unsure poses, who would never get an id but would keep the detector busy."""
     people = [Walker(line((150 + 120 * n, 600), (5, 0)), height=190 if n else 200) for n in range(8)]
     world = World(people, score=lambda who, _: (MIN_SCORE + 0.1) if who == 0 else 0.9 * MIN_SCORE)
     film(world, steady(10, 10), max_people=1)
@@ -235,7 +235,7 @@ def test_whoever_is_no_nearer_than_those_who_are_wanted_costs_little():
 
 
 def test_rtmlib_74_ids_do_not_explode_when_somebody_leaves():
-    """There it began when a newcomer came after somebody had left: ids without the one in between were taken for indices."""
+    """It happened there when a newcomer came after somebody had left: ids with a gap were used as indices."""
     people = [Walker(line((200 + 200 * n, 600), (0, 0)), until_s=2.0 if n == 1 else math.inf) for n in range(5)]
     people.append(Walker(line((700, 350), (0, 0)), from_s=4.0))
     result = film(World(people), steady(30, 6))
@@ -244,14 +244,14 @@ def test_rtmlib_74_ids_do_not_explode_when_somebody_leaves():
 
 
 def test_pose2sim_131_people_do_not_swap_when_one_is_missed():
-    """Two people side by side; the one is not seen in single frames."""
+    """Two people side by side; one of them is not seen in single frames."""
     score = lambda who, time_s: 0.2 if who == 0 and round(time_s * 30) % 4 == 0 else 0.6  # noqa: E731
     result = film(World([Walker(line((500, 600), (60, 0))), Walker(line((590, 600), (60, 0)))], score=score), steady(30, 5))
-    assert {*result.of(0)} == {1} and {*result.of(1)} == {0}, "the one who is missed at first is born later"
+    assert {*result.of(0)} == {1} and {*result.of(1)} == {0}, "the person who is missed at first gets an id later"
 
 
 def test_supervision_1355_ids_are_not_skipped_by_people_who_are_seen_once():
-    """Things that look like people in one frame take no number."""
+    """Things that look like people in a single frame get no id."""
     score = lambda who, time_s: 0.6 if who == 0 or round(time_s * 10) % 4 == 2 else 0.1  # noqa: E731
     ghosts = [Walker(line((300 + 150 * n, 600), (0, 0))) for n in range(5)]
     late = Walker(line((200, 300), (40, 0)), height=150, from_s=3)
@@ -266,7 +266,7 @@ def test_supervision_789_ids_do_not_leak_into_the_next_video():
 
 
 def test_supervision_1720_ids_do_not_swap_when_people_meet_and_turn_back():
-    """They walk towards each other, stop half a body apart and turn back; then one is not seen for a while as they do."""
+    """They approach each other, stop half a body apart and turn back; then again, with one of them unseen for a while."""
     there_and_back = lambda a, b: lambda t: (a + (b - a) * (1 - abs(1 - min(t, 6) / 3)), 600)  # noqa: E731
     walkers = [Walker(there_and_back(300, 590)), Walker(there_and_back(1000, 710))]
     unseen = lambda who, time_s: 0.1 if who == 1 and 2.5 < time_s < 3.3 else 0.6  # noqa: E731
@@ -277,7 +277,7 @@ def test_supervision_1720_ids_do_not_swap_when_people_meet_and_turn_back():
 
 @pytest.mark.parametrize("rate", [1, 2, 3])
 def test_trackers_420_people_are_kept_at_low_frame_rates(rate):
-    """A buffer that was counted in frames came to none at low rates."""
+    """A buffer counted in frames was rounded to none at low rates."""
     world = World([Walker(line((300, 600), (15, 0))), Walker(line((900, 600), (-15, 0)))])
     result = film(world, steady(rate, 12))
     assert result.of(0) == [0] and result.of(1) == [1]

@@ -1,4 +1,4 @@
-"""The world is estimated from the people who walk in it, whoever sits or jumps beside them, and says how sure it is."""
+"""The world is estimated from walking people, even beside others who sit or jump, and it says how certain it is."""
 
 import json
 import math
@@ -49,7 +49,7 @@ def test_two_who_walk_for_ten_seconds_tell_where_the_floor_is(pitch):
         heights.append(abs(world.height_mm / HEIGHTS[pitch] - 1))
         assert tilts[-1] < 3 * world.tilt_error_degrees and heights[-1] * world.height_mm < 3 * world.height_error_mm
         print(f"pitch {pitch}: tilt {tilts[-1]:.2f} (said {world.tilt_error_degrees:.2f}), height off by {heights[-1]:.1%}")
-    # Who looks up sees only feet far away: there half a degree is 8 % of the height.
+    # A camera that looks up sees only distant feet: there half a degree is 8 % of the height.
     assert np.mean(tilts) < 3 and np.mean(heights) < (0.1 if pitch < 0 else 0.05)
 
 
@@ -60,7 +60,7 @@ def test_so_do_other_people(pitch, seed):
     world, _ = watched(pair(pitch, (2 * seed, 2 * seed + 1)), pitch, seed=seed, roll=3.0)
     assert tilt_degrees(world, pitch, 3.0) < 3 * world.tilt_error_degrees
     off = abs(world.height_mm / HEIGHTS[pitch] - 1)
-    assert off < 0.3, "both may be tall, or both small: adults differ by 8 %, and half a degree by as much"
+    assert off < 0.3, "both may be tall, or both small: adults differ by 8 %, and half a degree matters as much"
 
 
 @pytest.mark.slow
@@ -97,7 +97,7 @@ def test_long_footage_forgets_nobody_and_passers_by_fill_no_memory(monkeypatch):
         of_some, _ = thinned.step(time_s, CAMERA, poses)
         passers.step(time_s, CAMERA, [replace(pose, track_id=2 * index + i) for i, pose in enumerate(poses)])
         assert len(thinned._samples) <= 20 and len(passers._samples) <= 20
-    assert of_some.height_mm == pytest.approx(world.height_mm, rel=0.03)  # of one of them alone: 18 % less
+    assert of_some.height_mm == pytest.approx(world.height_mm, rel=0.03)  # from one of them alone: 18 % less
 
 
 def test_feet_stand_on_the_floor_of_the_world():

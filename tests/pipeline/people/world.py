@@ -1,7 +1,7 @@
-"""A world of simulated people for a tracker: who is where, what a detector sees of them and what a pose network reads.
+"""A world of simulated people for a tracker: their positions, the detector's boxes and the pose network's results.
 
-Time is continuous: the same world can be filmed at any frame rate. Whoever stands behind somebody else, or a wall, is not seen.
-Everything that looks random is decided by the person and the time, so that a test gives the same result every time.
+Time is continuous: the same world can be filmed at any frame rate. People behind another person or a wall are not seen.
+Everything that looks random depends only on the person and the time, so that a test gives the same result every time.
 """
 
 import math
@@ -26,22 +26,22 @@ STANDING = np.array(
      (0, -0.82), (0, -0.88), (0, -0.96), (0.1, -0.8), (0.13, -0.63), (0.12, -0.48), (-0.1, -0.8), (-0.13, -0.63),
      (-0.12, -0.48), (0, -0.8)]
 )  # fmt: skip
-"""[18, 2] joints of somebody who stands, from the point between the feet, in heights."""
+"""[18, 2] joints of a standing person, relative to the point between the feet, in body heights."""
 
 SWING = np.zeros((18, 2))
 SWING[[2, 3, 5, 6, 12, 13, 15, 16], 0] = (0.06, 0.14, -0.06, -0.14, -0.05, -0.12, 0.05, 0.12)
-"""How far the limbs of somebody who walks swing, heights."""
+"""How far the limbs of a walking person swing, in body heights."""
 
 
 @dataclass(frozen=True)
 class Walker:
-    """Somebody in the world.
+    """A person in the world.
 
     Attributes:
-        feet: time, s, to the place between the feet (x, y), px; who is lower in the picture is nearer.
+        feet: maps time, s, to the point between the feet (x, y), px; people lower in the picture are nearer.
         height: px.
         from_s, until_s: when the person is there.
-        hidden: the times (from, until) behind something.
+        hidden: the times (from, until) at which the person is behind something.
     """
 
     feet: Callable[[float], tuple[float, float]]
@@ -56,7 +56,7 @@ class Walker:
 
 
 def line(start: tuple[float, float], velocity: tuple[float, float]) -> Callable[[float], tuple[float, float]]:
-    """Walks straight on, px and px a second."""
+    """Walks in a straight line, px and px a second."""
     return lambda time_s: (start[0] + velocity[0] * time_s, start[1] + velocity[1] * time_s)
 
 
@@ -66,14 +66,14 @@ class World:
 
     Attributes:
         walkers: the people.
-        jitter: of the joints that the network reads, heights.
-        score: of the poses of people in full view.
-        detection_score: of the detector, by person and time.
-        twice: whether the detector boxes everybody twice.
-        order: in which detections and poses come.
+        jitter: noise of the joints that the network reads, in body heights.
+        score: score of the poses of fully visible people.
+        detection_score: the detector's score, by person and time.
+        twice: whether the detector returns two boxes for each person.
+        order: the order of detections and poses.
         looks: how many crops were read.
-        things: boxes of what the detector, but not the network, takes for people.
-        searches: the times at which the detector looked.
+        things: boxes of things that the detector, but not the network, takes for people.
+        searches: the times at which the detector ran.
     """
 
     walkers: list[Walker]
@@ -88,7 +88,7 @@ class World:
     _last: dict = field(default_factory=dict)
 
     def seen(self, time_s: float) -> dict[int, np.ndarray]:
-        """The joints of everybody in sight."""
+        """The joints of all visible people."""
         if time_s not in self._last:
             self._last = {time_s: self._seen(time_s)}
         return self._last[time_s]
@@ -127,7 +127,7 @@ class World:
         return self.order([d for d in found if d.score >= 0.3])
 
     def read(self, frame: Frame, number: int, box: Box) -> RelativePose:
-        """The pose that the network reads in a box: of whoever fills it best."""
+        """The pose that the network reads in a box: that of the person who fills it best."""
         self.looks += 1
         region = box.square()
         seen = self.seen(frame.time_s)
@@ -151,12 +151,12 @@ def _shared(a, b):
 
 @dataclass
 class Film:
-    """What a tracker made of a world.
+    """A tracker's results in a world.
 
     Attributes:
-        ids: time and person to the track id that the person's pose had.
-        events: all of them.
-        frames: time and the ids of each frame.
+        ids: maps time and person to the track id of the person's pose.
+        events: all events.
+        frames: time and ids of each frame.
         tracker: the tracker.
     """
 
@@ -166,7 +166,7 @@ class Film:
     tracker: PeopleTracker
 
     def of(self, who):
-        """A person's ids in order, without repetitions."""
+        """A person's ids in order, without consecutive repetitions."""
         result = []
         for (_, person), track_id in self.ids.items():
             if person == who and (not result or result[-1] != track_id):
@@ -178,7 +178,7 @@ STILL = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
 
 
 def film(world, times, tracker=None, **options):
-    """Follow the people of a world at some times."""
+    """Track the people of a world at some times."""
     tracker = tracker or PeopleTracker(world.detect, HUMAN36M, **options)
     ids, events, frames = {}, [], []
     for index, time_s in enumerate(times):
@@ -198,5 +198,5 @@ def film(world, times, tracker=None, **options):
 
 
 def steady(rate, seconds):
-    """Times of a steady frame rate."""
+    """The times of frames at a constant rate."""
     return [i / rate for i in range(round(rate * seconds))]
