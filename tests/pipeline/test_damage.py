@@ -1,4 +1,4 @@
-"""Recordings that break off or are damaged: what came before is kept, what is lost is told or counted."""
+"""Recordings that break off or are damaged: frames before that are kept, lost frames are reported or counted."""
 
 import struct
 
@@ -73,7 +73,7 @@ def test_damage_in_the_middle_never_passes_for_pictures(clips, tmp_path, kind):
     assert error is not None and f"broke at frame {len(frames)}" in str(error)
     assert "damaged" in str(error) or "invalid data" in str(error)
     assert 0.2 * COUNT < len(frames) < COUNT
-    # The picture that the damage begins in may still decode: nobody can tell it from a true one.
+    # The picture in which the damage begins may still decode: nothing distinguishes it from an intact one.
     assert all(np.array_equal(a.image, b.image) for a, b in zip(frames[:-1], whole, strict=False))
 
 
@@ -82,7 +82,7 @@ def test_a_lost_packet_of_a_transport_stream_breaks_it(tmp_path):
     whole, _ = read(path)
     data = path.read_bytes()
     packets = [data[at : at + 188] for at in range(0, len(data), 188)]
-    # Of the video, and in the middle of a picture.
+    # A packet of the video, in the middle of a picture.
     inner = [n for n, packet in enumerate(packets) if packet[1] == 0x01 and packet[2] == 0x00]
     for lost in (inner[len(inner) // 3], inner[len(inner) // 2]):
         path.write_bytes(b"".join(packet for n, packet in enumerate(packets) if n != lost))
@@ -93,7 +93,7 @@ def test_a_lost_packet_of_a_transport_stream_breaks_it(tmp_path):
 
 
 def avi_chunks(data):
-    """Where the first chunks of an AVI's pictures begin."""
+    """The offsets of the first picture chunks of an AVI."""
     chunks = [data.index(b"movi") + 4]
     while len(chunks) < COUNT // 2:
         (size,) = struct.unpack_from("<I", data, chunks[-1] + 4)
@@ -128,7 +128,7 @@ def test_an_avi_may_repeat_a_picture_with_an_empty_chunk(clips, tmp_path):
 
 
 def test_pictures_that_a_decoder_held_back_still_come(tmp_path):
-    """Frames wait in the decoder to be put in order: a break behind them doesn't swallow them."""
+    """Frames wait in the decoder to be reordered: a break after them must not lose them."""
     path = write_video(tmp_path / "b.mp4", options={"bf": "3", "g": "60"}, container_options={"movflags": "faststart"})
     with av.open(str(path)) as container:
         packets = [p for p in container.demux(video=0) if p.size]
@@ -142,7 +142,7 @@ def test_pictures_that_a_decoder_held_back_still_come(tmp_path):
 
 @pytest.mark.parametrize("far", [False, True])
 def test_a_recording_that_begins_between_key_frames_begins_at_the_first(tmp_path, far):
-    """Whether or not the stream's parameters, which come with it, stand within the 5 MB where FFmpeg looks for them."""
+    """Whether or not the stream's parameters, which come with that key frame, are in the 5 MB that FFmpeg searches for them."""
     pictures = [np.random.default_rng(i).integers(0, 256, (360, 480, 3), np.uint8) for i in range(34)] if far else None
     options = {"g": "30", "sc_threshold": "0", "preset": "ultrafast", "crf": "1"}
     path = write_video(tmp_path / "late.ts", options=options, pictures=pictures)
@@ -164,7 +164,7 @@ def test_a_recording_that_begins_between_key_frames_begins_at_the_first(tmp_path
 
 
 def damaged(path, how):
-    """A copy of a video with a stretch that is lost; None where the way does not fit the format."""
+    """A copy of a video with a lost part; None if this kind of damage does not fit the format."""
     data = path.read_bytes()
     copy = path.with_name(f"damaged{path.suffix}")
     middle = len(data) * 4 // 10
@@ -188,7 +188,7 @@ def damaged(path, how):
 )  # fmt: skip
 @pytest.mark.parametrize("b_frames", fast_first([2, 0]))
 def test_damage_that_is_skipped_is_counted_and_what_follows_is_true(tmp_path, kind, how, b_frames):
-    """Every frame is the whole video's of its time, and what is lost fills the rest."""
+    """Every frame equals the intact video's frame of that time; lost frames account for the rest."""
     name, codec, options, muxer = {
         "ts": ("a.ts", "libx264", {"g": "12"}, {}),
         "mp4": ("a.mp4", "libx264", {"g": "12"}, {"movflags": "faststart"}),
@@ -217,7 +217,7 @@ def test_damage_that_is_skipped_is_counted_and_what_follows_is_true(tmp_path, ki
     assert known or kind in ("mpg", "mkv")
     if known and how != "often":
         assert len(items) == COUNT
-    # The last picture before damage may still decode, though a part of it is guessed: nobody can tell.
+    # The last picture before damage may still decode, with a part that is guessed: nothing shows this.
     wrong = [frame.index for frame in frames if not np.array_equal(frame.image, whole[round(frame.time_s, 3)])]
     assert len(wrong) <= len({item.index - 1 for item in lost} - {item.index for item in lost})
     assert all(index + 1 in {item.index for item in lost} for index in wrong)
@@ -251,7 +251,7 @@ def test_damage_is_either_skipped_or_not(clips):
 
 
 def test_half_a_jpeg_is_no_picture(tmp_path):
-    """FFmpeg fills its other half with the picture before, and does not say so."""
+    """FFmpeg fills its other half with the previous picture, without reporting it."""
     whole = write_video(tmp_path / "whole.mkv", "mjpeg", pictures=[picture(index) for index in range(10)])
     path = tmp_path / "half.mkv"
     with av.open(str(whole)) as source, av.open(str(path), "w") as target:

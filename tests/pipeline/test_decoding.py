@@ -1,4 +1,4 @@
-"""Who decodes: the CPU where NVDEC is wished for and cannot be had, with the same frames and a sentence; and what `auto` is."""
+"""Decoders: if NVDEC is requested but not available, the CPU decodes the same frames with a note; what `auto` chooses."""
 
 from types import SimpleNamespace
 
@@ -24,7 +24,7 @@ def first_images(count, **options):
 
 
 def test_pyavs_wheel_has_nvdec():
-    """What the choice rests on: decoders of H.264, HEVC, VP9, AV1 and MJPEG on CUDA, with nothing else to install."""
+    """The choice depends on this: decoders of H.264, HEVC, VP9, AV1 and MJPEG on CUDA, with nothing else to install."""
     assert "cuda" in av.codec.hwaccel.hwdevices_available()
     for name in ("h264", "hevc", "vp9", "av1", "mjpeg"):
         assert f"{name}_cuvid" in av.codecs_available
@@ -56,7 +56,7 @@ def test_a_cameras_notes_say_it_too(uri):
 
 @needs_none
 def test_the_wish_reaches_ffmpeg(monkeypatch):
-    """Told that there is NVDEC, FFmpeg is asked for it: and fails here."""
+    """If NVDEC is reported to be available, FFmpeg is asked to use it, and fails here."""
     monkeypatch.setattr(decodings, "why_no_nvdec", lambda: None)
     assert accelerator(Decode.NVDEC) is not None
     assert accelerator(Decode.CPU) is None

@@ -1,4 +1,4 @@
-"""Drawing: what is drawn where, that it never fails, and that the same frames give the same pictures."""
+"""Drawing: it draws the right things in the right places, never fails, and gives the same pictures for the same frames."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def standing(
 
 
 def where(picture: np.ndarray, bgr: tuple[int, int, int]) -> np.ndarray:
-    """[H, W]: where a colour is, shaded or not: in the proportions of its channels and bright enough."""
+    """[H, W]: the pixels of a colour, shaded or not: with the same ratio of the channels, and bright enough."""
     colour = np.array(bgr, np.float64)
     brightness = picture.astype(np.float64) @ colour / (colour @ colour)
     return (brightness > 0.5) & (np.abs(picture - brightness[..., None] * colour).max(axis=-1) < 12)
@@ -115,7 +115,7 @@ def test_drawing_stays_near_the_skeleton_and_the_box(joint_set: JointSet, size: 
 @pytest.mark.parametrize("grey", [0, 128, 255])
 def test_left_and_right_are_told_apart_in_the_picture(joint_set: JointSet, grey: int) -> None:
     drawn = PoseRenderer(joint_set).render(frame(grey=grey), (standing(joint_set),), CAMERA)[:, :640]
-    # The person faces the camera: the own left is on the picture's right.
+    # The person faces the camera: the person's left is on the picture's right.
     assert middle_x(drawn, RIGHT_BGR, np.s_[:]) < 300 < 340 < middle_x(drawn, LEFT_BGR, np.s_[:])
 
 
@@ -127,7 +127,7 @@ def test_left_and_right_are_told_apart_in_the_view_from_every_side(joint_set: Jo
         left, right = (np.nonzero(where(panel, bgr)[below_key(panel)])[1] for bgr in (LEFT_BGR, RIGHT_BGR))
         return left, right
 
-    left, right = seen(0)  # as the real camera sees it
+    left, right = seen(0)  # from the real camera's direction
     assert left.mean() - right.mean() > 40
     left, right = seen(180)
     assert left.mean() - right.mean() < -40
@@ -172,11 +172,11 @@ def test_another_source_or_an_earlier_time_starts_afresh(before: Frame) -> None:
 
 
 UNDER_FEET_MM = float(standing().joints_mm[:, 1].max()) + 35
-"""The floor under somebody who stands at the height 0 of camera space, mm."""
+"""The floor under a person who stands at height 0 of camera space, mm."""
 
 
 def people_in_view(renderer: PoseRenderer, time_s: float, *poses: Pose) -> np.ndarray:
-    """[H, W]: where the limbs are in the 3D view, seen from the same side every time."""
+    """[H, W]: the pixels of the limbs in the 3D view, always seen from the same side."""
     panel = renderer.render(frame(time_s=time_s), poses, CAMERA, World.level(UNDER_FEET_MM))[:, 640:]
     colours = [LEFT_BGR, RIGHT_BGR] if len(poses) == 1 else [tuple(bgr) for p in poses for bgr in side_bgr(p.track_id)[:2]]
     limbs = np.any([where(panel, bgr) for bgr in colours], axis=0)
@@ -271,7 +271,7 @@ def test_labels_stay_in_the_picture_and_dodge_each_other(places: list[tuple[floa
 
 
 def labelled(panel: np.ndarray, track_id: int) -> bool:
-    """Whether a label of the person stands there: bones and joints have no such large patch of one colour."""
+    """Whether the person has a label there: bones and joints have no patch of one colour as large as this."""
     patch = (panel == np.array(person_bgr(track_id))).all(axis=-1).astype(np.uint8)
     return bool(cv2.erode(patch, np.ones((3, 10), np.uint8)).any())
 
@@ -296,7 +296,7 @@ def test_in_the_3d_view_only_people_in_it_have_a_label(places: list[tuple[float,
 def test_somebody_far_from_the_others_is_told_of_and_not_labelled() -> None:
     near = (standing(track_id=1), standing(at_mm=(900, 0, 4200), track_id=2), standing(at_mm=(-900, 0, 4300), track_id=3))
     far = standing(at_mm=(0, 0, 60_000), track_id=4)
-    time_s = (180 - START_DEGREES) / TURN_DEGREES_PER_S  # seen from behind: the far one stands before the view's camera
+    time_s = (180 - START_DEGREES) / TURN_DEGREES_PER_S  # seen from behind: the far person is in front of the view's camera
     panel = PoseRenderer(HUMAN36M).render(frame(time_s=time_s), (*near, far), CAMERA)[:, 640:]
     assert [labelled(panel, track_id) for track_id in (1, 2, 3, 4)] == [True, True, True, False]
     all_near = PoseRenderer(HUMAN36M).render(frame(time_s=time_s), near, CAMERA)[:, 640:]

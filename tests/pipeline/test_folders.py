@@ -1,4 +1,4 @@
-"""Single pictures, and folders of them as a source."""
+"""Single pictures and folders of pictures as sources."""
 
 import cv2
 import numpy as np

@@ -1,4 +1,4 @@
-"""Human3.6M's protocols on a miniature in 3DMPPE's layout, with a model whose errors are known exactly."""
+"""Human3.6M's protocols on a miniature in 3DMPPE's layout, with a model whose errors are exactly known."""
 
 import json
 
@@ -29,13 +29,13 @@ def score(small, change, *, flip=True, variant=Variant.XS, protocol=2, action=No
 
 
 def turned(degrees):
-    """A turn about the vertical axis of the picture."""
+    """A rotation about the vertical axis of the picture."""
     a = np.radians(degrees)
     return np.array([[np.cos(a), 0, np.sin(a)], [0, 1, 0], [-np.sin(a), 0, np.cos(a)]])
 
 
 def horn(moved, truth):
-    """Points moved onto others without scaling, by Horn's quaternions (1987): apart from the singular values of the code."""
+    """Points aligned with others without scaling, by Horn's quaternions (1987): independent of the code's singular values."""
     a, b = moved - moved.mean(0), truth - truth.mean(0)
     s = a.T @ b
     lower = np.array([s[1, 2] - s[2, 1], s[2, 0] - s[0, 2], s[0, 1] - s[1, 0]])

@@ -1,4 +1,4 @@
-"""Inboxes keep order and lose nothing that they are not told to; what is in flight stays in its bounds."""
+"""Inboxes keep the order and lose only what they should; frames in flight stay within their limits."""
 
 import threading
 
@@ -88,7 +88,7 @@ def test_a_waiting_reader_is_told_to_stop():
 
 @given(st.lists(st.one_of(st.none(), st.sampled_from("abc"))))
 def test_a_reader_of_a_board_gets_the_newest_of_each_sender_and_nothing_twice(actions):
-    """A letter is a post of that sender, None a look at the items."""
+    """A letter is a new item of that sender, None a read."""
     latest, seen, posted, unseen = LatestItems(), {}, {}, set()
     for action in actions:
         if action is None:

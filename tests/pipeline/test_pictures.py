@@ -1,4 +1,4 @@
-"""Pictures of every format: upright, whole, of a size that is looked at first; and those that move."""
+"""Pictures of every format: they are upright and complete, and their size is checked first; and animations."""
 
 import struct
 import subprocess
@@ -21,7 +21,7 @@ from pipeline.types import Frame, UnreadableFrame
 from tests.pipeline.media import COUNT, av1, box, exif, heif, hevc, jpeg_with_exif, picture, read, refusal, write_video
 
 SMOOTH = cv2.blur(picture(0, 200, 140), (9, 9))
-UPRIGHT = {  # where EXIF's orientation says that the stored rows and columns go
+UPRIGHT = {  # for each EXIF orientation, from the stored picture to the upright one
     1: lambda image: image,
     2: lambda image: image[:, ::-1],
     3: lambda image: image[::-1, ::-1],
@@ -34,12 +34,12 @@ UPRIGHT = {  # where EXIF's orientation says that the stored rows and columns go
 
 
 def apart(a, b):
-    """Mean difference of two pictures, grey levels; infinite where their sizes differ."""
+    """Mean difference of two pictures, grey levels; infinite if their sizes differ."""
     return np.abs(a.astype(int) - b).mean() if a.shape == b.shape else np.inf
 
 
 def only(path):
-    """The one frame of a picture, whose source says the same size."""
+    """The only frame of a picture; its source must report the same size."""
     with open_source(path) as source:
         (frame,) = source
         assert (source.info.width, source.info.height) == (frame.width, frame.height)
@@ -93,7 +93,7 @@ def test_exif_that_is_broken_is_not_needed(tmp_path):
 @pytest.mark.parametrize("kind", [b"hvc1", b"av01"])
 @pytest.mark.parametrize("tile", [None, 64, 128])
 def test_a_heif_is_read_whole(tmp_path, kind, tile):
-    """A phone's picture is a grid of tiles; one of them is not the picture."""
+    """A phone's picture is a grid of tiles; a single tile is not the picture."""
     path = tmp_path / "IMG_0001.HEIC"
     path.write_bytes(heif(tmp_path, SMOOTH, kind=kind, tile=tile))
     assert apart(only(path), SMOOTH) < 5
@@ -146,11 +146,11 @@ def test_heics_beside_jpegs_are_read_with_them(tmp_path):
     assert error is None and [(item.width, item.height) for item in items] == [(200, 140), (150, 140), (140, 200)]
 
 
-# Sizes that are only claimed.
+# Sizes that are only declared.
 
 
 def png(width, height):
-    """A PNG of zeros, whose data is a thousandth of what it stands for."""
+    """A PNG of zeros, compressed to a thousandth of the pixels' size."""
 
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -163,7 +163,7 @@ def png(width, height):
 
 
 def bombs(folder):
-    """Files of a few kilobytes that claim 60000 x 60000, or as much as their format can."""
+    """Files of a few kilobytes that declare 60000 x 60000 px, or the largest size of their format."""
     image = picture(0, 64, 64)
     jpeg, bmp, tiff, jp2 = (cv2.imencode(suffix, image)[1].tobytes() for suffix in (".jpg", ".bmp", ".tiff", ".jp2"))
     frame = jpeg.index(b"\xff\xc0")
@@ -202,7 +202,7 @@ def test_what_a_picture_claims_is_looked_at_before_it_is_decoded(tmp_path):
 
 
 def test_a_bomb_costs_no_memory(tmp_path):
-    """900 million pixels of 109 kB, in a process that could not hold them."""
+    """900 million pixels in 109 kB, in a process whose memory could not hold them."""
     path = tmp_path / "b.png"
     path.write_bytes(png(30000, 30000))
     code = (
@@ -267,7 +267,7 @@ def test_a_jpeg_2000_that_ends_before_it_begins_has_no_size():
 
 @given(st.binary(max_size=300), st.sampled_from(FORMATS), st.data())
 def test_headers_of_noise_have_a_size_or_none(noise, known, data):
-    """Whatever follows a format's first bytes: a size, or one of the errors that mean damage."""
+    """Whatever follows a format's first bytes, the result is a size or one of the errors that mean damage."""
     begins = {
         "JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "WebP": b"RIFF\0\0\0\0WEBP", "TIFF": b"II*\0",
         "BMP": b"BM" + bytes(8), "GIF": b"GIF89a", "JPEG 2000": b"\xff\x4f\xff\x51",
@@ -282,7 +282,7 @@ def test_headers_of_noise_have_a_size_or_none(noise, known, data):
     assert width >= 0 <= height
 
 
-# Pictures that move.
+# Animations.
 
 
 def animated(path, codec, form, pixels, times, **options):
@@ -334,7 +334,7 @@ def animated_webp(canvas, frames):
 
 
 def test_frames_of_a_webp_are_put_on_its_canvas(tmp_path):
-    """A part of the canvas, half transparent, that is cleared afterwards."""
+    """A part of the canvas that is half transparent and then cleared."""
     full = np.dstack([np.full((20, 30), level, np.uint8) for level in (50, 100, 150, 255)])
     part = np.dstack([np.full((8, 10), level, np.uint8) for level in (250, 200, 0, 128)])
     path = tmp_path / "a.webp"
@@ -377,7 +377,7 @@ def test_every_name_has_a_place_in_the_order(names):
 
 
 def test_the_helpers_code_what_they_say(tmp_path):
-    """A tile by itself decodes, so that the tests of HEIF are about HEIF."""
+    """A single tile decodes, so a failing test of HEIF is not due to its codec."""
     for coder in (hevc, av1):
         configuration, data = coder(tmp_path, SMOOTH)
         assert len(configuration) > 3 and len(data) > 100

@@ -1,4 +1,4 @@
-"""Sources on real files that the tests make: times, uprightness, streams, and files that are refused."""
+"""Sources with real files that the tests make: times, orientation, streams, and refused files."""
 
 import itertools
 import os
@@ -58,7 +58,7 @@ def test_a_variable_frame_rate_stays_what_it_is(tmp_path, gaps, start):
 
 @pytest.mark.parametrize("count", [40, 41, 42])
 def test_transport_streams_put_together_are_one(tmp_path, count):
-    """The time stamps jump back at the seam, and its packets are not numbered on."""
+    """At the seam the time stamps jump back, and the numbering of the packets is interrupted."""
     once = write_video(tmp_path / "once.ts", pictures=[picture(i) for i in range(count)], options={"g": "12"})
     twice = tmp_path / "twice.ts"
     twice.write_bytes(once.read_bytes() * 2)
@@ -75,7 +75,7 @@ def test_an_odd_width_gives_whole_rows(tmp_path):
 
 
 def set_display_matrix(path, a, b, c, d):
-    """Patch the track header's matrix, as a phone that was held sideways writes it."""
+    """Patch the track header's matrix, as written by a phone that is held sideways."""
     data = bytearray(path.read_bytes())
     at = data.index(b"tkhd") + 4 + 40
     one = 1 << 16
@@ -136,7 +136,7 @@ B_FRAMES = {"x264-params": "bframes=3:b-adapt=0:scenecut=0:keyint=20"}
 
 @pytest.mark.parametrize("suffix", ["avi", "mp4", "mkv", "ts", "h264", "no composition offsets"])
 def test_pictures_that_are_decoded_in_another_order_have_their_times(tmp_path, suffix):
-    """AVI, and MP4 as poor writers leave it, stamp packets in the order of decoding; raw H.264 doesn't stamp them."""
+    """In AVI, and in MP4 from poor writers, packets are stamped in decoding order; raw H.264 has no stamps."""
     name = "b.mp4" if " " in suffix else f"b.{suffix}"
     path = write_video(tmp_path / name, options=B_FRAMES, max_b_frames=3, rate=10)
     if " " in suffix:
@@ -161,12 +161,12 @@ def test_transport_streams_put_together_keep_their_own_spacing(tmp_path):
     assert error is None and np.allclose(np.delete(gaps, len(times) - 1), np.tile(np.diff(times), 2), atol=1e-3)
 
 
-# What is not needed must not be able to fail.
+# Data that is not needed must not cause failures.
 
 
 @pytest.mark.parametrize(("orientation", "turned"), [(1, None), (3, cv2.ROTATE_180), (6, cv2.ROTATE_90_CLOCKWISE)])
 def test_side_data_of_an_unknown_kind_is_no_obstacle(tmp_path, orientation, turned):
-    """Motion JPEG of a camera that writes EXIF, which FFmpeg gives as side data that PyAV has no name for."""
+    """Motion JPEG of a camera that writes EXIF, which FFmpeg returns as side data for which PyAV has no name."""
     image = cv2.blur(picture(0), (9, 9))
     path = tmp_path / "camera.mkv"
     with av.open(str(path), "w") as container:
@@ -184,7 +184,7 @@ def test_side_data_of_an_unknown_kind_is_no_obstacle(tmp_path, orientation, turn
 
 @pytest.mark.parametrize("matrix", range(18))
 def test_colours_of_every_kind_are_read_or_told(tmp_path, matrix):
-    """Whatever number the stream writes for its colours, also one that has no meaning."""
+    """Whichever number the stream contains for its colours, even an undefined one."""
     plain = write_video(tmp_path / "a.h264", pictures=[picture(0)] * 2)
     path = tmp_path / "coloured.h264"
     with av.open(str(plain)) as source, av.open(str(path), "w") as target:
@@ -280,7 +280,7 @@ def test_what_is_no_video_is_refused_in_one_sentence(tmp_path, clips):
 
 
 def test_an_mp4_without_its_index_is_cut_short(tmp_path):
-    path = write_video(tmp_path / "phone.mp4")  # the index stands at the end
+    path = write_video(tmp_path / "phone.mp4")  # the index is at the end
     path.write_bytes(path.read_bytes()[:-200])
     assert "cut short" in refusal(path)
 
@@ -323,7 +323,7 @@ def test_sound_is_refused_even_with_a_cover_picture(tmp_path):
         container.mux(stream.encode(None))
     song.write_bytes(b"ID3\x03\0\0" + size + frame + (tmp_path / "plain.mp3").read_bytes())
     with av.open(str(song)) as container:
-        assert container.streams.video, "the cover is a video stream to FFmpeg"
+        assert container.streams.video, "for FFmpeg the cover is a video stream"
     assert "only sound" in refusal(song)
 
 

@@ -1,4 +1,4 @@
-"""The lift to camera space: where the picture's edge cuts a person, and cameras that cannot be."""
+"""The lift to camera space: people cut off by the picture's edge, and impossible cameras."""
 
 import json
 
@@ -43,12 +43,12 @@ def test_a_crop_is_the_official_one_but_for_rounding(seed, x, y, side):
     np.testing.assert_array_equal(crops[1], warp_crop(image, region))
     assert (crops[[0, 2]] == 7).all()
     apart = np.abs(crops[1].astype(int) - expected)
-    assert apart.max() <= 2 and (apart > 0).mean() < 0.02, "places are in FP32, and the part's begin elsewhere"
+    assert apart.max() <= 2 and (apart > 0).mean() < 0.02, "positions are in FP32, and the part has another origin"
 
 
 @pytest.mark.parametrize("share", [0.6, 0.75])
 def test_who_is_cut_by_the_edge_is_placed_by_the_bones_in_sight(share):
-    """A picture that ends at the waist or at the knees: the box says nothing about the distance, bones do."""
+    """A picture that ends at the waist or at the knees: the bones show the distance, the box does not."""
     for joints, depth_mm in true_poses():
         top, bottom = joints[:, 1].min(), joints[:, 1].max()
         height = round(top + share * (bottom - top))

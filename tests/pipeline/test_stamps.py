@@ -1,4 +1,4 @@
-"""Laws of the times of pictures: they grow, they are the stamps where those can be true, what is invented overtakes none."""
+"""Laws of the times of pictures: they increase, they are the stamps if those are possible, and invented times overtake none."""
 
 import itertools
 from fractions import Fraction
@@ -15,7 +15,7 @@ AHEAD = 32
 
 
 def times_of(stamps, *, packets=None, bidirectional=None):
-    """The times of pictures whose packets are announced up to AHEAD before them."""
+    """The times of pictures whose packets are known up to AHEAD pictures in advance."""
     clock = PresentationClock(STEP, SECOND)
     packets = list(stamps if packets is None else packets)
     times = []
@@ -37,7 +37,7 @@ def test_times_grow_whatever_the_stamps_are(stamps, bidirectional):
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=60), st.data())
 def test_true_stamps_are_kept_and_missing_ones_lie_between_them(gaps, data):
-    """Also where every other stamp is missing or doubled."""
+    """Even if every other stamp is missing or duplicated."""
     truth = [int(t) for t in np.cumsum(gaps)]
     wrong = data.draw(st.lists(st.sampled_from(["", "", "missing", "doubled"]), min_size=len(truth), max_size=len(truth)))
     stamps: list[int | None] = []
@@ -55,7 +55,7 @@ def test_true_stamps_are_kept_and_missing_ones_lie_between_them(gaps, data):
 
 @given(st.lists(st.integers(1, 900), min_size=2, max_size=40), st.integers(1, 4))
 def test_stamps_in_the_order_of_decoding_are_put_in_order(gaps, between):
-    """Groups of B pictures behind the picture that they need, with stamps that number the packets."""
+    """Groups of B-frames after the picture that they need, with stamps that number the packets."""
     times = [int(t) for t in np.cumsum(gaps)]
     decoded = [0]
     while decoded[-1] + 1 < len(times) or len(decoded) < len(times):
@@ -65,7 +65,7 @@ def test_stamps_in_the_order_of_decoding_are_put_in_order(gaps, between):
         if last == len(times) - 1:
             break
     assume(sorted(decoded) == list(range(len(times))))
-    stamp_of = {shown: times[place] for place, shown in enumerate(decoded)}  # as a container without presentation times has it
+    stamp_of = {shown: times[place] for place, shown in enumerate(decoded)}  # as in a container without presentation times
     early = [any(later > shown for later in decoded[: decoded.index(shown)]) for shown in range(len(times))]
     stamps = [stamp_of[shown] for shown in range(len(times))]
     assert times_of(stamps, packets=times, bidirectional=early) == times
@@ -73,7 +73,7 @@ def test_stamps_in_the_order_of_decoding_are_put_in_order(gaps, between):
 
 @given(st.lists(st.lists(st.integers(1, 900), min_size=2, max_size=12), min_size=2, max_size=4))
 def test_recordings_put_together_go_on_one_step_later(parts):
-    """Where a part is long enough to tell its beginning from a picture that is out of order."""
+    """If a part is long enough to distinguish its beginning from a picture that is out of order."""
     stamps, truth, at = [], [], 0
     for gaps in parts:
         part = [int(t) for t in np.cumsum([0, *gaps])]

@@ -1,4 +1,4 @@
-"""The status of a run while it goes on, and of one that has ended."""
+"""The status of a run in progress, and of one that has ended."""
 
 import json
 import time
@@ -27,7 +27,7 @@ def test_the_accounts_of_a_status_are_those_of_the_ledger_at_every_moment():
 
 
 def test_rates_are_those_of_the_last_seconds(monkeypatch):
-    """30 frames a second go in, then none: with a clock of our own."""
+    """30 frames a second arrive, then none, by a simulated clock."""
     now = [100.0]
     monkeypatch.setattr(status_module.time, "monotonic", lambda: now[0])
     made = stream(Pictures(0))
@@ -48,7 +48,7 @@ def test_rates_are_those_of_the_last_seconds(monkeypatch):
 
 
 def test_the_account_of_a_record_is_of_one_moment(monkeypatch):
-    """While frames come and go between two looks at the ledger."""
+    """While frames come and go between two reads of the ledger."""
     made = stream(Pictures(0))
     look = made.ledger.counts
 

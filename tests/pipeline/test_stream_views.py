@@ -1,4 +1,4 @@
-"""Views of a run: order, the newest only, and every way in which a view can fail."""
+"""Views of a run: order, newest frames only, and every way in which a view can fail."""
 
 import threading
 
@@ -9,7 +9,7 @@ from tests.pipeline.test_streams import Collect, Pictures, no_thread_is_left, st
 
 
 class Watch:
-    """A view that keeps what it is shown; can fail, and can wait."""
+    """A view that keeps the frames that it is shown; can fail, and can wait."""
 
     name, address = "watch", "nowhere"
 
@@ -55,7 +55,7 @@ def test_a_slow_view_holds_nothing_up_and_sees_the_newest_of_each_source():
     assert list(frames) == []
     newest = {posed.frame.source_id: posed.frame.index for posed in view.frames}
     assert newest == {"a": 19, "b": 19}
-    assert len(view.frames) <= 4, "between its first frame and the newest it skipped the rest"
+    assert len(view.frames) <= 4, "it skipped the frames between its first and the newest"
     assert {posed.frame.source_id for posed in other.frames} == {"a", "b"}
 
 

@@ -1,4 +1,4 @@
-"""Streams: order, accounts, several sources, live sources, bounds, and every way in which a run can end."""
+"""Streams: order, counts, several sources, live sources, limits, and every way in which a run can end."""
 
 import contextlib
 import threading
@@ -53,7 +53,7 @@ class Pictures:
 
 
 class Collect:
-    """A recorder that keeps what it is given; can fail, and can be slow."""
+    """A recorder that keeps its frames; can fail, and can be slow."""
 
     begun, written = True, 0
 
@@ -130,7 +130,7 @@ def test_every_frame_comes_out_once_in_order_with_its_pose_and_timeline():
         assert {s.part for s in timeline.spans if s.stage == "write"} == {"all", "mp4"}
         assert (timeline.source_id, timeline.index) == ("pictures", frame.frame.index)
     detected = [f.frame.index for f in frames if "detect" in {s.stage for s in f.timeline.spans}]
-    assert detected == list(range(0, 60, 9)), "the detector looks as seldom as a newcomer's pose within half a second allows"
+    assert detected == list(range(0, 60, 9)), "just often enough for a newcomer to have a pose within half a second"
     account = counts(pipeline)
     assert (account.received, account.posed, account.dropped, account.failed) == (60, 60, 0, 0)
     assert (source.closed, plain.closed, drawn.closed, model.closed) == (1, 1, 1, 1)
@@ -144,7 +144,7 @@ def test_nothing_is_drawn_where_nobody_wants_pictures():
 
 
 def test_threads_change_nothing_about_the_poses():
-    """The same poses as `Estimator.step` gives in one thread, and the same in every run."""
+    """The poses equal those of `Estimator.step` in one thread, and are the same in every run."""
     runs = [[f.poses[0] for f in make(Pictures(40), [Collect()])] for _ in range(2)]
     model = BlobModel()
     estimator = Estimator(model, tracker(model))
@@ -272,7 +272,7 @@ def test_a_stuck_recorder_is_given_up_and_told(monkeypatch):
     with pytest.raises(StageError, match=r"stuck\.all did not end within 0\.5 s and was given up"):
         pipeline.close()
     assert balanced(counts(pipeline))
-    assert stuck.closed == 0, "a close would wait for the write that hangs"
+    assert stuck.closed == 0, "closing it would wait for the write that hangs"
     gate.set()
     next_frame.join(5)
 
@@ -326,7 +326,7 @@ def test_a_caller_who_leaves_ends_the_run_in_bounded_time():
                 break
     account = counts(pipeline)
     assert balanced(account) and account.received < 200
-    assert len(recorder.frames) == account.posed, "frames on their way were finished"
+    assert len(recorder.frames) == account.posed, "frames in flight were finished"
     pipeline.close()
     assert (source.closed, recorder.closed) == (1, 1)
     with pytest.raises(ValueError, match="has ended"):
@@ -371,7 +371,7 @@ def test_an_empty_source_ends():
 
 
 def test_frames_are_not_taken_before_there_is_room_for_them():
-    """Whoever does not take results holds the source up after a bounded number of frames."""
+    """A caller who takes no results stops the source after a limited number of frames."""
     source = Pictures(1000)
     pipeline = make(source, [Collect()])
     first = next(iter(pipeline))
@@ -403,7 +403,7 @@ def test_a_live_source_keeps_the_newest_frame_and_counts_what_it_drops():
     account = counts(pipeline)
     assert balanced(account) and account.received == 200 and account.failed == 0
     assert account.drop_reasons == ((REPLACED_BY_NEWER, account.dropped),) and account.dropped > 50
-    assert frames[-1].frame.index == 199, "the newest frame is never the one to go"
+    assert frames[-1].frame.index == 199, "the newest frame is never dropped"
     missed = pipeline.streams[0].missed
     for taken, who in ((recorder.frames, "collected.all"), (frames, "caller")):
         indices = [f.frame.index for f in taken]
@@ -412,7 +412,7 @@ def test_a_live_source_keeps_the_newest_frame_and_counts_what_it_drops():
 
 
 class Paced(Pictures):
-    """A live source whose next frame comes once `follower` has the one before; afterwards it opens `gate`."""
+    """A live source whose next frame comes once `follower` has the previous one; at its end it opens `gate`."""
 
     def __init__(self, count, follower, gate):
         super().__init__(count, live=True)

@@ -1,4 +1,4 @@
-"""Names of sources: what is a URI, and no password in anything that is shown."""
+"""Names of sources: which are URIs, and that no shown name contains a password."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ PLAIN = st.from_regex(r"[a-z][a-z0-9.]{1,8}", fullmatch=True)
 
 
 def shown_of(secret, text):
-    """Whether a part of the secret that is long enough to know it by is in the text."""
+    """Whether the text contains a part of the secret that is long enough to recognise it."""
     return any(secret[at : at + 3] in text for at in range(len(secret) - 2))
 
 
@@ -106,5 +106,5 @@ def test_a_file_uri_is_a_path(tmp_path):
     ],
 )
 def test_what_pythons_parsers_choke_on_is_refused_in_words(uri, says):
-    """A lonely bracket; more digits than Python turns into a number."""
+    """A single bracket; more digits than Python converts to a number."""
     assert says in refusal(uri)

@@ -59,7 +59,7 @@ class Tab:
     """One tab.
 
     Attributes:
-        complaints: what the page wrote to its console as a warning or an error, and exceptions that nobody caught.
+        complaints: warnings and errors that the page wrote to its console, and uncaught exceptions.
     """
 
     def __init__(self, target, base, width=1280, height=800, scale=1, mobile=False, theme="light"):
@@ -97,7 +97,7 @@ class Tab:
         self.call("Page.navigate", url=url)
 
     def run(self, script):
-        """The value of an expression in the page, which may be a promise."""
+        """The value of an expression in the page; a promise is awaited."""
         result = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
@@ -115,7 +115,7 @@ class Tab:
         self.call("Input.dispatchKeyEvent", type="keyUp", key=key)
 
     def show(self):
-        """Bring it to the front: the others of its window are hidden."""
+        """Bring it to the front, which hides the other tabs of its window."""
         self.call("Page.bringToFront")
 
     def picture(self, path, kind="png"):

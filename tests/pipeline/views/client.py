@@ -1,4 +1,4 @@
-"""What the tests of views share: a page's client, plain requests, and a view that stands on a free port."""
+"""Shared by the tests of views: a page's client, plain requests, and a view on a free port."""
 
 import contextlib
 import json
@@ -28,13 +28,13 @@ def status_of(*sources):
 
 
 def frame(index, source="walk.mp4", **options):
-    """A frame whose grey level tells its index."""
+    """A frame whose grey level encodes its index."""
     made = posed(index, **options)
     return replace(made, frame=replace(made.frame, source_id=source))
 
 
 def index_in(image):
-    """The indices that a picture of `posed` may have, as a grey level."""
+    """The indices that a picture of `posed` may have, by its grey level."""
     return 40 + image * 7 % 180
 
 
@@ -55,7 +55,7 @@ class Client:
     """A page without a screen.
 
     Attributes:
-        hello: what it was told first.
+        hello: the first message that it received.
     """
 
     def __init__(self, view, **options):
@@ -97,7 +97,7 @@ class Client:
         return False
 
     def vanish(self):
-        """Go away without a word."""
+        """Disconnect without closing the protocol."""
         self.socket.socket.shutdown(socket.SHUT_RDWR)
         self.close()
 
@@ -112,7 +112,7 @@ class Client:
 
 
 def ask(view, path="/", method="GET", headers=None, address="127.0.0.1"):
-    """A request as it stands, with no help of a library: the status, the headers in lower case, and the body."""
+    """Send a request exactly as given, without an HTTP library: the status, the headers in lower case, and the body."""
     port = port_of(view)
     lines = {"Host": f"localhost:{port}"} | (headers or {})
     text = "".join(f"{name}: {value}\r\n" for name, value in lines.items() if value is not None)

@@ -1,4 +1,4 @@
-"""Every test of a view ends without a thread of its own."""
+"""Every test of a view leaves no thread behind."""
 
 import threading
 

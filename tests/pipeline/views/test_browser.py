@@ -1,4 +1,4 @@
-"""The page in a real browser: headless Chromium, where there is one (Debian: `apt-get install chromium`)."""
+"""The page in a real browser: headless Chromium, if it is installed (Debian: `apt-get install chromium`)."""
 
 import threading
 import time
@@ -46,7 +46,7 @@ COUNTS = """(canvas, colours) => {
     }
     return [...counts.values()];
 }"""
-"""How many pixels of a canvas have each of these colours."""
+"""Counts the pixels of a canvas with each of these colours."""
 
 
 class Run:
@@ -113,7 +113,7 @@ def test_it_comes_back_after_a_restart_and_greys_what_is_stale_until_then(tab):
         moves_on(page, 20)
     page.wait("document.querySelector('#link').className === 'bad' && document.querySelectorAll('.card .stale').length === 1")
     assert "old" in page.run("document.querySelector('.badges').innerText")
-    page.complaints.clear()  # a browser writes to its console that nobody answers
+    page.complaints.clear()  # the browser reports the unreachable server on its console
     with Run(port):
         page.wait("document.querySelector('#link').className === 'good'")
         page.wait(f"{SHOWN} < 20 && document.querySelectorAll('.stale').length === 0")
@@ -137,14 +137,14 @@ def test_a_paused_page_stands_still_and_goes_on_with_the_newest(tab):
         moves_on(page, 0)
         page.press(" ")
         page.wait("document.querySelector('.badges').innerText.includes('paused')")
-        time.sleep(0.5)  # what was on its way
+        time.sleep(0.5)  # for frames in transit
         still, newest = page.run(SHOWN), others_move_on(run)
         assert page.run(SHOWN) == still < newest and page.run("document.querySelectorAll('.stale').length") == 0
         page.press(" ")
         assert moves_on(page, still, 1) >= newest
         page.press(" ")
         page.wait("document.querySelector('.badges').innerText.includes('paused')")
-    page.wait("document.querySelectorAll('.card .stale').length === 1")  # paused, but of a run that is gone
+    page.wait("document.querySelectorAll('.card .stale').length === 1")  # paused, but its run has ended
     page.complaints.clear()
 
 
@@ -175,7 +175,7 @@ def test_several_people_have_colours_and_labels_apart_and_room_in_the_3d_view(br
         page.wait(f"{SHOWN} === 0")
         for canvas in (".picture canvas", "#space canvas"):
             counts = page.run(f"({COUNTS})(document.querySelector('{canvas}'), {colours})")
-            assert min(counts) > 150, "a label's ground, less its words"
+            assert min(counts) > 150, "a label's background without its text"
         assert "farther away" not in page.run("document.querySelector('#scale').innerText")
         far = (*people, standing(at_mm=(-60_000, 0, 9000), camera=camera, track_id=5))
         view.show(PosedFrame(Frame(picture, "walk.mp4", 1, 0.1), far, camera))

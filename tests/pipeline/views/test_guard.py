@@ -1,4 +1,4 @@
-"""Who is let in: nobody from another page, nobody without the token beyond loopback; and what nobody is ever told."""
+"""Access control: no other page is let in, nor anyone without the token beyond loopback; and secrets are never sent."""
 
 import json
 import logging
@@ -164,7 +164,7 @@ def test_the_page_loads_nothing_from_elsewhere_and_all_that_it_loads_is_there():
         assert not re.search(r"(?:https?:)?//[\w-]+\.\w", text.replace("http://www.w3.org/2000/svg", "")), name
         for loaded in re.findall(r'(?:from|import|src=|href=)\s*"(?:\./)?([^"#]+)"', text):
             assert loaded in PAGE, f"{name} loads {loaded}"
-        assert "innerHTML" not in text, "what a source is called is text, never markup"
+        assert "innerHTML" not in text, "a source's name is text, never markup"
 
 
 class Told(RunStatus):

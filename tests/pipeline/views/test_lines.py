@@ -1,4 +1,4 @@
-"""Lines of JSON over TCP: whole lines, the newest, and clients that harm nobody."""
+"""Lines of JSON over TCP: they are complete and the newest, and no client affects another."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""OSC: one bundle a frame that another reader takes apart, in the axes that the documentation names."""
+"""OSC: one bundle a frame, parsed by another reader, in the documented axes."""
 
 import contextlib
 import socket
@@ -151,7 +151,7 @@ def test_the_avatar_is_the_person_seen_longest_and_walks_with_them():
             people = (facing_the_camera(5000, 9), facing_the_camera(3000 + 10 * index, 4))
             view.show(frame(index, poses=people))
             hips = dict(received())["/tracking/trackers/1/position"]
-        assert -1.0 < hips[2] < -0.7, "walked almost a metre away from the camera, as smoothing lags a little"
+        assert -1.0 < hips[2] < -0.7, "walked almost a metre away from the camera: smoothing lags a little"
 
 
 def test_a_crowd_fits_a_datagram_nearest_first():
@@ -189,7 +189,7 @@ def test_rotations_come_back_from_quaternions_and_from_unitys_angles(q):
     rotation = matrix(q)
     assert np.allclose(matrix(quaternion(rotation)), rotation, atol=1e-6)
     x, y, z = euler_degrees(rotation)
-    if abs(abs(x) - 90) > 0.1:  # there y and z are one
+    if abs(abs(x) - 90) > 0.1:  # there y and z are not unique
         assert np.allclose(about(1, y) @ about(0, x) @ about(2, z), rotation, atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""The page's protocol: acknowledge before the next, newest only, any number of clients at any speed, whatever they do."""
+"""The page's protocol: one unacknowledged message, newest frames only, any number of clients of any speed and behaviour."""
 
 import json
 import os
@@ -142,7 +142,7 @@ def test_rerun_10717_pictures_that_nobody_takes_are_not_kept():
             if index in (99, 399):
                 sizes.append(memory_mib())
         assert mute.frames()
-    assert sizes[1] - sizes[0] < 100, "300 pictures more would be 800 MiB"
+    assert sizes[1] - sizes[0] < 100, "keeping 300 more pictures would take 800 MiB"
 
 
 def test_a_client_that_never_reads_harms_nobody_and_is_let_go_at_the_end():
@@ -174,7 +174,7 @@ def test_a_client_that_goes_away_in_the_middle_is_forgotten():
 def test_a_paused_client_hears_the_status_alone_and_goes_on_with_the_newest():
     with web() as view, Client(view) as client:
         client.say("pause")
-        head, _ = client.receive()  # the first message may have been on its way
+        head, _ = client.receive()  # the first message may have been in transit
         client.say("ack")
         for index in range(5):
             view.show(frame(index))
