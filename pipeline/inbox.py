@@ -66,7 +66,7 @@ class Inbox(Generic[T]):
             return self._items.popleft()
 
     def close(self) -> None:
-        """No more items will come: receivers get what is left. Calling it again does nothing."""
+        """Accept no more items; receivers get the remaining ones. Calling it again does nothing."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -84,7 +84,7 @@ class NumberedItem(Generic[T]):
     """An item of `LatestItems`.
 
     Attributes:
-        number: its number among the sender's items, from 1: gaps show a reader what it skipped.
+        number: its number among the sender's items, from 1: gaps show a reader how many it skipped.
         item: the item.
     """
 
@@ -126,7 +126,7 @@ class LatestItems(Generic[T]):
             return unseen
 
     def close(self) -> None:
-        """Nothing more will be added: readers get what they have not seen. Calling it again does nothing."""
+        """Accept no more items; readers get those that they have not seen. Calling it again does nothing."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -121,7 +121,7 @@ class RunConfig:
         boxes: file of the people's boxes, or None to detect and track everybody.
         detector: the people detector: `xs`, the package's own, or the path of an `.onnx` file, of any layout in
             `engines.layouts`, or of an `.engine` file with its manifest beside it.
-        detector_class: the detector's class of people, by name or number, or None for what its file says.
+        detector_class: the detector's class of people, by name or number, or None for the one that its file declares.
         camera: the true intrinsics, or None to assume a field of view.
         world: what is known of the camera's position, the same for every source; the rest is estimated from the people.
         trace: file for the timeline of every frame, or None.

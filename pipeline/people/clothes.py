@@ -49,7 +49,7 @@ class Clothes:
 
 
 def difference(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    """The mean squared difference of two people's colours [3, 3], grey levels squared; 0 where none can be compared."""
+    """The mean squared difference of two people's colours [3, 3], grey levels squared; 0 if none can be compared."""
     squared = (one - other) ** 2
     known = np.isfinite(squared)
     return float(squared[known].mean()) if known.any() else 0.0

@@ -53,7 +53,7 @@ class CutDetector:
 
 
 def _likeness(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
-    """The share of pairs of neighbouring cells that differ in either thumbnail of which the same cell is brighter in both."""
+    """Of the pairs of neighbouring cells that differ in either thumbnail, the share with the same cell brighter in both."""
     same = different = 0
     for axis in (0, 1):
         a, b = np.diff(first, axis=axis), np.diff(second, axis=axis)

@@ -84,7 +84,7 @@ class GivenBoxes:
                     return cls(boxes)
                 file.seek(0)
                 rows = _mot_boxes(file) if first.isdecimal() else _csv_boxes(file)
-                for line, frame, tracked in rows:  # noqa: B007  # `line` is told where reading breaks off
+                for line, frame, tracked in rows:  # noqa: B007  # `line` is used in the error message
                     people.setdefault(frame, []).append(tracked)
         except SourceError:
             raise

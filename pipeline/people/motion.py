@@ -59,7 +59,7 @@ class Motion:
         return place, math.sqrt(of_place + (MEASURED * size_px) ** 2)
 
     def update(self, time_s: float, place: Point, size_px: float) -> None:
-        """The person was observed at a position [2] px."""
+        """Update the path with an observed position [2] px."""
         predicted, (of_place, both, of_velocity) = self._ahead(time_s, size_px)
         measured = of_place + (MEASURED * size_px) ** 2
         gain, gain_of_velocity = of_place / measured, both / measured

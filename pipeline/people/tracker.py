@@ -218,7 +218,7 @@ class PeopleTracker:
                 self._miss(track, at_expected, matches, now)
         self._admit(matches, found_again, now)
         new = [o for o in observations if o.detected and id(o) not in taken and self._is_apart(o, matches, now)]
-        room = NEARER_RATIO * self._smallest()  # smaller newcomers would not be admitted, so they are not tracked
+        room = NEARER_RATIO * self._smallest()  # smaller newcomers would not be admitted
         self._tracks += [Track.begin(observation, now) for observation in new if observation.size > room]
         poses_now = [
             replace(observation.pose, track_id=track.track_id)

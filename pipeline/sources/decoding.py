@@ -36,7 +36,7 @@ def decoding_notes(decode: Decode, decoder: av.VideoCodecContext | None = None) 
     """Notes of a source for which NVDEC was requested: what decodes, and why.
 
     Args:
-        decode: what was requested.
+        decode: the requested decoder.
         decoder: the decoder of the last picture; None if nothing is open yet.
     """
     if decode is not Decode.NVDEC:
@@ -63,6 +63,6 @@ def why_no_nvdec() -> str | None:
 
 
 def _accelerator() -> HWAccel:
-    # In a CUDA context of its own. FFmpeg accepts the primary one, which engines use, only if nothing uses it yet, and then
+    # In a separate CUDA context. FFmpeg accepts the primary one, which engines use, only if nothing uses it yet, and then
     # makes every thread that waits for the GPU sleep.
     return HWAccel(_CUDA, allow_software_fallback=True)

@@ -24,8 +24,8 @@ class CameraLocation:
     """Where a camera is.
 
     Attributes:
-        name: as it is shown.
-        host, port: of its server, or None without one.
+        name: its name in messages.
+        host, port: those of its server, or None without one.
         tls: whether it uses TLS.
         ca: file of certificates that are trusted in addition to the system's, or None.
         device: path of its device, or None.

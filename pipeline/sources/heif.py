@@ -65,12 +65,12 @@ class HeifPicture:
     """The primary picture of a HEIF file.
 
     Attributes:
-        size: width and height as it is stored, px.
+        size: stored width and height, px.
         turns: quarters of a turn anticlockwise (`irot`) and flips (`imir`; OpenCV's code), in the order of the file: pairs of a
             name and a number.
         exif: its EXIF data, beginning with the TIFF header, or None. If `turns` is empty its orientation applies.
-        rows, columns: of its tiles; one each if it is a single picture.
-        decoder: FFmpeg's name of what decodes them.
+        rows, columns: numbers of rows and columns of its tiles; 1 and 1 for a single picture.
+        decoder: FFmpeg's name of their decoder.
         tiles: their decoder's configuration and data, row by row.
         full_range: whether its luma uses 0..255, None where the file doesn't say.
     """
@@ -143,7 +143,7 @@ def read(data: bytes) -> HeifPicture:
 
 
 def decode(picture: HeifPicture) -> NDArray[np.uint8]:
-    """The picture BGR uint8 [H, W, 3] as it is stored, assembled from its tiles.
+    """The stored picture BGR uint8 [H, W, 3], assembled from its tiles.
 
     Raises:
         ValueError: a tile does not decode, or is smaller than it has to be.

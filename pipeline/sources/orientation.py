@@ -27,7 +27,7 @@ class Orientation:
 
     @classmethod
     def of_exif(cls, number: int) -> Orientation:
-        """From EXIF's orientation 1..8 (CIPA DC-008, tag 0x0112); other numbers mean nothing, so that it is upright."""
+        """From EXIF's orientation 1..8 (CIPA DC-008, tag 0x0112); other numbers are undefined and count as upright."""
         flips = {1: None, 2: 1, 3: -1, 4: 0, 5: None, 6: 1, 7: -1, 8: 0}
         return cls(number in (5, 6, 7, 8), flips.get(number))
 
@@ -55,7 +55,7 @@ class Orientation:
         return cls(transpose, {(True, True): -1, (True, False): 1, (False, True): 0}.get((right_to_left, upside_down)))
 
     def apply(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The picture [H, W, 3] upright: [W, H, 3] where it was transposed."""
+        """The upright picture of a stored one [H, W, 3]; [W, H, 3] if it was transposed."""
         turned = cv2.transpose(image) if self.transpose else image
         return np.asarray(turned if self.flip is None else cv2.flip(turned, self.flip), np.uint8)
 

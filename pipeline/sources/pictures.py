@@ -23,7 +23,7 @@ from pipeline.types import Frame, SourceInfo, UnreadableFrame
 class PictureSource(FileSource):
     """Pictures in files, one frame each; they may differ in size. They have no time of their own: time_s is the index.
 
-    One that cannot be read comes as UnreadableFrame and the others go on.
+    A picture that cannot be read becomes an UnreadableFrame, and the others follow.
     """
 
     def __init__(self, name: str, paths: tuple[Path, ...], notes: tuple[str, ...] = ()) -> None:
@@ -62,7 +62,7 @@ class PictureSource(FileSource):
 
 
 class AnimatedWebpSource(FileSource):
-    """The frames of an animated WebP, each at its time; what is transparent is black."""
+    """The frames of an animated WebP, each at its time; transparent areas are black."""
 
     def __init__(self, path: Path, on_damage: OnDamage) -> None:
         """Read the first frame.
@@ -124,7 +124,7 @@ def read_file(path: Path) -> bytes:
 
 
 def size_of(data: bytes, path: Path) -> tuple[int, int]:
-    """Width and height that a picture's file says it has, px, as it is stored.
+    """The stored width and height that a picture's file declares, px.
 
     Raises:
         SourceError: it doesn't say, or is too large.

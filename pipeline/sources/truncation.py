@@ -46,7 +46,7 @@ def whole_length(path: Path) -> int:
 
 
 class FilePart(io.RawIOBase):
-    """The first `length` bytes of a file, as a file of its own."""
+    """The first `length` bytes of a file, as a separate file."""
 
     def __init__(self, path: Path, length: int) -> None:
         """Open the file.
@@ -58,26 +58,26 @@ class FilePart(io.RawIOBase):
         self._length = length
 
     def read(self, size: int = -1) -> bytes:
-        """At most `size` bytes, or all that are left."""
+        """Read at most `size` bytes, or all that remain."""
         left = max(0, self._length - self._file.tell())
         return self._file.read(left if size < 0 else min(size, left))
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a place."""
+        """Set the position; returns it."""
         if whence == os.SEEK_END:
             return self._file.seek(max(0, self._length + offset))
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
-        """The place."""
+        """The current position."""
         return self._file.tell()
 
     def readable(self) -> bool:
-        """It is for reading."""
+        """Always true."""
         return True
 
     def seekable(self) -> bool:
-        """It can go to any place."""
+        """Always true."""
         return True
 
     def close(self) -> None:

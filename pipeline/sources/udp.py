@@ -16,7 +16,7 @@ _ANALYZED_US = 500_000
 """How much of a stream FFmpeg analyses before it gives pictures, us."""
 
 _RTP_NAMES = {"h264": (96, "H264/90000"), "h265": (96, "H265/90000"), "jpeg": (26, "JPEG/90000")}
-"""Payload type and name of a codec in RTP (RFC 6184, RFC 7798, RFC 2435); 96 is what senders choose for what has no number."""
+"""Payload type and name of a codec in RTP (RFC 6184, RFC 7798, RFC 2435); senders use 96 for codecs without a fixed number."""
 
 
 def open_udp(uri: str, open_options: OpenOptions) -> Source:

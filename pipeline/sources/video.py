@@ -1,7 +1,7 @@
 """Video files: the choice of stream, the pictures, their time stamps, and the behaviour at damaged data.
 
 By default damage ends a video: every frame before it is given, then a SourceError says at which frame it broke. If damage is
-skipped, the video goes on at the next picture that needs no other, and each frame lost in between is an UnreadableFrame.
+skipped, the video continues at the next picture that depends on no other, and each frame lost before is an UnreadableFrame.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class VideoSource(FileSource):
         )
 
     def close(self) -> None:
-        """End the frames and give back the file."""
+        """End the frames and close the file."""
         super().close()
         with self._lock:
             self._container.close()
@@ -179,7 +179,7 @@ class VideoSource(FileSource):
                 pictures = self._held_back()
                 gap.open(_reason(error))
             for picture in pictures:
-                if picture.is_corrupt:  # decoders conceal damage by guessing, and guessed pictures are not data
+                if picture.is_corrupt:  # decoders conceal damage by guessing pixels
                     if not self._skips:
                         raise self._broken(count, _DAMAGED)
                     gap.open(_DAMAGED)

@@ -21,7 +21,7 @@ function inWorld(pose, root, world) {
   });
 }
 
-/** The people's positions, smoothed over time, so that noise in the depth does not shake the floor. This does not change a pose's shape. */
+/** The people's positions, smoothed over time: noise in the depth must not shake the floor. Poses keep their shape. */
 class Floor {
   constructor(root) {
     this.root = root;
