@@ -2,6 +2,7 @@
 
     python -m training.train RUN --variant XS --steps 200000 --minutes 55 [--init FILE.safetensors]
     python -m training.train RUN --minutes 55          (continues where the last slice ended)
+    python -m training.train RUN --minutes 9 --fit     (measures the speed and plans a complete run in one slice)
 
 RUN is a folder: `state.json` and `state-*.safetensors` (at most 16 MiB each) are all that a slice needs to continue exactly as
 if it had never stopped, on the same device with the same number of threads. `log.jsonl` is the log and `plot.svg` its plot.
@@ -39,6 +40,11 @@ from training.real_crops import RealCrops, RealPictures, limb_score, read_crops
 from training.stream import Chunks, PoseChunks, Stream
 
 DATA_NEEDED = "shares of real people, motion capture, real cloth or avatars"
+
+TRIAL_SHARE = 0.06
+"""Share of a slice in which `--fit` measures the speed: half a minute of nine."""
+RESERVED_SHARE = 0.1
+"""Share of the rest that `--fit` leaves for evaluation, saving and a speed that varies."""
 
 TURN_RAD, ZOOM = 0.4, 0.1
 """Standard deviations of a crop's rotation angle, limited to twice that, and of the logarithm of its zoom."""
@@ -335,6 +341,33 @@ def run(
     return trainer
 
 
+def fitted(
+    plan: Plan,
+    device: torch.device,
+    seconds: float,
+    init: Path | None = None,
+    data: Path | None = None,
+    workers: int = 0,
+    kind: type[Trainer] = Trainer,
+) -> Plan:
+    """The plan with as many steps as fit into a slice of `seconds`, measured in a trial whose weights are discarded.
+
+    So the learning rate has fallen to its end when the slice ends, however fast the machine is. The trial takes TRIAL_SHARE
+    of the slice and RESERVED_SHARE of the rest is left for evaluation and saving.
+    """
+    began = time.monotonic()
+    trainer = kind(plan, device, init, data)
+    with Stream(plan, device, workers, trainer.chunks, data) as stream:
+        trainer.update(stream)  # renders the first chunks, and cuDNN and the allocator warm up
+        ready = now = time.monotonic()
+        while now - ready < TRIAL_SHARE * seconds:
+            trainer.update(stream)[0].item()  # waits for the device
+            now = time.monotonic()
+    speed = (trainer.step - 1) / (now - ready)
+    left = seconds - (now - began) - (ready - began)  # the run prepares once more
+    return replace(plan, steps=max(1, int((1 - RESERVED_SHARE) * left * speed)))
+
+
 def _forget_after(log_path: Path, step: int) -> None:
     """Drop lines for steps after the last save of an interrupted slice: these steps are about to be repeated."""
     if log_path.exists():
@@ -347,6 +380,7 @@ def main(kind: type[Trainer] = Trainer, description: str | None = __doc__) -> No
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="length of this slice")
+    parser.add_argument("--fit", action="store_true", help="choose --steps of a new run so that it is complete after --minutes")
     parser.add_argument("--init", type=Path, help="initial weights of a new run")
     parser.add_argument("--data", type=Path, help="folder with real people and motion capture, which README.md describes")
     parser.add_argument("--workers", type=int, default=0, help="processes that render on the CPU; 0 renders on the device")
@@ -367,6 +401,8 @@ def main(kind: type[Trainer] = Trainer, description: str | None = __doc__) -> No
             f"expected a run of this version in {arguments.run}, found one without {', '.join(missing)}: "
             "begin a new one in another folder with --init last.safetensors"
         )
+    if arguments.fit and (arguments.minutes == float("inf") or "steps" in given):
+        parser.error("expected --minutes and no --steps with --fit, which measures the speed to choose the steps")
     plan = Plan(**facts["plan"]) if facts else Plan(**given)
     if facts and replace(plan, **given) != plan:
         parser.error(f"the run in {arguments.run} has the plan {plan}: leave its options out, or name another folder")
@@ -374,14 +410,18 @@ def main(kind: type[Trainer] = Trainer, description: str | None = __doc__) -> No
         parser.error(f"expected --data for {DATA_NEEDED}, received none: name the folder that holds them")
     torch.set_num_threads(arguments.threads)
     cv2.setNumThreads(arguments.threads)
+    began, device = time.monotonic(), torch.device(arguments.device)
+    if arguments.fit and not facts:
+        plan = fitted(plan, device, arguments.minutes * 60, arguments.init, arguments.data, arguments.workers, kind)
+        print(f"{plan.steps} steps fit into {arguments.minutes:g} minutes", flush=True)
     stopped: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: stopped.append(number))
     run(
         arguments.run,
         plan,
-        torch.device(arguments.device),
-        seconds=arguments.minutes * 60,
+        device,
+        seconds=arguments.minutes * 60 - (time.monotonic() - began),
         init=arguments.init,
         data=arguments.data,
         workers=arguments.workers,

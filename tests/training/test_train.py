@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 from convnextpose.checkpoint import verify  # noqa: E402
@@ -17,11 +21,11 @@ from convnextpose.network import PoseNetwork  # noqa: E402
 from convnextpose.skeleton import HUMAN36M  # noqa: E402
 from convnextpose.variants import Variant  # noqa: E402
 from convnextpose.weights import load  # noqa: E402
-from training import state  # noqa: E402
+from training import state, train  # noqa: E402
 from training.evaluate import SETS, evaluate, held_out, score  # noqa: E402
 from training.plan import Plan  # noqa: E402
 from training.stream import Stream  # noqa: E402
-from training.train import Trainer, load_grown, main, run  # noqa: E402
+from training.train import Trainer, fitted, load_grown, main, run  # noqa: E402
 
 CPU = torch.device("cpu")
 PLAN = Plan(size=64, steps=6, batch=4, chunk=4, kept=3, filled=2, reuse=1.5, warmup=2)
@@ -111,6 +115,45 @@ def test_a_stop_is_answered_and_saved(tmp_path):
     asked = iter([False, False, True])
     assert run(tmp_path, PLAN, CPU, held_out_count=0, stop=lambda: next(asked)).step == 2
     assert state.load_facts(tmp_path)["step"] == 2
+
+
+@given(seconds=st.floats(10, 3600), step_s=st.floats(0.001, 0.5), first_s=st.floats(0.001, 1))
+def test_a_fitted_run_ends_within_its_slice_and_uses_most_of_it(seconds, step_s, first_s):
+    """With a clock that only steps advance."""
+    clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
+
+    class Timed:
+        chunks, step = None, 0
+
+        def __init__(self, *_):
+            pass
+
+        def update(self, stream):
+            clock.now += step_s if self.step else first_s
+            self.step += 1
+            return torch.zeros(2).unbind()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "time", clock)
+        patch.setattr(train, "Stream", lambda *_: contextlib.nullcontext())
+        plan = fitted(PLAN, CPU, seconds, kind=Timed)
+    assert plan == replace(PLAN, steps=plan.steps)
+    spent = clock.now - 100 + first_s + (plan.steps - 1) * step_s
+    assert 0.8 * seconds - first_s - 2 * step_s <= spent <= seconds
+
+
+def test_a_run_is_fitted_into_minutes_that_are_given(tmp_path, monkeypatch, capsys):
+    for words in (["--fit"], ["--fit", "--minutes", "9", "--steps", "5"]):
+        monkeypatch.setattr(sys, "argv", ["train", str(tmp_path / "none"), *words])
+        with pytest.raises(SystemExit):
+            main()
+        assert "--fit" in capsys.readouterr().err
+    words = ["--fit", "--minutes", "0.05", "--size", "64", "--batch", "4", "--chunk", "4", "--kept", "3", "--filled", "2"]
+    monkeypatch.setattr(sys, "argv", ["train", str(tmp_path / "run"), *words, "--held-out", "0", "--device", "cpu"])
+    main()
+    facts = state.load_facts(tmp_path / "run")
+    assert f"{facts['plan']['steps']} steps fit into 0.05 minutes" in capsys.readouterr().out
+    assert 1 <= facts["step"] <= facts["plan"]["steps"]
 
 
 def test_the_stream_resumes_with_the_same_crops():
