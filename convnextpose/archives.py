@@ -54,12 +54,12 @@ def open_zip(data: bytes, limit: int) -> zipfile.ZipFile:
         )
     for info in archive.infolist():
         if not info.filename:
-            raise LimitError("expected a name for each file of an archive, received one without: pack it again")
+            raise LimitError("expected a name for every file of an archive, received a file without one: pack it again")
         if info.flag_bits & 0x1:
-            raise LimitError("expected files that can be read, received an archive with a password: unpack it first")
+            raise LimitError("expected an archive without a password, received an encrypted one: unpack it first")
         if info.compress_type not in _COMPRESSIONS:
             raise LimitError(
-                f"expected a ZIP's usual compression (deflate) or none, received another for {show(info.filename)}: pack it "
+                f"expected a ZIP with deflate compression or none, received another method for {show(info.filename)}: pack it "
                 "again"
             )
     return archive

@@ -136,7 +136,7 @@ def verify_state(
     tensors, head_format, key_prefix = _canonical(state, source)
     odd = [f"{show(name)} ({tensor.kind})" for name, tensor in tensors.items() if isinstance(tensor, OddTensor)]
     if odd:
-        raise CheckpointError(f"{source}: expected plain tensors, received others for {_listing(odd)}: save them densely")
+        raise CheckpointError(f"{source}: expected dense tensors, received others for {_listing(odd)}: save them as dense ones")
     shapes = {name: _shape_of(name, tensor, source) for name, tensor in tensors.items()}
     found, joint_set = _identify(shapes, source, variant)
     # Values are read after the shapes are checked: a tensor of the right shape is small, whatever the file says.
@@ -205,7 +205,7 @@ def _canonical(state: Mapping[str, Any], source: str) -> tuple[dict[str, Any], s
         told = " and ".join(f"{f'`{show(prefix)}`' if prefix else 'none'} before {n}" for prefix, n in prefixes.most_common(3))
         raise CheckpointError(
             f"{source}: expected one network, with one prefix before every name or none, received {told} of {len(named)} "
-            "names: keep those of one"
+            "names: save the tensors of one network"
         )
     prefix = next(iter(prefixes), "")
     tensors: dict[str, Any] = {}
@@ -267,10 +267,10 @@ def _identify(received: Shapes, source: str, wanted: Variant | None) -> tuple[Va
     outputs = received[FINAL_WEIGHT][0] if received.get(FINAL_WEIGHT) else None
     known = {_expected(*candidate)[FINAL_WEIGHT][0]: candidate for candidate in nearest}
     if closest == 0 and outputs is not None and outputs not in known:
-        options = ", ".join(f"{count} ({variant.name}, {joints} joints)" for count, (variant, joints) in known.items())
+        options = " or ".join(f"{count} ({variant.name}, {joints} joints)" for count, (variant, joints) in known.items())
         raise CheckpointError(
-            f"{source}: expected a known number of joints, received another: {FINAL_WEIGHT} gives {outputs} outputs "
-            f"({list(received[FINAL_WEIGHT])}), expected one of {options}"
+            f"{source}: expected a known number of joints, for which {FINAL_WEIGHT} has {options} outputs, received "
+            f"{outputs} outputs ({list(received[FINAL_WEIGHT])})"
         )
     variant, joint_count = known.get(outputs or 0, nearest[0])
     raise CheckpointError(

@@ -182,7 +182,7 @@ class _Reader:
         source = self._source
         if depth > MAX_DEPTH:
             raise CheckpointError(
-                f"{source}: expected at most {MAX_DEPTH} containers inside each other, received more: unpack it"
+                f"{source}: expected at most {MAX_DEPTH} nested containers, received more: unpack the checkpoint"
             )
         kind = _kind(data[:_HEAD_BYTES])
         if kind == "zip":
@@ -278,7 +278,8 @@ class _Reader:
             stream = io.BytesIO(data[:MAX_PICKLE_BYTES])
             if read_pickle(stream, _no_storage) != _MAGIC:
                 raise CheckpointError(
-                    f"{self._source}: expected a checkpoint of torch.save, received a plain pickle: save it with torch.save"
+                    f"{self._source}: expected a checkpoint written by torch.save, received a plain pickle: save it with "
+                    "torch.save"
                 )
             if read_pickle(stream, _no_storage) != 1001:
                 raise ValueError("an unknown version of the format")

@@ -134,13 +134,13 @@ def build_detector(path: Path) -> Detector:
     """
     state = read_container(path).tree
     if not isinstance(state, dict) or not all(isinstance(tensor, StoredTensor) for tensor in state.values()):
-        raise CheckpointError(f"expected a safetensors file of a people detector at {path}, it holds something else")
+        raise CheckpointError(f"expected a safetensors file of a people detector at {path}, but it holds something else")
     network = Detector()
     own = network.state_dict()
     wrong = sorted(set(own) ^ set(state)) or sorted(k for k, t in own.items() if tuple(t.shape) != state[k].shape)
     if wrong:
         raise CheckpointError(
-            f"expected the tensors of a people detector in {path}, but {show(wrong[0])} is missing, too many or too large"
+            f"expected the tensors of a people detector in {path}, but {show(wrong[0])} is missing, unknown or of another shape"
         )
     network.load_state_dict({name: torch.from_numpy(tensor.numpy()) for name, tensor in state.items()})
     return network.float().eval().requires_grad_(False)

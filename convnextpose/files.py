@@ -105,7 +105,7 @@ def parse_json(text: bytes | str) -> Any:  # noqa: ANN401 (JSON's types)
     try:
         return json.loads(text, parse_constant=_no_constant)
     except RecursionError:
-        raise ValueError("expected JSON, received lists or objects too deep inside each other") from None
+        raise ValueError("expected JSON, received lists or objects that are nested too deeply") from None
 
 
 def _no_constant(name: str) -> float:

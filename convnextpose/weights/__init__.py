@@ -131,7 +131,7 @@ def _checked(name: str) -> tuple[dict[str, Any], dict[str, Path]]:
     try:
         card = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"expected the package's card of {name}, it is not there; install the package again") from None
+        raise CheckpointError(f"expected the package's card of {name}, but it is missing; install the package again") from None
     files = {suffix: FOLDER / f"{name}.{suffix}" for suffix in card["sha256"]}
     for suffix, path in files.items():
         state = path.stat()

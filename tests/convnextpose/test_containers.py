@@ -275,7 +275,7 @@ def test_too_deep(tmp_path):
     for depth in range(MAX_DEPTH - 1):
         path = tar_of(path, tmp_path / f"{depth}.tar")
         assert read_container(path).tree["epoch"] == 68
-    with pytest.raises(CheckpointError, match="expected at most 3 containers inside each other"):
+    with pytest.raises(CheckpointError, match="expected at most 3 nested containers"):
         read_container(tar_of(path, tmp_path / "last.tar"))
 
 
@@ -334,7 +334,7 @@ def test_an_archive_with_a_password(tmp_path):
     data = bytearray(zip_of(folder(tmp_path), tmp_path / "again.zip").read_bytes())
     data[data.rindex(b"PK\x01\x02") + 8] |= 1  # the flag in the last member's directory entry
     (tmp_path / "locked.zip").write_bytes(data)
-    with pytest.raises(CheckpointError, match="an archive with a password"):
+    with pytest.raises(CheckpointError, match="an archive without a password"):
         read_container(tmp_path / "locked.zip")
 
 

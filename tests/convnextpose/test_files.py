@@ -256,7 +256,7 @@ def test_a_file_without_a_name_in_an_archive_is_refused():
     data = bytearray(buffer.getvalue())
     at = data.index(b"PK\1\2") + 28
     data[at : at + 4] = b"\0\0\1\0"  # an empty name, whose only letter belongs to the next field
-    with pytest.raises(LimitError, match="expected a name for each file"):
+    with pytest.raises(LimitError, match="expected a name for every file"):
         open_zip(bytes(data), 1000)
 
 

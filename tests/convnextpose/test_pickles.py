@@ -134,7 +134,7 @@ def test_a_small_file_that_wants_much_is_refused(pickled, sentence, tmp_path):
 @pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_a_compression_that_unpacks_all_at_once_is_refused(compression, tmp_path):
     path = zip_with(tmp_path / "bomb.pth", b"\0" * 50_000_000, compression)
-    assert "expected a ZIP's usual compression" in refused(path)
+    assert "expected a ZIP with deflate compression or none" in refused(path)
 
 
 def test_a_storage_of_zeros_that_shrank_to_nothing_is_refused(tmp_path):
@@ -162,7 +162,7 @@ def test_a_safetensors_header_of_many_lists(tmp_path):
 def test_a_safetensors_header_too_deep(tmp_path):
     header = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     (tmp_path / "deep").write_bytes(len(header).to_bytes(8, "little") + header)
-    assert "too deep inside each other" in refused(tmp_path / "deep")
+    assert "nested too deeply" in refused(tmp_path / "deep")
 
 
 @given(operations=st.binary(max_size=60))

@@ -300,5 +300,5 @@ def test_a_shipped_detector_that_was_changed_is_refused(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="was changed"):
         shipped.detector()
     (tmp_path / "detector.json").unlink()
-    with pytest.raises(CheckpointError, match="is not there"):
+    with pytest.raises(CheckpointError, match="card of detector, but it is missing"):
         shipped.detector()
