@@ -76,14 +76,14 @@ def plan(target: Target, library: str | None = None) -> Plan:
         try:
             gpu = open_device().gpu
         except RuntimeUnavailableError as error:
-            reasons.append(f"{name} builds for the local GPU, and {error}")
+            reasons.append(f"{name} builds only for the local GPU, but {error}")
             continue
         if loaded.builds_for_absent_gpus and gpu.compute_capability not in loaded.compute_capabilities:
             reasons.append(f"{name} {loaded.version} does not build for compute capability {gpu.compute_capability}")
         elif target.is_at_hand or gpu.compute_capability in target.compute_capabilities:
             return Plan(target, loaded, gpu.compute_capability, gpu)
         else:
-            reasons.append(f"{name} builds for the local GPU, a {gpu.name} ({gpu.compute_capability})")
+            reasons.append(f"{name} builds only for the local GPU, a {gpu.name} ({gpu.compute_capability})")
     reason = "; ".join(reasons)
     if target.is_at_hand:
         raise RuntimeUnavailableError(f"no engine can be built for the local GPU: {reason}; name a target with --target")
@@ -116,8 +116,8 @@ def build(request: BuildRequest, progress: Progress) -> BuildReport:
     plans = [plan(target, request.library) for target in source.targets]
     if request.via is not None and (missing := [planned for planned in plans if planned.library is None]):
         raise RuntimeUnavailableError(
-            f"{request.via} builds on the target itself, and this is not {missing[0].target.title}: {missing[0].reason}; "
-            "take the checkpoint there"
+            f"{request.via} builds only on the target itself, and this machine is not {missing[0].target.title} "
+            f"({missing[0].reason}): copy the checkpoint to the target and build there"
         )
     jobs = [Job(source, precision, planned, progress) for precision in source.precisions for planned in plans]
     for job in jobs:

@@ -81,8 +81,8 @@ class Job:
             found = manifest.read(self._path) if self._plan.library else read_bundle(self._path).draft
         except EngineError as error:
             raise OutputExistsError(
-                f"{self._path} exists and does not say what it is ({error}); replace it with --overwrite, or name another "
-                "folder"
+                f"{self._path} exists, but it cannot be told what it was built from ({error}); replace it with --overwrite, or "
+                "name another folder"
             ) from error
         if (there := _origin(found.model)) != (asked := _origin(self._info)):
             raise OutputExistsError(
@@ -153,8 +153,8 @@ class Job:
             # Only if the log lists every convolution: those that it leaves out may well be in INT8.
             if typed.info.precision == "int8" and types and not types["Int8"] and not types[UNTOLD]:
                 raise EngineError(
-                    f"{library.name} {library.version} computes no convolution of this INT8 graph in INT8 on "
-                    f"{self._plan.compute_capability}, but in {', '.join(types)}: build it in FP16"
+                    f"{library.name} {library.version} computes every convolution of this INT8 graph in {', '.join(types)} on "
+                    f"{self._plan.compute_capability}, none in INT8: build it in FP16"
                 )
             told = ", ".join(f"{count} in {kind}" for kind, count in types.most_common()) or "not told"
             done(f"built by {library.name} {library.version}: {len(built.layers)} layers, convolutions: {told}")

@@ -89,7 +89,7 @@ class BuildRequest:
         if self.options.dla_core is not None and batch.min != batch.max:
             raise EngineError(
                 f"expected one number of crops for --dla-core, such as --batch 4,4,4, received {batch.min} to {batch.max}: a "
-                "DLA takes no other"
+                "DLA needs a fixed batch"
             )
         check_dla(self.options, self.precisions)
         if self.options.tail_kernel and (self.via is not None or "fp32" in self.precisions):
@@ -98,7 +98,7 @@ class BuildRequest:
             )
         for target in self.targets:
             if self.options.dla_core is not None and not (target.dla or target.is_at_hand):
-                raise EngineError(f"expected a target with a DLA for --dla-core, {target.title} has none")
+                raise EngineError(f"expected a target with a DLA for --dla-core, but {target.title} has none")
 
     @property
     def int8_scheme(self) -> Int8Scheme:
@@ -133,8 +133,8 @@ def check_dla(options: BuildOptions, precisions: tuple[str, ...]) -> None:
     """
     if options.dla_core is not None and (refused := [name for name in precisions if name != "fp16"]):
         raise EngineError(
-            f"expected precision fp16 for --dla-core, received {', '.join(refused)}: a DLA computes in no FP32, and was never "
-            "shown to take a graph with quantisation nodes"
+            f"expected precision fp16 for --dla-core, received {', '.join(refused)}: a DLA does not compute in FP32, and "
+            "no graph with quantisation nodes was ever tried on one"
         )
 
 

@@ -56,7 +56,7 @@ class CheckpointSource:
     def crops(self) -> SplitCrops:
         """The crops that graphs are calibrated and proven on."""
         crops, which, yours = _crops(self._calibration)
-        told = f"crops {which}: {len(crops.calibration)} to calibrate INT8, {len(crops.proof)} others to prove{yours}"
+        told = f"crops {which}: {len(crops.calibration)} to calibrate INT8 on, {len(crops.proof)} others for the proof{yours}"
         self._progress(Step(self.name, told, done=True))
         return crops
 
@@ -122,7 +122,7 @@ class DetectorSource:
         _refuse_what_detectors_lack(request)
         self.targets = request.targets or (find_target("this"),)
         self._calibration, self._progress = request.calibration, progress
-        with step(progress, self.name, "looking at it") as done:
+        with step(progress, self.name, "reading the file") as done:
             data = read_onnx(path, None)
             found = parse_onnx(data, str(path))
             if "convnextpose.contract" in found.metadata:
@@ -146,7 +146,7 @@ class DetectorSource:
                     first_channels(found),
                 )  # fmt: skip
                 self.request = _with_batch_of(detector.picture.shape[0], request)
-                done(f"recognised: {detector.about}; its engine takes frames of {width}x{height} px and no others")
+                done(f"recognised: {detector.about}; its engine takes only frames of {width}x{height} px")
         self.refused: dict[str, PoseError] = {}
         self._typed: TypedModel | None = None
 
@@ -185,7 +185,7 @@ class DetectorSource:
             parity.check()
             if not parity.boxes:
                 raise ParityError(
-                    f"expected frames in which {self.name} finds people, to prove it on, but it finds nobody in crops {which}: "
+                    f"expected crops in which {self.name} finds people, for its proof, but it found nobody in those {which}: "
                     "give other crops with --calibration (`convnextpose calibrate` makes them)"
                 )
             done(f"graph: {parity}")
@@ -201,9 +201,12 @@ class BundleSource:
         _refuse_detector_options(request)
         self.request = request
         if request.via is not None:
-            raise EngineError(f"{request.via} builds from a checkpoint, received the bundle {request.source}")
+            raise EngineError(f"expected a checkpoint for --via {request.via}, received the bundle {request.source}")
         if request.calibration is not None:
-            raise EngineError(f"{request.source} was calibrated and proven where it was made, received --calibration for it")
+            raise EngineError(
+                f"expected no --calibration for the bundle {request.source}, which was calibrated and proven where it was "
+                "made: omit the option"
+            )
         bundle = read_bundle(Path(request.source))
         self._model = bundle.model
         self.precisions = (bundle.model.info.precision,)
@@ -236,7 +239,7 @@ def _crops(calibration: Path | None) -> tuple[SplitCrops, str, str]:
     crops = CalibrationSet.load(calibration or weights.CALIBRATION).split()
     if calibration:
         return crops, f"of {calibration}", ""
-    return crops, "of synthetic people, the package's own", "; --calibration FILE takes yours"
+    return crops, "of synthetic people, the package's own", "; --calibration FILE uses yours"
 
 
 def _refuse_detector_options(request: BuildRequest) -> None:
@@ -261,7 +264,7 @@ def _refuse_what_detectors_lack(request: BuildRequest) -> None:
     if request.precisions not in ((), DetectorSource.precisions):
         raise EngineError(
             f"expected precision fp32 for {request.source}, a people detector, received {', '.join(request.precisions)}: "
-            "which of its layers may have another is not known"
+            "it is not known which of its layers tolerate another precision"
         )
     if request.via is not None or request.options.tail_kernel or request.options.dla_core is not None:
         told = "--via" if request.via else "--tail-kernel" if request.options.tail_kernel else "--dla-core"

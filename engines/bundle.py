@@ -107,7 +107,7 @@ class RecordedPoses:
         check_crops(crops)
         count = len(crops)
         if not np.array_equal(crops, self._proof.crops[:count]):
-            raise GeometryError(f"expected crops that the reference was recorded on, received {count} others")
+            raise GeometryError(f"expected the crops that the reference was recorded on, received {count} others")
         return Predictions(self._proof.expected.joints[:count], self._proof.expected.scores[:count])
 
     def describe(self) -> SessionDescription:
@@ -128,7 +128,7 @@ class RecordedBoxes:
             GeometryError: the frames are not the recorded ones.
         """
         if not np.array_equal(frames, frames_of(self._proof.crops, frames.shape[2], frames.shape[1])):
-            raise GeometryError(f"expected frames that the reference was recorded on, received {len(frames)} others")
+            raise GeometryError(f"expected the frames that the reference was recorded on, received {len(frames)} others")
         return self._proof.expected
 
     def describe(self) -> SessionDescription:
@@ -215,7 +215,7 @@ def read_bundle(path: Path) -> Bundle:
         draft = EngineDraft.from_json(_member(archive, BUNDLE_DRAFT, MAX_JSON_BYTES).decode())
         onnx = _member(archive, BUNDLE_GRAPH, MAX_GRAPH_BYTES)
         if hashlib.sha256(onnx).hexdigest() != draft.onnx_sha256:
-            raise ValueError("its graph is not the one that its draft tells of")
+            raise ValueError("its graph is not the one that its draft describes")
         read_onnx(onnx, POSE if isinstance(draft.model, ModelInfo) else None, f"{BUNDLE_GRAPH} in {path}")
         recorded = _read_proof(_member(archive, BUNDLE_PROOF, _MAX_PROOF_BYTES), draft.model)
     except LimitError as error:
@@ -223,6 +223,6 @@ def read_bundle(path: Path) -> Bundle:
     # zipfile, numpy and their parsers raise all kinds of errors for damaged bytes.
     except Exception as error:
         raise EngineError(
-            f"expected a bundle that `convnextpose build` wrote, {path} is damaged or something else: {error}"
+            f"expected a bundle that `convnextpose build` wrote, but {path} is damaged or something else: {error}"
         ) from error
     return Bundle(draft, TypedModel(onnx, draft.model, draft.graph_parity, draft.excluded_layers, recorded))

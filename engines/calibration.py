@@ -86,8 +86,8 @@ class CalibrationSet:
         flat = sum(crop.min() == crop.max() for crop in self.crops)
         if flat:
             raise CalibrationError(
-                f"expected crops of people to calibrate on, {flat} of {len(self.crops)} are of one colour, as black ones are; "
-                "collect them again"
+                f"expected crops of people to calibrate on, but {flat} of {len(self.crops)} are of a single colour, such as "
+                "black; collect them again"
             )
 
     def __len__(self) -> int:
@@ -149,7 +149,7 @@ class CalibrationSet:
             if header["format"] != FORMAT:
                 raise ValueError(f"its format is {header['format']!r}")
             if header["version"] != VERSION:
-                raise CalibrationError(f"expected a calibration set of version {VERSION}, {path} is of {header['version']}")
+                raise CalibrationError(f"expected a calibration set of version {VERSION}, but {path} has {header['version']}")
             check_crops(crops)
             if hash_crops(crops) != header["sha256"]:
                 raise CalibrationError(
@@ -163,5 +163,6 @@ class CalibrationSet:
         # numpy, zipfile and their parsers raise all kinds of errors for damaged bytes; GeometryError comes from check_crops.
         except Exception as error:
             raise CalibrationError(
-                f"expected a calibration set that `convnextpose calibrate` wrote, {path} is damaged or something else: {error}"
+                f"expected a calibration set that `convnextpose calibrate` wrote, but {path} is damaged or something else: "
+                f"{error}"
             ) from error

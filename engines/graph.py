@@ -225,7 +225,7 @@ def _check(model: Any, expected: list[ArraySpec]) -> None:  # noqa: ANN401
         raise ExportError(f"expected every batch norm to be folded, found {', '.join(left)}")
     found = specs_of((*model.graph.input, *model.graph.output))
     if found != tuple(expected):
-        raise ExportError(f"expected {', '.join(map(str, expected))}, the exporter made {', '.join(map(str, found))}")
+        raise ExportError(f"expected {', '.join(map(str, expected))}, but the exporter made {', '.join(map(str, found))}")
 
 
 def fix_input(model: bytes, wanted: ArraySpec) -> bytes:

@@ -198,7 +198,7 @@ def person_class(layout: Layout, network: Network, asked: str | None) -> int:
     """
     if layout.person is None:
         if asked is not None:
-            raise ModelError(f"expected no class for this people detector, which knows only people, received {show(asked)}")
+            raise ModelError(f"expected no class for this people detector, which detects only people, received {show(asked)}")
         return 0
     names, count = class_names(network.metadata), layout.classes(network)
     if asked is not None and asked.isdecimal():

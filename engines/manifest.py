@@ -240,7 +240,7 @@ class EngineManifest(EngineDraft):
         The driver is not compared: a newer one runs engines of an older one, and the library refuses one that is too old.
         """
         if self.library != machine.library:
-            return [f"library: the engine is of {self.library}, this machine's is {machine.library}"]
+            return [f"library: the engine was built by {self.library}, this machine has {machine.library}"]
         reasons = []
         if not self._version_fits(machine.library_version):
             wanted = f"{self.library_version} or later" if self.options.get(VERSION_COMPATIBLE) else self.library_version

@@ -132,7 +132,7 @@ def check_fp32(model: OnnxModel, source: str) -> None:
         weight = model.constants.get(node.inputs[1]) if len(node.inputs) > 1 else None
         typed = node.operator in ("Conv", "ConvTranspose", "MatMul", "Gemm") and weight is not None and weight.element != FLOAT
         if typed or node.operator in ("QuantizeLinear", "DequantizeLinear", "ConvInteger", "QLinearConv"):
-            raise ModelError(f"expected a model in FP32, {source} has {node.operator} of another type: export it in FP32")
+            raise ModelError(f"expected a model in FP32, but {source} has {node.operator} of another type: export it in FP32")
 
 
 def check_safe(model: OnnxModel, source: str) -> None:
@@ -147,32 +147,33 @@ def check_safe(model: OnnxModel, source: str) -> None:
         name = show(tensor.name or "of an attribute")
         if tensor.external:
             raise ModelError(
-                f"expected a model with its weights inside, {source} says that constant {name} lies in another file: save it "
-                "as one file"
+                f"expected a model with its weights inside, but constant {name} of {source} lies in another file: save it as "
+                "one file"
             )
         if tensor.element not in ELEMENT_BITS:
-            raise ModelError(f"expected constants of numbers, {source} has {name} of strings or an unknown type")
+            raise ModelError(f"expected constants of numbers, but {source} has {name} of strings or an unknown type")
         if tensor.declared_bytes != tensor.stored_bytes:
             raise ModelError(
-                f"expected a whole ONNX model, {source} says that constant {name} has {tensor.declared_bytes} bytes and holds "
-                f"{tensor.stored_bytes}"
+                f"expected a whole ONNX model, but constant {name} of {source} should have {tensor.declared_bytes} bytes and "
+                f"has {tensor.stored_bytes}"
             )
     for domain, version in model.opsets:
         if not 1 <= version <= MAX_OPSET:
-            told = f"{source} says {version} of {show(domain or 'ai.onnx')}"
-            raise ModelError(f"expected operators of a version from 1 to {MAX_OPSET}, {told}: export it again")
+            told = f"{source} has version {version} of {show(domain or 'ai.onnx')}"
+            raise ModelError(f"expected an operator set of version 1 to {MAX_OPSET}, but {told}: export it again")
     if model.oddities:
-        raise ModelError(f"expected a plain ONNX graph, {source} has {model.oddities[0]}: export it without")
+        raise ModelError(f"expected a plain ONNX graph, but {source} has {model.oddities[0]}: export it without")
     for node in model.everywhere:
         if node.domain not in _STANDARD:
             raise ModelError(
-                f"expected ONNX's own operators, {source} has {show(node.operator)} of {show(node.domain)}: export it without"
+                f"expected ONNX's own operators, but {source} has {show(node.operator)} of {show(node.domain)}: export it "
+                "without"
             )
         if node.operator in _ENDLESS:
-            raise ModelError(f"expected no loops, {source} has {node.operator}: export it without")
+            raise ModelError(f"expected no loops, but {source} has {node.operator}: export it without")
     for name, kind in (*model.inputs.items(), *model.outputs.items()):
         if kind.element == STRING or kind.element not in ELEMENT_BITS:
-            raise ModelError(f"expected inputs and outputs of numbers, {source} has {show(name)}: {kind}")
+            raise ModelError(f"expected inputs and outputs of numbers, but {source} has {show(name)}: {kind}")
 
 
 def check_contract(model: OnnxModel, contract: Contract, source: str) -> None:
@@ -187,19 +188,19 @@ def check_contract(model: OnnxModel, contract: Contract, source: str) -> None:
     ):
         if set(expected) != set(received):
             raise ModelError(
-                f"expected {contract.what} with {what} {', '.join(expected)}, {source} has {', '.join(map(show, received))}"
+                f"expected {contract.what} with {what} {', '.join(expected)}, but {source} has {', '.join(map(show, received))}"
             )
         for name, kind in expected.items():
             if not _fits(received[name], kind):
                 told = str(kind).replace(str(ANY), "J")
                 raise ModelError(
-                    f"expected {contract.what} with {what} {name}: {told}, {source} has {received[name]}: export it again"
+                    f"expected {contract.what} with {what} {name}: {told}, but {source} has {received[name]}: export it again"
                 )
     if contract.operators is not None:
         foreign = Counter(node.operator for node in model.everywhere if node.operator not in contract.operators)
         if foreign:
             raise ModelError(
-                f"expected {contract.what}, {source} has operators that none has "
+                f"expected {contract.what}, but {source} has operators that no such model has "
                 f"({', '.join(map(show, sorted(foreign)[:3]))}): export it again"
             )
 
@@ -226,25 +227,26 @@ def check_sizes(model: OnnxModel, contract: Contract | None, source: str) -> Non
             results = shapes.run(node.operator, node.inputs, node.outputs, node.attributes)
         except (ArithmeticError, IndexError, KeyError, TypeError, ValueError) as error:
             raise ModelError(
-                f"expected operators that fit their inputs, {source} has {show(node.operator)} that does not: export it again"
+                f"expected operators that fit their inputs, but {source} has a {show(node.operator)} that does not: export it "
+                "again"
             ) from error
         if contract is not None and None in results:
             raise ModelError(
-                f"expected operators whose results have a known size, {source} has {show(node.operator)} whose size is "
-                "unknown: export it again"
+                f"expected operators whose results have a known size, but {source} has a {show(node.operator)} whose result "
+                "has none: export it again"
             )
         total += sum(4 * math.prod(shape) for shape in results if shape is not None)
         if total > BATCH * limit:
             raise ModelError(
-                f"expected results of at most {size_text(limit)} from one picture, {source} has {show(node.operator)} that "
-                "makes them larger: export it again"
+                f"expected results of at most {size_text(limit)} from one picture, but {source} has a {show(node.operator)} "
+                "that exceeds this: export it again"
             )
     for name, kind in model.outputs.items() if contract is not None else ():
         found = shapes.of(name)
         if found is None or found != _of_batch(kind):
             raise ModelError(
-                f"expected output {show(name)}: {kind}, as {source} says, received {list(found or ())} for {BATCH} pictures: "
-                "export it again"
+                f"expected output {show(name)}: {kind}, as {source} declares, received {list(found or ())} for {BATCH} "
+                "pictures: export it again"
             )
 
 

@@ -60,7 +60,7 @@ class TensorType:
         """In the usual notation: `uint8 [N, 256, 256, 3]`."""
         name = _TYPE_NAMES.get(self.element, f"type {self.element}")
         if self.shape is None:
-            return f"{name} of no stated shape"
+            return f"{name} of unstated shape"
         return f"{name} [{', '.join('N' if size is None else str(size) for size in self.shape)}]"
 
 
@@ -186,7 +186,7 @@ class _Parser:
 
     def _graph(self, data: Value, depth: int) -> None:
         if depth > MAX_DEPTH:
-            raise ValueError("graphs too deep inside each other")
+            raise ValueError("graphs nested too deeply")
         message = self._message(data)
         found = self._found
         if message.get(15):
@@ -205,7 +205,7 @@ class _Parser:
             if len(found.constants) != len(constants) or len(inputs) != len(message.get(11, [])):
                 raise ValueError("a name twice")
         else:
-            found.oddities.append("graphs inside of its graph")
+            found.oddities.append("nested graphs")
 
     def _node(self, data: Value, depth: int) -> Node:
         message = self._message(data)
@@ -247,7 +247,7 @@ class _Parser:
         shape = tuple(map(_signed, _numbers(message.get(1, []))))
         element = _number(_one(message, 2) or 0)
         if any(not 0 <= size < 2**48 for size in shape) or len(shape) > 32 or 3 in message:
-            raise ValueError("a constant's shape is none")
+            raise ValueError("a constant without a valid shape")
         raw = _bytes(_one(message, 9)) if 9 in message else None
         typed: dict[int, list[Value]] = {number: message[number] for number in (4, 5, 6, 7, 10, 11) if number in message}
         if len(typed) + (raw is not None) > 1:
@@ -294,14 +294,14 @@ class _Parser:
             tag, position = _varint(view, position)
             number, kind = tag >> 3, tag & 7
             if tag >= 2**32 or not number:
-                raise ValueError("no protobuf message")
+                raise ValueError("not a protobuf message")
             value: Value
             if kind == 0:
                 value, position = _varint(view, position)
             else:
                 length, position = _varint(view, position) if kind == 2 else ({1: 8, 5: 4}.get(kind, -1), position)
                 if length < 0 or position + length > len(view):
-                    raise ValueError("no protobuf message")
+                    raise ValueError("not a protobuf message")
                 value = view[position : position + length]
                 position += length
             message.setdefault(number, []).append(value)
@@ -313,12 +313,12 @@ def _varint(view: memoryview, position: int) -> tuple[int, int]:
     value = shift = 0
     while view[position] & 0x80:
         if shift > 63:
-            raise ValueError("no protobuf message")
+            raise ValueError("not a protobuf message")
         value |= (view[position] & 0x7F) << shift
         position, shift = position + 1, shift + 7
     value |= view[position] << shift
     if value >= 2**64:
-        raise ValueError("no protobuf message")
+        raise ValueError("not a protobuf message")
     return value, position + 1
 
 
@@ -332,13 +332,13 @@ def _one(message: Message, number: int) -> Value | None:
 
 def _bytes(value: Value | None) -> memoryview:
     if not isinstance(value, memoryview):
-        raise ValueError("no protobuf message")
+        raise ValueError("not a protobuf message")
     return value
 
 
 def _number(value: Value | None) -> int:
     if not isinstance(value, int):
-        raise ValueError("no protobuf message")
+        raise ValueError("not a protobuf message")
     return value
 
 

@@ -73,8 +73,8 @@ def open_pose_model(
         elif chosen.runs == CHECKPOINT:
             if isinstance(model, (Path, bytes)):
                 raise RuntimeUnavailableError(
-                    f"the runtime {chosen.name} runs checkpoints, received an exported model; give it the checkpoint, or "
-                    "choose openvino or onnxruntime"
+                    f"expected a checkpoint for the runtime {chosen.name}, received an exported model; give it the "
+                    "checkpoint, or choose openvino or onnxruntime"
                 )
             info = ModelInfo(name or model.variant.name.lower(), model.variant, model.joint_set, model.sha256, random)
             what = choose_precision(precision, chosen.name, info).name
@@ -137,8 +137,8 @@ def open_people_detector(
         elif chosen.runs == CHECKPOINT:
             if isinstance(model, bytes) or model.suffix != ".safetensors":
                 raise RuntimeUnavailableError(
-                    f"the runtime {chosen.name} runs a people detector's safetensors file, received an exported one; choose "
-                    "openvino or onnxruntime for it"
+                    f"expected a people detector's safetensors file for the runtime {chosen.name}, received an exported "
+                    "one; choose openvino or onnxruntime for it"
                 )
             network, metadata = _people_reference(model)
             session = chosen.open(network, called, threads=threads, precision="fp32")
@@ -293,14 +293,16 @@ def _check_engine(detector: PeopleDetector, manifest: EngineManifest) -> None:
     if found != expected:
         detector.close()
         raise EngineError(
-            f"expected the people detector that the engine's manifest tells of ({expected}), received one of {found}; build it "
-            f"again with `{manifest.command}`"
+            f"expected the people detector that the engine's manifest describes ({expected}), received one of {found}; build "
+            f"it again with `{manifest.command}`"
         )
 
 
 def _choose(model: object, runtime: str, threads: int | None) -> Runtime:
     if is_served(runtime):
-        raise RuntimeUnavailableError(f"expected no model beside {runtime}, which is one itself: `open_served_model` opens it")
+        raise RuntimeUnavailableError(
+            f"expected no model beside {runtime}, which is a served model itself: open it with `open_served_model`"
+        )
     chosen = RUNTIMES[choose_runtime(runtime, engine=is_engine(model)).name]
     check_threads(threads)
     return chosen

@@ -94,7 +94,7 @@ def build_engine(
     network, converter = _load(checkpoint)
     gpu = find_gpu()
     if gpu is None:
-        raise RuntimeUnavailableError(f"{library.name} {library.version} builds for the local GPU, and there is none")
+        raise RuntimeUnavailableError(f"{library.name} {library.version} builds for the local GPU, but there is none")
     return interruptible(
         library, lambda cancelled: _build(network, converter, library, gpu, precision, options, calibration_crops, cancelled)
     )
@@ -266,8 +266,8 @@ def _check(library: Library, options: BuildOptions) -> None:
     # torch2trt cannot even be imported if the flags do not exist.
     if not hasattr(trt.BuilderFlag, "FP16"):
         raise EngineError(
-            f"--via torch2trt needs a TensorRT that is told its precision by flags (8 or 10), {library.name} {library.version} "
-            "is not: build without it"
+            f"--via torch2trt needs a TensorRT with flags for the precision (8 or 10), but {library.name} {library.version} "
+            "has none: build without it"
         )
     if not hasattr(trt, "uint8"):
         raise EngineError(

@@ -47,7 +47,7 @@ def compile_kernel(kernel: str, compute_capability: str, text: str | None = None
     """
     try:
         nvrtc = importlib.import_module("cuda.bindings.nvrtc")
-        (known,) = _checked(nvrtc.nvrtcGetSupportedArchs(), "tell which GPUs it knows")
+        (known,) = _checked(nvrtc.nvrtcGetSupportedArchs(), "list the GPUs that it supports")
     except (ImportError, RuntimeError) as error:  # DynamicLibNotFoundError: the library is loaded at the first call
         raise RuntimeUnavailableError(
             f"the kernels need NVRTC, which does not load: {str(error).splitlines()[0]}; pip install nvidia-cuda-nvrtc"
@@ -58,20 +58,20 @@ def compile_kernel(kernel: str, compute_capability: str, text: str | None = None
     target = f"--gpu-architecture={'sm' if native else 'compute'}_{wanted if native else below}"
     options = [option.encode() for option in ("--std=c++17", target, *_OPTIONS.get(kernel, ()))]
     text = source(kernel) if text is None else text
-    (program,) = _checked(nvrtc.nvrtcCreateProgram(text.encode(), f"{kernel}.cu".encode(), 0, [], []), "begin")
+    (program,) = _checked(nvrtc.nvrtcCreateProgram(text.encode(), f"{kernel}.cu".encode(), 0, [], []), "create a program")
     try:
         if int(nvrtc.nvrtcCompileProgram(program, len(options), options)[0]) != 0:
-            (size,) = _checked(nvrtc.nvrtcGetProgramLogSize(program), "tell what is wrong")
+            (size,) = _checked(nvrtc.nvrtcGetProgramLogSize(program), "report its errors")
             log = b" " * size
-            _checked(nvrtc.nvrtcGetProgramLog(program, log), "tell what is wrong")
+            _checked(nvrtc.nvrtcGetProgramLog(program, log), "report its errors")
             lines = [line for line in log.decode(errors="replace").splitlines() if "error" in line] or ["it does not say why"]
             raise DeviceError(f"NVRTC cannot compile the kernel {kernel} for {compute_capability}: {lines[0]}")
         read_size, read = (
             (nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN) if native else (nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX)
         )
-        (size,) = _checked(read_size(program), "give the code's size")
+        (size,) = _checked(read_size(program), "report the code's size")
         code = b" " * size
-        _checked(read(program, code), "give the code")
+        _checked(read(program, code), "return the code")
         return code
     finally:
         nvrtc.nvrtcDestroyProgram(program)
@@ -161,7 +161,7 @@ class Kernels:
     def free(self) -> None:
         """Unload the code; calling it again does nothing. No work or graph may still use it."""
         while self._modules:
-            self._device.call("cuModuleUnload", "give a kernel back", self._modules.pop())
+            self._device.call("cuModuleUnload", "unload a kernel", self._modules.pop())
 
     def launch(
         self,

@@ -45,9 +45,11 @@ def open_engine_session(
         EngineError, RuntimeUnavailableError: as for `open_engine`; or a number of threads or a precision is given.
     """
     if threads is not None:
-        raise RuntimeUnavailableError(f"an engine computes on the GPU and takes no number of threads, received {threads}")
+        raise RuntimeUnavailableError(
+            f"expected no number of threads for an engine, which computes on the GPU, received {threads}"
+        )
     if precision != "auto":
-        raise RuntimeUnavailableError(f"an engine has its own precision and takes no other, received {precision!r}")
+        raise RuntimeUnavailableError(f"expected no precision for an engine, which has its own, received {precision!r}")
     return open_engine(path, name, kind=kind)
 
 

@@ -282,7 +282,7 @@ class TensorRTSession:
                     break
                 if len(buckets) == 1:
                     raise RuntimeUnavailableError(
-                        f"the GPU's memory does not suffice for a batch of {limit}: {error}; stop other programs that use "
+                        f"the GPU has too little free memory for a batch of {limit}: {error}; stop other programs that use "
                         "it, or choose a smaller model"
                     ) from error
                 limit = buckets[-2]
@@ -293,7 +293,7 @@ class TensorRTSession:
         if limit < engine.max_batch or len(slots) < engine.slots:
             wanted = f"{engine.slots} batches of {engine.max_batch} items"
             warnings.warn(
-                f"the GPU's memory does not suffice for {wanted} in flight: going on with {len(slots)} of {limit}",
+                f"the GPU has too little free memory for {wanted} in flight: going on with {len(slots)} of {limit}",
                 RuntimeWarning,
                 stacklevel=4,
             )

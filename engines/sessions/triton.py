@@ -101,7 +101,7 @@ class TritonSession(LockedSession):
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, ModelError):
                 raise
-            raise self._strange(f"its answer lacks or has a strange {error}") from error
+            raise self._strange(f"its answer lacks a field or has a wrong value: {error}") from error
         description = SessionDescription("triton", version, f"{address.host}:{address.port}", "served", 1)
         super().__init__(f"model {address.name} of {address}", inputs, outputs, description)
 
@@ -144,7 +144,7 @@ class TritonSession(LockedSession):
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, ModelError):
                 raise
-            raise self._strange(f"its answer lacks or has a strange {error}") from error
+            raise self._strange(f"its answer lacks a field or has a wrong value: {error}") from error
 
     def _arrays(self, outputs: list[dict[str, Any]], data: memoryview, count: int) -> Arrays:
         arrays: Arrays = {}
@@ -161,14 +161,14 @@ class TritonSession(LockedSession):
                 arrays[spec.name] = numbers.reshape(shape).astype(spec.dtype)  # in its own memory
             at += size
         if missing := [spec.name for spec in self._outputs if spec.name not in arrays]:
-            raise self._strange(f"it gave no {', '.join(missing)}")
+            raise self._strange(f"it has no {', '.join(missing)}")
         return arrays
 
     def _ask(self, path: str) -> dict[str, Any]:
         answer, _ = self._request("GET", path, None, {}, MAX_JSON_BYTES)
         found = parse_json(answer)
         if not isinstance(found, dict):
-            raise self._strange(f"expected an object of JSON from {path}")
+            raise self._strange(f"expected a JSON object from {path}")
         return found
 
     def _request(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], most: int) -> tuple[bytes, int]:
@@ -186,7 +186,7 @@ class TritonSession(LockedSession):
             except TimeoutError as error:
                 self._connection.close()
                 raise RuntimeUnavailableError(
-                    f"expected an answer of {self._address} in time, received none: is it overloaded?"
+                    f"expected an answer from {self._address} in time, received none: is it overloaded?"
                 ) from error
             except (http.client.HTTPException, OSError) as error:
                 self._connection.close()
@@ -209,7 +209,7 @@ class TritonSession(LockedSession):
         return answer, int(length) if length is not None and length.isdigit() else len(answer)
 
     def _strange(self, what: str) -> ModelError:
-        return ModelError(f"{self._address} does not answer as the protocol of Triton says: {what}")
+        return ModelError(f"{self._address} does not follow Triton's protocol: {what}")
 
     def _release(self) -> None:
         self._connection.close()

@@ -52,7 +52,7 @@ class TypedSession(LockedSession):
             model = library.load_from_string(onnx)
             self._evaluator: Any = ReferenceEvaluator(model, new_ops=_fast_operators(device))
         except DecodeError as error:
-            raise ModelError(f"expected an ONNX model, {name} is damaged: {error}") from error
+            raise ModelError(f"expected an ONNX model, but {name} is damaged: {error}") from error
         inputs, outputs = specs_of(model.graph.input), specs_of(model.graph.output)
         description = SessionDescription("onnx", library.__version__, device.upper(), precision, torch.get_num_threads())
         super().__init__(name, inputs, outputs, description)
@@ -106,8 +106,8 @@ def _fast_operators(device: str) -> list[Any]:
             if not torch.isfinite(result).all():
                 layer = layer_name(self.onnx_node.input[1])
                 raise ParityError(
-                    f"expected values within the range of {x.dtype} (up to {np.finfo(x.dtype).max:g}), but {layer} or what it "
-                    "reads leaves it: keep this model in FP32"
+                    f"expected values within the range of {x.dtype} (up to {np.finfo(x.dtype).max:g}), but {layer} or its "
+                    "input exceeds it: keep this model in FP32"
                 )
             return (result.cpu().numpy(),)
 

@@ -154,7 +154,7 @@ def build_engine(
     """
     gpu = None if compute_capability is not None and library.builds_for_absent_gpus else find_gpu()
     if gpu is None and compute_capability is None:
-        raise RuntimeUnavailableError(f"{library.name} {library.version} builds for the local GPU, and there is none")
+        raise RuntimeUnavailableError(f"{library.name} {library.version} builds for the local GPU, but there is none")
     found = compute_capability or (gpu.compute_capability if gpu else "")
     return interruptible(library, lambda cancelled: _build(onnx, library, found, gpu, options, timing_cache, cancelled))
 
@@ -322,7 +322,7 @@ def interruptible(library: Library, work: Callable[[threading.Event], _Result]) 
     except KeyboardInterrupt:
         cancelled.set()
         if hasattr(library.module, "IProgressMonitor") and not ends_within(CANCEL_WAIT_S):
-            told = f"stopping: {library.name} ends only between two steps of a build; Ctrl-C again does not wait for that"
+            told = f"stopping: {library.name} can be stopped only between two steps of a build; Ctrl-C again ends at once"
             warnings.warn(told, RuntimeWarning, stacklevel=3)
             ends_within(CANCEL_LIMIT_S - CANCEL_WAIT_S)
         raise

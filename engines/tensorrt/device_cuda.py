@@ -54,44 +54,44 @@ class CudaDevice:
         device = self._check(driver.cuDeviceGet(0), "find the GPU")
         kinds = driver.CUdevice_attribute
         major, minor = (
-            self._check(driver.cuDeviceGetAttribute(kind, device), "ask the GPU what it is")
+            self._check(driver.cuDeviceGetAttribute(kind, device), "read the GPU's attributes")
             for kind in (
                 kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
                 kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
             )
         )
-        name = self._check(driver.cuDeviceGetName(256, device), "ask the GPU for its name")
-        version = self._check(driver.cuDriverGetVersion(), "ask the driver for its version")
+        name = self._check(driver.cuDeviceGetName(256, device), "read the GPU's name")
+        version = self._check(driver.cuDriverGetVersion(), "read the driver's version")
         self.gpu = Gpu(
             board_name(name.split(b"\0")[0].decode()), f"{major}.{minor}", f"CUDA {version // 1000}.{version % 1000 // 10}"
         )
         self._ordinal = device
-        self._context = self._check(driver.cuDevicePrimaryCtxRetain(device), "take the GPU's context")
+        self._context = self._check(driver.cuDevicePrimaryCtxRetain(device), "open the GPU's context")
 
     @contextmanager
     def current(self) -> Iterator[None]:
         """Make it current in the calling thread; afterwards the previous context is current again."""
-        self._check(self._driver.cuCtxPushCurrent(self._context), "make the GPU current")
+        self._check(self._driver.cuCtxPushCurrent(self._context), "make the GPU's context current")
         try:
             yield
         finally:
-            self._check(self._driver.cuCtxPopCurrent(), "give the GPU back")
+            self._check(self._driver.cuCtxPopCurrent(), "leave the GPU's context")
 
     def synchronize(self) -> None:
         """Wait until the GPU has finished all work, of any library."""
-        self.call("cuCtxSynchronize", "finish its work")
+        self.call("cuCtxSynchronize", "finish the queued work")
 
     def figures(self) -> GpuFigures:
         """Its number of multiprocessors, and the speed of GPU and memory."""
         kinds = self._driver.CUdevice_attribute
         names = ("MULTIPROCESSOR_COUNT", "CLOCK_RATE", "MEMORY_CLOCK_RATE", "GLOBAL_MEMORY_BUS_WIDTH", "L2_CACHE_SIZE")
         asked = [getattr(kinds, f"CU_DEVICE_ATTRIBUTE_{name}") for name in names]
-        told = (self.call("cuDeviceGetAttribute", "ask the GPU what it is", kind, self._ordinal) for kind in asked)
+        told = (self.call("cuDeviceGetAttribute", "read the GPU's attributes", kind, self._ordinal) for kind in asked)
         return GpuFigures.of(*map(int, told))
 
     def free_bytes(self) -> int:
         """Free memory of the GPU, bytes."""
-        free, _ = self._check(self._driver.cuMemGetInfo(), "ask for its memory")
+        free, _ = self._check(self._driver.cuMemGetInfo(), "read the free memory")
         return int(free)
 
     def allocate(self, size: int) -> _Memory:
@@ -115,11 +115,11 @@ class CudaDevice:
         """A new stream, which waits for no other stream, not even for CUDA's default one."""
         # If it waited for the default stream, recording a graph would fail for anybody who uses that stream meanwhile.
         flag = int(self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
-        return _Stream(self, self._check(self._driver.cuStreamCreate(flag), "make a stream"))
+        return _Stream(self, self._check(self._driver.cuStreamCreate(flag), "create a stream"))
 
     def event(self) -> _Event:
         """A new event that records the time."""
-        return _Event(self, self._check(self._driver.cuEventCreate(0), "make an event"))
+        return _Event(self, self._check(self._driver.cuEventCreate(0), "create an event"))
 
     def copy_in(self, address: int, host: NDArray[np.uint8], stream: _Stream) -> None:
         """Queue a copy of pinned memory to the GPU on a stream."""
@@ -142,7 +142,7 @@ class CudaDevice:
         """
         # Other threads may allocate and synchronise meanwhile: this is not part of the recording.
         mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        self.call("cuStreamBeginCapture", "begin a graph", stream.raw, mode)
+        self.call("cuStreamBeginCapture", "begin to capture a graph", stream.raw, mode)
         try:
             work()
         except BaseException:
@@ -150,11 +150,11 @@ class CudaDevice:
             if int(code) == 0:
                 self._driver.cuGraphDestroy(graph)
             raise
-        graph = self.call("cuStreamEndCapture", "record a graph", stream.raw)
+        graph = self.call("cuStreamEndCapture", "capture a graph", stream.raw)
         try:
-            return _Graph(self, self.call("cuGraphInstantiate", "make a graph ready", graph, 0))
+            return _Graph(self, self.call("cuGraphInstantiate", "instantiate a graph", graph, 0))
         finally:
-            self.call("cuGraphDestroy", "give a graph's record back", graph)
+            self.call("cuGraphDestroy", "free a captured graph", graph)
 
     def call(self, function: str, purpose: str, *arguments: Any) -> Any:  # noqa: ANN401
         """The result of a function of the driver.
@@ -214,13 +214,13 @@ class _Stream(_Owned):
         self.handle = int(raw)
 
     def synchronize(self) -> None:
-        self._device.call("cuStreamSynchronize", "finish its work", self.raw)
+        self._device.call("cuStreamSynchronize", "finish the queued work", self.raw)
 
     def wait_for(self, handle: int) -> None:
         passed = self._device.event()
         try:
             # The driver's functions accept a plain number as any handle.
-            self._device.call("cuEventRecord", "mark another stream", passed.raw, handle)
+            self._device.call("cuEventRecord", "record an event on another stream", passed.raw, handle)
             self._device.call("cuStreamWaitEvent", "wait for another stream", self.raw, passed.raw, 0)
         finally:
             passed.free()  # the driver keeps it until nothing waits for it
@@ -230,10 +230,10 @@ class _Event(_Owned):
     _FREE = "cuEventDestroy"
 
     def record(self, stream: _Stream) -> None:
-        self._device.call("cuEventRecord", "take the time", self.raw, stream.raw)
+        self._device.call("cuEventRecord", "measure the time", self.raw, stream.raw)
 
     def milliseconds_since(self, earlier: _Event) -> float:
-        return float(self._device.call("cuEventElapsedTime", "take the time", earlier.raw, self.raw))
+        return float(self._device.call("cuEventElapsedTime", "measure the time", earlier.raw, self.raw))
 
 
 class _Graph(_Owned):

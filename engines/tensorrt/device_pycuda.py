@@ -61,24 +61,24 @@ class PycudaDevice:
         version = driver.get_driver_version()
         self.gpu = Gpu(board_name(device.name()), f"{major}.{minor}", f"CUDA {version // 1000}.{version % 1000 // 10}")
         self._ordinal = device
-        with self.errors("take the GPU's context"):
+        with self.errors("open the GPU's context"):
             self._context = device.retain_primary_context()
 
     @contextmanager
     def current(self) -> Iterator[None]:
         """Make it current in the calling thread; afterwards the previous context is current again."""
         # pycuda frees nothing unless its own records say that the context is this thread's: hence its push and pop.
-        with self.errors("make the GPU current"):
+        with self.errors("make the GPU's context current"):
             self._context.push()
         try:
             yield
         finally:
-            with self.errors("give the GPU back"):
+            with self.errors("leave the GPU's context"):
                 self._driver.Context.pop()
 
     def synchronize(self) -> None:
         """Wait until the GPU has finished all work, of any library."""
-        with self.errors("finish its work"):
+        with self.errors("finish the queued work"):
             self._driver.Context.synchronize()
 
     def figures(self) -> GpuFigures:
@@ -112,12 +112,12 @@ class PycudaDevice:
 
     def stream(self) -> _Stream:
         """A new stream, which waits for no other stream, not even for CUDA's default one."""
-        with self.errors("make a stream"):
+        with self.errors("create a stream"):
             return _Stream(self, self._driver, self._driver.Stream(_NON_BLOCKING))
 
     def event(self) -> _Event:
         """A new event that records the time."""
-        with self.errors("make an event"):
+        with self.errors("create an event"):
             return _Event(self, self._driver.Event())
 
     def copy_in(self, address: int, host: NDArray[np.uint8], stream: _Stream) -> None:
@@ -191,7 +191,7 @@ class _Stream:
         self.handle = int(raw.handle)
 
     def synchronize(self) -> None:
-        with self._device.errors("finish its work"):
+        with self._device.errors("finish the queued work"):
             self.raw.synchronize()
 
     def wait_for(self, handle: int) -> None:
@@ -211,11 +211,11 @@ class _Event:
         self.raw = raw
 
     def record(self, stream: _Stream) -> None:
-        with self._device.errors("note the time"):
+        with self._device.errors("measure the time"):
             self.raw.record(stream.raw)
 
     def milliseconds_since(self, earlier: _Event) -> float:
-        with self._device.errors("tell the time"):
+        with self._device.errors("measure the time"):
             return float(self.raw.time_since(earlier.raw))
 
     def free(self) -> None:

@@ -143,7 +143,7 @@ class Engine:
         else:
             context = engine.create_execution_context(module.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
-            raise self.failed("makes no execution context")
+            raise self.failed("could not create an execution context")
         return context
 
     def shape(self, context: Any, size: int, stream: int) -> None:  # noqa: ANN401
@@ -171,7 +171,7 @@ class Engine:
         if hasattr(context, "update_device_memory_size_for_shapes"):
             needed = int(context.update_device_memory_size_for_shapes())
             if needed == 0 and self.activation_bytes:  # this is how it reports a failure
-                raise self.failed("does not tell what memory it needs")
+                raise self.failed("does not report how much memory it needs")
             return needed
         return self.activation_bytes
 

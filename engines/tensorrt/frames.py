@@ -68,12 +68,12 @@ def engine_kernels(engine: Engine, model: EngineModel, device: Device) -> Engine
             )
     try:
         if not isinstance(device, CudaDevice):
-            raise RuntimeUnavailableError(f"the kernels need cuda-python, the GPU is driven by {device.binding}")
+            raise RuntimeUnavailableError(f"the kernels need cuda-python, but the GPU is driven through {device.binding}")
         return EngineKernels(Kernels(device), device.stream(), tail)
     except (RuntimeUnavailableError, DeviceError) as error:
         if tail is not None:
             raise RuntimeUnavailableError(
-                f"{error}; this engine ends at its logits, which a kernel reads: or build it without --tail-kernel"
+                f"{error}; this engine was built with --tail-kernel and needs its kernel: fix this, or build it without"
             ) from error
         warnings.warn(f"crops are made on the CPU: {error}", RuntimeWarning, stacklevel=5)
         return None

@@ -106,8 +106,8 @@ class Library:
         members = getattr(getattr(self.module, enum, None), "__members__", {})
         if name.upper() not in members:
             raise EngineError(
-                f"expected an option that {self.name} {self.version} has, it has no {enum} {name.upper()}"
-                + (f" (but {', '.join(members)})" if 0 < len(members) < 8 else "")
+                f"expected an option that {self.name} {self.version} has, but it has no {enum} {name.upper()}"
+                + (f" (only {', '.join(members)})" if 0 < len(members) < 8 else "")
             )
         return members[name.upper()]
 

@@ -55,7 +55,7 @@ def write(path: Path, engine: Engine, kept: bytes | None) -> None:
     try:
         write_file(path, _HEADER + hashlib.sha256(compiled).digest() + compiled, overwrite=True)
     except SinkError as error:
-        _tell(f"{error}: the engine's kernels are not kept and compiled again each time that it is opened")
+        _tell(f"{error}: the engine's kernels are not saved, and will be compiled again whenever it is opened")
 
 
 def _tell(text: str) -> None:

@@ -210,7 +210,7 @@ def test_what_does_not_fit_is_replaced(engine, bundle, tmp_path):
 def test_what_is_of_another_origin_is_kept(bundle, tmp_path):
     engine = tmp_path / "xs-fp16-rtx40.engine"
     engine.write_text("mine")
-    with pytest.raises(OutputExistsError, match=r"does not say what it is .*--overwrite"):
+    with pytest.raises(OutputExistsError, match=r"cannot be told what it was built from .*--overwrite"):
         rebuild(bundle, tmp_path)
     assert engine.read_text() == "mine"
     assert rebuild(bundle, tmp_path, overwrite=True).outcome == "built"
@@ -405,7 +405,7 @@ def test_int8_that_is_none_is_refused(made, tmp_path):
     report = build(BuildRequest(source, tmp_path, targets=(find_target("rtx20"), find_target("rtx50"))), ignore)
     (failure,) = report.failures
     assert failure.subject == "xs int8 rtx20"
-    assert "computes no convolution of this INT8 graph in INT8 on 7.5, but in Half: build it in FP16" in str(failure.error)
+    assert "computes every convolution of this INT8 graph in Half on 7.5, none in INT8: build it in FP16" in str(failure.error)
     assert names(tmp_path) == ["xs-int8-rtx50.engine", "xs-int8-rtx50.engine.json"]
 
 
@@ -435,7 +435,9 @@ def test_requests_that_cannot_be_met(bundle, tmp_path):
     refused(EngineError, "expected library tensorrt or tensorrt_rtx", library="tensorflow")
     refused(EngineError, "expected torch2trt, received 'torch'", via="torch")
     refused(
-        EngineError, "for --dla-core, GeForce RTX 40 series .* has none", options=BuildOptions(BatchRange(4, 4, 4), dla_core=0)
+        EngineError,
+        "for --dla-core, but GeForce RTX 40 series .* has none",
+        options=BuildOptions(BatchRange(4, 4, 4), dla_core=0),
     )
     refused(EngineError, "one number of crops for --dla-core, .* received 1 to 8", options=BuildOptions(dla_core=0))
     core = BuildOptions(BatchRange(4, 4, 4), dla_core=0)
@@ -445,8 +447,8 @@ def test_requests_that_cannot_be_met(bundle, tmp_path):
     refused(EngineError, "there is no", source=str(tmp_path / "none.bundle.zip"))
     refused(EngineError, "expected precision fp16, which .* has, received int8", source=bundle, precisions=("int8",))
     refused(EngineError, "calibrated and proven where it was made", source=bundle, calibration=tmp_path / "any.npz")
-    refused(EngineError, "torch2trt builds from a checkpoint, received the bundle", source=bundle, via="torch2trt")
-    refused(RuntimeUnavailableError, "torch2trt builds on the target itself", via="torch2trt", targets=(ORIN,))
+    refused(EngineError, "expected a checkpoint for --via torch2trt, received the bundle", source=bundle, via="torch2trt")
+    refused(RuntimeUnavailableError, "torch2trt builds only on the target itself", via="torch2trt", targets=(ORIN,))
     (tmp_path / "file").write_text("")
     with pytest.raises(SinkError, match="cannot write into"):
         build(BuildRequest("xs", tmp_path / "file", targets=(RTX40,)), ignore)
@@ -504,7 +506,7 @@ def test_damaged_bundles_are_refused(bundle, tmp_path):
                 target.writestr(member, edit(data) if member == name else data)
 
     change("model.onnx", lambda data: data[:-1] + b"?")
-    with pytest.raises(EngineError, match="not the one that its draft tells of"):
+    with pytest.raises(EngineError, match="not the one that its draft describes"):
         read_bundle(path)
     change("draft.json", lambda data: data.replace(b'"orin"', b'"thor"'))
     with pytest.raises(EngineError, match="edited"):

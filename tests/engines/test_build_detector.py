@@ -106,7 +106,7 @@ def test_an_engine_and_a_bundle_are_made_and_nothing_else(made):
     assert [(result.path.name, result.outcome) for result in made.report.results] == [(ENGINE, "built"), (BUNDLE, "bundled")]
     assert names(made.out) == [BUNDLE, ENGINE, f"{ENGINE}.json"]
     assert dict(made.report.results[0].convolutions) == {"Float": 34}
-    assert any("recognised: boxes and scores, up to 384x384 px; its engine takes frames of 384x384" in t for t in made.told)
+    assert any("boxes and scores, up to 384x384 px; its engine takes only frames of 384x384" in t for t in made.told)
 
 
 def test_the_manifest_tells_what_the_file_said_and_that_the_engine_never_ran(made):
@@ -204,7 +204,7 @@ def test_requests_that_cannot_be_met(made, tmp_path):
     refused("--batch 1,1,1 for .*factory.onnx, which takes 1 frame at a time, received 1,2,4", source=single,
             options=BuildOptions(BatchRange(1, 2, 4)))  # fmt: skip
     refused("such as --frame 128,96, received 256,96", source=single, frame=(256, 96))
-    refused("it finds nobody in crops of synthetic people.*--calibration", source=single, error=ParityError)
+    refused("it found nobody in those of synthetic people.*--calibration", source=single, error=ParityError)
     with pytest.raises(EngineError, match="for --precision fastest, received detector, a people detector"):
         build_fastest(BuildRequest("detector", tmp_path / "out", targets=(RTX40,)), ignore)
 
@@ -219,7 +219,7 @@ def test_files_that_compute_in_other_types_are_refused(tmp_path):
     (weight,) = (tensor for tensor in proto.graph.initializer if tensor.name == convolution.input[1])
     weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight).astype(np.float16), weight.name))
     path.write_bytes(proto.SerializeToString())
-    with pytest.raises(ModelError, match=r"expected a model in FP32, .*half\.onnx has Conv of another type: export it in FP32"):
+    with pytest.raises(ModelError, match=r"a model in FP32, but .*half\.onnx has Conv of another type: export it in FP32"):
         made_of(path, tmp_path / "out")
     assert any(node.op_type == "Cast" for node in onnx.load(str(weights.detector())).graph.node)
 
@@ -371,7 +371,7 @@ def test_the_class_that_was_named_when_it_was_built_is_the_engine_s(bench, tmp_p
 def test_an_engine_of_other_frames_or_another_layout_than_its_manifest_tells_is_refused(bench, tmp_path):
     path = made_of("detector", tmp_path, targets=(THIS,), options=ONE).path
     found = manifest.read(path)
-    told = r"that the engine's manifest tells of \(.*\), received one of boxes and scores, 384x384 px; build it again with `"
+    told = r"that the engine's manifest describes \(.*\), received one of boxes and scores, 384x384 px; build it again with `"
     for changes in ({"width": 256}, {"layout": "YOLOX"}, {"layout": "none that is known"}):
         manifest.path_of(path).write_text(replace(found, model=replace(found.model, **changes)).to_json())
         with pytest.raises(EngineError, match=told):

@@ -56,7 +56,7 @@ def test_one_crop_many_times_is_one_crop(crops):
 def test_black_sets_are_refused(crops):
     with pytest.raises(CalibrationError, match="expected 8 different"):
         CalibrationSet(np.zeros_like(crops))
-    with pytest.raises(CalibrationError, match=rf"{len(crops) - 10} of {len(crops)} are of one colour"):
+    with pytest.raises(CalibrationError, match=rf"{len(crops) - 10} of {len(crops)} are of a single colour"):
         CalibrationSet(np.concatenate([crops[:10], np.zeros_like(crops[10:])]))
 
 

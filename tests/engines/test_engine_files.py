@@ -103,7 +103,7 @@ def test_an_engine_of_a_library_that_is_not_here_names_the_library(copied, monke
     monkeypatch.setattr(engine_file, "open_device", lambda binding: CudaDevice(Driver(), "in memory"))
     if load_or_none("tensorrt"):
         pytest.skip("both families are here")
-    with pytest.raises(EngineError, match="library: the engine is of tensorrt, this machine's is tensorrt_rtx"):
+    with pytest.raises(EngineError, match="library: the engine was built by tensorrt, this machine has tensorrt_rtx"):
         open_engine(copied)
 
 

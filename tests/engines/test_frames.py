@@ -239,7 +239,7 @@ def test_without_kernels_crops_are_made_on_the_cpu_and_that_is_told(monkeypatch,
             assert held is None
         with pytest.raises(GeometryError, match="expected arrays named crops"):
             model._session.run({"origins": np.zeros((1, 96), np.uint8)})
-    with pytest.raises(RuntimeUnavailableError, match=f"{told}.*ends at its logits.*without --tail-kernel"):
+    with pytest.raises(RuntimeUnavailableError, match=f"{told}.*built with --tail-kernel.*build it without"):
         bench.open(logits=(576, 32, 32), network="logits")
     assert bench.driver.violations == []
     assert bench.driver.live == len(bench.driver.modules) == 0
@@ -247,7 +247,7 @@ def test_without_kernels_crops_are_made_on_the_cpu_and_that_is_told(monkeypatch,
 
 def test_pycuda_makes_crops_on_the_cpu():
     bench = Bench(device=lambda driver: PycudaDevice(pycuda_driver(driver), "pycuda in memory"))
-    with pytest.warns(RuntimeWarning, match="the kernels need cuda-python, the GPU is driven by pycuda"):
+    with pytest.warns(RuntimeWarning, match="the kernels need cuda-python, but the GPU is driven through pycuda"):
         model = bench.open()
     model.close()
     bench.check()

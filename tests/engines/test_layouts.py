@@ -165,7 +165,7 @@ def test_a_detector_of_one_class_sees_people_whatever_they_are_called():
         assert model.about == "YOLOv8 and later, 128x96 px, people are class 0 (worker)"
     with open_people_detector(detector("RF-DETR", person=0, classes=1), "onnxruntime", threads=1) as model:
         check(detect(model, picture(*WIDE, BOX[WIDE]), 0.3), BOX[WIDE], WIDE, model.frame_size)
-    with pytest.raises(ModelError, match="which knows only people, received 0"):
+    with pytest.raises(ModelError, match="which detects only people, received 0"):
         open_people_detector(detector("boxes and scores"), "onnxruntime", threads=1, person="0")
 
 

@@ -141,7 +141,7 @@ def test_a_checkpoint_opens_in_any_runtime(checkpoint, crops):
 
 
 def test_torch_needs_a_checkpoint(exported):
-    with pytest.raises(RuntimeUnavailableError, match="torch runs checkpoints"):
+    with pytest.raises(RuntimeUnavailableError, match="expected a checkpoint for the runtime torch"):
         open_pose_model(exported.path, "torch")
 
 
@@ -214,7 +214,7 @@ def test_either_tensorrt_makes_the_runtime_available(present, told, monkeypatch)
 def test_an_engine_takes_no_threads(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", types.ModuleType("tensorrt"))
     sys.modules["tensorrt"].__spec__ = importlib.machinery.ModuleSpec("tensorrt", None)
-    with pytest.raises(RuntimeUnavailableError, match="takes no number of threads, received 2"):
+    with pytest.raises(RuntimeUnavailableError, match="which computes on the GPU, received 2"):
         open_pose_model(tmp_path / "any.engine", threads=2)
 
 

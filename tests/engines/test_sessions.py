@@ -162,11 +162,11 @@ def not_a_number(model):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (rename_input, "with input crops, the model in memory has images"),
-        (rename_output, "with output joints, scores, the model in memory has poses, scores"),
+        (rename_input, "with input crops, but the model in memory has images"),
+        (rename_output, "with output joints, scores, but the model in memory has poses, scores"),
         (claim_other_joints, "model tiny"),
         (lose_a_tensor, "model tiny"),
-        (unknown_operation, r"operators that none has \(Foo\)"),
+        (unknown_operation, r"operators that no such model has \(Foo\)"),
         (not_a_number, "model tiny"),
     ],
 )

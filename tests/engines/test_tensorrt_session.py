@@ -237,7 +237,7 @@ def test_a_failure_while_much_memory_is_free_is_none_of_memory():
 
 def test_too_little_memory_for_the_smallest_batch_is_an_error():
     bench = Bench(memory=100_000)
-    with pytest.raises(RuntimeUnavailableError, match=r"does not suffice for a batch of 1: .*OUT_OF_MEMORY"):
+    with pytest.raises(RuntimeUnavailableError, match=r"too little free memory for a batch of 1: .*OUT_OF_MEMORY"):
         bench.open()
     bench.check()
 
@@ -306,7 +306,7 @@ def test_kernels_that_are_of_no_use_are_thrown_away_and_that_is_told(kept, damag
 
 def test_kernels_that_cannot_be_kept_cost_a_warning(tmp_path):
     bench = Bench(family="rtx")
-    with pytest.warns(RuntimeWarning, match="kernels are not kept"):
+    with pytest.warns(RuntimeWarning, match="kernels are not saved"):
         runtime = bench.open(cache=tmp_path / "none" / "x.kernels")
     with runtime:
         assert_is(runtime.run(CROPS[:1]), 0, 1)
@@ -363,7 +363,7 @@ def test_any_thread_may_run_and_close(binding):
     [
         (
             {"library": "tensorrt_rtx"},
-            "library: the engine is of tensorrt_rtx, this machine's is tensorrt; .*convnextpose build",
+            "library: the engine was built by tensorrt_rtx, this machine has tensorrt; .*convnextpose build",
         ),
         ({"library_version": "10.13.3"}, "library_version: .*10.13.3, this machine has 10.3.0; .*convnextpose build"),
         ({"compute_capabilities": ("12.0",)}, "compute_capability: .* 12.0, this machine's GPU has 8.9; .*convnextpose build"),

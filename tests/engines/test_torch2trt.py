@@ -102,7 +102,7 @@ def test_without_torch2trt_it_says_where_to_get_it(checkpoint):
 
 def test_a_library_without_flags_for_precision_is_refused(checkpoint, installed):
     pytest.importorskip("tensorrt_rtx")
-    with pytest.raises(EngineError, match=r"precision by flags \(8 or 10\), tensorrt_rtx .* is not: build without it"):
+    with pytest.raises(EngineError, match=r"flags for the precision \(8 or 10\), but tensorrt_rtx .* has none: build without"):
         torch2trt.build_engine(checkpoint, load_library("tensorrt_rtx"))
 
 

@@ -221,7 +221,7 @@ def test_answers_that_are_not_the_protocol_s_are_refused(repository, name):
 
     with (
         Server(repository.folder, stand_in, damage) as server,
-        pytest.raises(ModelError, match="does not answer as the protocol"),
+        pytest.raises(ModelError, match="does not follow Triton's protocol"),
     ):
         open_served_model(server.address)
 

@@ -134,7 +134,7 @@ def test_an_engine_that_is_too_large_for_the_memory_takes_less(gpu, builds):
         with gpu.current():
             while (left := gpu.free_bytes() - LOW_MEMORY - one_slot) > 1 << 20:
                 blocks.append(gpu.allocate(left // 2))
-        with pytest.warns(RuntimeWarning, match="does not suffice for 3 batches of 64 items in flight: going on with"):
+        with pytest.warns(RuntimeWarning, match="too little free memory for 3 batches of 64 items in flight: going on with"):
             runtime = opened(built.path)
         with runtime:
             assert (runtime.slots, runtime.limit) < (3, most)
