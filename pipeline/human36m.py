@@ -210,7 +210,7 @@ def _read_subject(folder: Path, subject: int, given: dict[str, tuple[Box, float]
             yield TestFrame(where, subject, action, region, intrinsics, joints_mm, root_depth_mm)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise SourceError(f"expected 3DMPPE's annotations of Human3.6M, but those of {where} are none: {what}") from error
+        raise SourceError(f"expected 3DMPPE's annotations of Human3.6M, but {where} has something else: {what}") from error
 
 
 def true_region(box: Sequence[float], width: int, height: int) -> Box | None:

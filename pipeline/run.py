@@ -95,7 +95,7 @@ def read_sources(path: Path) -> tuple[SourceEntry, ...]:
         except GeometryError as error:
             raise SourceError(f"{error}, in {where}") from error
         if parts[0].casefold() in {entry.name.casefold() for entry in entries if entry.name}:
-            raise SourceError(f"expected a name of its own for each source, received {parts[0]} again in {where}")
+            raise SourceError(f"expected a different name for each source, received {parts[0]} again in {where}")
         entries.append(SourceEntry(parts[1], parts[0], camera))
     if not entries:
         raise SourceError(f"expected a source on each line, but {path} has none")

@@ -158,13 +158,13 @@ class JobLedger:
         try:
             found = json.loads(lines[0])
             if found.pop("format", None) != FORMAT:
-                raise ValueError(f"expected a head of {FORMAT}")
+                raise ValueError(f"expected a header of {FORMAT}")
             for number, line in enumerate(lines[1:], 2):  # noqa: B007  # used in the error message
                 self._keep(_parse(json.loads(line)))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise SinkError(
-                f"expected a ledger of jobs that this project wrote, but line {number} of {self.path} is another: {error}; "
-                "choose another folder for the results"
+                f"expected a ledger of jobs that this project wrote, but line {number} of {self.path} is not one of its "
+                f"lines: {error}; choose another folder for the results"
             ) from error
         self._compare(found, head, defaults)
 

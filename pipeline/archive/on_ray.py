@@ -191,7 +191,7 @@ class RayPool:
 
     def _needs_text(self) -> str:
         gpu = " and a GPU" if self._needs["num_gpus"] else ""
-        return f"{self._needs['num_cpus']} CPUs{gpu} and {WORKER_BYTES / 1e9:.1f} GB of one node"
+        return f"{self._needs['num_cpus']} CPUs{gpu} and {WORKER_BYTES / 1e9:.1f} GB on one node"
 
     def _leave(self) -> None:
         if self._began_ray:

@@ -74,7 +74,7 @@ class Mp4Recorder(PoseRecorder):
         _picture(item)
         time_s, last_s = item.frame.time_s, self._time_s
         if not time_s > last_s:
-            raise SinkError(f"expected time stamps that grow, received {time_s} s after {last_s} s for {self.path}")
+            raise SinkError(f"expected time stamps that increase, received {time_s} s after {last_s} s for {self.path}")
         if self._pts >= 0 and time_s - last_s > MAX_GAP_S:
             raise SinkError(
                 f"expected at most {MAX_GAP_S} s between frames, received {time_s} s after {last_s} s for {self.path}"

@@ -89,12 +89,12 @@ class GivenBoxes:
         except SourceError:
             raise
         except OSError as error:
-            raise SourceError(f"expected a file of boxes, {path} cannot be read: {error.strerror}") from error
+            raise SourceError(f"expected a file of boxes, but {path} cannot be read: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError, csv.Error) as error:
             what = f"the column {error}" if isinstance(error, KeyError) else str(error)
             raise SourceError(
                 f"expected boxes as CSV with the columns frame,x,y,width,height[,track_id], as MOTChallenge's lines or a "
-                f"poses.ndjson, {path} breaks off after line {line}: {what}"
+                f"poses.ndjson, but {path} cannot be read beyond line {line}: {what}"
             ) from error
         return cls({frame: tuple(persons) for frame, persons in people.items()})
 
@@ -102,7 +102,7 @@ class GivenBoxes:
 def _check_file(path: Path) -> None:
     """Refuse paths that are not files, and files that would fill the memory."""
     if not path.exists():
-        raise SourceError(f"expected a file of boxes, {path} cannot be read: No such file or directory")
+        raise SourceError(f"expected a file of boxes, but {path} cannot be read: No such file or directory")
     if not path.is_file():
         raise SourceError(f"expected a file of boxes, but {path} is a folder, a device or a pipe")
     if (size := path.stat().st_size) > MAX_BYTES:

@@ -45,8 +45,8 @@ def decoding_notes(decode: Decode, decoder: av.VideoCodecContext | None = None) 
     if why is None and decoder is not None:
         if decoder.pix_fmt == _CUDA:
             return ("the GPU decodes it (NVDEC)",)
-        why = f"this GPU does not decode such {decoder.name}"
-    return () if why is None else (f"the CPU decodes it, NVDEC cannot be used: {why}",)
+        why = f"this GPU does not decode this kind of {decoder.name}"
+    return () if why is None else (f"the CPU decodes it, as NVDEC cannot be used: {why}",)
 
 
 @cache
@@ -58,7 +58,7 @@ def why_no_nvdec() -> str | None:
         av.CodecContext.create("h264", "r", hwaccel=_accelerator())
     except av.FFmpegError as error:
         reason = (error.strerror or str(error)).lower()
-        return f"FFmpeg finds no NVIDIA GPU with its driver ({reason}), look at `nvidia-smi`"
+        return f"FFmpeg finds no NVIDIA GPU with its driver ({reason}); look at `nvidia-smi`"
     return None
 
 

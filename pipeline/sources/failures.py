@@ -57,7 +57,7 @@ def why_not_opened(error: av.FFmpegError, location: CameraLocation, took_s: floa
             return f"mute: it accepts connections and sends nothing for {open_s:g} s: start the camera again"
     elif late:
         return f"mute: nothing has come for {open_s:g} s: check that the sender runs, and its address and port"
-    return "what it sends is no video that can be read here: check its path, and that it sends H.264, H.265 or MJPEG"
+    return "it sends no video that can be read here: check its path, and that it sends H.264, H.265 or MJPEG"
 
 
 def why_broken(error: av.FFmpegError | None, location: CameraLocation, silent_s: float, read_s: float) -> str:
@@ -128,8 +128,8 @@ def _of_tls(host: str, port: int, ca: str | None) -> str | None:
             return None
     except ssl.SSLCertVerificationError as error:
         return (
-            f"TLS: its certificate is not trusted ({error.verify_message}): give its authority's with #ca=FILE, or #verify=no "
-            f"in a network that you trust"
+            f"TLS: its certificate is not trusted ({error.verify_message}): give the certificate of its authority with "
+            "#ca=FILE, or #verify=no in a network that you trust"
         )
     except TimeoutError:
         return None  # no answer

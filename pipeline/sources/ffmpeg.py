@@ -157,7 +157,8 @@ class FfmpegConnection:
             stream for stream in self._container.streams.video if isinstance(stream.codec_context, av.VideoCodecContext)
         ]
         if not decodable:
-            what = "its video is in a format that is not known here" if self._container.streams.video else "it sends no video"
+            unknown = "this build of FFmpeg cannot read what it sends"
+            what = unknown if self._container.streams.video else "it sends no video"
             raise ConnectionLost(f"codec: {what}: set the camera to H.264 or MJPEG")
         stream = max(decodable, key=lambda each: each.codec_context.width * each.codec_context.height)
         decoder = stream.codec_context

@@ -84,7 +84,7 @@ def _open_folder(path: Path, name: str) -> Source:
     if left_out:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items())[:8])
         more = ", ..." if len(left_out) > 8 else ""
-        notes = (f"files of the folder that are left out, as they are no pictures that are read here: {kinds}{more}",)
+        notes = (f"files in the folder that are not pictures of a supported kind are left out: {kinds}{more}",)
     return PictureSource(name, tuple(pictures), notes)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-CUT_SHORT = "the file is cut short, its end is missing"
+CUT_SHORT = "the file is cut short: its end is missing"
 
 _UNEVEN_STEPS, _MISSING_STEPS = 0.25, 1.5
 """In frame intervals: the largest jitter of a regular stream, and the smallest distance at which a picture is missing."""

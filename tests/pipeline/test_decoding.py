@@ -36,7 +36,7 @@ def test_pyavs_wheel_has_nvdec():
 def test_without_a_gpu_the_cpu_decodes_the_same_frames_and_a_note_says_why():
     notes, images = first_images(5, decode="nvdec")
     (note,) = notes
-    assert note.startswith("the CPU decodes it, NVDEC cannot be used: FFmpeg finds no NVIDIA GPU with its driver")
+    assert note.startswith("the CPU decodes it, as NVDEC cannot be used: FFmpeg finds no NVIDIA GPU with its driver")
     assert note.endswith("look at `nvidia-smi`")
     plain_notes, plain = first_images(5)
     assert plain_notes == ()
@@ -49,7 +49,7 @@ def test_without_a_gpu_the_cpu_decodes_the_same_frames_and_a_note_says_why():
 )
 def test_a_cameras_notes_say_it_too(uri):
     with open_source(uri, decode="nvdec") as source:
-        assert source.info.notes == (f"the CPU decodes it, NVDEC cannot be used: {WHY}",)
+        assert source.info.notes == (f"the CPU decodes it, as NVDEC cannot be used: {WHY}",)
     with open_source(uri) as source:
         assert source.info.notes == ()
 
@@ -69,7 +69,7 @@ def test_what_the_gpu_does_not_decode_is_told(monkeypatch):
     on_gpu, on_cpu = SimpleNamespace(name="h264", pix_fmt="cuda"), SimpleNamespace(name="prores", pix_fmt="yuv422p10le")
     assert decoding_notes(Decode.NVDEC, on_gpu) == ("the GPU decodes it (NVDEC)",)
     assert decoding_notes(Decode.NVDEC, on_cpu) == (
-        "the CPU decodes it, NVDEC cannot be used: this GPU does not decode such prores",
+        "the CPU decodes it, as NVDEC cannot be used: this GPU does not decode this kind of prores",
     )
     assert decoding_notes(Decode.CPU, on_cpu) == decoding_notes(Decode.NVDEC) == ()
 

@@ -147,7 +147,7 @@ def test_the_authors_region():
     [
         (lambda f: (f / "annotations" / "Human36M_subject9_camera.json").unlink(), "there is no .*subject9_camera"),
         (lambda f: (f / "annotations" / "Human36M_subject9_data.json").write_text("{"), "cannot be read"),
-        (lambda f: (f / "annotations" / "Human36M_subject9_data.json").write_text("[]"), "are none"),
+        (lambda f: (f / "annotations" / "Human36M_subject9_data.json").write_text("[]"), "has something else"),
         (lambda f: (f / "annotations" / "Human36M_subject9_joint_3d.json").write_text('{"2": {}}'), "it lacks '1'"),
         (
             lambda f: (f / "annotations" / "Human36M_subject9_camera.json").write_text(

@@ -43,7 +43,7 @@ def test_a_cluster_without_room_and_one_that_is_not_there_are_told(cluster, tmp_
     Path(tmp_path / "in" / "a.mp4").write_bytes(b"x")
     config = RunConfig(sources=tmp_path / "in", out=tmp_path / "out", threads=4)
     with pytest.raises(
-        RuntimeUnavailableError, match=r"room for a worker .4 CPUs and 1.1 GB of one node., received one with 2"
+        RuntimeUnavailableError, match=r"room for a worker .4 CPUs and 1.1 GB on one node., received one with 2"
     ):
         ArchiveRun(config, ray_pool(cluster.address)).run()
     with pytest.raises(RuntimeUnavailableError, match="cannot be joined"):

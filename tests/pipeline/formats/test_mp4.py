@@ -88,7 +88,7 @@ def test_pictures_of_other_sizes_are_fitted_between_black_borders(tmp_path):
 def test_time_stamps_that_do_not_grow_are_refused(tmp_path):
     recorder = Mp4Recorder(tmp_path / "poses.mp4", HEADER)
     recorder.write(posed(0, 1.0))
-    with pytest.raises(SinkError, match="grow"):
+    with pytest.raises(SinkError, match="increase"):
         recorder.write(posed(1, 1.0))
     recorder.close()
     with open_source(recorder.path) as source:

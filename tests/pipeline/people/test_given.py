@@ -83,7 +83,7 @@ def deep(levels):
     [
         ("", "empty"),
         ("frame,x,y,width\n0,1,2,3\n", "'height'"),
-        ("frame,x,y,width,height\n0,1,2,3,4\n1,1,2,x,4\n", "after line 2"),
+        ("frame,x,y,width,height\n0,1,2,3,4\n1,1,2,x,4\n", "beyond line 2"),
         ("frame,x,y,width,height\n0,1,2,3,-4\n", "positive"),
         ("frame,x,y,width,height\n0,1,2\n", "line 2 has no width"),
         ("frame,track_id,x,y,width,height\n0,1,1,2,3,4\n0,1,5,6,7,8\n", "person 1 of frame 0 again"),
