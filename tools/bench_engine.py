@@ -120,13 +120,15 @@ def _checkpoint(engine: TensorRTSession, given: Path | None) -> VerifiedCheckpoi
     if given is None:
         if (shipped := weights.by_checkpoint(wanted)) is None:
             raise EngineError(
-                f"the engine was built from checkpoint {wanted[:12]}, which is not one of the default weights: give its file "
-                "with --checkpoint, or give --no-reference"
+                f"expected an engine of default weights, received one of checkpoint {wanted[:12]}: give that checkpoint's "
+                "file with --checkpoint, or skip the comparison with --no-reference"
             )
         return verify(shipped.safetensors)
     found = verify(given)
     if found.sha256 != wanted:
-        raise EngineError(f"expected checkpoint {wanted[:12]}, that the engine was made from, {given} is {found.sha256[:12]}")
+        raise EngineError(
+            f"expected checkpoint {wanted[:12]}, which the engine was made from, but {given} is {found.sha256[:12]}"
+        )
     return found
 
 

@@ -32,8 +32,8 @@ def explain(error: ImportError) -> str | None:
     if library is not None:
         if _is_opencv(error):
             return (
-                f"OpenCV cannot be loaded, as the system lacks {library}: install that, or use OpenCV's wheel that needs none "
-                f"of it with `{SWAP_OPENCV}`"
+                f"OpenCV cannot be loaded, as the system lacks {library}: install that, or use OpenCV's headless wheel, "
+                f"which does not need it, with `{SWAP_OPENCV}`"
             )
         return f"{module or 'a module'} cannot be loaded, as the system lacks {library}: {mend(error)}"
     if isinstance(error, ModuleNotFoundError) and module and module not in _OURS:

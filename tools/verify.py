@@ -41,7 +41,7 @@ def verify_command(
     ],
     variant: Annotated[
         Variant | None,
-        typer.Option("--variant", parser=_variant, metavar="XS|S|M|L", help="Refuse every file that is another variant."),
+        typer.Option("--variant", parser=_variant, metavar="XS|S|M|L", help="Refuse every file of another variant."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array, one object for each file.")] = False,
 ) -> None:

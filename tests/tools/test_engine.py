@@ -204,10 +204,10 @@ def test_bench_engine_wants_the_checkpoint_that_the_engine_was_made_from(cli, en
     manifests.path_of(path).write_text(manifest_of(data).to_json())
     code, _, error = cli("bench-engine", path)
     assert code == 1
-    assert "give its file with --checkpoint" in error
+    assert "give that checkpoint's file with --checkpoint" in error
     code, _, error = cli("bench-engine", path, "--checkpoint", weights.load("xs").safetensors)
     assert code == 1
-    assert "expected checkpoint 000000000000, that the engine was made from" in error
+    assert "expected checkpoint 000000000000, which the engine was made from, but" in error
     assert gpu.live == 0
 
 
