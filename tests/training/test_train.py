@@ -142,16 +142,20 @@ def test_a_fitted_run_ends_within_its_slice_and_uses_most_of_it(seconds, step_s,
     assert 0.8 * seconds - first_s - 2 * step_s <= spent <= seconds
 
 
-def test_a_run_is_fitted_into_minutes_that_are_given(tmp_path, monkeypatch, capsys):
+def test_a_run_is_fitted_only_into_minutes_that_are_given(tmp_path, monkeypatch, capsys):
     for words in (["--fit"], ["--fit", "--minutes", "9", "--steps", "5"]):
-        monkeypatch.setattr(sys, "argv", ["train", str(tmp_path / "none"), *words])
+        monkeypatch.setattr(sys, "argv", ["train", str(tmp_path), *words])
         with pytest.raises(SystemExit):
             main()
         assert "--fit" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_fitted_run_keeps_its_plan(tmp_path, monkeypatch, capsys):
     words = ["--fit", "--minutes", "0.05", "--size", "64", "--batch", "4", "--chunk", "4", "--kept", "3", "--filled", "2"]
-    monkeypatch.setattr(sys, "argv", ["train", str(tmp_path / "run"), *words, "--held-out", "0", "--device", "cpu"])
+    monkeypatch.setattr(sys, "argv", ["train", str(tmp_path), *words, "--held-out", "0", "--device", "cpu"])
     main()
-    facts = state.load_facts(tmp_path / "run")
+    facts = state.load_facts(tmp_path)
     assert f"{facts['plan']['steps']} steps fit into 0.05 minutes" in capsys.readouterr().out
     assert 1 <= facts["step"] <= facts["plan"]["steps"]
 
