@@ -151,13 +151,22 @@ def test_a_run_is_fitted_only_into_minutes_that_are_given(tmp_path, monkeypatch,
 
 
 @pytest.mark.slow
-def test_a_fitted_run_keeps_its_plan(tmp_path, monkeypatch, capsys):
-    words = ["--fit", "--minutes", "0.05", "--size", "64", "--batch", "4", "--chunk", "4", "--kept", "3", "--filled", "2"]
+def test_a_fitted_run_completes_its_plan(tmp_path, monkeypatch, capsys):
+    """With a clock that only steps advance."""
+    clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
+
+    class Timed(Trainer):
+        def update(self, stream):
+            clock.now += 1
+            return super().update(stream)
+
+    monkeypatch.setattr(train, "time", clock)
+    words = ["--fit", "--minutes", "0.5", "--size", "64", "--batch", "4", "--chunk", "4", "--kept", "3", "--filled", "2"]
     monkeypatch.setattr(sys, "argv", ["train", str(tmp_path), *words, "--held-out", "0", "--device", "cpu"])
-    main()
+    main(Timed)
     facts = state.load_facts(tmp_path)
-    assert f"{facts['plan']['steps']} steps fit into 0.05 minutes" in capsys.readouterr().out
-    assert 1 <= facts["step"] <= facts["plan"]["steps"]
+    assert f"{facts['plan']['steps']} steps fit into 0.5 minutes" in capsys.readouterr().out
+    assert 20 < facts["step"] == facts["plan"]["steps"] < 30
 
 
 def test_the_stream_resumes_with_the_same_crops():
