@@ -307,7 +307,7 @@ def int8_within_limits(
         return leave_in_fp16(model, quantised, [layer for layer in every if layer not in kept], residuals)
 
     def without(excluded: Sequence[LayerSensitivity]) -> Int8Model:
-        onnx = only(set(layers) - {harm.layer for harm in excluded})
+        onnx = only(set(layers) - {entry.layer for entry in excluded})
         return Int8Model(onnx, measure(onnx, reference, crops, limits), tuple(excluded))
 
     everything = without(())
@@ -320,7 +320,7 @@ def int8_within_limits(
     for layer in layers:
         parity = measure(only({layer}), reference, crops[:RANKING_CROPS], limits)
         sensitivities.append(LayerSensitivity(layer, parity.px.mean, parity.mm.mean))
-    sensitivities.sort(key=lambda harm: max(harm.mean_px / limits.mean_px, harm.mean_mm / limits.mean_mm), reverse=True)
+    sensitivities.sort(key=lambda entry: max(entry.mean_px / limits.mean_px, entry.mean_mm / limits.mean_mm), reverse=True)
     best: Int8Model | None = None
     fails, holds = 0, len(sensitivities)
     while holds - fails > 1:
@@ -332,7 +332,7 @@ def int8_within_limits(
             fails = middle
     if best is None:
         worst = ", ".join(map(str, sensitivities[:3]))
-        _refuse(f"with any layer in INT8, the most harmful of which alone are {worst}", everything.parity)
+        _refuse(f"with any layer in INT8, the most sensitive of which alone are {worst}", everything.parity)
     return best
 
 
