@@ -157,7 +157,7 @@ class DetectorTrainer(train.Trainer):
     chunks = FrameChunks
     unused = frozenset({"variant", "wide", "far", "coats", "bare", "turned"})
 
-    def read_real(self, data: Path) -> tuple[RealFrames, HeldOutFrames]:
+    def read_real(self, data: Path) -> tuple[RealFrames, HeldOutFrames | None]:
         """Whole pictures in place of crops."""
         return read_frames(data, self.plan.size)
 
@@ -177,7 +177,7 @@ class DetectorTrainer(train.Trainer):
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """As `detection_loss`."""
         with mixed(self.device):
-            maps = self.network(images)
+            maps = self.network(images.contiguous(memory_format=self.memory_format))
         return detection_loss(maps, labels)
 
     def weighted(self, labels: Tensor) -> Tensor:

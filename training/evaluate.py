@@ -32,7 +32,7 @@ from convnextpose.skeleton import HUMAN36M
 from convnextpose.variants import INPUT_SIZE
 from training.dataset import Crops, Renderer, mirror
 from training.losses import expectations, joints_from_shares, marginals, shares_from_joints
-from training.mixed import mixed
+from training.mixed import mixed, moved
 from training.real import read_people
 from training.real_crops import HeldOutPeople, limb_score
 
@@ -66,7 +66,7 @@ def held_out(name: str, count: int, renderer: Renderer) -> Crops:
 
 def network_input(images: Tensor) -> Tensor:
     """BGR crops [N, S, S, 3] uint8 to normalised RGB [N, 3, S, S] float32, channels last."""
-    mean, std = (torch.tensor(values, device=images.device) * 255 for values in (RGB_MEAN, RGB_STD))
+    mean, std = (moved(torch.tensor(values) * 255, images.device) for values in (RGB_MEAN, RGB_STD))
     return ((images.flip(3) - mean) / std).permute(0, 3, 1, 2)
 
 

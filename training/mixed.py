@@ -1,8 +1,10 @@
-"""BF16 on devices that compute it natively: elsewhere it is emulated, tens of times slower than FP32."""
+"""What a device needs to train quickly: BF16 where it is computed natively (elsewhere it is emulated, tens of times slower than
+FP32), and copies that it does not wait for."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 
 def computes_bfloat16(kind: str) -> bool:
@@ -17,3 +19,8 @@ def mixed(device: torch.device, *, wanted: bool = True) -> torch.autocast:
     """A context in which convolutions and matrix products are in BF16, if this is wanted and the device computes it
     natively."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted and computes_bfloat16(device.type))
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device. A GPU's work goes on meanwhile: copies from pageable memory would wait for all of it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

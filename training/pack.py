@@ -1,10 +1,10 @@
 """Makes a small copy of the data folder, to transfer to another machine.
 
-    python -m training.pack DATA PACKED [--avatars 80]
+    python -m training.pack DATA PACKED [--avatars 60]
 
 PACKED has the files of DATA that training reads, in the same formats: the poses that are used, smaller patches of cloth, some
-of the avatars. Only real people are stored differently: `people.npz` has the squares that crops are cut from, and the crops of
-held-out people.
+of the avatars. Only real pictures are stored differently: `people.npz` has the squares that crops are cut from, and the crops
+of held-out people; `frames.npz` has the detector's pictures, smaller, without the held-out ones.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from training.avatars import is_held_out
 from training.fabric import PATCH_PX
 from training.files import decoded
 from training.mocap import COUNT
-from training.real import read_people
+from training.real import read_people, read_pictures
 from training.real_crops import PACKED, CutOuts, HeldOutPeople, write_packed
+from training.real_frames import PACKED as PACKED_FRAMES
+from training.real_frames import PACKED_KEPT, RealFrames
+from training.real_frames import write_packed as write_packed_frames
 
 JPEG_QUALITY = 80
 
-AVATARS = 80
+AVATARS = 60
 
 
 def pack(data: Path, packed: Path, avatars: int = AVATARS) -> dict[str, int]:
@@ -47,6 +50,8 @@ def pack(data: Path, packed: Path, avatars: int = AVATARS) -> dict[str, int]:
     _pack_avatars(data / "avatars", packed / "avatars", avatars)
     people, held_out = read_people(data)
     write_packed(packed / PACKED, CutOuts.of(people), HeldOutPeople.of(held_out))
+    if (data / "real" / "person_boxes.json").exists():
+        write_packed_frames(packed / PACKED_FRAMES, RealFrames.of(read_pictures(data)[0], PACKED_KEPT))
     return {
         path.name: sum(f.stat().st_size for f in (path.rglob("*") if path.is_dir() else [path]) if f.is_file())
         for path in sorted(packed.iterdir())

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
+import threading
 from collections import defaultdict
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Protocol
 
@@ -180,23 +183,48 @@ class RealPictures(Protocol):
 
 
 class RealCrops:
-    """The real pictures for each step of a run, made by threads during the previous step."""
+    """The real pictures for each step of a run, made ahead by threads or, for a GPU, by processes: Python code in threads would
+    delay the one that keeps the GPU busy."""
 
-    def __init__(self, source: RealPictures, count: int, size: int, seed: int) -> None:
+    def __init__(self, source: RealPictures, count: int, size: int, seed: int, processes: int = 0) -> None:
         """`count` pictures of `size` px a step; step and seed determine everything."""
-        self.source, self._count, self._size, self._seed = source, count, size, seed
-        self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
-        self._ahead: dict[int, list[Future[tuple[NDArray[np.uint8], NDArray[np.float32]]]]] = {}
+        self.source, self._plan = source, (count, size, seed)
+        self._workers = processes or min(4, os.cpu_count() or 1)
+        self._pool: Executor
+        if processes:  # which share the pictures' memory, as they are forked
+            self._pool = ProcessPoolExecutor(processes, get_context("fork"), _start_process, (source,))
+            self._pool.submit(int).result()  # begin them before the GPU is used
+        else:
+            self._pool = ThreadPoolExecutor(self._workers, initializer=_start_worker, initargs=(source,))
+        self._ahead: dict[int, Future[tuple[NDArray[np.uint8], NDArray[np.float32]]]] = {}
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Images [N, S, S, 3] uint8, BGR, and labels [N, ...] of a step, on the CPU."""
-        crops = self._ahead.pop(step, None) or self._begin(step)
-        self._ahead = {step + 1: self._begin(step + 1)}
-        images, labels = (np.stack(part) for part in zip(*(crop.result() for crop in crops), strict=True))
+        wanted = range(step, step + 1 + 2 * self._workers)
+        self._ahead = {k: self._ahead.get(k) or self._pool.submit(_crops, *self._plan, k) for k in wanted}
+        images, labels = self._ahead.pop(step).result()
         return torch.from_numpy(images), torch.from_numpy(labels)
 
-    def _begin(self, step: int) -> list[Future[tuple[NDArray[np.uint8], NDArray[np.float32]]]]:
-        return [self._pool.submit(self.source.crop, self._size, self._seed, step, k) for k in range(self._count)]
+
+_worker = threading.local()
+"""In a thread or process of `RealCrops`: its source of pictures."""
+
+
+def _start_worker(source: RealPictures) -> None:
+    _worker.source = source
+
+
+def _start_process(source: RealPictures) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    cv2.setNumThreads(1)
+    _start_worker(source)
+
+
+def _crops(count: int, size: int, seed: int, step: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """The images [N, S, S, 3] and labels [N, ...] of a step."""
+    images, labels = zip(*(_worker.source.crop(size, seed, step, k) for k in range(count)), strict=True)
+    return np.stack(images), np.stack(labels)
 
 
 def _fewer_frames(people: list[RealPerson]) -> list[RealPerson]:

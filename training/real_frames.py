@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convnextpose.errors import SourceError
+from training.files import decoded, described
 from training.frames import MAX_PEOPLE
 from training.real import RealPicture, read_pictures
 from training.real_crops import damaged
@@ -51,6 +52,10 @@ COARSEST = 0.45
 
 FRAMES_KEPT, FRAMES_COUNT = 48, 4.0
 """Frames kept of one person who is in many, and the number of pictures that they count for."""
+
+PACKED, PACKED_KEPT, PACKED_PX = "frames.npz", 16, 512
+"""The file of a packed data folder that replaces its pictures, which `training.pack` writes; the frames that it has of one
+person, and the longest side of a picture in it."""
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.float32]
@@ -96,7 +101,7 @@ class RealFrames:
     odds: NDArray[np.float64]
 
     @classmethod
-    def of(cls, pictures: list[RealPicture]) -> RealFrames:
+    def of(cls, pictures: list[RealPicture], kept_of_one: int = FRAMES_KEPT) -> RealFrames:
         """Read pictures; of a person who is in many frames only some, spread evenly over them.
 
         Raises:
@@ -105,7 +110,7 @@ class RealFrames:
         count, seen = Counter(picture.subject for picture in pictures), Counter[str]()
         kept = []
         for picture in pictures:
-            if seen[picture.subject] % -(-count[picture.subject] // FRAMES_KEPT) == 0:
+            if seen[picture.subject] % -(-count[picture.subject] // kept_of_one) == 0:
                 kept.append(picture)
             seen[picture.subject] += 1
         if not any(len(picture.boxes) for picture in kept):
@@ -214,11 +219,43 @@ def read(path: Path) -> Pixels:
     return np.asarray(image, np.uint8)
 
 
-def read_frames(folder: Path, size: int) -> tuple[RealFrames, HeldOutFrames]:
-    """The pictures to train on, and the held-out ones in frames of `size` px, from a data folder.
+def write_packed(path: Path, frames: RealFrames) -> None:
+    """Write the pictures to one file, scaled down to PACKED_PX and as JPEG."""
+    codes, boxes = [], []
+    for image, picture in zip(frames.images, frames.pictures, strict=True):
+        side = min(PACKED_PX, max(image.shape[:2]))
+        small, scaled = letterbox(image, picture.boxes, side, side)
+        codes.append(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 75])[1])
+        boxes.append(scaled)
+    np.savez(
+        path,
+        codes=np.concatenate(codes),
+        lengths=np.array([len(code) for code in codes]),
+        boxes=np.concatenate(boxes),
+        crowds=np.concatenate([picture.crowds for picture in frames.pictures]),
+        counts=np.array([len(picture.boxes) for picture in frames.pictures]),
+        names=np.array([picture.picture.name for picture in frames.pictures]),
+        subjects=np.array([picture.subject for picture in frames.pictures]),
+        odds=frames.odds,
+    )
+
+
+def _read_packed(path: Path) -> RealFrames:
+    with described(path), np.load(path, allow_pickle=False) as data:
+        images = [decoded(code) for code in np.split(data["codes"], np.cumsum(data["lengths"])[:-1])]
+        parts = (np.split(data[name], np.cumsum(data["counts"])[:-1]) for name in ("boxes", "crowds"))
+        named = zip(data["names"].tolist(), data["subjects"].tolist(), *parts, strict=True)
+        return RealFrames(images, [RealPicture(Path(name), *rest) for name, *rest in named], data["odds"])
+
+
+def read_frames(folder: Path, size: int) -> tuple[RealFrames, HeldOutFrames | None]:
+    """The pictures to train on, and the held-out ones in frames of `size` px, from a data folder; a packed one has none that
+    are held out.
 
     Raises:
         SourceError: a file of it is missing or is not what README.md describes.
     """
+    if (folder / PACKED).exists():
+        return _read_packed(folder / PACKED), None
     train, held_out = read_pictures(folder)
     return RealFrames.of(train), HeldOutFrames.of(held_out, size)

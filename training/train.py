@@ -33,7 +33,7 @@ from training.dataset import Renderer, mirror, recolour, turn
 from training.depthwise import quicken
 from training.evaluate import SETS, evaluate, held_out, network_input, predict, rounded
 from training.losses import pose_loss
-from training.mixed import mixed
+from training.mixed import mixed, moved
 from training.plan import Plan
 from training.plot import draw, read
 from training.real_crops import RealCrops, RealPictures, limb_score, read_crops
@@ -43,8 +43,17 @@ DATA_NEEDED = "shares of real people, motion capture, real cloth or avatars"
 
 TRIAL_SHARE = 0.06
 """Share of a slice in which `--fit` measures the speed: half a minute of nine."""
-RESERVED_SHARE = 0.1
+RESERVED_SHARE = 0.08
 """Share of the rest that `--fit` leaves for evaluation, saving and a speed that varies."""
+
+WARM_UP, TRIAL_STEPS = 4, 16
+"""Steps before a measurement and, at the end of which a GPU is waited for, in it."""
+
+PROCESSES = 5
+"""Processes that make a run's real crops for a GPU: a crop takes 2 ms, a frame 5 ms."""
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW keeps of each parameter."""
 
 TURN_RAD, ZOOM = 0.4, 0.1
 """Standard deviations of a crop's rotation angle, limited to twice that, and of the logarithm of its zoom."""
@@ -101,6 +110,8 @@ class Trainer:
     """Arguments of `pose_loss` that replace its default weights."""
     bfloat16: bool = True
     """Whether the network computes in BF16."""
+    memory_format: torch.memory_format = torch.channels_last
+    """The order of the network's tensors in memory; `choose_format` measures which is quicker on a GPU."""
 
     def __init__(self, plan: Plan, device: torch.device, init: Path | None = None, data: Path | None = None) -> None:
         """Begin with random weights or those of `init`; `data` is the folder with real people."""
@@ -115,11 +126,11 @@ class Trainer:
         self._held_out: Any = None
         if plan.real and data is not None:
             source, self._held_out = self.read_real(data)
-            self._real = RealCrops(source, plan.real_crops, plan.size, plan.seed)
+            self._real = RealCrops(source, plan.real_crops, plan.size, plan.seed, PROCESSES if device.type == "cuda" else 0)
         network = self.new_network(init)
         if device.type == "cpu":
             quicken(network)
-        self.network = network.to(device, memory_format=torch.channels_last).train()
+        self.network = network.to(device, memory_format=self.memory_format).train()
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
         weights = [p for p in self.network.parameters() if p.ndim > 1]
         others = [p for p in self.network.parameters() if p.ndim <= 1]
@@ -141,7 +152,7 @@ class Trainer:
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of normalised images, and the mean absolute error in it."""
         with mixed(self.device, wanted=self.bfloat16):
-            maps = self.network.head(self.network.backbone(images))
+            maps = self.network.head(self.network.backbone(images.contiguous(memory_format=self.memory_format)))
         return pose_loss(maps, labels[..., :3], self.plan.size, labels[..., 3:], **self.weighting)
 
     def weighted(self, labels: Tensor) -> Tensor:
@@ -181,20 +192,48 @@ class Trainer:
         self.step += 1
         return loss.detach(), error.detach()
 
+    def choose_format(self, stream: Stream) -> None:
+        """Use the memory format in which the network is trained more quickly: on a GPU that depends on its libraries."""
+        stream.advance(self.plan.chunks_before(self.step))
+        images, labels = self._batch(stream)
+        statistics = [buffer.clone() for buffer in self.network.buffers()]
+        seconds = {}
+        for memory_format in (torch.channels_last, torch.contiguous_format):
+            self._use(memory_format)
+            for repetition in range(WARM_UP + TRIAL_STEPS):
+                loss, _ = self.loss(images, labels)
+                loss.backward()
+                if repetition in (WARM_UP - 1, WARM_UP + TRIAL_STEPS - 1):
+                    loss.item()  # waits for the device
+                    seconds[memory_format] = time.monotonic() - seconds.get(memory_format, 0.0)
+        for buffer, before in zip(self.network.buffers(), statistics, strict=True):
+            buffer.copy_(before)
+        self._use(min(seconds, key=seconds.__getitem__))
+        print({str(name): round(1000 * spent / TRIAL_STEPS, 1) for name, spent in seconds.items()}, "ms a step", flush=True)
+
+    def _use(self, memory_format: torch.memory_format) -> None:
+        self.memory_format = memory_format
+        self.optimiser.zero_grad(set_to_none=True)
+        for network in (self.network, self.average):
+            network.to(memory_format=memory_format)
+        for parameter, moments in self.optimiser.state.items():
+            for name in MOMENTS:
+                moments[name] = torch.empty_like(parameter).copy_(moments[name])
+
     def _batch(self, stream: Stream) -> tuple[Tensor, Tensor]:
         """Normalised images and labels drawn from the stream and from the real people, half of them mirrored, some rotated,
         some in other colours, each a little brighter or darker."""
         plan = self.plan
         generator = torch.Generator().manual_seed(plan.seed * 2**22 + self.step)
         rendered = plan.batch - plan.real_crops
-        chosen = torch.randint(0, len(stream), (rendered,), generator=generator).to(self.device)
-        flipped = (torch.rand(plan.batch, generator=generator) < 0.5).to(self.device)
-        gain = (0.85 + 0.3 * torch.rand(plan.batch, 1, 1, 1, generator=generator)).to(self.device)
-        tint = (25 * (torch.rand(plan.batch, 1, 1, 3, generator=generator) - 0.5)).to(self.device)
+        chosen = moved(torch.randint(0, len(stream), (rendered,), generator=generator), self.device)
+        flipped = moved(torch.rand(plan.batch, generator=generator) < 0.5, self.device)
+        gain = moved(0.85 + 0.3 * torch.rand(plan.batch, 1, 1, 1, generator=generator), self.device)
+        tint = moved(25 * (torch.rand(plan.batch, 1, 1, 3, generator=generator) - 0.5), self.device)
         images, labels = stream.images[chosen], self.weighted(stream.labels[chosen])
         if self._real is not None:
             real = self._real.batch(self.step)
-            images, labels = (torch.cat([r, c.to(self.device)]) for r, c in zip((images, labels), real, strict=True))
+            images, labels = (torch.cat([r, moved(c, self.device)]) for r, c in zip((images, labels), real, strict=True))
         mirrored_images, mirrored_labels = self.mirrored(images, labels)
         images = torch.where(flipped[:, None, None, None], mirrored_images, images).float()
         labels = torch.where(flipped[:, None, None], mirrored_labels, labels)
@@ -203,12 +242,12 @@ class Trainer:
             left = torch.where(some, (1.6 * torch.rand(plan.batch, 1, 1, 1, generator=generator) - 0.6).clamp_min(0), 1.0)
             curve = torch.randn(plan.batch, 1, 1, 4, generator=generator) * toned
             gamma = (GAMMA * curve[..., :1] + CAST * curve[..., 1:]).exp()
-            images = recolour(images, left.to(self.device), gamma.to(self.device))
+            images = recolour(images, moved(left, self.device), moved(gamma, self.device))
         if plan.turned:
             some = torch.rand(plan.batch, generator=generator) < plan.turned
             angles = TURN_RAD * torch.randn(plan.batch, generator=generator).clamp(-2, 2) * some
             zoom = (ZOOM * torch.randn(plan.batch, generator=generator).clamp(-2, 2) * some).exp()
-            images, labels = turn(images, labels, angles.to(self.device), zoom.to(self.device))
+            images, labels = turn(images, labels, moved(angles, self.device), moved(zoom, self.device))
         return network_input((images * gain + tint).clamp(0, 255)), labels
 
     @torch.no_grad()
@@ -229,7 +268,7 @@ class Trainer:
         tensors = {f"network.{k}": t for k, t in self.network.state_dict().items()}
         tensors |= {f"average.{k}": t for k, t in self.average.state_dict().items()}
         for name, parameter in self.network.named_parameters():
-            for moment in ("exp_avg", "exp_avg_sq"):
+            for moment in MOMENTS:
                 if parameter in self.optimiser.state:
                     tensors[f"{moment}.{name}"] = self.optimiser.state[parameter][moment]
         facts = {"step": self.step, "best": self.best, "people": self.people, "plan": asdict(self.plan)}
@@ -259,7 +298,7 @@ class Trainer:
             network.load_state_dict({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
         for name, parameter in self.network.named_parameters():
             if f"exp_avg.{name}" in tensors:
-                moments = {m: torch.empty_like(parameter).copy_(tensors[f"{m}.{name}"]) for m in ("exp_avg", "exp_avg_sq")}
+                moments = {m: torch.empty_like(parameter).copy_(tensors[f"{m}.{name}"]) for m in MOMENTS}
                 steps = torch.tensor(float(self.step), device=self.device)
                 self.optimiser.state[parameter] = {"step": steps, **{m: t.detach() for m, t in moments.items()}}
 
@@ -311,6 +350,8 @@ def run(
             (folder / "plot.svg").write_text(draw([log_so_far]), encoding="utf-8")
 
     with Stream(plan, device, workers, trainer.chunks, data) as stream:
+        if device.type == "cuda":
+            trainer.choose_format(stream)
         saved = judged = reported = time.monotonic()
         since, total = trainer.step, torch.zeros(2, device=device)
         while trainer.step < last and time.monotonic() - began < seconds and not stop():
@@ -358,11 +399,17 @@ def fitted(
     began = time.monotonic()
     trainer = kind(plan, device, init, data)
     with Stream(plan, device, workers, trainer.chunks, data) as stream:
+        if device.type == "cuda":
+            trainer.choose_format(stream)
         trainer.update(stream)  # renders the first chunks, and cuDNN and the allocator warm up
         ready = now = time.monotonic()
         while now - ready < TRIAL_SHARE * seconds:
-            trainer.update(stream)[0].item()  # waits for the device
+            loss, _ = trainer.update(stream)
+            if trainer.step % TRIAL_STEPS == 0:
+                loss.item()  # waits for the device
             now = time.monotonic()
+        loss.item()
+        now = time.monotonic()
     speed = (trainer.step - 1) / (now - ready)
     left = seconds - (now - began) - (ready - began)  # the run prepares once more
     return replace(plan, steps=max(1, int((1 - RESERVED_SHARE) * left * speed)))
@@ -410,6 +457,7 @@ def main(kind: type[Trainer] = Trainer, description: str | None = __doc__) -> No
         parser.error(f"expected --data for {DATA_NEEDED}, received none: name the folder that holds them")
     torch.set_num_threads(arguments.threads)
     cv2.setNumThreads(arguments.threads)
+    torch.backends.cudnn.benchmark = True
     began, device = time.monotonic(), torch.device(arguments.device)
     if arguments.fit and not facts:
         plan = fitted(plan, device, arguments.minutes * 60, arguments.init, arguments.data, arguments.workers, kind)
