@@ -1,6 +1,6 @@
 """Makes a small copy of the data folder, to transfer to another machine.
 
-    python -m training.pack DATA PACKED [--avatars 60]
+    python -m training.pack DATA PACKED [--avatars 48]
 
 PACKED has the files of DATA that training reads, in the same formats: the poses that are used, smaller patches of cloth, some
 of the avatars. Only real pictures are stored differently: `people.npz` has the squares that crops are cut from, and the crops
@@ -30,7 +30,7 @@ from training.real_frames import write_packed as write_packed_frames
 
 JPEG_QUALITY = 80
 
-AVATARS = 60
+AVATARS = 48
 
 
 def pack(data: Path, packed: Path, avatars: int = AVATARS) -> dict[str, int]:

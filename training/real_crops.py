@@ -191,9 +191,8 @@ class RealCrops:
         self.source, self._plan = source, (count, size, seed)
         self._workers = processes or min(4, os.cpu_count() or 1)
         self._pool: Executor
-        if processes:  # which share the pictures' memory, as they are forked
-            self._pool = ProcessPoolExecutor(processes, get_context("fork"), _start_process, (source,))
-            self._pool.submit(int).result()  # begin them before the GPU is used
+        if processes:  # not forked, which could inherit a lock of OpenCV's, so each has a copy of the pictures
+            self._pool = ProcessPoolExecutor(processes, get_context("spawn"), _start_process, (source,))
         else:
             self._pool = ThreadPoolExecutor(self._workers, initializer=_start_worker, initargs=(source,))
         self._ahead: dict[int, Future[tuple[NDArray[np.uint8], NDArray[np.float32]]]] = {}
@@ -216,7 +215,6 @@ def _start_worker(source: RealPictures) -> None:
 
 def _start_process(source: RealPictures) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     cv2.setNumThreads(1)
     _start_worker(source)
 
@@ -298,7 +296,7 @@ class HeldOutPeople:
 
 def write_packed(path: Path, cut_outs: CutOuts, held_out: HeldOutPeople) -> None:
     """Write both to one file, the pictures as JPEG."""
-    codes = [cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 80])[1] for image in cut_outs.pixels]
+    codes = [cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 70])[1] for image in cut_outs.pixels]
     codes += [cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 97])[1] for image in held_out.images.numpy()]
     np.savez(
         path,

@@ -53,7 +53,7 @@ COARSEST = 0.45
 FRAMES_KEPT, FRAMES_COUNT = 48, 4.0
 """Frames kept of one person who is in many, and the number of pictures that they count for."""
 
-PACKED, PACKED_KEPT, PACKED_PX = "frames.npz", 16, 512
+PACKED, PACKED_KEPT, PACKED_PX = "frames.npz", 8, 512
 """The file of a packed data folder that replaces its pictures, which `training.pack` writes; the frames that it has of one
 person, and the longest side of a picture in it."""
 

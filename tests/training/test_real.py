@@ -186,6 +186,12 @@ def test_seed_and_step_decide_the_crops(cut_outs):
         assert not torch.equal(different[0], again[0])
 
 
+def test_processes_make_the_same_crops_as_threads(cut_outs):
+    threads, processes = (RealCrops(cut_outs, 4, 64, 1, count) for count in (0, 2))
+    for step in (0, 1, 30):
+        assert all(torch.equal(a, b) for a, b in zip(threads.batch(step), processes.batch(step), strict=True))
+
+
 def test_labels_stay_on_the_body(cut_outs, monkeypatch):
     for name in ("BLURRED", "COARSE", "COMPRESSED", "NOISY", "EXCHANGED"):
         monkeypatch.setattr(real_crops, name, 0.0)

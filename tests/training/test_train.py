@@ -169,6 +169,21 @@ def test_a_fitted_run_completes_its_plan(tmp_path, monkeypatch, capsys):
     assert 20 < facts["step"] == facts["plan"]["steps"] < 30
 
 
+def test_choosing_a_memory_format_changes_nothing_else(tmp_path):
+    first = run(tmp_path, PLAN, CPU, steps=2, held_out_count=0)
+    before = [
+        {name: tensor.clone() for name, tensor in network.state_dict().items()} for network in (first.network, first.average)
+    ]
+    with train.Stream(PLAN, CPU) as stream:
+        first.choose_format(stream)
+    assert first.memory_format in (torch.channels_last, torch.contiguous_format)
+    for network, known in zip((first.network, first.average), before, strict=True):
+        assert all(torch.equal(tensor, known[name]) for name, tensor in network.state_dict().items())
+        assert all(t.is_contiguous(memory_format=first.memory_format) for t in network.parameters() if t.ndim == 4)
+    for parameter, moments in first.optimiser.state.items():
+        assert parameter.grad is None and all(moments[name].stride() == parameter.stride() for name in train.MOMENTS)
+
+
 def test_the_stream_resumes_with_the_same_crops():
     with Stream(PLAN, CPU) as steady, Stream(PLAN, CPU) as resumed:
         for chunks in (1, 3, 5):
