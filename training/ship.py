@@ -19,7 +19,6 @@ from pathlib import Path
 
 from convnextpose import weights
 from convnextpose.checkpoint import verify
-from convnextpose.files import put_in_place
 from engines.calibration import CalibrationSet
 from engines.cpu_precision import prove_precisions
 from engines.export import export
@@ -37,7 +36,7 @@ def ship(name: str, source: Path, summary: str | None) -> None:
         shutil.copyfile(source, target)
     print(export(checkpoint, onnx, name=name, overwrite=True).parity)
     proven = prove_precisions(checkpoint, onnx.read_bytes(), CalibrationSet.load(weights.CALIBRATION))
-    put_in_place(proven.int8, int8)
+    int8.write_bytes(proven.int8)
     for precision, deviation in proven.deviations.items():
         print(f"{precision}: {deviation}")
     files = {"safetensors": target, "onnx": onnx, weights.INT8_SUFFIX: int8}
