@@ -145,11 +145,12 @@ def crop_origins(frame: DeviceFrame, crop_from_image: Sequence[NDArray[np.float6
     origins["pitches"][:, : len(frame.pitches)] = frame.pitches
     origins["width"], origins["height"], origins["format"] = frame.width, frame.height, frame.format
     origins["factors"] = frame.colours.factors()
-    for origin, given in zip(origins, crop_from_image, strict=True):
-        try:
-            origin["matrix"] = invert_affine(given)
-        except np.linalg.LinAlgError:
-            raise GeometryError(f"expected a matrix that can be inverted, received {np.asarray(given).tolist()}") from None
+    matrices = np.asarray(crop_from_image, np.float64).reshape(-1, 2, 3)
+    try:
+        origins["matrix"] = invert_affine(matrices)
+    except np.linalg.LinAlgError:
+        wrong = min(matrices, key=lambda matrix: abs(np.linalg.det(matrix[:, :2])))
+        raise GeometryError(f"expected a matrix that can be inverted, received {wrong.tolist()}") from None
     return origins.view(np.uint8).reshape(len(origins), ORIGIN.itemsize)
 
 

@@ -1,7 +1,7 @@
 """The GPU through pycuda, which many Jetsons have; it compiles only with the driver and nvcc installed. Up to 2026.1 it has no
 graphs.
 
-Written from pycuda's documentation and source. It has never run, because pycuda does not build without a driver.
+Written from pycuda's documentation and source. It has never run: pycuda builds only on a machine with a driver.
 """
 
 from __future__ import annotations
