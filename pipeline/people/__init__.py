@@ -16,9 +16,9 @@ from pipeline.stages import RelativePose, TrackedBox
 from pipeline.timeline import Stopwatch
 from pipeline.types import Frame, TrackEvent
 
-MIN_SCORE = 0.51
+MIN_SCORE = 0.55
 """Lowest mean joint score that counts as a person: the smallest value (in hundredths) at which the default weights have at most
-one false alarm in a hundred pictures without people (2 of 252): docs/people.md."""
+one false alarm in a hundred pictures without people (3 of 355): docs/people.md."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ DETECTION_SCORE = 0.3
 """Lowest score of the people detector at which the pose network reads a box. It is low, because the pose network makes the
 final decision; boxes with lower scores contain objects that the pose network, too, takes for people (docs/people.md)."""
 
-SURE_DETECTION = 0.5
+SURE_DETECTION = 0.55
 """Lowest score of the people detector at which a less confident pose counts as a person in a single picture. A stream needs a
 confident pose: with this rule, posts were taken for people again and again."""
 
