@@ -192,8 +192,13 @@ def cli(monkeypatch, capsys):
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["convnextpose", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with pytest.raises(SystemExit) as stop:
+                main()
+        finally:  # a command leaves its own, as its process ends with it
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         captured = capsys.readouterr()
         return stop.value.code or 0, captured.out, captured.err
 

@@ -42,7 +42,7 @@ from training.stream import Chunks, PoseChunks, Stream
 DATA_NEEDED = "shares of real people, motion capture, real cloth or avatars"
 
 TRIAL_SHARE = 0.06
-"""Share of a slice in which `--fit` measures the speed: half a minute of nine."""
+"""Share of a slice in which `--fit` measures the speed, in the run's first steps: half a minute of nine."""
 RESERVED_SHARE = 0.08
 """Share of the rest that `--fit` leaves for evaluation, saving and a speed that varies."""
 
@@ -318,10 +318,12 @@ def run(
     held_out_count: int = 128,
     stop: Callable[[], bool] = lambda: False,
     kind: type[Trainer] = Trainer,
+    fit: bool = False,
 ) -> Trainer:
     """Train for a slice: until `seconds` have passed, `steps` more are done, `stop()` returns true, or the plan is complete.
 
-    If the folder has a run, it continues; `init` applies only to a new one. With `held_out_count` 0 nothing is evaluated.
+    If the folder has a run, it continues; `init` and `fit` apply only to a new one. With `fit` the plan's number of steps is
+    chosen so that it is complete when the slice ends. With `held_out_count` 0 nothing is evaluated.
     """
     began = time.monotonic()
     trainer = kind(plan, device, init, data)
@@ -352,6 +354,10 @@ def run(
     with Stream(plan, device, workers, trainer.chunks, data) as stream:
         if device.type == "cuda":
             trainer.choose_format(stream)
+        if fit and trainer.step == 0:
+            trainer.plan = stream.plan = plan = fitted(trainer, stream, began, seconds)
+            last = plan.steps
+            print(f"{last} steps fit into {seconds / 60:.3g} minutes", flush=True)
         saved = judged = reported = time.monotonic()
         since, total = trainer.step, torch.zeros(2, device=device)
         while trainer.step < last and time.monotonic() - began < seconds and not stop():
@@ -382,37 +388,27 @@ def run(
     return trainer
 
 
-def fitted(
-    plan: Plan,
-    device: torch.device,
-    seconds: float,
-    init: Path | None = None,
-    data: Path | None = None,
-    workers: int = 0,
-    kind: type[Trainer] = Trainer,
-) -> Plan:
-    """The plan with as many steps as fit into a slice of `seconds`, measured in a trial whose weights are discarded.
+def fitted(trainer: Trainer, stream: Stream, began: float, seconds: float) -> Plan:
+    """The plan with as many steps as fit into a slice of `seconds` that began at `began`, both by the monotonic clock.
 
-    So the learning rate has fallen to its end when the slice ends, however fast the machine is. The trial takes TRIAL_SHARE
-    of the slice and RESERVED_SHARE of the rest is left for evaluation and saving.
+    So the learning rate has fallen to its end when the slice ends, however fast the machine is. The speed is measured in the
+    first steps of the run itself, for TRIAL_SHARE of the slice. RESERVED_SHARE of the rest is left for evaluation and saving.
+    The chunks of these steps are rendered by the plan before.
     """
-    began = time.monotonic()
-    trainer = kind(plan, device, init, data)
-    with Stream(plan, device, workers, trainer.chunks, data) as stream:
-        if device.type == "cuda":
-            trainer.choose_format(stream)
-        trainer.update(stream)  # renders the first chunks, and cuDNN and the allocator warm up
-        ready = now = time.monotonic()
-        while now - ready < TRIAL_SHARE * seconds:
-            loss, _ = trainer.update(stream)
-            if trainer.step % TRIAL_STEPS == 0:
-                loss.item()  # waits for the device
-            now = time.monotonic()
-        loss.item()
+    loss, _ = trainer.update(stream)  # renders the first chunks, and cuDNN and the allocator warm up
+    loss.item()
+    first, ready = trainer.step, time.monotonic()
+    now = ready
+    while now - ready < TRIAL_SHARE * seconds:
+        loss, _ = trainer.update(stream)
+        if trainer.step % TRIAL_STEPS == 0:
+            loss.item()  # waits for the device
         now = time.monotonic()
-    speed = (trainer.step - 1) / (now - ready)
-    left = seconds - (now - began) - (ready - began)  # the run prepares once more
-    return replace(plan, steps=max(1, int((1 - RESERVED_SHARE) * left * speed)))
+    loss.item()
+    now = time.monotonic()
+    speed = (trainer.step - first) / (now - ready)
+    left = (1 - RESERVED_SHARE) * (seconds - (now - began))
+    return replace(trainer.plan, steps=trainer.step + max(0, int(left * speed)))
 
 
 def _forget_after(log_path: Path, step: int) -> None:
@@ -448,8 +444,8 @@ def main(kind: type[Trainer] = Trainer, description: str | None = __doc__) -> No
             f"expected a run of this version in {arguments.run}, found one without {', '.join(missing)}: "
             "begin a new one in another folder with --init last.safetensors"
         )
-    if arguments.fit and (arguments.minutes == float("inf") or "steps" in given):
-        parser.error("expected --minutes and no --steps with --fit, which measures the speed to choose the steps")
+    if arguments.fit and (not 0 < arguments.minutes < float("inf") or "steps" in given):
+        parser.error("expected --minutes above 0 and no --steps with --fit, which measures the speed to choose the steps")
     plan = Plan(**facts["plan"]) if facts else Plan(**given)
     if facts and replace(plan, **given) != plan:
         parser.error(f"the run in {arguments.run} has the plan {plan}: leave its options out, or name another folder")
@@ -458,18 +454,14 @@ def main(kind: type[Trainer] = Trainer, description: str | None = __doc__) -> No
     torch.set_num_threads(arguments.threads)
     cv2.setNumThreads(arguments.threads)
     torch.backends.cudnn.benchmark = True
-    began, device = time.monotonic(), torch.device(arguments.device)
-    if arguments.fit and not facts:
-        plan = fitted(plan, device, arguments.minutes * 60, arguments.init, arguments.data, arguments.workers, kind)
-        print(f"{plan.steps} steps fit into {arguments.minutes:g} minutes", flush=True)
     stopped: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: stopped.append(number))
     run(
         arguments.run,
         plan,
-        device,
-        seconds=arguments.minutes * 60 - (time.monotonic() - began),
+        torch.device(arguments.device),
+        seconds=arguments.minutes * 60,
         init=arguments.init,
         data=arguments.data,
         workers=arguments.workers,
@@ -477,6 +469,7 @@ def main(kind: type[Trainer] = Trainer, description: str | None = __doc__) -> No
         held_out_count=arguments.held_out,
         stop=lambda: bool(stopped),
         kind=kind,
+        fit=arguments.fit,
     )
 
 

@@ -1,4 +1,4 @@
-"""The default weights, which this project trained on synthetic people, without research-only data.
+"""The default weights, which this project trained on rendered people and real pictures, without research-only data.
 
 Each set of weights is some files beside this one: `NAME.safetensors` (FP16 state dict), `NAME.onnx` (the exported model
 that the base install runs), `NAME.int8.onnx` (the same in INT8) and `NAME.json` (its card: hashes and figures). `detector` is

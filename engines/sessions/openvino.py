@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from functools import cache
 from typing import Any
@@ -62,9 +63,9 @@ class OpenVinoSession(LockedSession):
         }
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
-        self._core, self._settings = openvino.Core(), settings
+        self._settings = settings
         try:
-            self._network = self._core.read_model(onnx)
+            self._network = _core().read_model(onnx)
             inputs, outputs = (tuple(map(_spec, ports)) for ports in (self._network.inputs, self._network.outputs))
             self._splits = all(spec.shape[:1] == (None,) and None not in spec.shape[1:] for spec in inputs)
             compiled = self._compile(alone=self._splits)
@@ -86,7 +87,7 @@ class OpenVinoSession(LockedSession):
         if alone:
             network = network.clone()
             network.reshape({port.any_name: [1, *list(port.partial_shape)[1:]] for port in network.inputs})
-        return self._core.compile_model(network, "CPU", self._settings)
+        return _core().compile_model(network, "CPU", self._settings)
 
     def _infer(self, arrays: Arrays, count: int) -> Arrays:
         alone = self._splits and count <= ONE_BY_ONE
@@ -99,15 +100,34 @@ class OpenVinoSession(LockedSession):
 
     def _release(self) -> None:
         self._requests.clear()
-        del self._network, self._core
+        del self._network
+
+
+_only_one = threading.Lock()
+
+
+@cache
+def _made_core() -> Any:  # noqa: ANN401
+    import openvino
+
+    return openvino.Core()
+
+
+def _core() -> Any:  # noqa: ANN401
+    """OpenVINO's core, one for the whole process.
+
+    On CPUs with AMX each core gives the thread that makes it a stack for signals, and takes it away when it is deleted. If two
+    are not deleted in the reverse order, freed memory remains, and the next signal, such as Ctrl-C, is a segmentation fault
+    (OpenVINO 2026.4.1).
+    """
+    with _only_one:
+        return _made_core()
 
 
 @cache
 def cpu_precisions() -> tuple[str, ...]:
     """The precisions that OpenVINO has on this CPU, of `fp32`, `bf16` and `fp16`."""
-    import openvino
-
-    capabilities = {str(c).lower() for c in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")}
+    capabilities = {str(c).lower() for c in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")}
     return tuple(precision for precision in _HINTS if precision in capabilities)
 
 

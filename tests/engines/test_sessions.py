@@ -1,5 +1,7 @@
 """Every session follows one contract, whatever runs in it; so does a pose model in any of them."""
 
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -193,6 +195,23 @@ def test_openvino_computes_in_the_precision_that_it_was_asked_for(checkpoint, on
             assert report.mm.max < 50
         with open_pose_model(onnx_bytes, "openvino") as runtime:
             assert compare(reference, runtime, crops, FP32_LIMITS).passed
+
+
+def test_signals_are_handled_after_models_are_closed_in_the_order_they_were_opened():
+    """In a process of its own, which would end with a segmentation fault on a CPU with AMX if each model had its own core."""
+    pytest.importorskip("openvino")
+    script = """
+import signal
+from convnextpose import weights
+from engines.opening import open_people_detector, open_pose_model
+opened = [open_pose_model(weights.load("xs").onnx, "openvino"), open_people_detector(weights.detector(), "openvino")]
+for model in opened:
+    model.close()
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGTERM)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert (result.returncode, result.stdout) == (0, "handled\n"), result.stderr
 
 
 # Sessions know nothing about poses: a network with two inputs of other types, whose items are independent.

@@ -6,10 +6,10 @@ import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
-from convnextpose import weights  # noqa: E402
-from engines.opening import open_people_detector, open_pose_model  # noqa: E402
-from engines.parity import noise_crops  # noqa: E402
-from training import detector, ship  # noqa: E402
+from convnextpose import weights
+from engines.opening import open_people_detector, open_pose_model
+from engines.parity import noise_crops
+from training import detector, ship
 
 
 @pytest.fixture

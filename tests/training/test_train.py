@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import shutil
@@ -123,27 +122,24 @@ def test_a_fitted_run_ends_within_its_slice_and_uses_most_of_it(seconds, step_s,
     clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
 
     class Timed:
-        chunks, step = None, 0
-
-        def __init__(self, *_):
-            pass
+        plan, step = PLAN, 0
 
         def update(self, stream):
             clock.now += step_s if self.step else first_s
             self.step += 1
             return torch.zeros(2).unbind()
 
+    trainer = Timed()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "time", clock)
-        patch.setattr(train, "Stream", lambda *_: contextlib.nullcontext())
-        plan = fitted(PLAN, CPU, seconds, kind=Timed)
+        plan = fitted(trainer, None, clock.now, seconds)
     assert plan == replace(PLAN, steps=plan.steps)
-    spent = clock.now - 100 + first_s + (plan.steps - 1) * step_s
-    assert 0.8 * seconds - first_s - 2 * step_s <= spent <= seconds
+    spent = clock.now - 100 + (plan.steps - trainer.step) * step_s
+    assert 0.85 * seconds - first_s - 2 * step_s <= spent <= seconds
 
 
 def test_a_run_is_fitted_only_into_minutes_that_are_given(tmp_path, monkeypatch, capsys):
-    for words in (["--fit"], ["--fit", "--minutes", "9", "--steps", "5"]):
+    for words in (["--fit"], ["--fit", "--minutes", "9", "--steps", "5"], ["--fit", "--minutes", "0"]):
         monkeypatch.setattr(sys, "argv", ["train", str(tmp_path), *words])
         with pytest.raises(SystemExit):
             main()
@@ -164,9 +160,12 @@ def test_a_fitted_run_completes_its_plan(tmp_path, monkeypatch, capsys):
     words = ["--fit", "--minutes", "0.5", "--size", "64", "--batch", "4", "--chunk", "4", "--kept", "3", "--filled", "2"]
     monkeypatch.setattr(sys, "argv", ["train", str(tmp_path), *words, "--held-out", "0", "--device", "cpu"])
     main(Timed)
-    facts = state.load_facts(tmp_path)
-    assert f"{facts['plan']['steps']} steps fit into 0.5 minutes" in capsys.readouterr().out
+    facts, told = state.load_facts(tmp_path), capsys.readouterr().out
+    assert f"{facts['plan']['steps']} steps fit into 0.5 minutes" in told
     assert 20 < facts["step"] == facts["plan"]["steps"] < 30
+    monkeypatch.setattr(sys, "argv", ["train", str(tmp_path), *words, "--held-out", "0", "--device", "cpu"])
+    main(Timed)  # complete: nothing is measured or trained again
+    assert state.load_facts(tmp_path) == facts and "fit into" not in capsys.readouterr().out
 
 
 def test_choosing_a_memory_format_changes_nothing_else(tmp_path):
