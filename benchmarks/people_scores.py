@@ -9,8 +9,8 @@ people are found, and how many other poses. FOLDER is that of the training data 
 out from the detector, the frames in `real/more` with people, and the backgrounds there.
 
 Every picture, and every frame of a video, is searched like a single picture in a run, by the people detector and the pose
-network. MIN_SCORE and SURE_DETECTION (pipeline/people, docs/people.md) were chosen with this benchmark. To choose --min-score
-for other weights, run it on your own footage, with and without people.
+network. PICTURE_MIN_SCORE and SURE_DETECTION (pipeline/people, docs/people.md) were chosen with this benchmark. To choose
+--min-score for other weights, run it on your own footage, with and without people.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from engines.opening import open_people_detector
 from engines.people import shared_areas
 from pipeline.estimator import Estimator
 from pipeline.models import open_model
-from pipeline.people import MIN_SCORE
+from pipeline.people import PICTURE_MIN_SCORE
 from pipeline.people.detection import Detection, detections_of
 from pipeline.people.track import box_from_joints
 from pipeline.people.tracker import PeopleTracker
@@ -40,7 +40,7 @@ from pipeline.types import Frame, Pose
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for `benchmarks` and `training`, which are not installed
 
-SCORES = (0.48, 0.51, 0.53, MIN_SCORE, 0.57, 0.6)
+SCORES = (0.48, 0.51, 0.53, PICTURE_MIN_SCORE, 0.57, 0.6)
 """The compared values of --min-score."""
 
 SMALL = 0.1
@@ -118,7 +118,9 @@ def main() -> None:
     if not arguments.files and arguments.people is None:
         parser.error("expected pictures or videos, or --people FOLDER, received neither")
     try:
-        finders = searchers(arguments.model, arguments.detector, (0.0, MIN_SCORE) if arguments.people is None else SCORES)
+        finders = searchers(
+            arguments.model, arguments.detector, (0.0, PICTURE_MIN_SCORE) if arguments.people is None else SCORES
+        )
         if arguments.people is None:
             print_lines(finders, [Path(file) for file in arguments.files], arguments.every)
             return
@@ -163,7 +165,7 @@ def print_lines(finders: dict[float, Estimator], files: list[Path], every: int) 
     began, searches = time.perf_counter(), 0
     for search in search_files(finders, files, every):
         searches += 1
-        place, people = f"{search.file.name:24s} frame {search.frame:4d}", len(search.found[MIN_SCORE])
+        place, people = f"{search.file.name:24s} frame {search.frame:4d}", len(search.found[PICTURE_MIN_SCORE])
         best = max(search.found[0.0], key=lambda pose: float(pose.scores.mean()), default=None)
         if best is None:
             print(f"{place}  nobody")

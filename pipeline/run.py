@@ -26,7 +26,7 @@ from pipeline.formats.segments import Segments
 from pipeline.formats.table import DEFAULT_FORMATS, FORMATS, open_recorders
 from pipeline.formats.trace import TraceRecorder
 from pipeline.models import MAX_BATCH, Models, open_models
-from pipeline.people import MIN_SCORE, PeopleFinder, WholePicture
+from pipeline.people import PeopleFinder, WholePicture
 from pipeline.people.detection import detections_of
 from pipeline.people.given import GivenBoxes
 from pipeline.people.rotation import RotationCheck
@@ -126,8 +126,8 @@ class RunConfig:
         world: what is known of the camera's position, the same for every source; the rest is estimated from the people.
         trace: file for the timeline of every frame, or None.
         random_weights: replace the model's weights by random numbers, for benchmarks.
-        min_score: lowest mean joint score that counts as a person, 0..1. In single pictures two thirds of it is enough if the
-            detector's score is high.
+        min_score: lowest mean joint score that counts as a person, 0..1; None for 0.51 in streams and 0.55 in single pictures.
+            In these two thirds of it is enough if the detector's score is high.
         max_people: largest number of people tracked at once; if there are more, the nearest.
         keep_lost_s: how long a person who is out of sight keeps the track id, s.
         smooth: whether data files also contain the poses smoothed over time; videos and views always show these.
@@ -160,7 +160,7 @@ class RunConfig:
     world: GivenWorld | None = None
     trace: Path | None = None
     random_weights: bool = False
-    min_score: float = MIN_SCORE
+    min_score: float | None = None
     max_people: int = MAX_PEOPLE
     keep_lost_s: float = KEEP_LOST_S
     smooth: bool = False
@@ -182,7 +182,7 @@ class RunConfig:
                 object.__setattr__(self, name, Path(value))
         if not self.source_list:
             raise ValueError("expected at least one source, received none")
-        if not 0 <= self.min_score <= 1:
+        if self.min_score is not None and not 0 <= self.min_score <= 1:
             raise ValueError(f"expected a minimum score in 0..1, received {self.min_score}")
         if self.max_people < 1:
             raise ValueError(f"expected to follow at least one person, received max_people={self.max_people}")

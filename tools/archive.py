@@ -23,7 +23,6 @@ from pipeline.archive.on_ray import ray_pool
 from pipeline.archive.pool import local_pool
 from pipeline.archive.run import ArchiveRun, ArchiveSummary, Progress
 from pipeline.formats.table import FORMATS
-from pipeline.people import MIN_SCORE
 from pipeline.people.tracker import KEEP_LOST_S, MAX_PEOPLE
 from pipeline.run import RunConfig
 from tools.console import make_console
@@ -74,7 +73,7 @@ def archive_command(
         Intrinsics | None,
         typer.Option(parser=parse_camera, metavar="FX,FY,CX,CY", help="The intrinsics, px, if all videos are of one camera."),
     ] = None,
-    min_score: MinScoreOption = MIN_SCORE,
+    min_score: MinScoreOption = None,
     max_people: Annotated[int, typer.Option(min=1, help="Largest number of people tracked at once.")] = MAX_PEOPLE,
     keep_lost: Annotated[
         float, typer.Option(min=0.0, metavar="SECONDS", help="How long a person who is out of sight keeps the track id.")

@@ -25,7 +25,7 @@ from engines.sessions.registry import runtime_help
 from pipeline.formats.motion import Export
 from pipeline.formats.names import NAMES
 from pipeline.formats.table import DEFAULT_FORMATS, FORMATS
-from pipeline.people import MIN_SCORE
+from pipeline.people import MIN_SCORE, PICTURE_MIN_SCORE
 from pipeline.people.tracker import KEEP_LOST_S, MAX_PEOPLE
 from pipeline.run import RunConfig, SourceEntry, open_pipeline, read_sources
 from pipeline.sources.orientation import FLIPS
@@ -68,10 +68,11 @@ DetectorClassOption = Annotated[
     ),
 ]
 MinScoreOption = Annotated[
-    float,
+    float | None,
     typer.Option(
         min=0.0,
         max=1.0,
+        show_default=f"{MIN_SCORE}, or {PICTURE_MIN_SCORE} in single pictures",
         help="Lowest mean joint score that counts as a person. In single pictures two thirds of it are enough if the "
         "detector's score is high.",
     ),
@@ -206,7 +207,7 @@ def run_command(
         Path | None, typer.Option(help="Write the timeline of every frame here; ui.perfetto.dev opens it.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")] = False,
-    min_score: MinScoreOption = MIN_SCORE,
+    min_score: MinScoreOption = None,
     max_people: Annotated[
         int, typer.Option(min=1, help="Largest number of people tracked at once; if there are more, the nearest.")
     ] = MAX_PEOPLE,

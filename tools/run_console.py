@@ -19,6 +19,7 @@ from engines.opening import choose_precision
 from engines.sessions.registry import Choice, choose_runtime
 from engines.sessions.triton import is_served
 from pipeline.ledger import Reasons
+from pipeline.people import MIN_SCORE, PICTURE_MIN_SCORE
 from pipeline.run import RunConfig
 from pipeline.sources.live import LOST, STALLED
 from pipeline.status import RunStatus
@@ -156,10 +157,9 @@ def _print_stream(console: Console, stream: Stream, config: RunConfig) -> None:
         if config.boxes:
             advice = f"no frame has a box in {config.boxes}: its frames count from 0"
         else:
-            advice = (
-                f"nobody was found, not even in rotated pictures: give --boxes, or lower --min-score (now "
-                f"{config.min_score:g}) if there are people"
-            )
+            now = f"{MIN_SCORE}, or {PICTURE_MIN_SCORE} in single pictures" if config.min_score is None else config.min_score
+            advice = "nobody was found, not even in rotated pictures: give --boxes, or lower --min-score "
+            advice += f"(now {now}) if there are people"
         console.print(f"         {escape(advice)}")
 
 

@@ -179,8 +179,8 @@ class JobLedger:
         for name in sorted(before.keys() | now.keys()):
             if before.get(name) != now.get(name):
                 raise SinkError(
-                    f"expected results with {name} {json.dumps(now.get(name))} in {self.path.parent}, but those there are with "
-                    f"{json.dumps(before.get(name))}: choose another folder, or the same settings"
+                    f"expected results with {name} {_value(now.get(name))} in {self.path.parent}, but those there are with "
+                    f"{_value(before.get(name))}: choose another folder, or the same settings"
                 )
 
     def _write(self, values: Mapping[str, Any]) -> None:
@@ -212,6 +212,11 @@ def _parse(values: dict[str, Any]) -> JobRecord:
     if record.status not in STATUSES:
         raise ValueError(f"status is {record.status!r}")
     return record
+
+
+def _value(setting: Any) -> str:  # noqa: ANN401 - any JSON
+    """A setting as messages show it."""
+    return "the default" if setting is None else json.dumps(setting)
 
 
 def _short(model: object) -> str:

@@ -16,9 +16,12 @@ from pipeline.stages import RelativePose, TrackedBox
 from pipeline.timeline import Stopwatch
 from pipeline.types import Frame, TrackEvent
 
-MIN_SCORE = 0.55
-"""Lowest mean joint score that counts as a person: the smallest value (in hundredths) at which the default weights have at most
-one false alarm in a hundred pictures without people (3 of 355): docs/people.md."""
+MIN_SCORE = 0.51
+"""Lowest mean joint score that counts as a person in a stream, where a second confident pose has to confirm a newcomer."""
+
+PICTURE_MIN_SCORE = 0.55
+"""The same for single pictures: the smallest value (in hundredths) at which the default weights have at most one false alarm in
+a hundred pictures without people (3 of 355): docs/people.md."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import numpy as np
 
 from convnextpose.errors import GeometryError
 from engines.pose import PoseModel
-from pipeline.people import MIN_SCORE
 from pipeline.people.detection import Detection
 from pipeline.people.tracker import PeopleTracker
 from pipeline.sources.orientation import FLIPS
@@ -36,7 +35,7 @@ class RotationCheck:
     Args:
         detect: finds the people in a frame, as for `PeopleTracker`.
         model: reads their poses.
-        min_score: lowest mean joint score that counts as a person.
+        min_score: lowest mean joint score that counts as a person; None as for `PeopleTracker`.
         sequential: whether the frames follow each other in time, as for `PeopleTracker`, so that both find the same people.
     """
 
@@ -45,7 +44,7 @@ class RotationCheck:
         detect: Callable[[Frame], Sequence[Detection]],
         model: PoseModel,
         *,
-        min_score: float = MIN_SCORE,
+        min_score: float | None = None,
         sequential: bool = True,
     ) -> None:
         self._detect = detect

@@ -19,7 +19,7 @@ from convnextpose.crop import Box
 from convnextpose.errors import GeometryError
 from convnextpose.skeleton import JointSet
 from engines.people import overlaps
-from pipeline.people import MIN_SCORE, Identified
+from pipeline.people import MIN_SCORE, PICTURE_MIN_SCORE, Identified
 from pipeline.people.assignment import assign
 from pipeline.people.clothes import Clothes
 from pipeline.people.cuts import CutDetector
@@ -82,7 +82,8 @@ class PeopleTracker:
     Args:
         detect: finds the people in a frame, without duplicates.
         joint_set: the joints' names.
-        min_score: lowest mean joint score that counts as a person; a tracked person needs KEEP_FRACTION of it.
+        min_score: lowest mean joint score that counts as a person; a tracked person needs KEEP_FRACTION of it. None for
+            MIN_SCORE, or PICTURE_MIN_SCORE if the frames do not follow each other.
         max_people: largest number of people tracked at once; if there are more, the nearest.
         keep_lost_s: how long a person who is out of sight keeps the track id, s.
         sequential: whether the frames follow each other in time. If not, as in a folder of pictures, each is searched
@@ -95,7 +96,7 @@ class PeopleTracker:
         detect: Callable[[Frame], Sequence[Detection]],
         joint_set: JointSet,
         *,
-        min_score: float = MIN_SCORE,
+        min_score: float | None = None,
         max_people: int = MAX_PEOPLE,
         keep_lost_s: float = KEEP_LOST_S,
         sequential: bool = True,
@@ -103,6 +104,8 @@ class PeopleTracker:
         self._detect = detect
         self._similarity = PoseSimilarity(joint_set)
         self._clothes = Clothes(joint_set)
+        if min_score is None:
+            min_score = MIN_SCORE if sequential else PICTURE_MIN_SCORE
         self._min_score, self._keep_score = min_score, min_score * KEEP_FRACTION
         self._max_people = max_people
         self._keep_lost_s = keep_lost_s

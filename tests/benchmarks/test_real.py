@@ -21,7 +21,7 @@ from convnextpose.crop import Box
 from convnextpose.errors import SourceError
 from convnextpose.skeleton import HUMAN36M
 from convnextpose.weights import DEMO_CLIP, DEMO_TRUTH
-from pipeline.people import MIN_SCORE
+from pipeline.people import PICTURE_MIN_SCORE
 from pipeline.people.track import box_from_joints
 from pipeline.sources import open_source
 from pipeline.types import Pose
@@ -236,10 +236,10 @@ def test_a_search_counts_known_people_others_and_false_alarms(more):
     wall = "without people, trained on by the detector"
     sizes = {"held out": len(FRAMES), "with people, clip": 1, "with people, elsewhere": 1, wall: 1}
     assert {name: len(people) for name, people in groups.items() if people} == sizes
-    scores = (SCORES[0], MIN_SCORE, SCORES[-1])
+    scores = (SCORES[0], PICTURE_MIN_SCORE, SCORES[-1])
     finders = searchers("xs", weights.detector(), scores)
     counts = {name: count(finders, people, 1) for name, people in groups.items() if people}
-    at = scores.index(MIN_SCORE)
+    at = scores.index(PICTURE_MIN_SCORE)
     assert counts["held out"]["found"][at] >= 0.8 * len(FRAMES) and counts["held out"]["there"][at] == len(FRAMES)
     kinds = ("found", "there", "other", "pictures")
     assert [counts["with people, clip"][kind][at] for kind in kinds] == [1, 1, 0, 1]

@@ -155,7 +155,7 @@ def test_other_settings_another_model_and_a_second_writer_are_refused(tmp_path):
             return super().wait(timeout_s)
 
     archive(folder, out, Meanwhile())
-    with pytest.raises(SinkError, match=r"min_score 0.3 .* are with 0.5"):
+    with pytest.raises(SinkError, match=r"min_score 0.3 .* are with the default"):
         ArchiveRun(RunConfig(sources=folder, out=out, min_score=0.3), StandIn()).run()
     (tmp_path / "other.onnx").write_bytes(b"another model")
     with pytest.raises(SinkError, match=r"of the model other\.onnx"):

@@ -86,7 +86,7 @@ def test_a_worker_that_is_killed_costs_one_file_at_most(folder, tmp_path):
     small.mkdir()
     for name in ("a.mp4", "empty.mp4"):
         shutil.copy(folder / name, small / name)
-    demo_clip(small / "0 killer.mp4", 60, first=80)  # long enough to be killed during its work
+    demo_clip(small / "0 killer.mp4", 250)  # long enough to be killed during its work, by callbacks every half second
     pools, killed = [], []
 
     def open_pool(config, most):

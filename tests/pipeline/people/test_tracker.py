@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from convnextpose.crop import Box
 from convnextpose.skeleton import HUMAN36M
-from pipeline.people import MIN_SCORE
+from pipeline.people import MIN_SCORE, PICTURE_MIN_SCORE
 from pipeline.people.detection import SURE_DETECTION
 from pipeline.people.schedule import FULL_INTERVAL_S
 from pipeline.people.tracker import KEEP_FRACTION, UNSURE_S, PeopleTracker
@@ -316,13 +316,14 @@ def test_an_unsure_pose_keeps_a_track_but_begins_none():
 @given(pose=st.floats(0, 0.6), detection=st.floats(0.3, 1))
 @example(pose=0.4, detection=SURE_DETECTION)
 @example(pose=0.4, detection=SURE_DETECTION - 0.01)
-@example(pose=0.33, detection=1)
+@example(pose=0.36, detection=1)
 @example(pose=MIN_SCORE, detection=0.3)
+@example(pose=PICTURE_MIN_SCORE, detection=0.3)
 def test_where_the_detector_is_sure_an_unsure_pose_is_enough_in_a_picture_but_not_in_a_stream(pose, detection):
     walkers = [Walker(line((300, 600), (20, 0)))]
     world = World(walkers, score=lambda who, time_s: pose, detection_score=lambda who, time_s: detection)
     assert bool(film(world, steady(10, 2)).ids) == (pose >= MIN_SCORE)
-    enough = MIN_SCORE * KEEP_FRACTION if detection >= SURE_DETECTION else MIN_SCORE
+    enough = PICTURE_MIN_SCORE * (KEEP_FRACTION if detection >= SURE_DETECTION else 1)
     assert bool(film(world, [0], sequential=False).ids) == (pose >= enough)
 
 
