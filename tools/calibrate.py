@@ -15,6 +15,7 @@ from convnextpose.files import check_place, write_files
 from engines.calibration import MAX_CROPS, MIN_CROPS
 from pipeline.calibration import collect_crops, draw_preview
 from pipeline.models import open_detector, open_model
+from pipeline.sources import open_source
 from tools.console import make_console
 
 
@@ -43,6 +44,9 @@ def calibrate_command(
     preview = out.with_suffix(".png")
     for path in (out, preview):
         check_place(path, overwrite=overwrite)
+    for source in sources:  # a wrong one is refused before the networks are opened
+        with open_source(source):
+            pass
     found = collect_crops(sources, open_model(model), open_detector(), count)
     contents = {out: found.to_bytes(), preview: draw_preview(found.crops)}
     write_files(contents, tuple(contents) if overwrite else ())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import os
 from collections import Counter
 from functools import cache
 from typing import Any
@@ -103,25 +103,21 @@ class OpenVinoSession(LockedSession):
         del self._network
 
 
-_only_one = threading.Lock()
-
-
 @cache
-def _made_core() -> Any:  # noqa: ANN401
+def _core_of(process: int) -> Any:  # noqa: ANN401
     import openvino
 
     return openvino.Core()
 
 
 def _core() -> Any:  # noqa: ANN401
-    """OpenVINO's core, one for the whole process.
+    """OpenVINO's core, one for the whole process, which is never deleted.
 
     On CPUs with AMX each core gives the thread that makes it a stack for signals, and takes it away when it is deleted. If two
     are not deleted in the reverse order, freed memory remains, and the next signal, such as Ctrl-C, is a segmentation fault
-    (OpenVINO 2026.4.1).
+    (OpenVINO 2026.4.1). A forked process has none of the core's threads, and so needs a core of its own.
     """
-    with _only_one:
-        return _made_core()
+    return _core_of(os.getpid())
 
 
 @cache

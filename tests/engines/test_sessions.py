@@ -1,5 +1,6 @@
 """Every session follows one contract, whatever runs in it; so does a pose model in any of them."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -212,6 +213,27 @@ signal.raise_signal(signal.SIGTERM)
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert (result.returncode, result.stdout) == (0, "handled\n"), result.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_has_a_core_of_its_own():
+    """Forked before its parent has run a model; afterwards OpenVINO allows no fork."""
+    pytest.importorskip("openvino")
+    script = """
+import os
+from convnextpose import weights
+from engines.opening import open_pose_model
+from engines.parity import noise_crops
+from engines.sessions.openvino import cpu_precisions
+cpu_precisions()
+child = os.fork()
+with open_pose_model(weights.load("xs").onnx, "openvino") as model:
+    assert model.run(noise_crops(1)).joints.shape == (1, 18, 3)
+if child:
+    print("both" if os.wait()[1] == 0 else "one")
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert (result.returncode, result.stdout) == (0, "both\n"), result.stderr
 
 
 # Sessions know nothing about poses: a network with two inputs of other types, whose items are independent.

@@ -117,3 +117,12 @@ def test_a_missing_clip_is_one_sentence(cli, tmp_path):
 @pytest.mark.parametrize("arguments", [["a.mp4"], ["a.mp4", "--out", "b.txt"], ["a.mp4", "--out", "b.npz", "--count", "1"]])
 def test_wrong_use_is_exit_code_2(cli, arguments):
     assert cli(*arguments)[0] == 2
+
+
+def test_a_wrong_source_is_refused_before_a_network_is_opened(cli, monkeypatch, tmp_path):
+    def opened(*_):
+        raise AssertionError("a network was opened")
+
+    monkeypatch.setattr(tools.calibrate, "open_model", opened)
+    code, _, error = cli(tmp_path / "missing.mp4", "--out", tmp_path / "set.npz")
+    assert code == 1 and "missing.mp4" in error and error.count("\n") == 1

@@ -55,7 +55,7 @@ def test_a_node_that_is_removed_in_the_middle_loses_nothing(cluster, tmp_path):
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     for number in range(6):
-        demo_clip(folder / f"{number}.mp4", 20, first=20 * number)
+        demo_clip(folder / f"{number}.mp4", 100, first=20 * number)  # long enough that a callback sees two at work
     (folder / "copy.mp4").write_bytes((folder / "0.mp4").read_bytes())
     run = ArchiveRun(RunConfig(sources=folder, out=out, threads=1), ray_pool(cluster.address))
     removed = []

@@ -129,8 +129,8 @@ def session_of(process):
 def test_the_command_killed_at_random_moments_goes_on_and_leaves_no_worker(tmp_path):
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
-    for number in range(24):
-        demo_clip(folder / f"{number}.mp4", 4, first=8 * number)
+    for number in range(60):  # enough that a quick machine is not done before the last kill
+        demo_clip(folder / f"{number}.mp4", 8, first=4 * number)
     chance = random.Random(0)
     command = [
         sys.executable,
@@ -165,7 +165,7 @@ def test_the_command_killed_at_random_moments_goes_on_and_leaves_no_worker(tmp_p
     records = [json.loads(line) for line in (out / "ledger.ndjson").read_text().splitlines()[1:]]
     assert sorted(record["file"] for record in records) == sorted(str(path) for path in folder.iterdir()), "each file once"
     assert {record["status"] for record in records} == {DONE}
-    assert all(len(read_poses(out / "in" / f"{n}.mp4" / "poses.ndjson").frames) == 4 for n in range(24))
+    assert all(len(read_poses(out / "in" / f"{n}.mp4" / "poses.ndjson").frames) == 8 for n in range(60))
     assert not (out / ".partial").exists()
 
 
