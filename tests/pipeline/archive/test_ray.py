@@ -73,7 +73,7 @@ def test_a_node_that_is_removed_in_the_middle_loses_nothing(cluster, tmp_path):
     frames = {path.parent.name: len(read_poses(path).frames) for path in out.rglob("poses.ndjson")}
     if "copy.mp4" in frames:  # of two equal files, the second is processed if the first was lost with the node
         frames["0.mp4"] = frames.pop("copy.mp4")
-    assert frames == {f"{n}.mp4": 20 for n in range(6)}
+    assert frames == {f"{n}.mp4": 100 for n in range(6)}
     assert not (out / ".partial").exists()
     assert (
         ArchiveRun(RunConfig(sources=folder, out=out, threads=1), ray_pool(cluster.address)).run().progress.finished_before == 7
