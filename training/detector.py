@@ -39,6 +39,7 @@ from training import train
 from training.dataset import seeded
 from training.evaluate import LOT, SEED, network_input
 from training.frames import MAX_PEOPLE, FrameRenderer, Frames
+from training.initial import initialise
 from training.mixed import mixed
 from training.plan import Plan
 from training.real import read_pictures
@@ -164,7 +165,7 @@ class DetectorTrainer(train.Trainer):
     def new_network(self, init: Path | None) -> nn.Module:
         """The detector, with all matching weights of a pose network or another detector."""
         network = Detector()
-        train.initialise(network, network.final_layer, self.plan.seed)
+        initialise(network, network.final_layer, self.plan.seed)
         sizes = [math.log(px / STRIDE) for px in FIRST_SIZE]
         bias = [math.log(FIRST_HEAT / (1 - FIRST_HEAT)), 0.0, 0.0, *sizes]
         network.final_layer.bias = nn.Parameter(torch.tensor(bias))

@@ -22,9 +22,10 @@ from convnextpose.variants import Variant  # noqa: E402
 from convnextpose.weights import load  # noqa: E402
 from training import state, train  # noqa: E402
 from training.evaluate import SETS, evaluate, held_out, score  # noqa: E402
+from training.initial import load_grown  # noqa: E402
 from training.plan import Plan  # noqa: E402
 from training.stream import Stream  # noqa: E402
-from training.train import Trainer, fitted, load_grown, main, run  # noqa: E402
+from training.train import Trainer, fitted, main, run  # noqa: E402
 
 CPU = torch.device("cpu")
 PLAN = Plan(size=64, steps=6, batch=4, chunk=4, kept=3, filled=2, reuse=1.5, warmup=2)
